@@ -1,0 +1,187 @@
+"""A recipe (YAML) and `key=value` overrides -> a validated `RunConfig`, and back to YAML. Imports no torch.
+
+`method` has three spellings: a catalogue name; `{name: NAME, <term>: {<key>: ...}}`, which changes keys of the
+catalogue's terms; and `{name: ANY, terms: {...}}` in full, which is what `dump_config` writes.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from megatron_opd.config.methods import CATALOGUE
+from megatron_opd.config.schema import RunConfig
+from megatron_opd.config.validate import InvalidKey, build, join, unknown
+from megatron_opd.errors import ConfigError
+
+PACKAGED_RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a recipe and applies the overrides in order.
+
+    Args:
+        recipe: path of a YAML file or of a run directory, or the name of a file in `recipes/` without its suffix.
+        overrides: "a.b.c=value", the value in YAML.
+
+    Raises: ConfigError, one line that names the file or the override, and the key.
+    """
+    path = find_recipe(recipe)
+    tree = read_recipe(path)
+    source = str(path)
+    try:
+        for text in overrides:
+            source = f"override {text!r}"
+            _override(tree, text)
+        source = str(path)
+        if "method" in tree:
+            tree["method"] = _expand_method(tree["method"])
+        return build(RunConfig, tree)
+    except InvalidKey as error:
+        raise _located(error, source, overrides) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved recipe as YAML. `load_config` of it gives an equal `RunConfig`."""
+    text = io.StringIO()
+    yaml = _yaml()
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(asdict(config), text)
+    return text.getvalue()
+
+
+def recipe_files() -> dict[str, Path]:
+    """Name -> file of every recipe in ./recipes and in the package's recipes/; the current directory's win."""
+    found: dict[str, Path] = {}
+    for folder in (PACKAGED_RECIPES, Path("recipes")):
+        for path in sorted(folder.rglob("*.yaml")):
+            found[str(path.relative_to(folder).with_suffix(""))] = path
+    return dict(sorted(found.items()))
+
+
+def find_recipe(recipe: str) -> Path:
+    """The file that `recipe` (a path, a run directory or a name) means. Raises ConfigError."""
+    path = Path(recipe)
+    if path.is_dir() and (path / "config.yaml").is_file():
+        return path / "config.yaml"
+    if path.is_file():
+        return path
+    known = recipe_files()
+    if recipe in known:
+        return known[recipe]
+    if path.suffix in (".yaml", ".yml"):
+        raise ConfigError(f"{recipe}: no such file")
+    if path.is_dir():
+        raise ConfigError(f"{recipe}: a directory without config.yaml; give a recipe or a run directory")
+    raise ConfigError(f"{recipe}: {unknown('recipe', recipe, known)}")
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The YAML 1.2 mapping in `path`, not yet validated. Raises ConfigError with the line of a syntax error."""
+    try:
+        tree = _yaml().load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except YAMLError as error:
+        raise ConfigError(f"{path}: {_syntax(error)}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must be a mapping of keys")
+    return tree
+
+
+def _yaml() -> YAML:
+    return YAML(typ="safe", pure=True)  # the pure parser is YAML 1.2: 1e-6 is a number, on and yes are words
+
+
+def _syntax(error: YAMLError) -> str:
+    if not isinstance(error, MarkedYAMLError):
+        return " ".join(str(error).split())
+    line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+    return f"{line}{error.problem or error.context or 'not valid YAML'}"
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"{text!r}: an override is written key=value, such as rollout.num_prompts=8")
+    try:
+        parsed = _yaml().load(value)
+    except YAMLError as error:
+        raise ConfigError(f"{text!r}: {_syntax(error)}; quote the value") from None
+    if key.startswith("method."):
+        tree["method"] = _expand_method(tree.get("method"))
+    *parents, last = _full_key(key).split(".")
+    node, path = tree, ""
+    for name in [*parents, last]:
+        if path == "method.terms" and name not in node:
+            raise InvalidKey(f"method.{name}", unknown("term", name, node))
+        path = join(path, name)
+        if path == ".".join([*parents, last]):
+            break
+        if node.get(name) is None:
+            node[name] = {}
+        if not isinstance(node[name], dict):
+            raise InvalidKey(_short_key(path), f"is {node[name]!r}, which has no keys; set {_short_key(path)} itself")
+        node = node[name]
+    node[last] = parsed
+
+
+def _full_key(key: str) -> str:
+    """method.guidance.weight -> method.terms.guidance.weight, where the resolved recipe holds it."""
+    first, _, rest = key.partition(".")
+    if first != "method" or not rest or rest.partition(".")[0] == "terms":
+        return key
+    if rest == "name":
+        raise InvalidKey(key, "cannot be overridden; method=NAME chooses another method")
+    return f"method.terms.{rest}"
+
+
+def _short_key(key: str) -> str:
+    return key.replace("method.terms.", "method.", 1) if key.startswith("method.terms.") else key
+
+
+def _expand_method(node: Any) -> dict[str, Any]:
+    """Any spelling of `method` -> {name, terms: {term: {key: value}}}. Values are not validated yet."""
+    if isinstance(node, str):
+        node = {"name": node}
+    if not isinstance(node, Mapping):
+        raise InvalidKey("method", f"must be a name or a mapping; names: {', '.join(CATALOGUE)}")
+    if "name" not in node:
+        raise InvalidKey("method.name", "missing; it has no default")
+    name = str(node["name"])
+    terms = node.get("terms", {})
+    if "terms" not in node:
+        if name not in CATALOGUE:
+            raise InvalidKey("method", f"{name!r}: {unknown('method', name, CATALOGUE)}")
+        terms = asdict(CATALOGUE[name].method)["terms"]
+    if not isinstance(terms, Mapping) or not terms:
+        raise InvalidKey("method.terms", "must be a mapping of at least one term")
+    changes = {str(key): value for key, value in node.items() if key not in ("name", "terms")}
+    for term in changes:
+        if term not in terms:
+            raise InvalidKey(f"method.{term}", unknown("term", term, terms))
+    return {"name": node["name"], "terms": _merge(terms, changes)}
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _located(error: InvalidKey, source: str, overrides: Sequence[str]) -> ConfigError:
+    """Names the override that set the key, if one did, else the file."""
+    path = _short_key(error.path)
+    for text in reversed(overrides):
+        key = _short_key(text.partition("=")[0])
+        if path == key or path.startswith(f"{key}."):
+            where = "" if path == key else f"{path}: "
+            return ConfigError(f"override {text!r}: {where}{error.problem}")
+    return ConfigError(f"{source}: {path}: {error.problem}" if path else f"{source}: {error.problem}")

@@ -1,0 +1,203 @@
+"""Every key of a recipe. Frozen dataclasses, no torch; `load.py` validates a mapping into a `RunConfig`.
+
+A key that has no default must be in the recipe. Comments give units; docs/config.md is generated from this file.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
+
+PositiveInt = Annotated[int, Ge(1)]
+NonNegativeInt = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+Aggregate = Literal["token-mean", "seq-mean-token-mean"]
+
+
+# ------------------------------------------------------------------------------------------------ models and layouts
+@dataclass(frozen=True)
+class LayoutConfig:
+    """How one model is split over the processes; the data-parallel size is what remains."""
+
+    tensor_model_parallel_size: PositiveInt = 1
+    pipeline_model_parallel_size: PositiveInt = 1
+    sequence_parallel: bool = False  # shard activations between tensor-parallel regions; needs TP > 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A Hugging Face model directory and its layout."""
+
+    path: str  # directory with config.json, *.safetensors and the tokenizer
+    layout: LayoutConfig = LayoutConfig()
+
+
+# ------------------------------------------------------------------------------------------------ method
+@dataclass(frozen=True)
+class LinearDecay:
+    """w(step) = max(start - decay * step, floor); steps count from 0."""
+
+    start: NonNegativeFloat
+    decay: NonNegativeFloat
+    floor: NonNegativeFloat = 0.0
+
+
+Weight = NonNegativeFloat | LinearDecay
+
+
+@dataclass(frozen=True)
+class PolicyGradientTerm:
+    """GRPO: group-normalised rewards, importance ratio to the policy at the start of the step, PPO clip."""
+
+    kind: Literal["policy_gradient"]
+    weight: Weight = 1.0
+    normalise: Literal["std", "mean"] = "std"  # divide by the group's standard deviation, or only centre
+    std_eps: PositiveFloat = 1e-6
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+    aggregate: Aggregate = "token-mean"
+
+
+@dataclass(frozen=True)
+class CrossEntropyTerm:
+    """-log p_student(target): the teacher's argmax token on the student's prefix, or the next token of a trace."""
+
+    kind: Literal["cross_entropy"]
+    targets: Literal["teacher_argmax", "trace"]
+    weight: Weight = 1.0
+    aggregate: Aggregate = "token-mean"
+
+
+Term = PolicyGradientTerm | CrossEntropyTerm
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """A name for the logs and a loss: the weighted sum of the terms. `methods.py` holds the named ones."""
+
+    name: str
+    terms: dict[str, Term]
+
+
+# ------------------------------------------------------------------------------------------------ data
+@dataclass(frozen=True)
+class TemplateConfig:
+    """How a problem becomes the text the model reads."""
+
+    kind: Literal["chat", "raw"] = "chat"  # the tokenizer's chat template, or `text` alone
+    system: str | None = None  # chat: system message; "tgpo" names the built-in one
+    text: str = "{problem}"  # raw: the whole prompt; chat: the user's message
+    prefill: str = ""  # appended after the template: the first characters of the response, such as "<think>\n"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """JSONL or Parquet with a problem and an answer column; `*_column: auto` knows the OpenR1-Math and DAPO layouts."""
+
+    train: str
+    heldout: str | None = None
+    problem_column: str = "auto"  # prompt | problem | question
+    answer_column: str = "auto"  # answer | reward_model.ground_truth | solution
+    trace_column: str = "auto"  # response | generations[0] ...; read by methods that learn from traces
+    template: TemplateConfig = TemplateConfig()
+    long_prompts: Literal["error", "drop"] = "error"  # a prompt that leaves no room for the completion
+    shuffle: bool = True
+
+
+# ------------------------------------------------------------------------------------------------ stations
+@dataclass(frozen=True)
+class RolloutConfig:
+    """What vLLM samples at every step."""
+
+    num_prompts: PositiveInt = 64  # prompts per step
+    samples_per_prompt: PositiveInt = 8  # the group size
+    max_completion_tokens: PositiveInt = 1024
+    temperature: PositiveFloat = 1.0
+    kv_cache_gib: PositiveFloat = 1.0  # CPU: key-value cache per engine
+    gpu_memory_utilization: Fraction = 0.4  # CUDA: the engine's share of the device
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """math-verify in worker processes that are killed at the limit."""
+
+    timeout_seconds: PositiveFloat = 5.0
+    max_characters: PositiveInt = 20000  # a longer answer scores 0 unparsed
+    workers: PositiveInt = 1  # per training process
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Megatron's Adam."""
+
+    lr: PositiveFloat
+    min_lr: NonNegativeFloat = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.0
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.999
+    adam_eps: PositiveFloat = 1e-8
+    clip_grad: NonNegativeFloat = 1.0  # global norm; 0 does not clip
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The update: how a step's rollouts are split, and the optimizer."""
+
+    optimizer: OptimizerConfig
+    micro_batch_size: PositiveInt = 8  # sequences per forward pass
+    updates_per_step: PositiveInt = 1  # optimizer updates on one step's rollouts
+    max_skipped_updates: NonNegativeInt = 3  # consecutive non-finite updates before the run stops
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Accuracy on the held-out prompts."""
+
+    every: NonNegativeInt = 0  # steps; 0: only before the first and after the last step
+    num_prompts: NonNegativeInt = 0  # the first N held-out prompts; 0: all
+    samples_per_prompt: PositiveInt = 1
+    temperature: NonNegativeFloat = 0.0  # 0: greedy
+    top_p: Fraction = 1.0
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: NonNegativeInt = 50  # steps; 0: only at the end
+    keep: PositiveInt = 2  # newest N checkpoints
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    rollouts_per_step: NonNegativeInt = 16  # sampled texts written to rollouts/ each step
+    tensorboard: bool = True
+
+
+# ------------------------------------------------------------------------------------------------ the run
+@dataclass(frozen=True)
+class RunConfig:
+    """One recipe."""
+
+    name: str
+    num_steps: PositiveInt
+    max_sequence_length: PositiveInt  # prompt + completion, tokens
+    student: ModelConfig
+    method: MethodConfig
+    data: DataConfig
+    train: TrainConfig
+    teacher: ModelConfig | None = None
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    eval: EvalConfig | None = None
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    seed: int = 0
+    run_dir: str = field(default="")  # "": runs/<name>
+
+    @property
+    def directory(self) -> str:
+        return self.run_dir or f"runs/{self.name}"

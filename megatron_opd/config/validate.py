@@ -1,0 +1,125 @@
+"""Turns a mapping into frozen dataclasses: the schema is walked here, pydantic checks every value at the leaves.
+
+Walking it ourselves keeps each error at one key with one sentence, where pydantic lists every branch of a union.
+"""
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+_LEAF = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class InvalidKey(Exception):
+    """One wrong key: `path` is dotted ("" is the whole recipe), `problem` says what is wrong and what would be right."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.problem = problem
+
+
+def build(kind: Any, value: Any, path: str = "") -> Any:
+    """Returns `value` as an instance of `kind` (a dataclass, union, dict or leaf type). Raises InvalidKey."""
+    if is_dataclass(kind):
+        return _build_dataclass(kind, value, path)
+    if get_origin(kind) in (Union, types.UnionType):
+        return _build_union(get_args(kind), value, path)
+    if get_origin(kind) is dict:
+        return {str(key): build(get_args(kind)[1], item, join(path, key)) for key, item in _mapping(value, path)}
+    return _build_leaf(kind, value, path)
+
+
+def join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """"unknown <what>; did you mean ...?", with the list of what is known where it is short or nothing is close."""
+    known = list(known)
+    close = " or ".join(difflib.get_close_matches(name, known, n=2, cutoff=0.7))
+    hint = f"; did you mean {close}?" if close else ""
+    return f"unknown {what}{hint}" if close and len(known) > 6 else f"unknown {what}{hint or ';'} known: {', '.join(known)}"
+
+
+def key_paths(kind: Any, path: str = "") -> list[str]:
+    """Dotted paths of every key below `kind`, except inside free-form dicts."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return [each for member in get_args(kind) for each in key_paths(member, path)]
+    if not is_dataclass(kind):
+        return [path] if path else []
+    below = [each for name, hint in _hints(kind).items() for each in key_paths(hint, join(path, name))]
+    return ([path] if path else []) + below
+
+
+def _build_dataclass(kind: Any, value: Any, path: str) -> Any:
+    hints = _hints(kind)
+    given = {str(key): item for key, item in _mapping(value, path)}
+    for key in given:
+        if key not in hints:
+            raise InvalidKey(join(path, key), _unknown_key(kind, key, hints))
+    for each in fields(kind):
+        required = each.default is MISSING and each.default_factory is MISSING
+        if required and each.name not in given:
+            raise InvalidKey(join(path, each.name), "missing; it has no default")
+    return kind(**{key: build(hints[key], item, join(path, key)) for key, item in given.items()})
+
+
+def _unknown_key(kind: Any, key: str, hints: Mapping[str, Any]) -> str:
+    elsewhere = [each for each in key_paths(kind) if each.rpartition(".")[2] == key]
+    if elsewhere and not difflib.get_close_matches(key, hints, n=1):
+        return f"unknown key; did you mean {elsewhere[0]}?"
+    return unknown("key", key, hints)
+
+
+def _build_union(members: tuple[Any, ...], value: Any, path: str) -> Any:
+    if value is None and type(None) in members:
+        return None
+    classes = [each for each in members if is_dataclass(each)]
+    leaves = tuple(each for each in members if not is_dataclass(each) and each is not type(None))
+    if not isinstance(value, Mapping) and leaves:
+        return _build_leaf(Union[leaves], value, path)  # noqa: UP007 (the members are a run-time tuple)
+    if len(classes) > 1:
+        return _build_dataclass(_tagged(classes, value, path), value, path)
+    if classes:
+        return _build_dataclass(classes[0], value, path)
+    return _build_leaf(Union[leaves], value, path)  # noqa: UP007
+
+
+def _tagged(classes: list[Any], value: Any, path: str) -> Any:
+    by_kind = {tag: each for each in classes for tag in get_args(_hints(each)["kind"])}
+    given = dict(_mapping(value, path))
+    if "kind" not in given:
+        raise InvalidKey(join(path, "kind"), f"missing; one of {', '.join(by_kind)}")
+    if given["kind"] not in by_kind:
+        raise InvalidKey(join(path, "kind"), unknown("kind", str(given["kind"]), by_kind))
+    return by_kind[given["kind"]]
+
+
+def _build_leaf(kind: Any, value: Any, path: str) -> Any:
+    try:
+        return TypeAdapter(kind, config=_LEAF).validate_python(value)
+    except ValidationError as error:
+        text = error.errors()[0]["msg"].replace("Input should be", "must be").replace("a valid ", "a ").replace("a int", "an int")
+        if get_origin(kind) is Literal and isinstance(value, str):
+            close = difflib.get_close_matches(value, [str(each) for each in get_args(kind)], n=1)
+            text += f"; did you mean {close[0]}?" if close else ""
+        raise InvalidKey(path, f"{text}, got {_shown(value)}" if "?" not in text else text) from None
+
+
+def _shown(value: Any) -> str:
+    return "a mapping" if isinstance(value, Mapping) else "nothing" if value is None else repr(value)
+
+
+def _mapping(value: Any, path: str) -> Iterable[tuple[Any, Any]]:
+    if not isinstance(value, Mapping):
+        raise InvalidKey(path, f"must be a mapping of keys, got {_shown(value)}")
+    return value.items()
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)

@@ -1,0 +1,34 @@
+"""The errors that reach a user: each carries one line that names the cause and the remedy.
+
+`cli.main` prints the line and exits with `exit_code`; anything else is a defect and keeps its traceback.
+"""
+
+
+class OpdError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(OpdError):
+    """A recipe, an override or a command-line flag is wrong. The message names the key."""
+
+    exit_code = 2
+
+
+class DataError(OpdError):
+    """A file the user named (data set, model directory, checkpoint) is missing or wrong. The message names it."""
+
+    exit_code = 2
+
+
+class RunError(OpdError):
+    """A run cannot go on: a dead engine, weights that did not arrive, non-finite losses."""
+
+    exit_code = 1
+
+
+class Interrupted(OpdError):
+    """The user asked the run to stop (Ctrl-C, SIGTERM); it was saved and can be resumed."""
+
+    exit_code = 130

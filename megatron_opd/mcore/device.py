@@ -1,0 +1,180 @@
+"""The device under Megatron-Core: CUDA as it is, or the host with gloo.
+
+megatron-core 0.19 names CUDA in many places that have a host meaning: buffers created with `device="cuda"`,
+`torch.cuda.current_device()`, streams around communication, the CUDA generator. On a machine without CUDA,
+`prepare_platform()` gives the modules of `megatron.core` (and nothing else) a stand-in for the name `torch` that maps
+those to the host. `torch` itself is untouched, so an engine living in the same process sees the real one. The two
+methods of `Tensor` that have to be replaced look at their caller and change nothing for anybody but Megatron.
+
+With CUDA, `prepare_platform()` patches nothing.
+"""
+
+import contextlib
+import importlib
+import os
+import queue
+import sys
+import types
+
+import torch
+
+_FACTORIES = (
+    "arange", "empty", "empty_like", "full", "full_like", "ones", "ones_like",
+    "rand", "randint", "randn", "tensor", "as_tensor", "zeros", "zeros_like",
+)  # fmt: skip
+
+# Modules Megatron imports inside functions: they must hold the stand-in before their first use.
+_LAZY_MODULES = (
+    "megatron.core.dist_checkpointing.strategies.filesystem_async",
+    "megatron.core.dist_checkpointing.strategies.state_dict_saver",
+    "megatron.core.dist_checkpointing.strategies.fully_parallel",
+    "megatron.core.dist_checkpointing.exchange_utils",
+    "megatron.core.dist_checkpointing.strategies.torch",
+    "megatron.core.dist_checkpointing.serialization",
+    "megatron.core.models.gpt.gpt_model",
+    "megatron.core.models.gpt.gpt_layer_specs",
+    "megatron.core.optimizer",
+    "megatron.core.optimizer_param_scheduler",
+    "megatron.core.pipeline_parallel",
+    "megatron.core.distributed",
+    "megatron.core.tensor_parallel.random",
+)
+
+
+def device() -> torch.device:
+    """This process's device: its CUDA device under torchrun's LOCAL_RANK, or the host."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def backend() -> str:
+    """The collective library for the default process group."""
+    return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+def prepare_platform() -> None:
+    """Call once, before building a model. Idempotent."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
+        return
+    for name in _LAZY_MODULES:
+        importlib.import_module(name)
+    stand_in = _host_torch()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("megatron.core") and getattr(module, "torch", None) is torch:
+            module.torch = stand_in  # type: ignore[attr-defined]
+    _map_generator()
+    _map_tensor_methods()
+    _keep_checkpoint_queue_in_process()
+
+
+# ---------------------------------------------------------------------------------------------------- the stand-ins
+def _is_cuda(value: object) -> bool:
+    if isinstance(value, torch.device):
+        return value.type == "cuda"
+    return isinstance(value, str) and value.startswith("cuda")
+
+
+def _on_host(factory):  # noqa: ANN001, ANN202
+    def call(*args, **kwargs):  # noqa: ANN002, ANN003, ANN202
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = "cpu"
+        kwargs.pop("pin_memory", None)
+        return factory(*args, **kwargs)
+
+    return call
+
+
+class _HostStream:
+    """Work on the host is done when the call returns: a stream, an event and their context are nothing."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
+    def __enter__(self) -> "_HostStream":
+        return self
+
+    def __exit__(self, *args: object) -> None: ...
+    def record(self, *args: object) -> None: ...
+    def wait(self, *args: object) -> None: ...
+    def synchronize(self) -> None: ...
+    def wait_stream(self, *args: object) -> None: ...
+    def wait_event(self, *args: object) -> None: ...
+    def record_event(self, *args: object) -> "_HostStream":
+        return self
+
+    def query(self) -> bool:
+        return True
+
+
+def _host_cuda() -> types.ModuleType:
+    """What Megatron may ask of `torch.cuda` on a machine without it."""
+    cuda = types.ModuleType("torch.cuda")
+    answers = {
+        "current_device": lambda: torch.device("cpu"),
+        "is_available": lambda: False,
+        "device_count": lambda: 0,
+        "synchronize": lambda *args, **kwargs: None,
+        "empty_cache": lambda: None,
+        "set_device": lambda *args: None,
+        "manual_seed": torch.manual_seed,
+        "get_rng_state": lambda *args, **kwargs: torch.get_rng_state(),
+        "set_rng_state": lambda state, *args, **kwargs: torch.set_rng_state(state),
+        "current_stream": lambda *args: _HostStream(),
+        "default_stream": lambda *args: _HostStream(),
+        "stream": lambda *args: contextlib.nullcontext(),
+        "Stream": _HostStream,
+        "Event": _HostStream,
+        "is_current_stream_capturing": lambda: False,
+        "nvtx": types.SimpleNamespace(
+            range_push=lambda *args: None, range_pop=lambda *args: None, range=lambda *args: contextlib.nullcontext()
+        ),
+    }
+    for name, answer in answers.items():
+        setattr(cuda, name, answer)
+    cuda.__getattr__ = lambda name: getattr(torch.cuda, name)  # type: ignore[method-assign]
+    return cuda
+
+
+def _host_torch() -> types.ModuleType:
+    stand_in = types.ModuleType("torch")
+    for name in _FACTORIES:
+        setattr(stand_in, name, _on_host(getattr(torch, name)))
+    stand_in.cuda = _host_cuda()  # type: ignore[attr-defined]
+    stand_in.__getattr__ = lambda name: getattr(torch, name)  # type: ignore[method-assign]
+    return stand_in
+
+
+def _map_generator() -> None:
+    """Megatron's tracker of CUDA generator states, on the host's generator."""
+    random = importlib.import_module("megatron.core.tensor_parallel.random")
+    random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+
+
+def _called_by_megatron() -> bool:
+    return sys._getframe(2).f_globals.get("__name__", "").startswith("megatron.core")
+
+
+def _map_tensor_methods() -> None:
+    """`Tensor.type()` is compared with "torch.cuda.FloatTensor" by the optimizer; `Tensor.cuda()` is a no-op here."""
+    if getattr(torch.Tensor.type, "for_megatron_on_host", False):
+        return
+    true_type, true_cuda = torch.Tensor.type, torch.Tensor.cuda
+
+    def type_(self, dtype=None, *args, **kwargs):  # noqa: ANN001, ANN002, ANN003, ANN202
+        if dtype is None and _called_by_megatron():
+            return true_type(self).replace("torch.", "torch.cuda.", 1)
+        return true_type(self, *(() if dtype is None else (dtype,)), *args, **kwargs)
+
+    def cuda(self, *args, **kwargs):  # noqa: ANN001, ANN002, ANN003, ANN202
+        return self if _called_by_megatron() else true_cuda(self, *args, **kwargs)
+
+    type_.for_megatron_on_host = True  # type: ignore[attr-defined]
+    torch.Tensor.type = type_  # type: ignore[method-assign,assignment]
+    torch.Tensor.cuda = cuda  # type: ignore[method-assign]
+
+
+def _keep_checkpoint_queue_in_process() -> None:
+    """A synchronous save would start a `multiprocessing.Manager` process only to hold one queue."""
+    writer = importlib.import_module("megatron.core.dist_checkpointing.strategies.filesystem_async")
+    writer._results_queue = queue.Queue()

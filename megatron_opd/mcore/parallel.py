@@ -1,0 +1,125 @@
+"""Process groups: one `Parallel` per layout, and the only file that touches global state of the process.
+
+Megatron-Core still reads its module-level groups (`parallel_state`) in places. A process here can hold models of
+different layouts (a student at TP1 beside a teacher at TP4), so each `Parallel` keeps the globals of its layout, and
+`with parallel.active():` puts them in force around every use of a model.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.mcore.device import backend, device, prepare_platform
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """The groups of one layout, as this rank sees them."""
+
+    layout: LayoutConfig
+    groups: ProcessGroupCollection
+    device: torch.device
+    _globals: dict[str, Any]
+
+    @property
+    def tp_group(self) -> dist.ProcessGroup:
+        return self.groups.tp
+
+    @property
+    def pp_group(self) -> dist.ProcessGroup:
+        return self.groups.pp
+
+    @property
+    def dp_group(self) -> dist.ProcessGroup:
+        return self.groups.dp
+
+    @property
+    def tp_size(self) -> int:
+        return self.groups.tp.size()
+
+    @property
+    def tp_rank(self) -> int:
+        return self.groups.tp.rank()
+
+    @property
+    def pp_size(self) -> int:
+        return self.groups.pp.size()
+
+    @property
+    def pp_rank(self) -> int:
+        return self.groups.pp.rank()
+
+    @property
+    def dp_size(self) -> int:
+        return self.groups.dp.size()
+
+    @property
+    def dp_rank(self) -> int:
+        return self.groups.dp.rank()
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pp_rank == self.pp_size - 1
+
+    @property
+    def is_signal_source(self) -> bool:
+        """One rank per data-parallel replica holds the results of a forward pass: last stage, first tensor rank."""
+        return self.is_last_stage and self.tp_rank == 0
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Puts this layout's groups in force in `megatron.core.parallel_state`."""
+        before = _snapshot()
+        vars(parallel_state).update(self._globals)
+        try:
+            yield
+        finally:
+            vars(parallel_state).update(before)
+
+
+def _snapshot() -> dict[str, Any]:
+    return {name: value for name, value in vars(parallel_state).items() if name[0] == "_" and name[1:].isupper()}
+
+
+def start(timeout_minutes: float = 30.0) -> None:
+    """Prepares the device and joins the default process group (of one process when torchrun did not start us)."""
+    prepare_platform()
+    if dist.is_initialized():
+        return
+    if "RANK" not in os.environ:
+        store = dist.HashStore()
+        dist.init_process_group(backend(), store=store, rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend(), timeout=timedelta(minutes=timeout_minutes))
+
+
+def create(layout: LayoutConfig, *, seed: int = 0) -> Parallel:
+    """Collective over the world: the groups of `layout`. The data-parallel size is world / (TP x PP)."""
+    empty = _snapshot() if not parallel_state.is_initialized() else None
+    assert empty is not None, "create() is called outside of active()"
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor_model_parallel_size,
+        pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+    )
+    # Dropout is 0 everywhere: the seed only satisfies Megatron's tracker, which some forward passes enter.
+    model_parallel_cuda_manual_seed(seed)
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    parallel = Parallel(layout, groups, device(), _snapshot())
+    vars(parallel_state).update(empty)
+    return parallel
+
+
+def stop() -> None:
+    """Leaves the default process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,140 @@
+"""What a run shows while it runs: a live table on a terminal, one plain line per step anywhere else."""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from typing import Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from megatron_opd.config.schema import RunConfig
+
+Metrics = Mapping[str, float]
+
+# (column of the table, word in the plain line, metric, format)
+_COLUMNS = (
+    ("reward", "reward", "reward/mean", ".3f"),
+    ("held-out", "held-out", "eval/accuracy", ".3f"),
+    ("tokens", "tokens", "rollout/completion_tokens/mean", ".1f"),
+    ("loss", "loss", "train/loss", ".4g"),
+    ("grad norm", "grad", "train/grad_norm", ".3g"),
+    ("guidance", "w", "objective/guidance/weight", ".3g"),
+)
+_STEP_SECONDS = "timing/step_seconds"
+_PHASES = ("generate", "reward", "teacher", "train", "refit", "checkpoint", "eval")
+_RECENT = 10  # rows of the table, steps the remaining time is estimated from
+
+
+class StepConsole(Protocol):
+    def log(self, step: int, metrics: Metrics) -> None: ...
+    def note(self, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+def open_console(config: RunConfig, console: Console | None = None) -> StepConsole:
+    """`console`: where to write; standard output when None."""
+    console = console or Console(highlight=False, soft_wrap=True)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveConsole(console, f"{config.name} · {config.method.name}", config.num_steps)
+    return PlainConsole(console, config.num_steps)
+
+
+class PlainConsole:
+    """One line per step."""
+
+    def __init__(self, console: Console, num_steps: int) -> None:
+        self._console = console
+        self._num_steps = num_steps
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        words = [f"step {step}/{self._num_steps}"]
+        words += [f"{word} {metrics[key]:{spec}}" for _, word, key, spec in _COLUMNS if key in metrics]
+        if _STEP_SECONDS in metrics:
+            words.append(_seconds(metrics[_STEP_SECONDS]) + " s")
+        phases = [f"{name} {_seconds(value)}" for name, value in _phase_seconds(metrics).items()]
+        if phases:
+            words.append(f"({' '.join(phases)})")
+        self.note(" ".join(words))
+
+    def note(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
+        self._console.file.flush()
+
+    def close(self) -> None:
+        pass
+
+
+class LiveConsole:
+    """The last steps as a table over a progress bar, redrawn after each step.
+
+    It refreshes without a thread of its own: the process forks reward workers, and a fork must not copy a held lock.
+    """
+
+    def __init__(self, console: Console, title: str, num_steps: int) -> None:
+        self._title = title
+        self._num_steps = num_steps
+        self._rows: deque[tuple[int, Metrics]] = deque(maxlen=_RECENT)
+        self._live = Live(console=console, auto_refresh=False)
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        self._rows.append((step, metrics))
+        self._live.start()  # at the first step, so that what start-up prints stays above; later calls do nothing
+        self._live.update(Group(self._table(), self._progress()), refresh=True)
+
+    def note(self, text: str) -> None:
+        self._live.console.print(Text(text), soft_wrap=True)
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _table(self) -> Table:
+        columns = [column for column in _COLUMNS if any(column[2] in metrics for _, metrics in self._rows)]
+        table = Table(title=Text(self._title, style="bold"), title_justify="left", border_style="dim")
+        for heading in ("step", *(column[0] for column in columns), "s/step"):
+            table.add_column(heading, justify="right")
+        for step, metrics in self._rows:
+            cells = [_cell(metrics.get(key), spec) for _, _, key, spec in columns]
+            table.add_row(str(step), *cells, _cell(metrics.get(_STEP_SECONDS), ".2f"))
+        return table
+
+    def _progress(self) -> Table:
+        step, metrics = self._rows[-1]
+        done = min(step + (_STEP_SECONDS in metrics), self._num_steps)  # a row without a time is an evaluation
+        line = Table.grid(padding=(0, 2))
+        line.add_row(
+            ProgressBar(total=self._num_steps, completed=done, width=40),
+            f"{done}/{self._num_steps} steps",
+            Text(self._remaining(self._num_steps - done), style="dim"),
+        )
+        return line
+
+    def _remaining(self, steps: int) -> str:
+        recent = [metrics[_STEP_SECONDS] for _, metrics in self._rows if _STEP_SECONDS in metrics]
+        if not recent or not steps:
+            return ""
+        return f"{_clock(steps * sum(recent) / len(recent))} left"
+
+
+def _cell(value: float | None, spec: str) -> Text:
+    if value is None:
+        return Text("")
+    return Text(f"{value:{spec}}", style="" if math.isfinite(value) else "bold red")
+
+
+def _phase_seconds(metrics: Metrics) -> dict[str, float]:
+    keys = {name: f"timing/{name}_seconds" for name in _PHASES}
+    return {name: metrics[key] for name, key in keys.items() if key in metrics}
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f}" if value >= 0.1 else f"{value:.2f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,224 @@
+"""The plots of a run: rows of `metrics.jsonl` -> PNG. A plot whose metrics the run does not have is left out."""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from megatron_opd.metrics.run_directory import Row
+
+STUDENT, TEACHER, HELDOUT, BAD, INK, GRID = "#2f6fdb", "#d9822b", "#0f8a5f", "#d13438", "#5b6472", "#e8ebef"
+_PHASES = {
+    "generate": "#2f6fdb", "reward": "#7fb2f0", "teacher": "#d9822b", "train": "#0f8a5f", "refit": "#8f6bd1",
+    "checkpoint": "#c75b8c", "eval": "#8c96a3", "other": "#d5dae1",
+}  # fmt: skip
+_REASON_COLOURS = ("#0f8a5f", "#d13438", "#d9822b", "#8f6bd1", "#2f6fdb", "#c75b8c", "#8c96a3", "#d5dae1")
+_MAX_BARS = 150
+
+
+@dataclass(frozen=True)
+class Plot:
+    name: str  # file name without suffix
+    title: str
+    png: bytes
+
+
+def draw_plots(rows: Sequence[Row]) -> list[Plot]:
+    """One plot per quantity the run measured, in reading order."""
+    plots = []
+    for name, title, draw in _PLOTS:
+        figure = Figure(figsize=(5.4, 2.9), dpi=150, layout="constrained")
+        axes = figure.add_subplot()
+        if draw(axes, rows):
+            _style(axes)
+            buffer = io.BytesIO()
+            FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+            plots.append(Plot(name, title, buffer.getvalue()))
+    return plots
+
+
+def series(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps int64 [N] and values float64 [N] of the rows that have `key`; NaN where the value was not finite."""
+    pairs = [(row["step"], row[key]) for row in rows if key in row]
+    values = [np.nan if value is None else value for _, value in pairs]
+    return np.array([step for step, _ in pairs], dtype=np.int64), np.array(values, dtype=np.float64)
+
+
+# ------------------------------------------------------------------------------------------------ one function per plot
+def _reward(axes: Axes, rows: Sequence[Row]) -> bool:
+    drawn = _line(axes, rows, "reward/mean", STUDENT, "training reward")
+    steps, accuracy = series(rows, "eval/accuracy")
+    if len(steps):
+        axes.plot(steps, accuracy, "--o", color=HELDOUT, markersize=6, linewidth=1.2, label="held-out accuracy")
+        for index in {0, len(steps) - 1}:
+            axes.annotate(
+                f"{accuracy[index]:.1%}", (steps[index], accuracy[index]), xytext=(0, 7), textcoords="offset points",
+                ha="left" if index == 0 else "right", fontsize=8, color=HELDOUT, weight="bold",
+            )  # fmt: skip
+        axes.margins(y=0.18)
+    return drawn or bool(len(steps))
+
+
+def _loss(axes: Axes, rows: Sequence[Row]) -> bool:
+    return _line(axes, rows, "train/loss", STUDENT)
+
+
+def _response_length(axes: Axes, rows: Sequence[Row]) -> bool:
+    return _line(axes, rows, "rollout/completion_tokens/mean", STUDENT)
+
+
+def _grad_norm(axes: Axes, rows: Sequence[Row]) -> bool:
+    return _line(axes, rows, "train/grad_norm", STUDENT)
+
+
+def _entropy(axes: Axes, rows: Sequence[Row]) -> bool:
+    student = _line(axes, rows, "student/entropy/mean", STUDENT, "student")
+    teacher = _line(axes, rows, "teacher/entropy/mean", TEACHER, "teacher, on the student's text")
+    return student or teacher
+
+
+def _guidance(axes: Axes, rows: Sequence[Row]) -> bool:
+    steps, weights = series(rows, "objective/guidance/weight")
+    axes.plot(steps, weights, color=TEACHER, linewidth=2, marker=_marker(len(steps)), markersize=4)
+    axes.set_ylim(bottom=0)
+    return bool(len(steps))
+
+
+def _mismatch(axes: Axes, rows: Sequence[Row]) -> bool:
+    steps, values = series(rows, "mismatch/logprob_abs/mean")
+    if not (values > 0).any():  # a log axis needs something to show
+        return False
+    axes.set_yscale("log")
+    return _line(axes, rows, "mismatch/logprob_abs/mean", STUDENT)
+
+
+def _reasons(axes: Axes, rows: Sequence[Row]) -> bool:
+    prefix = "reward/reason/"
+    totals: dict[str, float] = {}
+    for row in rows:
+        for key, count in row.items():
+            if key.startswith(prefix):
+                totals[key] = totals.get(key, 0) + (count or 0)
+    counted = [row for row in rows if any(key in totals for key in row)]
+    keys = sorted(totals, key=lambda key: (key != prefix + "correct", -totals[key]))
+    counts = np.array([[row.get(key) or 0 for row in counted] for key in keys], dtype=np.float64)
+    if not counts.any():
+        return False
+    share = counts / np.maximum(counts.sum(axis=0), 1)
+    names = [_plain_text(key.removeprefix(prefix).replace("_", " ")) for key in keys]
+    colours = [_REASON_COLOURS[index % len(_REASON_COLOURS)] for index in range(len(keys))]
+    _stacked_bars(axes, np.array([row["step"] for row in counted]), share, names, colours)
+    axes.set_ylim(0, 1)
+    return True
+
+
+def _time(axes: Axes, rows: Sequence[Row]) -> bool:
+    timed = [row for row in rows if "timing/step_seconds" in row]
+    if not timed:
+        return False
+    total = np.array([row["timing/step_seconds"] or 0 for row in timed], dtype=np.float64)
+    parts = {
+        name: np.array([row.get(f"timing/{name}_seconds") or 0 for row in timed], dtype=np.float64)
+        for name in _PHASES
+        if name != "other"
+    }
+    parts["other"] = np.maximum(total - sum(parts.values()), 0)
+    parts = {name: values for name, values in parts.items() if values.any()}
+    steps = np.array([row["step"] for row in timed])
+    _stacked_bars(axes, steps, np.array(list(parts.values())), list(parts), [_PHASES[name] for name in parts])
+    axes.set_ylabel("seconds", fontsize=8, color=INK)
+    height = np.sum(list(parts.values()), axis=0)
+    usual = 1.8 * float(np.quantile(height, 0.9))
+    if height.max() > usual:  # a slow first step must not flatten the others
+        axes.set_ylim(0, usual)
+        slowest = int(height.argmax())
+        axes.annotate(
+            f"step {steps[slowest]}: {height[slowest]:.1f} s", (0.99, 0.97), xycoords="axes fraction",
+            ha="right", va="top", fontsize=8, color=INK,
+        )  # fmt: skip
+    return True
+
+
+_PLOTS: tuple[tuple[str, str, Callable[[Axes, Sequence[Row]], bool]], ...] = (
+    ("reward", "Reward", _reward),
+    ("reasons", "Why answers score as they do", _reasons),
+    ("response_length", "Response length, tokens", _response_length),
+    ("entropy", "Entropy, nats per token", _entropy),
+    ("loss", "Loss", _loss),
+    ("grad_norm", "Gradient norm", _grad_norm),
+    ("guidance_weight", "Guidance weight", _guidance),
+    ("mismatch", "Engine vs trainer, mean |Δ logprob|", _mismatch),
+    ("time", "Time per phase", _time),
+)
+
+
+# ------------------------------------------------------------------------------------------------ drawing
+def _line(axes: Axes, rows: Sequence[Row], key: str, colour: str, label: str | None = None) -> bool:
+    """The values, pale under their moving average where there are many; a cross where one was not finite."""
+    steps, values = series(rows, key)
+    window = len(steps) // 15
+    smooth = window >= 2
+    axes.plot(
+        steps, values, color=colour, linewidth=1 if smooth else 1.8, alpha=0.3 if smooth else 1,
+        marker=_marker(len(steps)), markersize=4, label=None if smooth else label,
+    )  # fmt: skip
+    if smooth:
+        axes.plot(steps, _moving_average(values, window), color=colour, linewidth=2, label=label)
+    bad = steps[np.isnan(values)]
+    axes.plot(bad, np.full(len(bad), 0.03), "x", color=BAD, markersize=6, transform=axes.get_xaxis_transform())
+    return bool(len(steps))
+
+
+def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean over the last `window` finite values, NaN where there is none."""
+    finite = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    stop = np.arange(1, len(values) + 1)
+    start = np.maximum(stop - window, 0)
+    with np.errstate(invalid="ignore"):
+        return (sums[stop] - sums[start]) / (counts[stop] - counts[start])
+
+
+def _stacked_bars(
+    axes: Axes, steps: np.ndarray, parts_PN: np.ndarray, names: list[str], colours: list[str]
+) -> None:
+    """One bar per step, or per group of consecutive steps (their mean) when there are more than fit."""
+    group = -(-len(steps) // _MAX_BARS)
+    starts = np.arange(0, len(steps), group)
+    sizes = np.diff(np.append(starts, len(steps)))
+    parts_PN = np.add.reduceat(parts_PN, starts, axis=1) / sizes
+    centres = np.add.reduceat(steps, starts) / sizes
+    bottom = np.zeros(len(centres))
+    for part_N, name, colour in zip(parts_PN, names, colours, strict=True):
+        axes.bar(centres, part_N, bottom=bottom, width=group, color=colour, label=name)
+        bottom = bottom + part_N
+
+
+def _style(axes: Axes) -> None:
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color("#c4cad3")
+    axes.tick_params(colors=INK, labelsize=8, length=0)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.set_xlabel("step", fontsize=8, color=INK)
+    if axes.get_legend_handles_labels()[1]:
+        axes.figure.legend(
+            loc="outside upper left", ncols=8, fontsize=8, frameon=False, labelcolor=INK, handlelength=1.1,
+            columnspacing=1.2, borderaxespad=0.1,
+        )  # fmt: skip
+
+
+def _marker(count: int) -> str:
+    return "o" if count <= 12 else ""
+
+
+def _plain_text(text: str) -> str:
+    """matplotlib reads $...$ as mathematics and refuses what no font can show."""
+    return "".join(character for character in text if character.isprintable())[:24].replace("$", r"\$")

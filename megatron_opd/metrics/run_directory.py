@@ -1,0 +1,138 @@
+"""The files of a run directory: names, formats, atomic writes, tolerant reads.
+
+`metrics.jsonl` holds one flat JSON object per step. `rollouts/step-000123.jsonl` holds one sample per line.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_opd.errors import DataError
+from megatron_opd.records import Rollout, TeacherSignals
+
+Row = dict[str, Any]
+
+
+def metrics_path(run_dir: Path) -> Path:
+    return run_dir / "metrics.jsonl"
+
+
+def rollouts_path(run_dir: Path, step: int) -> Path:
+    return run_dir / "rollouts" / f"step-{step:06d}.jsonl"
+
+
+def rollout_files(run_dir: Path) -> dict[int, Path]:
+    """step -> file, in step order."""
+    files = (run_dir / "rollouts").glob("step-*.jsonl")
+    return dict(sorted((int(path.stem.removeprefix("step-")), path) for path in files))
+
+
+# ------------------------------------------------------------------------------------------------ writing
+def write_atomically(path: Path, content: bytes) -> None:
+    """The file holds either its old content or all of the new one, even if the process dies."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def encode_line(row: Mapping[str, Any]) -> bytes:
+    """One line of strict JSON (no NaN literal), floats in `repr` precision."""
+    # A lone surrogate cannot be UTF-8; the handler turns it into the JSON escape that reads back as itself.
+    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def metrics_row(step: int, metrics: Mapping[str, float]) -> Row:
+    """A NaN or an infinity becomes null, and the key `nonfinite` says which and what: "train/loss=nan"."""
+    row: Row = {"step": step}
+    nonfinite = []
+    for key, value in metrics.items():
+        number = value if isinstance(value, int) else float(value)
+        if math.isfinite(number):
+            row[key] = number
+        else:
+            row[key] = None
+            nonfinite.append(f"{key}={number}")
+    if nonfinite:
+        row["nonfinite"] = " ".join(nonfinite)
+    return row
+
+
+def rollout_row(step: int, rollout: Rollout, tokens: list[str] | None) -> Row:
+    """`tokens`: the text of every completion token, when there is a tokenizer."""
+    return {
+        "step": step,
+        "prompt_index": rollout.prompt.index,
+        "sample": rollout.sample,
+        "problem": rollout.prompt.problem,
+        "answer": rollout.prompt.answer,
+        "prompt": rollout.prompt.text,
+        "completion": rollout.text,
+        "reward": float(rollout.reward),
+        "reward_reason": rollout.reward_reason,
+        "finish_reason": rollout.finish_reason,
+        "policy_version": rollout.policy_version,
+        "prompt_token_ids": rollout.prompt.token_ids.tolist(),
+        "token_ids": rollout.token_ids.tolist(),
+        "tokens": tokens,
+        "logprobs": _floats(rollout.logprobs),
+    }
+
+
+def teacher_row(signals: TeacherSignals, argmax_tokens: list[str] | None) -> Row:
+    """The teacher at the tokens of one rollout."""
+    return {
+        "argmax_ids": signals.argmax_ids_T.tolist(),
+        "argmax_tokens": argmax_tokens,
+        "logprobs": _floats(signals.logprobs_T),
+        "entropy": _floats(signals.entropy_T),
+    }
+
+
+def _floats(array: np.ndarray) -> list[float | None]:
+    """The shortest decimals that read back as the same float32; null where not finite."""
+    return [float(str(value)) if np.isfinite(value) else None for value in array.astype(np.float32)]
+
+
+def drop_steps_from(run_dir: Path, step: int) -> None:
+    """Forgets the steps >= `step` of an interrupted run; they are about to be repeated."""
+    kept = [encode_line(row) for row in read_metrics(run_dir) if row["step"] < step]
+    write_atomically(metrics_path(run_dir), b"".join(kept))
+    for rollout_step, path in rollout_files(run_dir).items():
+        if rollout_step >= step:
+            path.unlink()
+
+
+# ------------------------------------------------------------------------------------------------ reading
+def read_metrics(run_dir: Path) -> list[Row]:
+    """All steps in file order, [] when none was written. Raises DataError naming a line that is not a step."""
+    path = metrics_path(run_dir)
+    rows = list(_read_lines(path)) if path.exists() else []
+    for row in rows:
+        if not isinstance(row.get("step"), int):
+            raise DataError(f"{path}: a line has no integer `step`; the file was not written by a run")
+    return rows
+
+
+def read_rollouts(path: Path) -> list[Row]:
+    return list(_read_lines(path))
+
+
+def _read_lines(path: Path) -> Iterator[Row]:
+    lines = path.read_bytes().split(b"\n")
+    # What follows the last newline is empty, or a line that a killed process did not finish.
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = json.loads(line, parse_constant=lambda _: None)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: not valid JSON ({error}); delete the line") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: not a JSON object; delete the line")
+        yield row

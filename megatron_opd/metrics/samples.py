@@ -1,0 +1,132 @@
+"""Sampled rollouts prepared for the report: which ones to show, and their tokens as cells."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_opd.metrics.run_directory import Row, read_rollouts, rollout_files
+
+_PER_GROUP = 4  # samples shown of one step, half of them right where there are enough
+_HEAD, _TAIL = 280, 60  # tokens shown of a longer response
+_MAX_PROBLEM = 800  # characters
+_MAX_ANSWER = 200
+_UNLIKELY = 0.1  # teacher's probability of the student's token under which a disagreement is drawn strong
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    css: str  # "", "differs" or "differs strongly"
+    tip: str
+    breaks: bool  # the token ends a line
+
+
+@dataclass(frozen=True)
+class Sample:
+    problem: str
+    answer: str
+    right: bool
+    reward: str
+    reason: str
+    finish_reason: str
+    num_tokens: int
+    disagreement: float | None  # share of the tokens, in [0, 1]
+    head: list[Cell]
+    num_hidden: int
+    tail: list[Cell]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The samples of one step; `disagreement` is over every recorded token of it."""
+
+    step: int
+    samples: list[Sample]
+    disagreement: float | None
+
+
+def read_groups(run_dir: Path) -> list[Group]:
+    """Samples of the first and the last step that have any; [] for a run without rollouts."""
+    steps = list(rollout_files(run_dir).items())
+    chosen = dict([steps[0], steps[-1]]) if steps else {}
+    groups = ((step, read_rollouts(path)) for step, path in chosen.items())
+    return [Group(step, [_sample(row) for row in _choose(rows)], _disagreement(rows)) for step, rows in groups if rows]
+
+
+def _choose(rows: Sequence[Row]) -> list[Row]:
+    """Right and wrong samples in equal numbers where possible, of different prompts where possible."""
+    seen: dict[int, int] = {}
+    ranked = []
+    for order, row in enumerate(rows):
+        repeat = seen[row["prompt_index"]] = seen.get(row["prompt_index"], -1) + 1
+        ranked.append((repeat, order, row))
+    ranked.sort(key=lambda item: item[:2])
+    right = [row for _, _, row in ranked if row["reward"] > 0]
+    wrong = [row for _, _, row in ranked if row["reward"] <= 0]
+    num_right = min(len(right), max(_PER_GROUP // 2, _PER_GROUP - len(wrong)))
+    return right[:num_right] + wrong[: _PER_GROUP - num_right]
+
+
+def _sample(row: Row) -> Sample:
+    count = len(row["token_ids"])
+    hidden = range(_HEAD, count - _TAIL) if count > _HEAD + _TAIL else range(0)
+    return Sample(
+        problem=_shorten(row["problem"], _MAX_PROBLEM),
+        answer=_shorten(row["answer"], _MAX_ANSWER),
+        right=row["reward"] > 0,
+        reward=f"{row['reward']:g}",
+        reason=row["reward_reason"].replace("_", " "),
+        finish_reason=row["finish_reason"],
+        num_tokens=count,
+        disagreement=_disagreement([row]),
+        head=[_cell(row, index) for index in range(hidden.start if hidden else count)],
+        num_hidden=len(hidden),
+        tail=[_cell(row, index) for index in range(hidden.stop, count)] if hidden else [],
+    )
+
+
+def _cell(row: Row, index: int) -> Cell:
+    text = _token(row["token_ids"], row["tokens"], index)
+    tip = []
+    if index < len(row["logprobs"]):
+        tip.append(f"student  {_logprob(row['logprobs'][index])}")
+    css = ""
+    if teacher := row.get("teacher"):
+        logprob = teacher["logprobs"][index]
+        tip.append(f"teacher  {_logprob(logprob)}")
+        tip.append(f"entropy  {_number(teacher['entropy'][index])} nats")
+        if teacher["argmax_ids"][index] != row["token_ids"][index]:
+            css = "differs" if logprob is not None and math.exp(logprob) >= _UNLIKELY else "differs strongly"
+            tip.append(f"teacher's token  {_visible(_token(teacher['argmax_ids'], teacher['argmax_tokens'], index))}")
+    return Cell(_visible(text), css, "\n".join(tip), text.endswith("\n"))
+
+
+def _token(ids: list[int], texts: list[str] | None, index: int) -> str:
+    return texts[index] if texts else f"{ids[index]} "
+
+
+def _visible(token: str) -> str:
+    return token.replace("\n", "↵").replace("\t", "⇥").replace("\r", "␍") or "∅"
+
+
+def _logprob(value: float | None) -> str:
+    return "not finite" if value is None else f"logprob {value:.3f}  p {math.exp(value):.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3f}"
+
+
+def _disagreement(rows: Sequence[Row]) -> float | None:
+    pairs = [
+        (own, best)
+        for row in rows
+        if row.get("teacher")
+        for own, best in zip(row["token_ids"], row["teacher"]["argmax_ids"], strict=True)
+    ]
+    return sum(own != best for own, best in pairs) / len(pairs) if pairs else None
+
+
+def _shorten(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit]} … ({len(text):,} characters)"

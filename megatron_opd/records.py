@@ -1,0 +1,61 @@
+"""What travels between the stations: prompts, rollouts, the teacher's signals. NumPy only, no torch.
+
+A *completion token* is a token the student sampled (or, for supervised data, a token of the trace). Every per-token
+array below covers completion tokens only, in order.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of the data set, rendered and tokenised."""
+
+    index: int  # row number in the data file, the prompt's identity in logs and seeds
+    problem: str  # as in the data file
+    answer: str  # gold answer, as in the data file
+    text: str  # after the template
+    token_ids: np.ndarray  # int32 [prompt tokens]
+    trace: str | None = None  # a worked response, for supervised methods
+    trace_ids: np.ndarray | None = None  # int32, ends with EOS
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion of one prompt."""
+
+    prompt: Prompt
+    sample: int  # 0 .. samples_per_prompt-1
+    token_ids: np.ndarray  # int32 [T], EOS included when it was sampled
+    logprobs: np.ndarray  # float32 [T], the engine's own, of the distribution it sampled from
+    text: str  # decoded completion without special tokens
+    finish_reason: str  # "stop" (EOS) | "length"
+    policy_version: int  # version of the weights that sampled it; -1 for a trace
+    group: int = 0  # position of its prompt in the step; rollouts of one group share their reward statistics
+    reward: float = 0.0
+    reward_reason: str = "unscored"  # why the reward is what it is: "correct", "wrong", "no_answer", "timeout", ...
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class TeacherSignals:
+    """What the teacher says at every completion token of a list of rollouts, flat in rollout order (T tokens in all)."""
+
+    argmax_ids_T: np.ndarray  # int32, the teacher's most likely token after the student's prefix
+    logprobs_T: np.ndarray  # float32, the teacher's logprob of the student's token
+    entropy_T: np.ndarray  # float32, nats
+
+
+@dataclass
+class StepRecord:
+    """Everything the sinks need of one step."""
+
+    step: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    rollouts: list[Rollout] = field(default_factory=list)
+    teacher: TeacherSignals | None = None

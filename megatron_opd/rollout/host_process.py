@@ -1,0 +1,69 @@
+"""How vLLM shares a process with the trainer: what it must find before its import, what it must leave as it was."""
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process, so weights arrive in memory
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+def prepare_environment(device: torch.device) -> None:
+    """Call before vLLM is first imported."""
+    os.environ.update(_ENVIRONMENT)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if device.type == "cpu":
+        # vLLM compiles a few sampler functions with a C++ compiler at their first use, 4-8 s for nothing.
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+
+
+@contextmanager
+def trainer_state_kept(device: torch.device) -> Iterator[None]:
+    """vLLM seeds every global generator, exports variables to child processes and disables `torch.set_num_threads`."""
+    environment = {name: os.environ.get(name) for name in ("LD_PRELOAD", "LOCAL_WORLD_SIZE")}
+    set_num_threads = torch.set_num_threads
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch_generators_kept(device):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_num_threads = set_num_threads
+        for name, value in environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def torch_generators_kept(device: torch.device) -> Iterator[None]:
+    """vLLM draws from the global generator even when every request has a seed of its own."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def destroy_engine_groups(*, default_group_too: bool) -> None:
+    """Ends vLLM's process groups; `default_group_too` when vLLM, not the trainer, made the default group."""
+    from vllm.distributed import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    if default_group_too:
+        parallel_state.destroy_distributed_environment()
+    elif parallel_state._WORLD is not None:
+        parallel_state._WORLD.destroy()
+        parallel_state._WORLD = None
+
+
+def executor_backend() -> str:
+    """Under torchrun the executor that takes device and rank from it; alone, the plain one."""
+    return "external_launcher" if dist.is_initialized() else "uni"

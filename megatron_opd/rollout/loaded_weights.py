@@ -1,0 +1,76 @@
+"""What an engine's model holds, under the tensors' Hugging Face names.
+
+vLLM merges projections (q|k|v, gate|up) and, on the host, packs a linear layer's weight into a buffer of its kernel and
+drops the original. `LoadedWeights` knows where every Hugging Face tensor went and multiplies it with given vectors
+whatever its present form, which is all that is needed to tell whether it is the tensor that was sent.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Rows `first_row : first_row + shape[0]` of one parameter of one vLLM module."""
+
+    module: torch.nn.Module
+    parameter: str  # "weight" | "bias"
+    first_row: int
+    shape: tuple[int, ...]
+
+
+class LoadedWeights:
+    """The tensors of a vLLM model of one rank (tensor-parallel size 1)."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._slots = dict(_slots(model))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Hugging Face name -> shape, of every tensor the model is made of (tied weights once)."""
+        return {name: slot.shape for name, slot in self._slots.items()}
+
+    def project(self, name: str, probes_KI: torch.Tensor) -> list[torch.Tensor]:
+        """`probes @ tensor.T` of every copy the engine holds of `name`, each float32 [K, O].
+
+        `probes_KI` has the tensor's width I; a vector of O numbers counts as an [O, 1] matrix. A weight may be there
+        twice, plain and packed: an embedding that is also the output layer.
+        """
+        slot = self._slots[name]
+        rows = slice(slot.first_row, slot.first_row + slot.shape[0])
+        tensor = getattr(slot.module, slot.parameter)
+        copies = []
+        if tensor.numel():
+            matrix_OI = tensor[rows].reshape(slot.shape[0], -1)
+            copies.append(functional.linear(probes_KI.float(), matrix_OI.float()))
+        if slot.parameter == "weight" and hasattr(slot.module, "cpu_linear"):
+            probes_KI = probes_KI.to(slot.module.params_dtype)
+            copies.append(slot.module.quant_method.apply(slot.module, probes_KI, None)[:, rows].float())
+        return copies
+
+
+def _slots(model: torch.nn.Module) -> Iterator[tuple[str, _Slot]]:
+    for path, module in model.named_modules():
+        parent, _, leaf = path.rpartition(".")
+        merged = model.packed_modules_mapping.get(leaf)
+        for parameter, tensor in module.named_parameters(recurse=False):
+            heights, width = _heights_and_width(module, tensor)
+            first_row = 0
+            for part, height in zip(merged or [leaf], heights, strict=True):
+                shape = (height, width) if parameter == "weight" and width else (height,)
+                yield f"{parent}.{part}.{parameter}".removeprefix("."), _Slot(module, parameter, first_row, shape)
+                first_row += height
+
+
+def _heights_and_width(module: torch.nn.Module, tensor: torch.Tensor) -> tuple[list[int], int]:
+    """Rows of each Hugging Face tensor in the module's parameters, and columns (0: vectors only)."""
+    if isinstance(module, LinearBase):
+        return list(getattr(module, "output_sizes", [module.output_size])), module.input_size
+    if isinstance(module, VocabParallelEmbedding):  # vLLM pads the vocabulary
+        return [module.org_vocab_size], module.embedding_dim
+    return [tensor.numel()], 0

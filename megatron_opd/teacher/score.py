@@ -1,0 +1,76 @@
+"""Scoring rollouts with a frozen model. Nothing of size [tokens, vocabulary] leaves a rank."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_opd.config.architecture import Architecture
+from megatron_opd.mcore import schedule
+from megatron_opd.mcore.batch import MicroBatch, micro_batches, token_offsets
+from megatron_opd.mcore.parallel import Parallel
+from megatron_opd.mcore.vocab_parallel import topk
+from megatron_opd.records import Rollout, TeacherSignals
+
+
+class Teacher:
+    """A frozen model with a layout of its own.
+
+    Args:
+        chunks: this rank's model chunks, with weights.
+        student_vocab_size: ids from here on do not exist for the student and never become targets.
+    """
+
+    def __init__(
+        self,
+        chunks: list[torch.nn.Module],
+        arch: Architecture,
+        parallel: Parallel,
+        *,
+        student_vocab_size: int,
+        micro_batch_size: int,
+        temperature: float,
+    ) -> None:
+        for chunk in chunks:
+            chunk.requires_grad_(False).eval()
+        self.chunks, self.parallel = chunks, parallel
+        self.vocab_size = min(arch.vocab_size, student_vocab_size)
+        self.micro_batch_size, self.temperature = micro_batch_size, temperature
+
+    @torch.no_grad()
+    def score(self, rollouts: Sequence[Rollout]) -> TeacherSignals:
+        """Argmax id, logprob of the student's token and entropy at every completion token. Collective over the world.
+
+        Every rank passes the same rollouts and receives all signals. The replicas of the teacher score a share each;
+        their results meet in one sum of [T, 3] numbers, to which one rank per replica contributes.
+        """
+        batches = micro_batches(rollouts, self.parallel, self.micro_batch_size)
+        scored = schedule.run(self.chunks, self.parallel, batches, self._signals(rollouts), forward_only=True)
+        total = int(token_offsets(rollouts)[-1])
+        # float32 carries ids exactly up to 2**24.
+        out_T3 = torch.zeros(total, 3, device=self.parallel.device)
+        if self.parallel.is_signal_source:
+            for batch, part_T3 in zip(batches, scored, strict=True):
+                out_T3[batch.rows_T] = part_T3
+        dist.all_reduce(out_T3)
+        values = out_T3.cpu().numpy()
+        return TeacherSignals(values[:, 0].astype(np.int32), values[:, 1].copy(), values[:, 2].copy())
+
+    def _signals(self, rollouts: Sequence[Rollout]) -> schedule.LossFunction:
+        ids_T = torch.from_numpy(np.concatenate([r.token_ids for r in rollouts])).long()
+
+        def signals(batch: MicroBatch, logits_TV: Tensor) -> tuple[Tensor, Tensor]:
+            best = topk(
+                logits_TV,
+                1,
+                self.parallel.tp_group,
+                ids_TJ=ids_T[batch.rows_T, None].to(logits_TV.device),
+                temperature=self.temperature,
+                valid_vocab_size=self.vocab_size,
+            )
+            out_T3 = torch.cat([best.ids_TK.float(), best.logprobs_TJ, best.entropy_T[:, None]], dim=1)
+            return logits_TV.new_zeros(()), out_T3
+
+        return signals

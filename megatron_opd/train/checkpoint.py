@@ -1,0 +1,157 @@
+"""Checkpoints that are whole or absent: written under a temporary name, listed with checksums, then renamed.
+
+    checkpoints/step-000050/
+      model/         Megatron distributed checkpoint: weights and optimizer
+      state.json     step, policy version, data position, learning-rate schedule, number of processes
+      manifest.json  size and SHA-256 of every file; its presence under the final name makes the checkpoint complete
+
+There is no generator state to keep: dropout is 0 and every draw is a function of (seed, step, prompt, sample).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+
+from megatron_opd.errors import DataError, RunError
+from megatron_opd.train import optimizer_state
+from megatron_opd.train.student import Student
+
+_PREFIX = "step-"
+
+
+def save(directory: Path, step: int, student: Student, state: dict[str, Any], *, keep: int) -> Path:
+    """Writes checkpoint `step` (steps done) and removes all but the newest `keep`. Collective over the world."""
+    final = directory / f"{_PREFIX}{step:06d}"
+    temporary = directory / f".{final.name}.partial"
+    if dist.get_rank() == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        (temporary / "model").mkdir(parents=True)
+    dist.barrier()
+    with student.parallel.active():
+        dist_checkpointing.save(_sharded(student, loading=False), str(temporary / "model"), async_strategy="mcore")
+    dist.barrier()
+    if dist.get_rank() == 0:
+        full = {**state, "step": step, "world_size": dist.get_world_size(), "scheduler": student.scheduler.state_dict()}
+        (temporary / "state.json").write_text(json.dumps(full, indent=1))
+        _write_manifest(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _sync_directory(directory)
+        for old in _complete(directory)[:-keep]:
+            shutil.rmtree(old)
+    dist.barrier()
+    return final
+
+
+def load(checkpoint: Path, student: Student) -> dict[str, Any]:
+    """Fills the student from a checkpoint of the same layout; returns the state given to `save`. Collective."""
+    state = read_state(checkpoint)
+    if state["world_size"] != dist.get_world_size():
+        raise DataError(
+            f"{checkpoint}: saved by {state['world_size']} processes, this is a run of {dist.get_world_size()}; "
+            f"resume with --nproc {state['world_size']}"
+        )
+    with student.parallel.active():
+        loaded = dist_checkpointing.load(_sharded(student, loading=True), str(checkpoint / "model"))
+        for i, chunk in enumerate(student.chunks):
+            chunk.load_state_dict(loaded[f"model{i}"])
+        optimizer_state.load_state(student.optimizer, loaded["optimizer"])
+    student.scheduler.load_state_dict(state["scheduler"])
+    return state
+
+
+def load_weights(checkpoint: Path, chunks: list[torch.nn.Module], student_parallel: Any) -> None:  # noqa: ANN401
+    """Fills bare model chunks of any layout with the weights of a checkpoint. Collective."""
+    with student_parallel.active():
+        metadata = {"dp_cp_group": student_parallel.groups.dp_cp}
+        wanted = {f"model{i}": c.sharded_state_dict(metadata=metadata) for i, c in enumerate(chunks)}
+        loaded = dist_checkpointing.load(wanted, str(checkpoint / "model"))
+        for i, chunk in enumerate(chunks):
+            chunk.load_state_dict(loaded[f"model{i}"])
+
+
+def newest(directory: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose files are all as written, and a line for each newer one that is damaged."""
+    warnings = []
+    for candidate in reversed(_complete(directory)):
+        problem = find_damage(candidate)
+        if problem is None:
+            return candidate, warnings
+        warnings.append(f"{candidate}: {problem}; using the one before")
+    return None, warnings
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    try:
+        return json.loads((checkpoint / "state.json").read_text())
+    except FileNotFoundError:
+        raise DataError(f"{checkpoint}: not a checkpoint (no state.json); give a directory under checkpoints/") from None
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, or None."""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return "manifest.json is missing or unreadable"
+    for name, expected in manifest.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+        if _sha256(path) != expected["sha256"]:
+            return f"{name} does not match its checksum"
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------- internals
+def _sharded(student: Student, *, loading: bool) -> dict[str, Any]:
+    metadata = {**optimizer_state.METADATA, "dp_cp_group": student.parallel.groups.dp_cp}
+    models = {f"model{i}": c.sharded_state_dict(metadata=metadata) for i, c in enumerate(student.chunks)}
+    if len(models) > 1:
+        raise RunError("checkpoints of interleaved pipelines are not supported yet; use one chunk per stage")
+    optimizer = optimizer_state.sharded_state(student.optimizer, models["model0"], metadata, loading=loading)
+    return {**models, "optimizer": optimizer}
+
+
+def _complete(directory: Path) -> list[Path]:
+    found = [p for p in directory.glob(f"{_PREFIX}*") if (p / "manifest.json").is_file()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix(_PREFIX)))
+
+
+def _write_manifest(directory: Path) -> None:
+    manifest = {}
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        manifest[str(path.relative_to(directory))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        _sync(path)
+    target = directory / "manifest.json"
+    target.write_text(json.dumps(manifest, indent=1))
+    _sync(target)
+    for folder in [directory, *(p for p in directory.rglob("*") if p.is_dir())]:
+        _sync_directory(folder)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,145 @@
+"""One optimizer update, and the updates of a step."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_opd.errors import RunError
+from megatron_opd.mcore import schedule
+from megatron_opd.mcore.batch import Columns, MicroBatch, micro_batches, token_offsets
+from megatron_opd.mcore.parallel import Parallel
+from megatron_opd.mcore.vocab_parallel import logprobs
+from megatron_opd.records import Rollout
+from megatron_opd.train.student import Student
+
+# (logits_TV, columns, tensor-parallel group, step) -> (loss, sums for the metrics)
+Objective = Callable[[Tensor, Columns, Any, int], tuple[Tensor, dict[str, Tensor]]]
+
+
+def update(
+    student: Student, rollouts: Sequence[Rollout], columns: Columns, objective: Objective, *, step: int, micro_size: int
+) -> tuple[dict[str, float], bool]:
+    """Forward, backward and optimizer step on `rollouts`. Collective over the world.
+
+    Returns the metric sums over all micro-batches and replicas, with `train/grad_norm` (before clipping) and
+    `train/learning_rate`, equal on every rank; and whether the update was applied (False: non-finite, skipped).
+    """
+    parallel = student.parallel
+    for chunk in student.chunks:
+        chunk.train()
+        chunk.zero_grad_buffer()
+    student.optimizer.zero_grad()
+
+    def loss(batch: MicroBatch, logits_TV: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        mine = columns.take(batch.rows_T, logits_TV.device)
+        return objective(logits_TV, mine, parallel.tp_group, step)
+
+    batches = micro_batches(rollouts, parallel, micro_size)
+    collected = schedule.run(student.chunks, parallel, batches, loss, forward_only=False)
+    sums = _sum_over_ranks(collected, parallel)
+    student.scheduler.step(1)  # before the update, so that a warm-up does not begin with a learning rate of 0
+    norm, applied = _apply(student)
+    sums["train/grad_norm"] = norm
+    sums["train/learning_rate"] = student.optimizer.param_groups[0]["lr"]
+    return sums, applied
+
+
+def _apply(student: Student) -> tuple[float, bool]:
+    with student.parallel.active():
+        student.optimizer.prepare_grads()
+        norm = float(student.optimizer.get_grad_norm())
+        if not math.isfinite(norm):
+            return norm, False
+        student.optimizer.step()
+    return norm, True
+
+
+def _sum_over_ranks(collected: list[dict[str, Tensor]], parallel: Parallel) -> dict[str, float]:
+    """Adds up the metric sums; the ranks that saw no logits learn them too."""
+    names = sorted(collected[0]) if collected else []
+    # All ranks must agree on the vector: the last stage knows the names, the first may not.
+    shared: list[Any] = [names]
+    dist.broadcast_object_list(shared, src=_last_stage_rank(parallel))
+    names = shared[0]
+    total = torch.zeros(len(names), dtype=torch.float64, device=parallel.device)
+    if parallel.is_signal_source:
+        for sums in collected:
+            total += torch.stack([sums[name].double() for name in names])
+    dist.all_reduce(total)
+    return dict(zip(names, total.tolist(), strict=True))
+
+
+def _last_stage_rank(parallel: Parallel) -> int:
+    """A rank on the last pipeline stage, the same one everywhere: in every layout the last rank of the world is."""
+    return dist.get_world_size() - 1
+
+
+def student_logprobs(student: Student, rollouts: Sequence[Rollout], columns: Columns, *, temperature: float,
+                     micro_size: int) -> Tensor:  # fmt: skip
+    """Logprobs of the sampled tokens under the present weights, float32 [T] on the host, equal on every rank."""
+    parallel = student.parallel
+
+    def loss(batch: MicroBatch, logits_TV: Tensor) -> tuple[Tensor, Tensor]:
+        ids_T1 = columns.ids_T[batch.rows_T, None].to(logits_TV.device)
+        out = logprobs(
+            logits_TV, ids_T1, parallel.tp_group, temperature=temperature, valid_vocab_size=student.arch.vocab_size
+        )
+        assert isinstance(out, Tensor)
+        return logits_TV.new_zeros(()), out[:, 0]
+
+    batches = micro_batches(rollouts, parallel, micro_size)
+    with torch.no_grad():
+        collected = schedule.run(student.chunks, parallel, batches, loss, forward_only=True)
+    out_T = torch.zeros(int(token_offsets(rollouts)[-1]), device=parallel.device)
+    if parallel.is_signal_source:
+        for batch, part_T in zip(batches, collected, strict=True):
+            out_T[batch.rows_T] = part_T
+    dist.all_reduce(out_T)
+    return out_T.cpu()
+
+
+class Trainer:
+    """The updates of a step, and the count of updates in a row that had to be skipped."""
+
+    def __init__(self, student: Student, objective: Objective, *, updates_per_step: int, micro_size: int,
+                 temperature: float, max_skipped: int) -> None:  # fmt: skip
+        self.student, self.objective = student, objective
+        self.updates_per_step, self.micro_size, self.temperature = updates_per_step, micro_size, temperature
+        self.max_skipped = max_skipped
+        self.skipped_in_a_row = 0
+
+    def step(
+        self, rollouts: Sequence[Rollout], build: Callable[[slice, slice], Columns], *, step: int
+    ) -> list[dict[str, float]]:
+        """One update per equal part of `rollouts`; `build(rollout_slice, token_slice)` makes the columns of a part.
+
+        With several updates the importance ratio is anchored at the weights before the first of them.
+        """
+        offsets = token_offsets(rollouts)
+        size = len(rollouts) // self.updates_per_step
+        bounds = [(u * size, (u + 1) * size) for u in range(self.updates_per_step)]
+        parts = [(slice(a, b), slice(int(offsets[a]), int(offsets[b]))) for a, b in bounds]
+        batches = [(rollouts[r], build(r, t)) for r, t in parts]
+        if self.updates_per_step > 1:
+            batches = [(r, replace(c, old_logprobs_T=self._old(r, c))) for r, c in batches]
+        return [self._update(r, c, step) for r, c in batches]
+
+    def _old(self, rollouts: Sequence[Rollout], columns: Columns) -> Tensor:
+        return student_logprobs(
+            self.student, rollouts, columns, temperature=self.temperature, micro_size=self.micro_size
+        )
+
+    def _update(self, rollouts: Sequence[Rollout], columns: Columns, step: int) -> dict[str, float]:
+        sums, applied = update(self.student, rollouts, columns, self.objective, step=step, micro_size=self.micro_size)
+        self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row > self.max_skipped:
+            raise RunError(
+                f"step {step}: {self.skipped_in_a_row} updates in a row had non-finite gradients; lower "
+                "train.optimizer.lr or resume from an earlier checkpoint"
+            )
+        return {**sums, "train/skipped_updates": float(not applied)}

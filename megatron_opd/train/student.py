@@ -1,0 +1,88 @@
+"""The trained model: Megatron's data-parallel wrapper, optimizer and learning-rate schedule."""
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.utils import get_model_config
+
+from megatron_opd.config.architecture import Architecture
+from megatron_opd.config.schema import OptimizerConfig, RunConfig
+from megatron_opd.mcore.model import DTYPES
+from megatron_opd.mcore.parallel import Parallel
+
+
+@dataclass
+class Student:
+    """What an update changes, on this rank."""
+
+    arch: Architecture
+    parallel: Parallel
+    chunks: list[torch.nn.Module]  # wrapped for data parallelism
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
+
+    @property
+    def bare_chunks(self) -> list[torch.nn.Module]:
+        """The models themselves, for the weight table."""
+        return [chunk.module for chunk in self.chunks]
+
+
+def prepare(chunks: list[torch.nn.Module], arch: Architecture, parallel: Parallel, config: RunConfig) -> Student:
+    """Wraps loaded chunks. The optimizer state is sharded over the replicas when there are several."""
+    distributed = parallel.dp_size > 1
+    settings = config.train.optimizer
+    with parallel.active():
+        ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=distributed)
+        wrapped: list[torch.nn.Module] = [
+            DistributedDataParallel(get_model_config(c), ddp, c, pg_collection=parallel.groups) for c in chunks
+        ]
+        optimizer = get_megatron_optimizer(
+            MegatronOptimizerConfig(
+                optimizer="adam",
+                lr=settings.lr,
+                min_lr=settings.min_lr,
+                weight_decay=settings.weight_decay,
+                adam_beta1=settings.adam_beta1,
+                adam_beta2=settings.adam_beta2,
+                adam_eps=settings.adam_eps,
+                clip_grad=settings.clip_grad,
+                bf16=DTYPES[config.precision] is torch.bfloat16,
+                params_dtype=DTYPES[config.precision],
+                use_distributed_optimizer=distributed,
+            ),
+            wrapped,
+            use_gloo_process_groups=False,
+            pg_collection=parallel.groups,
+        )
+    for chunk in chunks:
+        model_config = get_model_config(chunk)
+        model_config.finalize_model_grads_func = _finalize
+        model_config.grad_scale_func = optimizer.scale_loss
+    updates = config.num_steps * config.train.updates_per_step
+    return Student(arch, parallel, wrapped, optimizer, _schedule(optimizer, settings, updates))
+
+
+def _finalize(chunks, num_tokens=None, pg_collection=None, **kwargs) -> None:  # noqa: ANN001, ANN003
+    """Adds up gradients over replicas and shared parameters; they carry their global denominators already."""
+    finalize_model_grads(chunks, None, pg_collection=pg_collection, **kwargs)
+
+
+def _schedule(optimizer: MegatronOptimizer, settings: OptimizerConfig, updates: int) -> OptimizerParamScheduler:
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=settings.lr,
+        min_lr=settings.min_lr,
+        lr_warmup_steps=settings.warmup_steps,
+        lr_decay_steps=max(updates, settings.warmup_steps + 1),
+        lr_decay_style=settings.schedule,
+        start_wd=settings.weight_decay,
+        end_wd=settings.weight_decay,
+        wd_incr_steps=updates,
+        wd_incr_style="constant",
+    )

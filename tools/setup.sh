@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# Makes .venv with the exact packages of constraints/cpu.txt and this checkout installed in place.
+# Safe to run at any time: it does nothing when nothing changed, and repairs what is missing or broken.
+# PYTHON=/path/to/python3.12 chooses the interpreter.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+WANTED=3.12
+LOCK=constraints/cpu.txt
+VENV=$PWD/.venv
+STAMP=$VENV/.setup-stamp
+
+say() { echo "setup: $*"; }
+fail() { echo "setup: $*" >&2; exit 2; }
+
+# The interpreter may be a shim that exists but does not run, so every candidate is asked for its version.
+is_wanted() { [ "$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$WANTED" ]; }
+
+find_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        is_wanted "$PYTHON" || fail "PYTHON=$PYTHON is not Python $WANTED; unset it or give one that is"
+        echo "$PYTHON"
+        return
+    fi
+    local candidate
+    for candidate in "python$WANTED" python3 python "${PYENV_ROOT:-$HOME/.pyenv}/versions/$WANTED"*/bin/python; do
+        if is_wanted "$candidate"; then echo "$candidate"; return; fi
+    done
+    if command -v uv >/dev/null && candidate=$(uv python install -q "$WANTED" && uv python find "$WANTED"); then
+        if is_wanted "$candidate"; then echo "$candidate"; return; fi
+    fi
+    fail "no Python $WANTED found: install it, for example with 'pyenv install $WANTED', or set PYTHON=/path/to/python$WANTED"
+}
+
+# A finished environment has a stamp; one without was interrupted, one that names another folder was moved or copied.
+venv_is_sound() {
+    [ -f "$STAMP" ] && is_wanted "$VENV/bin/python" && grep -qF "$VENV" "$VENV/bin/activate"
+}
+
+use_uv() { "$VENV/bin/python" -m uv --version >/dev/null 2>&1; }
+
+# uv is many times faster than pip and shares files between environments. It does not read pip's settings.
+install() {
+    if use_uv; then
+        local index
+        index=${PIP_INDEX_URL:-$("$VENV/bin/python" -m pip config get global.index-url 2>/dev/null || true)}
+        if [ -n "$index" ]; then export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}; fi
+        "$VENV/bin/python" -m uv pip install --quiet --python "$VENV/bin/python" --no-deps "$@" && return
+        say "uv could not do it; trying pip"
+    fi
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$@"
+}
+
+# A tenth of a second with uv, some seconds with pip.
+nothing_is_missing() {
+    if use_uv; then
+        "$VENV/bin/python" -m uv pip install --quiet --offline --python "$VENV/bin/python" --no-deps -r "$LOCK" 2>/dev/null
+    else
+        "$VENV/bin/python" -m pip install --quiet --no-index --no-deps -r "$LOCK" 2>/dev/null
+    fi
+}
+
+key=$(cat pyproject.toml "$LOCK" tools/setup.sh | sha256sum | cut -d' ' -f1)
+if venv_is_sound; then
+    if [ "$(cat "$STAMP")" = "$key" ] && nothing_is_missing; then exit 0; fi
+    say "the pinned packages changed, or some are missing: updating .venv"
+else
+    python=$(find_python)
+    if [ -e "$VENV" ]; then say ".venv is unfinished, broken or was moved: making it anew"; fi
+    say "making .venv with $("$python" --version)"
+    rm -rf "$VENV"
+    "$python" -m venv "$VENV" || fail "$python cannot make environments: install its venv module (python$WANTED-venv)"
+fi
+
+if ! use_uv; then
+    say "installing $(grep '^uv==' "$LOCK")"
+    install "$(grep '^uv==' "$LOCK")" || say "uv is not available; pip will be used, which takes some minutes"
+fi
+say "installing $(grep -c '^[a-z].*==' "$LOCK") packages from $LOCK (6 GB; about a minute the first time)"
+install -r "$LOCK" || fail "packages could not be installed: check the network and pip's index settings, then run it again"
+say "installing this checkout in place"
+install --no-build-isolation --editable .
+echo "$key" >"$STAMP"
+say "done: .venv/bin/megatron-opd"
