@@ -29,7 +29,7 @@ class Rollout:
     prompt: Prompt
     sample: int  # 0 .. samples_per_prompt-1
     token_ids: np.ndarray  # int32 [T], EOS included when it was sampled
-    logprobs: np.ndarray  # float32 [T], the engine's own, of the distribution it sampled from
+    logprobs: np.ndarray  # float32 [T], the engine's own, of the distribution it sampled from; [0] of a trace
     text: str  # decoded completion without special tokens
     finish_reason: str  # "stop" (EOS) | "length"
     policy_version: int  # version of the weights that sampled it; -1 for a trace
@@ -41,6 +41,22 @@ class Rollout:
     def num_tokens(self) -> int:
         return len(self.token_ids)
 
+    @classmethod
+    def of_trace(cls, prompt: Prompt, group: int) -> "Rollout":
+        """The data set's response to a prompt, as if it had been sampled."""
+        assert prompt.trace_ids is not None and prompt.trace is not None
+        return cls(
+            prompt=prompt,
+            sample=0,
+            token_ids=prompt.trace_ids,
+            logprobs=np.zeros(0, np.float32),
+            text=prompt.trace,
+            finish_reason="stop",
+            policy_version=-1,
+            group=group,
+            reward_reason="trace",
+        )
+
 
 @dataclass(frozen=True)
 class TeacherSignals:
@@ -49,6 +65,9 @@ class TeacherSignals:
     argmax_ids_T: np.ndarray  # int32, the teacher's most likely token after the student's prefix
     logprobs_T: np.ndarray  # float32, the teacher's logprob of the student's token
     entropy_T: np.ndarray  # float32, nats
+
+    def part(self, tokens: slice) -> "TeacherSignals":
+        return TeacherSignals(self.argmax_ids_T[tokens], self.logprobs_T[tokens], self.entropy_T[tokens])
 
 
 @dataclass

@@ -26,7 +26,8 @@ find_python() {
     for candidate in "python$WANTED" python3 python "${PYENV_ROOT:-$HOME/.pyenv}/versions/$WANTED"*/bin/python; do
         if is_wanted "$candidate"; then echo "$candidate"; return; fi
     done
-    if command -v uv >/dev/null && candidate=$(uv python install -q "$WANTED" && uv python find "$WANTED"); then
+    if command -v uv >/dev/null; then
+        candidate=$(uv python find "$WANTED" 2>/dev/null || { uv python install -q "$WANTED" && uv python find "$WANTED"; } || true)
         if is_wanted "$candidate"; then echo "$candidate"; return; fi
     fi
     fail "no Python $WANTED found: install it, for example with 'pyenv install $WANTED', or set PYTHON=/path/to/python$WANTED"
@@ -39,12 +40,19 @@ venv_is_sound() {
 
 use_uv() { "$VENV/bin/python" -m uv --version >/dev/null 2>&1; }
 
-# uv is many times faster than pip and shares files between environments. It does not read pip's settings.
+# What pip is told by the environment or its configuration files; uv reads neither.
+pip_setting() {
+    local variable=PIP_$(echo "$1" | tr 'a-z-' 'A-Z_')
+    echo "${!variable:-$("$VENV/bin/python" -m pip config get "global.$1" 2>/dev/null || true)}"
+}
+
+# uv is many times faster than pip and shares files between environments.
 install() {
     if use_uv; then
-        local index
-        index=${PIP_INDEX_URL:-$("$VENV/bin/python" -m pip config get global.index-url 2>/dev/null || true)}
+        local index certificates
+        index=$(pip_setting index-url) certificates=$(pip_setting cert)
         if [ -n "$index" ]; then export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}; fi
+        if [ -n "$certificates" ]; then export SSL_CERT_FILE=${SSL_CERT_FILE:-$certificates}; fi
         "$VENV/bin/python" -m uv pip install --quiet --python "$VENV/bin/python" --no-deps "$@" && return
         say "uv could not do it; trying pip"
     fi

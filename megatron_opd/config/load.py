@@ -113,22 +113,21 @@ def _override(tree: dict[str, Any], text: str) -> None:
         parsed = _yaml().load(value)
     except YAMLError as error:
         raise ConfigError(f"{text!r}: {_syntax(error)}; quote the value") from None
+    keys = _full_key(key).split(".")
     if key.startswith("method."):
         tree["method"] = _expand_method(tree.get("method"))
-    *parents, last = _full_key(key).split(".")
+        terms = tree["method"]["terms"]
+        if len(keys) > 2 and keys[2] not in terms:
+            raise InvalidKey(f"method.{keys[2]}", unknown("term", keys[2], terms))
     node, path = tree, ""
-    for name in [*parents, last]:
-        if path == "method.terms" and name not in node:
-            raise InvalidKey(f"method.{name}", unknown("term", name, node))
+    for name in keys[:-1]:
         path = join(path, name)
-        if path == ".".join([*parents, last]):
-            break
         if node.get(name) is None:
             node[name] = {}
         if not isinstance(node[name], dict):
             raise InvalidKey(_short_key(path), f"is {node[name]!r}, which has no keys; set {_short_key(path)} itself")
         node = node[name]
-    node[last] = parsed
+    node[keys[-1]] = parsed
 
 
 def _full_key(key: str) -> str:

@@ -20,8 +20,8 @@ class Columns:
     """One row per completion token, in rollout order. `None`: no term of the method reads it."""
 
     ids_T: Tensor  # int64, the sampled token (or the trace's)
-    rollout_logprobs_T: Tensor  # float32, the engine's
     scales_TJ: Tensor  # float32, 1 / global denominator, one column per term; rows of one column add up to 1
+    rollout_logprobs_T: Tensor | None = None  # float32, the engine's
     advantages_T: Tensor | None = None  # float32
     old_logprobs_T: Tensor | None = None  # float32, the trainer's at the start of the step; None: strictly on-policy
     teacher_argmax_T: Tensor | None = None  # int64

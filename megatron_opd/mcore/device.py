@@ -76,8 +76,8 @@ def _is_cuda(value: object) -> bool:
     return isinstance(value, str) and value.startswith("cuda")
 
 
-def _on_host(factory):  # noqa: ANN001, ANN202
-    def call(*args, **kwargs):  # noqa: ANN002, ANN003, ANN202
+def _on_host(factory):
+    def call(*args, **kwargs):
         if _is_cuda(kwargs.get("device")):
             kwargs["device"] = "cpu"
         kwargs.pop("pin_memory", None)
@@ -161,12 +161,12 @@ def _map_tensor_methods() -> None:
         return
     true_type, true_cuda = torch.Tensor.type, torch.Tensor.cuda
 
-    def type_(self, dtype=None, *args, **kwargs):  # noqa: ANN001, ANN002, ANN003, ANN202
+    def type_(self, dtype=None, *args, **kwargs):
         if dtype is None and _called_by_megatron():
             return true_type(self).replace("torch.", "torch.cuda.", 1)
         return true_type(self, *(() if dtype is None else (dtype,)), *args, **kwargs)
 
-    def cuda(self, *args, **kwargs):  # noqa: ANN001, ANN002, ANN003, ANN202
+    def cuda(self, *args, **kwargs):
         return self if _called_by_megatron() else true_cuda(self, *args, **kwargs)
 
     type_.for_megatron_on_host = True  # type: ignore[attr-defined]

@@ -123,3 +123,26 @@ def stop() -> None:
     """Leaves the default process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+# ---------------------------------------------------------------------------------------- lists spread over the world
+def share[T](items: list[T]) -> list[T]:
+    """This rank's part of a list that every rank holds."""
+    return items[dist.get_rank() :: dist.get_world_size()]
+
+
+def gather_shares[T](mine: list[T]) -> list[T]:
+    """The inverse of `share` for results made one per item: every rank gets all, in the order of the items."""
+    parts: list[list[T]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, mine)
+    whole: list[T] = []
+    for i in range(max(len(part) for part in parts)):
+        whole += [part[i] for part in parts if i < len(part)]
+    return whole
+
+
+def any_rank(flag: bool, where: torch.device) -> bool:
+    """Whether `flag` is true on at least one rank. Collective."""
+    value = torch.tensor(int(flag), device=where)
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return bool(value.item())

@@ -31,7 +31,7 @@ def run(
     if not batches:
         return []
 
-    def forward_step(iterator, model):  # noqa: ANN001, ANN202
+    def forward_step(iterator, model):
         batch = next(iterator)
         output_BSV = model(batch.tokens_BS, batch.positions_BS, None)
         return output_BSV, partial(_on_logits, batch, loss)

@@ -25,7 +25,7 @@ _COLUMNS = (
     ("guidance", "w", "objective/guidance/weight", ".3g"),
 )
 _STEP_SECONDS = "timing/step_seconds"
-_PHASES = ("generate", "reward", "teacher", "train", "refit", "checkpoint", "eval")
+_PHASES = ("generate", "reward", "gather", "teacher", "train", "refit", "checkpoint", "eval")
 _RECENT = 10  # rows of the table, steps the remaining time is estimated from
 
 

@@ -14,7 +14,7 @@ from megatron_opd.metrics.run_directory import Row
 
 STUDENT, TEACHER, HELDOUT, BAD, INK, GRID = "#2f6fdb", "#d9822b", "#0f8a5f", "#d13438", "#5b6472", "#e8ebef"
 _PHASES = {
-    "generate": "#2f6fdb", "reward": "#7fb2f0", "teacher": "#d9822b", "train": "#0f8a5f", "refit": "#8f6bd1",
+    "generate": "#2f6fdb", "reward": "#7fb2f0", "gather": "#c9b458", "teacher": "#d9822b", "train": "#0f8a5f", "refit": "#8f6bd1",
     "checkpoint": "#c75b8c", "eval": "#8c96a3", "other": "#d5dae1",
 }  # fmt: skip
 _REASON_COLOURS = ("#0f8a5f", "#d13438", "#d9822b", "#8f6bd1", "#2f6fdb", "#c75b8c", "#8c96a3", "#d5dae1")
@@ -80,6 +80,10 @@ def _entropy(axes: Axes, rows: Sequence[Row]) -> bool:
     student = _line(axes, rows, "student/entropy/mean", STUDENT, "student")
     teacher = _line(axes, rows, "teacher/entropy/mean", TEACHER, "teacher, on the student's text")
     return student or teacher
+
+
+def _agreement(axes: Axes, rows: Sequence[Row]) -> bool:
+    return _line(axes, rows, "teacher/agreement/mean", TEACHER)
 
 
 def _guidance(axes: Axes, rows: Sequence[Row]) -> bool:
@@ -149,6 +153,7 @@ _PLOTS: tuple[tuple[str, str, Callable[[Axes, Sequence[Row]], bool]], ...] = (
     ("reasons", "Why answers score as they do", _reasons),
     ("response_length", "Response length, tokens", _response_length),
     ("entropy", "Entropy, nats per token", _entropy),
+    ("agreement", "Tokens that are the teacher's argmax, share", _agreement),
     ("loss", "Loss", _loss),
     ("grad_norm", "Gradient norm", _grad_norm),
     ("guidance_weight", "Guidance weight", _guidance),

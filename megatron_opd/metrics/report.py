@@ -14,10 +14,9 @@ from ruamel.yaml.error import YAMLError
 from megatron_opd.errors import DataError
 from megatron_opd.metrics.plots import draw_plots, series
 from megatron_opd.metrics.run_directory import Row, metrics_path, read_metrics, write_atomically
-from megatron_opd.metrics.samples import Group, read_groups
+from megatron_opd.metrics.samples import read_groups
 
 _STEP_SECONDS = "timing/step_seconds"
-_TOKENS = "rollout/completion_tokens/mean"
 _MAX_WARNINGS = 8
 
 
@@ -40,13 +39,13 @@ def write_report(run_dir: str | Path) -> Path:
         raise DataError(f"{run_dir}: not a run directory (no config.yaml, no metrics.jsonl); name one that train wrote")
     config = _read_config(run_dir / "config.yaml")
     rows = read_metrics(run_dir)
-    groups = read_groups(run_dir)
+    groups = read_groups(run_dir, rows)
     plots = draw_plots(rows)
     page = _template().render(
         title=config.get("name") or run_dir.resolve().name,
         subtitle=_subtitle(config),
         status=_status(config, rows),
-        headlines=_headlines(config, rows, groups),
+        headlines=_headlines(config, rows),
         warnings=_warnings(rows),
         plots=[(plot.title, base64.b64encode(plot.png).decode()) for plot in plots],
         groups=groups,
@@ -71,7 +70,7 @@ def _template() -> Any:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["percent"] = _percent
-    return environment.get_template("report.html.jinja")
+    return environment.get_template("report.html.j2")
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -118,7 +117,7 @@ def _steps_done(rows: Sequence[Row]) -> int:
     return max((row["step"] + (_STEP_SECONDS in row) for row in rows), default=0)
 
 
-def _headlines(config: Mapping[str, Any], rows: Sequence[Row], groups: Sequence[Group]) -> list[Headline]:
+def _headlines(config: Mapping[str, Any], rows: Sequence[Row]) -> list[Headline]:
     cards = []
     _, accuracy = series(rows, "eval/accuracy")
     if len(accuracy) >= 2:
@@ -126,24 +125,29 @@ def _headlines(config: Mapping[str, Any], rows: Sequence[Row], groups: Sequence[
         cards.append(Headline("Held-out accuracy", _percent(accuracy[-1]), _percent(accuracy[0]), gain))
     elif len(accuracy):
         cards.append(Headline("Held-out accuracy", _percent(accuracy[0])))
-    steps, reward = series(rows, "reward/mean")
+    _, reward = series(rows, "reward/mean")
     if len(reward) >= 2:
         cards.append(Headline("Training reward", f"{reward[-1]:.3f}", f"{reward[0]:.3f}", "first and last step"))
-    agreement = [1 - group.disagreement for group in groups if group.disagreement is not None]
-    if len(agreement) == 2:
+    _, agreement = series(rows, "teacher/agreement/mean")
+    if len(agreement) >= 2:
         detail = "tokens that are the teacher's argmax"
-        cards.append(Headline("Teacher agreement", _percent(agreement[1]), _percent(agreement[0]), detail))
+        cards.append(Headline("Teacher agreement", _percent(agreement[-1]), _percent(agreement[0]), detail))
     cards.append(Headline("Steps", f"{_steps_done(rows):,}", detail=f"of {config['num_steps']:,}" if config else ""))
     _, seconds = series(rows, _STEP_SECONDS)
     if len(seconds):
         cards.append(Headline("Time in steps", _duration(seconds.sum()), detail=f"{seconds.mean():.2f} s per step"))
-    _, tokens = series(rows, _TOKENS)
+    return cards + _token_headline(config, rows)
+
+
+def _token_headline(config: Mapping[str, Any], rows: Sequence[Row]) -> list[Headline]:
+    _, mean_tokens = series(rows, "rollout/completion_tokens/mean")
     rollout = config.get("rollout") or {}
-    if len(tokens) and {"num_prompts", "samples_per_prompt"} <= rollout.keys():
-        rollouts = rollout["num_prompts"] * rollout["samples_per_prompt"]
-        detail = f"in {rollouts * len(tokens):,} responses"
-        cards.append(Headline("Tokens sampled", _count(tokens.sum() * rollouts), detail=detail))
-    return cards
+    if not len(mean_tokens) or not {"num_prompts", "samples_per_prompt"} <= rollout.keys():
+        return []
+    sampled = any("rollout/policy_version" in row for row in rows)
+    responses = rollout["num_prompts"] * (rollout["samples_per_prompt"] if sampled else 1)
+    detail = f"in {responses * len(mean_tokens):,} responses"
+    return [Headline("Tokens sampled" if sampled else "Tokens read", _count(mean_tokens.sum() * responses), "", detail)]
 
 
 def _warnings(rows: Sequence[Row]) -> list[str]:
@@ -174,7 +178,9 @@ def _text(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(_text, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _percent(share: float) -> str:

@@ -26,7 +26,7 @@ class Cell:
 class Sample:
     problem: str
     answer: str
-    right: bool
+    verdict: str  # "right", "wrong" or "" for a response of the data set, which has no reward
     reward: str
     reason: str
     finish_reason: str
@@ -46,11 +46,16 @@ class Group:
     disagreement: float | None
 
 
-def read_groups(run_dir: Path) -> list[Group]:
-    """Samples of the first and the last step that have any; [] for a run without rollouts."""
-    steps = list(rollout_files(run_dir).items())
-    chosen = dict([steps[0], steps[-1]]) if steps else {}
-    groups = ((step, read_rollouts(path)) for step, path in chosen.items())
+def read_groups(run_dir: Path, metrics: Sequence[Row]) -> list[Group]:
+    """Samples of the first and the last step that have any, or of the first and last the teacher scored if it did.
+
+    An annealed guidance stops asking the teacher once its weight is 0. [] for a run without rollouts.
+    """
+    files = rollout_files(run_dir)
+    scored = [row["step"] for row in metrics if "teacher/entropy/mean" in row and row["step"] in files]
+    steps = scored or list(files)
+    chosen = dict.fromkeys([steps[0], steps[-1]]) if steps else {}
+    groups = ((step, read_rollouts(files[step])) for step in chosen)
     return [Group(step, [_sample(row) for row in _choose(rows)], _disagreement(rows)) for step, rows in groups if rows]
 
 
@@ -74,7 +79,7 @@ def _sample(row: Row) -> Sample:
     return Sample(
         problem=_shorten(row["problem"], _MAX_PROBLEM),
         answer=_shorten(row["answer"], _MAX_ANSWER),
-        right=row["reward"] > 0,
+        verdict="" if row["policy_version"] < 0 else "right" if row["reward"] > 0 else "wrong",
         reward=f"{row['reward']:g}",
         reason=row["reward_reason"].replace("_", " "),
         finish_reason=row["finish_reason"],

@@ -12,7 +12,7 @@ from megatron_opd.errors import ConfigError
 from megatron_opd.metrics import run_directory
 from megatron_opd.metrics.console import open_console
 from megatron_opd.metrics.environment import describe_environment
-from megatron_opd.records import StepRecord, TeacherSignals
+from megatron_opd.records import StepRecord
 
 
 class Tokenizer(Protocol):
@@ -90,10 +90,7 @@ class Sinks:
             stop = start + rollout.num_tokens
             row = run_directory.rollout_row(record.step, rollout, self._texts(rollout.token_ids))
             if record.teacher:
-                signals = record.teacher
-                part = TeacherSignals(
-                    signals.argmax_ids_T[start:stop], signals.logprobs_T[start:stop], signals.entropy_T[start:stop]
-                )
+                part = record.teacher.part(slice(start, stop))
                 row["teacher"] = run_directory.teacher_row(part, self._texts(part.argmax_ids_T))
             lines.append(run_directory.encode_line(row))
             start = stop

@@ -10,6 +10,7 @@ import torch
 
 from megatron_opd.config.schema import Aggregate, MethodConfig, PolicyGradientTerm
 from megatron_opd.mcore.batch import Columns, flatten
+from megatron_opd.objective.plan import plan
 from megatron_opd.records import Rollout, TeacherSignals
 
 
@@ -52,8 +53,8 @@ def build_columns(method: MethodConfig, rollouts: Sequence[Rollout], teacher: Te
             advantages_T = torch.from_numpy(np.repeat(advantages_N, lengths_N)).float()
     return Columns(
         ids_T=flatten([r.token_ids for r in rollouts], torch.long),
-        rollout_logprobs_T=flatten([r.logprobs for r in rollouts], torch.float32),
         scales_TJ=torch.from_numpy(scales_TJ).float(),
+        rollout_logprobs_T=flatten([r.logprobs for r in rollouts], torch.float32) if plan(method).rollouts else None,
         advantages_T=advantages_T,
         teacher_argmax_T=None if teacher is None else torch.from_numpy(teacher.argmax_ids_T).long(),
     )

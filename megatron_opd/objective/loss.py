@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_opd.config.schema import MethodConfig, PolicyGradientTerm
+from megatron_opd.config.schema import CrossEntropyTerm, MethodConfig, PolicyGradientTerm
 from megatron_opd.mcore.batch import Columns
 from megatron_opd.mcore.vocab_parallel import logprobs
 from megatron_opd.objective.plan import weight_at
@@ -47,6 +47,14 @@ class Objective:
     def weights(self, step: int) -> dict[str, float]:
         return {name: weight_at(term.weight, step) for name, term in self.method.terms.items()}
 
+    def asks_teacher(self, step: int) -> bool:
+        """Whether a term that reads the teacher has a weight at `step`: at 0 its forward pass is saved."""
+        return any(
+            weight_at(term.weight, step) > 0
+            for term in self.method.terms.values()
+            if isinstance(term, CrossEntropyTerm) and term.targets == "teacher_argmax"
+        )
+
     def __call__(
         self, logits_TV: Tensor, columns: Columns, group: dist.ProcessGroup | None, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -76,8 +84,12 @@ class Objective:
                     student_T, old_T, columns.advantages_T, term.clip_low, term.clip_high
                 )
                 sums[f"objective/{name}/clip_fraction"] = clipped_T.float().sum()
-            else:
-                value_T = -(student_T if term.targets == "trace" else out_TK[:, 1])
+            elif term.targets == "trace":
+                value_T = -student_T
+            elif columns.teacher_argmax_T is not None:
+                value_T = -out_TK[:, 1]
+            else:  # a guidance whose weight has reached 0: the teacher was not asked
+                continue
             value = (columns.scales_TJ[:, j] * value_T).sum()
             sums[f"objective/{name}/loss"] = value.detach()
             total = total + weight_at(term.weight, step) * value
@@ -86,14 +98,15 @@ class Objective:
 
 
 def _common_sums(columns: Columns, old_T: Tensor, entropy_T: Tensor) -> dict[str, Tensor]:
-    difference_T = old_T - columns.rollout_logprobs_T
     sums = {
         "tokens": torch.tensor(float(len(old_T)), device=old_T.device),
         "student/entropy/mean": entropy_T.sum(),
-        "mismatch/logprob_abs/mean": difference_T.abs().sum(),
-        # k3 estimate of KL(rollout engine || trainer): non-negative, zero only when equal
-        "mismatch/kl/mean": (difference_T.expm1() - difference_T).sum(),
     }
+    if columns.rollout_logprobs_T is not None:
+        difference_T = old_T - columns.rollout_logprobs_T
+        sums["mismatch/logprob_abs/mean"] = difference_T.abs().sum()
+        # k3 estimate of KL(rollout engine || trainer): non-negative, zero only when equal
+        sums["mismatch/kl/mean"] = (difference_T.expm1() - difference_T).sum()
     if columns.teacher_argmax_T is not None:
         sums["teacher/agreement/mean"] = (columns.ids_T == columns.teacher_argmax_T).float().sum()
     return sums

@@ -1,4 +1,4 @@
-"""Which part of a completion is its answer, and the answers that need no computer algebra. Linear in the text, no sympy."""
+"""Which part of a completion is its answer, and the answers that need no computer algebra: linear in the text."""
 
 import re
 
@@ -16,9 +16,7 @@ def final_answer(text: str) -> str | None:
     A last box that is empty or never closed (a truncated completion) is no answer: an earlier box or number does not
     stand in for it.
     """
-    last_box = None
-    for last_box in _BOX.finditer(text):
-        pass
+    last_box = max(_BOX.finditer(text), key=re.Match.start, default=None)
     if last_box is None:
         return text[-TAIL_CHARACTERS:].strip() or None
     start, depth = last_box.end(), 1

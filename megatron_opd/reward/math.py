@@ -15,12 +15,12 @@ EXTRACTION = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfi
 
 
 def judge(answer: str, gold: str) -> str:
-    """Return "correct", "wrong", "no_answer" (nothing to parse), "bad_gold" (the same of the gold answer) or "error"."""
+    """Return "correct", "wrong", "no_answer" (nothing to parse), "bad_gold" (the gold answer) or "error"."""
     try:
         gold_values = parse_gold(gold)
         if not gold_values:
             return "bad_gold"
-        values = parse(answer, EXTRACTION, parsing_timeout=None)  # type: ignore[arg-type]
+        values = parse(answer, EXTRACTION, parsing_timeout=None)
         if not values:
             return "no_answer"
         return "correct" if verify(gold_values, values, timeout_seconds=None) else "wrong"
@@ -32,4 +32,4 @@ def judge(answer: str, gold: str) -> str:
 def parse_gold(gold: str) -> list[Any]:
     """Parse a gold answer written as a box, as inline LaTeX or as bare LaTeX such as `\\frac{1}{2}`."""
     text = gold if "\\boxed" in gold else boxed(gold)
-    return parse(text, EXTRACTION, parsing_timeout=None)  # type: ignore[arg-type]
+    return parse(text, EXTRACTION, parsing_timeout=None)

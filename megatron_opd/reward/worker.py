@@ -11,7 +11,8 @@ import resource
 import signal
 import socket
 import sys
-from typing import BinaryIO
+from contextlib import suppress
+from typing import Any
 
 
 class Evaluator:
@@ -21,9 +22,11 @@ class Evaluator:
         ours, theirs = socket.socketpair()
         self.pid = os.fork()
         if self.pid == 0:
-            ours.close()
-            evaluate_requests(theirs.makefile("rwb"), timeout_seconds, memory_bytes)
-            os._exit(0)
+            try:
+                ours.close()
+                evaluate_requests(theirs.makefile("rwb"), timeout_seconds, memory_bytes)
+            finally:
+                os._exit(1)  # never back into the parent's loop
         theirs.close()
         self.stream = ours.makefile("rwb")
         ours.close()
@@ -40,11 +43,12 @@ class Evaluator:
     def bury(self) -> int:
         """Collect the dead child; return the signal that ended it (0: none)."""
         _, status = os.waitpid(self.pid, 0)
-        self.stream.detach()
+        with suppress(OSError):
+            self.stream.close()
         return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
-def evaluate_requests(stream: BinaryIO, timeout_seconds: float, memory_bytes: int) -> None:
+def evaluate_requests(stream: Any, timeout_seconds: float, memory_bytes: int) -> None:
     """The child's loop."""
     from megatron_opd.reward.math import judge
 
@@ -65,8 +69,9 @@ def evaluate_requests(stream: BinaryIO, timeout_seconds: float, memory_bytes: in
 
 def main() -> None:
     timeout_seconds, memory_bytes = float(sys.argv[1]), int(sys.argv[2])
-    from megatron_opd.reward import math  # noqa: F401  (the slow import, before the fork)
+    from megatron_opd.reward.math import judge
 
+    judge(r"\boxed{\sqrt{4}}", "2")  # fills the parser's and sympy's caches, which every evaluator then inherits
     replies = sys.stdout.buffer
     replies.write(b"ready\n")
     replies.flush()

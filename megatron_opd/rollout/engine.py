@@ -4,6 +4,7 @@ Every rank holds a whole model (tensor-parallel size 1) and generates its share 
 sleeps outside `reload` and `generate`: its weights wait in host memory and its key-value cache is given up.
 """
 
+import gc
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -199,6 +200,7 @@ class RolloutEngine:
         core = self._llm.llm_engine.engine_core.engine_core
         core.model_executor.shutdown()
         core.scheduler.shutdown()
+        gc.unfreeze()  # vLLM froze every object alive when it started
         destroy_engine_groups(default_group_too=self._owns_default_group)
         self.policy_version = None
         del self._llm, self._weights

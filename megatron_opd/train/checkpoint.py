@@ -67,7 +67,7 @@ def load(checkpoint: Path, student: Student) -> dict[str, Any]:
     return state
 
 
-def load_weights(checkpoint: Path, chunks: list[torch.nn.Module], student_parallel: Any) -> None:  # noqa: ANN401
+def load_weights(checkpoint: Path, chunks: list[torch.nn.Module], student_parallel: Any) -> None:
     """Fills bare model chunks of any layout with the weights of a checkpoint. Collective."""
     with student_parallel.active():
         metadata = {"dp_cp_group": student_parallel.groups.dp_cp}

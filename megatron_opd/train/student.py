@@ -67,7 +67,7 @@ def prepare(chunks: list[torch.nn.Module], arch: Architecture, parallel: Paralle
     return Student(arch, parallel, wrapped, optimizer, _schedule(optimizer, settings, updates))
 
 
-def _finalize(chunks, num_tokens=None, pg_collection=None, **kwargs) -> None:  # noqa: ANN001, ANN003
+def _finalize(chunks, num_tokens=None, pg_collection=None, **kwargs) -> None:
     """Adds up gradients over replicas and shared parameters; they carry their global denominators already."""
     finalize_model_grads(chunks, None, pg_collection=pg_collection, **kwargs)
 

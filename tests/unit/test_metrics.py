@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from ruamel.yaml import YAML
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+from megatron_opd.config.load import dump_config
 from megatron_opd.config.methods import CATALOGUE
 from megatron_opd.config.schema import DataConfig, LogConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from megatron_opd.errors import ConfigError, DataError
@@ -74,12 +74,14 @@ def make_record(step: int, num_steps: int = NUM_STEPS) -> StepRecord:
         "reward/mean": right / len(rollouts),
         "reward/reason/correct": int(right),
         "reward/reason/wrong": int(len(rollouts) - right),
+        "rollout/policy_version": step,
         "rollout/completion_tokens/mean": num_tokens / len(rollouts),
         "train/loss": 0.8 - 0.5 * skill + random.normal(0, 0.02),
         "train/grad_norm": 1.4 - skill + abs(random.normal(0, 0.1)),
         "objective/guidance/weight": max(0.5 - 0.01 * step, 0.0),
         "mismatch/logprob_abs/mean": 2e-6 * math.exp(random.normal(0, 0.4)),
         "student/entropy/mean": 1.2 - skill + random.normal(0, 0.03),
+        "teacher/agreement/mean": float(agree.mean()),
         "teacher/entropy/mean": 0.3 - 0.2 * skill + random.normal(0, 0.01),
         "timing/step_seconds": float(seconds.sum()) + 0.05 + 6.0 * (step == 0),
         **{f"timing/{name}_seconds": float(value) for name, value in zip(("generate", "teacher", "train", "refit"), seconds)},
@@ -99,13 +101,13 @@ def _make_rollout(random: np.random.Generator, prompt_index: int, sample: int, s
     prompt = Prompt(prompt_index, problem, str(left + right), f"{problem}\n", encode(f"{left}+{right}=?"))
     logprobs = -random.exponential(0.3, len(token_ids)).astype(np.float32)
     reason = "correct" if correct else "wrong"
-    return Rollout(prompt, sample, token_ids, logprobs, text, "stop", step, float(correct), reason)
+    return Rollout(prompt, sample, token_ids, logprobs, text, "stop", step, prompt_index, float(correct), reason)
 
 
 def write_run(run_dir: Path, steps: range, config: RunConfig | None = None, resume_step: int | None = None) -> Path:
     config = config or make_config(log=LogConfig(tensorboard=False))
     with Sinks(run_dir, config, make_tokenizer(), resume_step) as sinks:
-        YAML().dump(dataclasses.asdict(config), run_dir / "config.yaml")
+        (run_dir / "config.yaml").write_text(dump_config(config))
         for step in steps:
             sinks.log(make_record(step))
     return run_dir
@@ -234,7 +236,8 @@ def test_report_of_a_finished_run(finished_run: Path) -> None:
     page = report.read_text()
     names = {path.stem for path in (finished_run / "plots").glob("*.png")}
     assert names == {
-        "reward", "reasons", "response_length", "entropy", "loss", "grad_norm", "guidance_weight", "mismatch", "time",
+        "reward", "reasons", "response_length", "entropy", "agreement", "loss", "grad_norm", "guidance_weight",
+        "mismatch", "time",
     }  # fmt: skip
     assert page.count("data:image/png;base64,") == len(names)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (finished_run / "plots").glob("*.png"))
@@ -258,7 +261,7 @@ def test_marked_tokens_are_the_disagreements(finished_run: Path) -> None:
 def test_sampled_text_cannot_become_markup(tmp_path: Path) -> None:
     hostile = "</span><script>alert('x')</script>\" onmouseover=\"x \ud800 \x00 $\\frac{$"
     prompt = Prompt(0, hostile, hostile, hostile, encode("1"))
-    rollout = Rollout(prompt, 0, encode("12<>"), np.full(4, -np.inf, np.float32), hostile, "length", 0, 0.0, hostile)
+    rollout = Rollout(prompt, 0, encode("12<>"), np.full(4, -np.inf, np.float32), hostile, "length", 0, reward_reason=hostile)
     signals = TeacherSignals(encode("21<>"), np.full(4, np.nan, np.float32), np.full(4, np.nan, np.float32))
     with Sinks(tmp_path, make_config(log=LogConfig(tensorboard=False)), make_tokenizer()) as sinks:
         sinks.log(StepRecord(0, {f"reward/reason/{hostile}": 1}, [rollout], signals))
@@ -280,19 +283,19 @@ def test_long_responses_are_shortened(tmp_path: Path) -> None:
 def test_report_of_a_run_without_rollouts(tmp_path: Path) -> None:
     config = make_config("sft", teacher=None, log=LogConfig(tensorboard=False))
     with Sinks(tmp_path, config) as sinks:
-        YAML().dump(dataclasses.asdict(config), tmp_path / "config.yaml")
+        (tmp_path / "config.yaml").write_text(dump_config(config))
         for step in range(3):
             sinks.log(StepRecord(step, {"train/loss": 2.0 - step, "train/grad_norm": 1.0, "timing/step_seconds": 0.4}))
     page = write_report(tmp_path).read_text()
     assert {path.stem for path in (tmp_path / "plots").iterdir()} == {"loss", "grad_norm", "time"}
-    assert "stopped after step 3 of 80" in page and "Sampled responses" not in page and "teacher <b>" not in page
+    assert "stopped after step 3 of 80" in page and "<h2>Responses" not in page and "teacher <b>" not in page
 
 
 @pytest.mark.parametrize("num_steps", [0, 1])
 def test_report_of_a_run_that_barely_started(tmp_path: Path, num_steps: int) -> None:
     page = write_report(write_run(tmp_path, range(num_steps))).read_text()
     assert ("no step has finished yet" in page) == (num_steps == 0)
-    assert ("Sampled responses" in page) == (num_steps == 1)
+    assert ("<h2>Responses" in page) == (num_steps == 1)
 
 
 def test_series_and_plots_with_gaps() -> None:

@@ -148,18 +148,21 @@ def _best_ids(z_TV: Tensor, k: int, group: Group) -> Tensor:
     if missing > 0:
         values_TK = torch.nn.functional.pad(values_TK, (0, missing), value=-torch.inf)
         ids_TK = torch.nn.functional.pad(ids_TK, (0, missing), value=0)
-    gathered = values_TK.new_empty(group.size(), *values_TK.shape)
-    dist.all_gather_into_tensor(gathered, values_TK.contiguous(), group=group)
-    gathered_ids = ids_TK.new_empty(group.size(), *ids_TK.shape)
-    dist.all_gather_into_tensor(gathered_ids, ids_TK.contiguous(), group=group)
-    all_values = gathered.permute(1, 0, 2).flatten(1)  # ranks in order of their ids: stable again
+    # Ranks side by side are in order of their ids: a stable sort breaks ties as on one rank.
+    all_values, all_ids = _side_by_side(values_TK, group), _side_by_side(ids_TK, group)
     order_TK = all_values.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return gathered_ids.permute(1, 0, 2).flatten(1).gather(1, order_TK)
+    return all_ids.gather(1, order_TK)
+
+
+def _side_by_side(x_TK: Tensor, group: dist.ProcessGroup) -> Tensor:
+    parts = [torch.empty_like(x_TK) for _ in range(group.size())]
+    dist.all_gather(parts, x_TK.contiguous(), group=group)
+    return torch.cat(parts, dim=1)
 
 
 class _Logprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits_TV, ids_TK, group, temperature, valid_vocab_size, with_entropy):  # noqa: ANN001, ANN205
+    def forward(ctx, logits_TV, ids_TK, group, temperature, valid_vocab_size, with_entropy):
         z_TV = _scaled(logits_TV, group, temperature, valid_vocab_size)
         max_T = _reduce(z_TV.max(dim=1).values, dist.ReduceOp.MAX, group)
         local_TK, here_TK = _local(ids_TK, _first_id(logits_TV, group), z_TV.shape[1])
@@ -179,7 +182,7 @@ class _Logprobs(torch.autograd.Function):
         return out_TK, entropy_T
 
     @staticmethod
-    def backward(ctx, grad_TK, grad_entropy_T):  # noqa: ANN001, ANN205
+    def backward(ctx, grad_TK, grad_entropy_T):
         logits_TV, ids_TK, lse_T, entropy_T = ctx.saved_tensors
         z_TV = _scaled(logits_TV, ctx.group, ctx.temperature, ctx.valid_vocab_size)
         log_p_TV = z_TV.sub_(lse_T[:, None])

@@ -1,0 +1,238 @@
+"""What a recipe alone and its model directories can get wrong, found before torch is imported.
+
+Every problem is one ConfigError or DataError that names the key or the file and the remedy.
+"""
+
+import math
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+
+from megatron_opd.config.architecture import Architecture, read_architecture
+from megatron_opd.config.model_files import check_same_tokenizer, check_weights
+from megatron_opd.config.schema import (
+    CrossEntropyTerm,
+    EvalConfig,
+    LinearDecay,
+    ModelConfig,
+    PolicyGradientTerm,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+    TemplateConfig,
+    Term,
+)
+from megatron_opd.errors import ConfigError
+
+
+def preflight(config: RunConfig, *, world_size: int | None) -> list[str]:
+    """Checks everything but the data and the run directory; returns warnings.
+
+    `world_size` is the number of processes the run will have, None where that is not known yet.
+    Raises: ConfigError (a key), DataError (a model directory).
+    """
+    warnings = _check_method(config)
+    _check_settings_have_effect(config)
+    _check_models(config)
+    _check_lengths(config)
+    if config.num_steps <= config.train.optimizer.warmup_steps:
+        warnings.append("train.optimizer.warmup_steps: the warm-up does not end within num_steps")
+    _check_batch(config)
+    if world_size is not None:
+        _check_processes(config, world_size)
+    return warnings
+
+
+def check_run_directory(config: RunConfig, *, resume: bool) -> None:
+    """The run's directory must be new (or, to resume, a run) and writable. Raises ConfigError naming run_dir."""
+    directory = Path(config.directory)
+    if resume and not (directory / "config.yaml").is_file():
+        raise ConfigError(f"run_dir: {directory} holds no run to resume; leave out --resume, or give run_dir=...")
+    if not resume and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(f"run_dir: {directory} exists already; use --resume to go on with it, or run_dir=...")
+    parent = next(each for each in (directory, *directory.absolute().parents) if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"run_dir: cannot write {directory} ({error.strerror}); choose another run_dir=...") from None
+
+
+def reads_teacher(term: Term) -> bool:
+    return isinstance(term, CrossEntropyTerm) and term.targets == "teacher_argmax"
+
+
+def reads_traces(config: RunConfig) -> bool:
+    """Whether the loss is of the data set's own responses; the student then samples nothing during training."""
+    terms = config.method.terms.values()
+    return any(isinstance(term, CrossEntropyTerm) and term.targets == "trace" for term in terms)
+
+
+def processes_needed(config: RunConfig) -> int:
+    """Every layout's TP x PP divides the number of processes: their least common multiple."""
+    return math.lcm(*(_model_parallel_size(model) for _, model in _models(config)))
+
+
+def _models(config: RunConfig) -> list[tuple[str, ModelConfig]]:
+    teacher = [("teacher", config.teacher)] if config.teacher else []
+    return [("student", config.student), *teacher]
+
+
+def _model_parallel_size(model: ModelConfig) -> int:
+    return model.layout.tensor_model_parallel_size * model.layout.pipeline_model_parallel_size
+
+
+def _check_method(config: RunConfig) -> list[str]:
+    terms, warnings = config.method.terms, []
+    readers = [name for name, term in terms.items() if reads_teacher(term)]
+    if readers and config.teacher is None:
+        raise ConfigError(f"teacher: missing; method.{readers[0]} of {config.method.name} reads the teacher's tokens")
+    if config.teacher and not readers:
+        raise ConfigError(f"teacher: no effect, method {config.method.name} reads no teacher; set teacher=null")
+    for name, term in terms.items():
+        if isinstance(term, PolicyGradientTerm) and config.rollout.samples_per_prompt == 1:
+            raise ConfigError(f"rollout.samples_per_prompt: 1 gives method.{name} no group to compare with; set 2 or more")
+        if reads_traces(config) and not (isinstance(term, CrossEntropyTerm) and term.targets == "trace"):
+            raise ConfigError(f"method.{name}: cannot be combined with a term on traces; take one of them out")
+        warnings += _check_weight(f"method.{name}.weight", term, config.num_steps)
+        if isinstance(term, PolicyGradientTerm) and config.train.updates_per_step == 1:
+            changed = [key for key in ("clip_low", "clip_high") if getattr(term, key) != 0.2]
+            warnings += [f"method.{name}.{key}: no effect with train.updates_per_step=1: the ratio is 1" for key in changed]
+    if all(term.weight == 0 for term in terms.values()):
+        raise ConfigError("method: the weight of every term is 0, so nothing is learned")
+    return warnings
+
+
+def _check_weight(key: str, term: Term, num_steps: int) -> list[str]:
+    weight = term.weight
+    if not isinstance(weight, LinearDecay):
+        return [f"{key}: 0, so the term is computed without effect"] if weight == 0 else []
+    if weight.decay == 0:
+        raise ConfigError(f"{key}.decay: 0 never decays; write {key}={weight.start}")
+    if weight.floor >= weight.start:
+        raise ConfigError(f"{key}.floor: {weight.floor} is not below start={weight.start}; write one number")
+    if weight.start - weight.decay <= weight.floor and num_steps > 1:
+        return [f"{key}.decay: the weight is at its floor from step 1 on"]
+    return []
+
+
+def _check_settings_have_effect(config: RunConfig) -> None:
+    if reads_traces(config):
+        _check_nothing_sampled(config)
+    elif config.data.trace_column != "auto":
+        raise ConfigError(f"data.trace_column: no effect, method {config.method.name} reads no traces; remove it")
+    template, optimizer = config.data.template, config.train.optimizer
+    if "{problem}" not in template.text:
+        raise ConfigError("data.template.text: lacks {problem}, the place of the problem")
+    if template.kind == "raw" and template.system != TemplateConfig.system:
+        raise ConfigError("data.template.system: no effect with kind=raw; put it into data.template.text")
+    if optimizer.min_lr > 0 and optimizer.schedule == "constant":
+        raise ConfigError("train.optimizer.min_lr: no effect with schedule=constant; choose linear or cosine")
+    if optimizer.min_lr > optimizer.lr:
+        raise ConfigError(f"train.optimizer.min_lr: {optimizer.min_lr} is above train.optimizer.lr={optimizer.lr}")
+    for key in ("adam_beta1", "adam_beta2"):
+        if getattr(optimizer, key) == 1:
+            raise ConfigError(f"train.optimizer.{key}: must be below 1")
+    if config.eval:
+        _check_eval(config.eval, config.data.heldout)
+
+
+def _check_nothing_sampled(config: RunConfig) -> None:
+    """Supervised methods sample only to evaluate: keys of the rollouts and the reward must keep their defaults."""
+    unused = ["rollout.temperature"] if config.eval else [f"rollout.{each.name}" for each in fields(RolloutConfig)]
+    unused += [] if config.eval else [f"reward.{each.name}" for each in fields(RewardConfig)]
+    for key in unused:
+        section, name = key.split(".")
+        given = getattr(getattr(config, section), name)
+        one_trace_per_prompt = key == "rollout.samples_per_prompt" and given == 1
+        default = getattr(RolloutConfig if section == "rollout" else RewardConfig, name)
+        if name != "num_prompts" and given != default and not one_trace_per_prompt:
+            raise ConfigError(f"{key}: no effect, method {config.method.name} samples nothing; remove it")
+
+
+def _check_eval(evaluation: EvalConfig, heldout: str | None) -> None:
+    if heldout is None:
+        raise ConfigError("eval: needs data.heldout, the file of held-out prompts; give it, or set eval=null")
+    if evaluation.temperature == 0 and evaluation.samples_per_prompt > 1:
+        raise ConfigError("eval.samples_per_prompt: greedy samples are all equal; raise eval.temperature, or set 1")
+    if evaluation.temperature == 0 and evaluation.top_p < 1:
+        raise ConfigError("eval.top_p: no effect with eval.temperature=0; remove it")
+    if evaluation.top_p == 0:
+        raise ConfigError("eval.top_p: must be above 0")
+
+
+def _check_models(config: RunConfig) -> None:
+    architectures = {}
+    for name, model in _models(config):
+        architectures[name] = read_architecture(model.path)
+        check_weights(Path(model.path))
+        _check_layout(name, model, architectures[name])
+    if config.teacher:
+        check_same_tokenizer(Path(config.student.path), Path(config.teacher.path))
+    for name, architecture in architectures.items():
+        longest = architecture.max_position_embeddings
+        if config.max_sequence_length > longest:
+            raise ConfigError(
+                f"max_sequence_length: {config.max_sequence_length} is more than the {name}'s "
+                f"max_position_embeddings={longest}"
+            )
+
+
+def _check_layout(name: str, model: ModelConfig, architecture: Architecture) -> None:
+    layout, key = model.layout, f"{name}.layout"
+    tensor, pipeline = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
+    split = {
+        "attention heads": architecture.num_attention_heads,
+        "key-value heads": architecture.num_key_value_heads,
+        "intermediate size": architecture.intermediate_size,
+    }
+    for what, size in split.items():
+        if size % tensor:
+            raise ConfigError(
+                f"{key}.tensor_model_parallel_size: {tensor} does not divide the {size} {what} of {model.path}"
+            )
+    if architecture.num_layers % pipeline:
+        raise ConfigError(
+            f"{key}.pipeline_model_parallel_size: {pipeline} does not divide the "
+            f"{architecture.num_layers} layers of {model.path}"
+        )
+    if layout.sequence_parallel and tensor == 1:
+        raise ConfigError(f"{key}.sequence_parallel: no effect with tensor_model_parallel_size=1; remove it")
+
+
+def _check_lengths(config: RunConfig) -> None:
+    samples = not reads_traces(config) or config.eval is not None
+    completion, longest = config.rollout.max_completion_tokens, config.max_sequence_length
+    if samples and completion >= longest:
+        raise ConfigError(
+            f"rollout.max_completion_tokens: {completion} leaves no room for a prompt within "
+            f"max_sequence_length={longest}"
+        )
+
+
+def _check_batch(config: RunConfig) -> None:
+    prompts, updates = config.rollout.num_prompts, config.train.updates_per_step
+    if prompts % updates:
+        raise ConfigError(f"train.updates_per_step: {updates} does not divide rollout.num_prompts={prompts}")
+
+
+def _check_processes(config: RunConfig, world_size: int) -> None:
+    needed = processes_needed(config)
+    widest, model = max(_models(config), key=lambda named: _model_parallel_size(named[1]))
+    layout = model.layout
+    if world_size % needed:
+        sizes = f"TP {layout.tensor_model_parallel_size} x PP {layout.pipeline_model_parallel_size}"
+        at_least = "at least" if world_size < needed else "a multiple of"
+        rounded = max(needed, world_size // needed * needed)
+        raise ConfigError(
+            f"{widest}.layout: {sizes} needs {at_least} {needed} processes, there would be {world_size}; "
+            f"add --nproc {rounded}"
+        )
+    data_parallel = world_size // _model_parallel_size(config.student)
+    samples = 1 if reads_traces(config) else config.rollout.samples_per_prompt
+    sequences = config.rollout.num_prompts // config.train.updates_per_step * samples
+    if sequences % data_parallel:
+        raise ConfigError(
+            f"rollout.num_prompts: the {sequences} sequences of an update do not divide among the student's "
+            f"{data_parallel} data-parallel replicas; make them a multiple"
+        )

@@ -1,0 +1,62 @@
+"""Whether a Hugging Face model directory is complete, and whether two of them share a tokenizer. Imports no torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megatron_opd.errors import DataError
+
+
+def check_weights(model_dir: Path) -> None:
+    """Raises DataError when `model_dir` holds no safetensors file, or its index names one that is missing."""
+    index = model_dir / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        missing = [name for name in files if not (model_dir / name).is_file()]
+        if missing:
+            raise DataError(f"{model_dir / missing[0]}: missing, though {index.name} names it; copy it there")
+    if not any(model_dir.glob("*.safetensors")):
+        raise DataError(f"{model_dir}: no *.safetensors file; save the model in that format")
+
+
+def read_vocabulary(model_dir: Path) -> dict[str, int]:
+    """Token -> id from `tokenizer.json`, added tokens included. Raises DataError naming the file."""
+    path = model_dir / "tokenizer.json"
+    if not path.is_file():
+        raise DataError(f"{path}: missing; save the model's fast tokenizer there")
+    tokenizer = _read_json(path)
+    vocabulary = tokenizer.get("model", {}).get("vocab", {})
+    if isinstance(vocabulary, list):  # Unigram: [token, score] in the order of ids
+        vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
+    return vocabulary | {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+
+
+def check_same_tokenizer(student_dir: Path, teacher_dir: Path) -> None:
+    """Raises DataError with the first id at which the two vocabularies differ. Sizes of embeddings may differ."""
+    if student_dir.resolve() == teacher_dir.resolve():
+        return
+    student, teacher = read_vocabulary(student_dir), read_vocabulary(teacher_dir)
+    if student == teacher:
+        return
+    mine, theirs = ({index: token for token, index in each.items()} for each in (student, teacher))
+    first = next((index for index in sorted(mine.keys() | theirs.keys()) if mine.get(index) != theirs.get(index)), None)
+    if first is None:  # two tokens of one id
+        token = min(student.items() ^ teacher.items())[0]
+        difference = f"token {token!r} has id {student.get(token)} there and {teacher.get(token)} here"
+    else:
+        difference = f"id {first} is {_token(mine.get(first))} there and {_token(theirs.get(first))} here"
+    raise DataError(
+        f"{teacher_dir / 'tokenizer.json'}: not the tokenizer of {student_dir}: {difference}; "
+        "teacher and student must share one"
+    )
+
+
+def _token(token: str | None) -> str:
+    return "no token" if token is None else repr(token)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from None

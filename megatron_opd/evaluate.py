@@ -1,0 +1,94 @@
+"""Accuracy on the held-out prompts: inside a run, and of a model directory on its own."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from megatron_opd.config.schema import EvalConfig, RunConfig
+from megatron_opd.errors import ConfigError
+from megatron_opd.mcore.parallel import gather_shares, share
+from megatron_opd.records import Prompt, Rollout
+from megatron_opd.reward.pool import RewardPool
+from megatron_opd.rollout.engine import RolloutEngine
+
+if TYPE_CHECKING:
+    from megatron_opd.run import Run
+
+_EVAL_STREAM = 1 << 20  # steps never reach it: the draws of an evaluation are not those of a training step
+
+
+def held_out(run: "Run", step: int) -> dict[str, float]:
+    """eval/* metrics of the weights at the start of `step`; {} when the recipe has no evaluation. Collective."""
+    if run.config.eval is None or run.engine is None or run.rewards is None:
+        return {}
+    run.note(f"evaluating {len(run.heldout)} held-out prompts before step {step}")
+    if run.engine.policy_version != step:
+        run.refit(step)
+    scored = answers(run.engine, run.rewards, share(run.heldout), run.config, run.config.eval, version=step)
+    return accuracy(gather_shares(scored), run.config.eval)
+
+
+def answers(
+    engine: RolloutEngine,
+    rewards: RewardPool,
+    prompts: list[Prompt],
+    config: RunConfig,
+    settings: EvalConfig,
+    *,
+    version: int,
+) -> list[list[Rollout]]:
+    """Scored completions, one list per prompt."""
+    flat = engine.generate(
+        prompts,
+        version=version,
+        step=_EVAL_STREAM,
+        samples_per_prompt=settings.samples_per_prompt,
+        max_completion_tokens=config.rollout.max_completion_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=config.seed,
+    )
+    scored = rewards.score(flat)
+    k = settings.samples_per_prompt
+    return [scored[i : i + k] for i in range(0, len(scored), k)]
+
+
+def accuracy(groups: list[list[Rollout]], settings: EvalConfig) -> dict[str, float]:
+    """avg@k over the prompts, and pass@k when k > 1."""
+    rewards_NK = np.array([[r.reward for r in group] for group in groups])
+    metrics = {
+        "eval/accuracy": float(rewards_NK.mean()),
+        "eval/completion_tokens/mean": float(np.mean([r.num_tokens for group in groups for r in group])),
+    }
+    if settings.samples_per_prompt > 1:
+        metrics[f"eval/pass@{settings.samples_per_prompt}"] = float(rewards_NK.max(axis=1).mean())
+    return metrics
+
+
+def run(config: RunConfig, model_dir: str) -> dict[str, float]:
+    """Evaluates a Hugging Face directory on the recipe's held-out prompts, in one process. Prints as it goes."""
+    from megatron_opd.run import load_heldout
+
+    settings = config.eval or EvalConfig()
+    if config.data.heldout is None:
+        raise ConfigError("data.heldout: not set; an evaluation needs held-out prompts")
+    config = replace(config, student=replace(config.student, path=model_dir))
+    prompts = load_heldout(config)
+    engine = RolloutEngine(
+        model_dir,
+        config.rollout,
+        precision=config.precision,
+        max_sequence_length=config.max_sequence_length,
+        seed=config.seed,
+    )
+    rewards = RewardPool(config.reward)
+    try:
+        metrics = accuracy(answers(engine, rewards, prompts, config, settings, version=0), settings)
+    finally:
+        rewards.close()
+        engine.close()
+    for name, value in metrics.items():
+        print(f"{name} {value:.4f}")
+    print(f"({len(prompts)} prompts of {config.data.heldout}, temperature {settings.temperature:g})")
+    return metrics

@@ -1,0 +1,74 @@
+"""The algorithm, on one screen: sample, verify, ask the teacher, update, hand the new weights to the sampler."""
+
+from dataclasses import replace
+
+from megatron_opd.config.schema import RunConfig
+from megatron_opd.evaluate import held_out
+from megatron_opd.mcore.parallel import gather_shares, share
+from megatron_opd.metrics.summary import Clock, summarise
+from megatron_opd.objective.columns import build_columns
+from megatron_opd.objective.loss import finish
+from megatron_opd.records import Prompt, Rollout, StepRecord
+from megatron_opd.run import Run, open_run
+
+
+def train(config: RunConfig, *, resume: bool) -> None:
+    """Runs a recipe to its end; every rank of the world calls this.
+
+    Raises Interrupted after Ctrl-C or SIGTERM, once the step is finished and saved.
+    """
+    with open_run(config, resume=resume) as run:
+        for step in range(run.step, config.num_steps):
+            record = one_step(run, step)
+            run.log(record)
+            run.finish_step(step)
+        run.log(StepRecord(config.num_steps, held_out(run, config.num_steps)))
+        run.export()
+
+
+def one_step(run: Run, step: int) -> StepRecord:
+    metrics = held_out(run, step) if run.evaluates_at(step) else {}
+    clock = Clock()
+    prompts = run.source.next(run.config.rollout.num_prompts)
+    with clock("generate"):
+        rollouts = sample(run, prompts, step) if run.plan.rollouts else traces(prompts)
+    with clock("reward"):
+        rollouts = run.rewards.score(rollouts) if run.rewards else rollouts
+    with clock("gather"):
+        if run.plan.rollouts:
+            rollouts = sorted(gather_shares(rollouts), key=lambda r: (r.group, r.sample))
+    with clock("teacher"):
+        signals = run.teacher.score(rollouts) if run.teacher and run.objective.asks_teacher(step) else None
+    with clock("train"):
+        updates = run.trainer.step(
+            rollouts,
+            lambda mine, tokens: build_columns(run.config.method, rollouts[mine], signals and signals.part(tokens)),
+            step=step,
+        )
+    with clock("refit"):
+        if run.plan.rollouts:
+            metrics |= run.refit(step + 1)
+    weights = run.objective.weights(step)
+    metrics |= summarise([finish(sums) for sums in updates], rollouts, signals, weights) | clock.metrics()
+    return StepRecord(step, metrics, rollouts, signals)
+
+
+def sample(run: Run, prompts: list[Prompt], step: int) -> list[Rollout]:
+    """A group of completions for each prompt of this rank's share."""
+    settings = run.config.rollout
+    mine = run.engine.generate(
+        share(prompts),
+        version=step,
+        step=step,
+        samples_per_prompt=settings.samples_per_prompt,
+        max_completion_tokens=settings.max_completion_tokens,
+        temperature=settings.temperature,
+        seed=run.config.seed,
+    )
+    group_of = share(list(range(len(prompts))))
+    return [replace(r, group=group_of[i // settings.samples_per_prompt]) for i, r in enumerate(mine)]
+
+
+def traces(prompts: list[Prompt]) -> list[Rollout]:
+    """The data set's own responses in the place of rollouts."""
+    return [Rollout.of_trace(prompt, group) for group, prompt in enumerate(prompts)]

@@ -1,0 +1,65 @@
+"""The numbers of a step, under their names in `metrics.jsonl`."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from megatron_opd.records import Rollout, TeacherSignals
+
+
+class Clock:
+    """Seconds per phase of a step: `with clock("train"): ...`."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._phases: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._phases[phase] = time.perf_counter() - start
+
+    def metrics(self) -> dict[str, float]:
+        """timing/<phase>_seconds, and timing/step_seconds since the clock was made."""
+        phases = {f"timing/{phase}_seconds": seconds for phase, seconds in self._phases.items()}
+        return {**phases, "timing/step_seconds": time.perf_counter() - self._start}
+
+
+def summarise(
+    updates: Sequence[Mapping[str, float]],
+    rollouts: Sequence[Rollout],
+    teacher: TeacherSignals | None,
+    weights: Mapping[str, float],
+) -> dict[str, float]:
+    """Metrics of a step. What several updates report is averaged; skipped updates are counted."""
+    metrics = {name: float(np.mean([u[name] for u in updates])) for name in updates[0]}
+    metrics["train/skipped_updates"] = sum(u["train/skipped_updates"] for u in updates)
+    metrics |= {f"objective/{term}/weight": weight for term, weight in weights.items()}
+    lengths = np.array([r.num_tokens for r in rollouts])
+    metrics["rollout/completion_tokens/mean"] = float(lengths.mean())
+    metrics["rollout/completion_tokens/max"] = float(lengths.max())
+    if rollouts[0].policy_version >= 0:
+        metrics["rollout/truncated/mean"] = float(np.mean([r.finish_reason == "length" for r in rollouts]))
+        metrics["rollout/policy_version"] = rollouts[0].policy_version
+        metrics |= reward_metrics(rollouts)
+    if teacher is not None:
+        metrics["teacher/entropy/mean"] = float(teacher.entropy_T.mean(dtype=np.float64))
+        metrics["teacher/logprob/mean"] = float(teacher.logprobs_T.mean(dtype=np.float64))
+    return metrics
+
+
+def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Mean reward, the share of groups whose rewards are all equal (no policy gradient), and why rewards are 0."""
+    groups: dict[int, set[float]] = {}
+    for r in rollouts:
+        groups.setdefault(r.group, set()).add(r.reward)
+    reasons = Counter(r.reward_reason for r in rollouts)
+    return {
+        "reward/mean": float(np.mean([r.reward for r in rollouts])),
+        "reward/uniform_groups/mean": float(np.mean([len(values) == 1 for values in groups.values()])),
+        **{f"reward/reason/{reason}": count for reason, count in sorted(reasons.items())},
+    }

@@ -1,0 +1,1 @@
+"""Prompts: the data set, rendered with the recipe's template, tokenised and drawn in a resumable random order."""

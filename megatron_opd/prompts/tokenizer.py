@@ -1,0 +1,33 @@
+"""The tokenizer of a model directory. Imports transformers only when called."""
+
+from pathlib import Path
+from typing import Any
+
+from megatron_opd.errors import DataError
+
+Tokenizer = Any  # transformers.PreTrainedTokenizerBase, which would be a slow import
+
+
+def load_tokenizer(model_dir: str | Path) -> Tokenizer:
+    """Load the tokenizer from local files; no code from the directory is run.
+
+    Raises DataError, naming the directory, when it is missing or holds no usable tokenizer.
+    """
+    if not Path(model_dir).is_dir():
+        raise DataError(f"{model_dir}: no such model directory; it must hold config.json, weights and tokenizer files")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError ... by kind of damage
+        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DataError(
+            f"{model_dir}: cannot load a tokenizer ({cause}); copy tokenizer.json and tokenizer_config.json there"
+        ) from error
+
+
+def eos_token_id(tokenizer: Tokenizer) -> int:
+    """The id that ends a completion. Raises DataError when the tokenizer names none."""
+    if tokenizer.eos_token_id is None:
+        raise DataError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token; set eos_token in its config")
+    return int(tokenizer.eos_token_id)

@@ -1,0 +1,200 @@
+"""The workers that score rollouts, seen from the training process."""
+
+import contextlib
+import json
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_opd.config.schema import RewardConfig
+from megatron_opd.errors import RunError
+from megatron_opd.records import Rollout
+from megatron_opd.reward.answer import compare_plain_integers, final_answer
+
+WORKER_MEMORY_BYTES = 2 * 1024**3
+START_SECONDS = 120  # importing math-verify takes 1 to 4 s on an idle machine
+GRACE_SECONDS = 10  # over the time limit that the worker itself enforces, before the worker counts as hung
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+
+class RewardPool:
+    """Scores completions against gold answers with math-verify.
+
+    Workers are processes of their own (not forks: this process holds gloo threads and an inference engine). An answer
+    that hangs, exhausts memory or crashes its evaluator costs at most `timeout_seconds` and scores 0; the others are
+    not affected.
+    """
+
+    def __init__(self, config: RewardConfig) -> None:
+        self.config = config
+        self._workers = [_Worker(config.timeout_seconds) for _ in range(config.workers)]
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(config.workers, thread_name_prefix="reward")
+
+    def warm_up(self) -> None:
+        """Start the workers without waiting for them."""
+        for worker in self._workers:
+            worker.start()
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """Return the rollouts, in order, with `reward` (1.0 for "correct", else 0.0) and `reward_reason` filled in.
+
+        Reasons: correct, wrong, no_answer, bad_gold, too_long, timeout, crashed, error. Equal answers to equal gold
+        answers are evaluated once.
+
+        Raises RunError when a worker cannot start.
+        """
+        pairs = [(final_answer(rollout.text), rollout.prompt.answer.strip()) for rollout in rollouts]
+        unique = list(dict.fromkeys(pairs))
+        reasons = dict(zip(unique, self._threads.map(self._judge, unique), strict=True))
+        return [_scored(rollout, reasons[pair]) for rollout, pair in zip(rollouts, pairs, strict=True)]
+
+    def close(self) -> None:
+        """End the workers. Idempotent; the pool cannot be used again."""
+        for worker in self._workers:
+            worker.interrupt()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for worker in self._workers:
+            worker.end()
+
+    def __enter__(self) -> "RewardPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _judge(self, pair: tuple[str | None, str]) -> str:
+        answer, gold = pair
+        if answer is None:
+            return "no_answer"
+        if len(answer) > self.config.max_characters:
+            return "too_long"
+        if reason := compare_plain_integers(answer, gold):
+            return reason
+        worker = self._idle.get()
+        try:
+            return worker.judge(answer, gold)
+        finally:
+            self._idle.put(worker)
+
+
+def _scored(rollout: Rollout, reason: str) -> Rollout:
+    return replace(rollout, reward=float(reason == "correct"), reward_reason=reason)
+
+
+class _WorkerDied(Exception):
+    """The worker closed its pipe or stayed silent."""
+
+
+class _Worker:
+    """One `megatron_opd.reward.worker` process, started when first needed and again when it dies."""
+
+    def __init__(self, timeout_seconds: float) -> None:
+        self.timeout_seconds = timeout_seconds
+        self.process: subprocess.Popen[bytes] | None = None
+        self.ready = False
+        self.closed = False
+
+    def start(self) -> None:
+        if self.process is not None or self.closed:
+            return
+        search_path = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        # A fixed hash seed fixes the order in which sympy walks its sets: the same answer gets the same verdict.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search_path), "PYTHONHASHSEED": "0"}
+        module = ["-P", "-m", "megatron_opd.reward.worker", str(self.timeout_seconds), str(WORKER_MEMORY_BYTES)]
+        self.ready = False
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by end)
+        self.process = subprocess.Popen(
+            [sys.executable, *module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is the training process's to handle; close() ends the group
+        )
+
+    def judge(self, answer: str, gold: str) -> str:
+        """Return the reason for the reward. A worker that dies is replaced and asked once more."""
+        for _ in range(2):
+            try:
+                self._wait_until_ready()
+                return self._ask(answer, gold)
+            except _WorkerDied:
+                self.end()
+        return "crashed"
+
+    def interrupt(self) -> None:
+        """Make a `judge` that waits in another thread return, and refuse new ones."""
+        self.closed = True
+        self._signal_kill()
+
+    def _ask(self, answer: str, gold: str) -> str:
+        process = self.process
+        if process is None or process.stdin is None:
+            raise _WorkerDied
+        try:
+            process.stdin.write(json.dumps([answer, gold]).encode() + b"\n")
+            process.stdin.flush()
+        except OSError as error:
+            raise _WorkerDied from error
+        # The worker may evaluate a request twice, when its first evaluator was killed from outside.
+        return self._read_line(2 * self.timeout_seconds + GRACE_SECONDS)
+
+    def _wait_until_ready(self) -> None:
+        self.start()
+        if self.ready or self.closed:
+            return
+        try:
+            self.ready = self._read_line(START_SECONDS) == "ready"
+        except _WorkerDied as error:
+            if self.closed:
+                raise
+            self.log.seek(0)
+            lines = self.log.read().decode(errors="replace").strip().splitlines()
+            self.end()
+            raise RunError(f"a reward worker did not start: {lines[-1] if lines else 'no output'}") from error
+
+    def _read_line(self, seconds: float) -> str:
+        process = self.process
+        if process is None or process.stdout is None:
+            raise _WorkerDied
+        poll = select.poll()
+        poll.register(process.stdout, select.POLLIN)
+        deadline, line = time.monotonic() + seconds, b""
+        while not line.endswith(b"\n"):
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or not poll.poll(remaining * 1000):
+                raise _WorkerDied
+            received = os.read(process.stdout.fileno(), 4096)
+            if not received:
+                raise _WorkerDied
+            line += received
+        return line.decode().strip()
+
+    def end(self) -> None:
+        """Kill the process and its evaluator, and collect them."""
+        self._signal_kill()
+        process, self.process = self.process, None
+        if process is None:
+            return
+        process.wait()
+        for file in (process.stdin, process.stdout, self.log):
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    file.close()
+
+    def _signal_kill(self) -> None:
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)

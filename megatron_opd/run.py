@@ -1,0 +1,257 @@
+"""A run: its stations, assembled in the order in which they depend on each other, and its state between steps."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_opd.config.architecture import Architecture, read_architecture
+from megatron_opd.config.load import dump_config
+from megatron_opd.config.schema import ModelConfig, RunConfig
+from megatron_opd.errors import Interrupted
+from megatron_opd.mcore import parallel as groups
+from megatron_opd.mcore.model import build_model
+from megatron_opd.mcore.parallel import Parallel
+from megatron_opd.metrics.run_directory import write_atomically
+from megatron_opd.metrics.sinks import Sinks
+from megatron_opd.objective.loss import Objective
+from megatron_opd.objective.plan import Plan, plan
+from megatron_opd.prompts.data import load_prompts
+from megatron_opd.prompts.source import PromptSource
+from megatron_opd.prompts.tokenizer import load_tokenizer
+from megatron_opd.records import Prompt, StepRecord
+from megatron_opd.refit.push import push
+from megatron_opd.reward.pool import RewardPool
+from megatron_opd.rollout.engine import RolloutEngine
+from megatron_opd.teacher.score import Teacher
+from megatron_opd.train import checkpoint
+from megatron_opd.train.step import Trainer
+from megatron_opd.train.student import Student, prepare
+from megatron_opd.weights.export import export_hf, iter_hf_tensors
+from megatron_opd.weights.load import load_hf
+
+
+@dataclass
+class Run:
+    """Everything the loop works with, on this rank."""
+
+    config: RunConfig
+    plan: Plan
+    directory: Path
+    student: Student
+    teacher: Teacher | None
+    objective: Objective
+    trainer: Trainer
+    engine: RolloutEngine | None
+    rewards: RewardPool | None
+    source: PromptSource
+    heldout: list[Prompt]
+    sinks: Sinks | None  # on rank 0
+    stop: "StopRequest"
+    step: int = 0  # steps done; also the policy version of the weights
+    carried: dict[str, float] = field(default_factory=dict)  # metrics of work after a step's record was written
+
+    def evaluates_at(self, step: int) -> bool:
+        settings = self.config.eval
+        return settings is not None and (step == 0 or (settings.every > 0 and step % settings.every == 0))
+
+    def refit(self, version: int) -> dict[str, float]:
+        """The student's present weights into the engine. Collective."""
+        assert self.engine is not None
+        tensors = iter_hf_tensors(self.student.bare_chunks, self.student.arch, self.student.parallel)
+        report = push(tensors, self.engine, version)
+        return {"refit/bytes": report.bytes, "refit/max_error": report.max_error}
+
+    def log(self, record: StepRecord) -> None:
+        record.metrics |= self.carried
+        self.carried = {}
+        if self.sinks:
+            self.sinks.log(record)
+
+    def note(self, text: str) -> None:
+        if self.sinks:
+            self.sinks.note(text)
+
+    def finish_step(self, step: int) -> None:
+        """Saves when it is time or when asked to stop. Raises Interrupted in the latter case, on every rank."""
+        self.step = step + 1
+        settings, last = self.config.checkpoint, self.step == self.config.num_steps
+        stopping = groups.any_rank(self.stop.asked, self.student.parallel.device)
+        if last or stopping or (settings.every and self.step % settings.every == 0):
+            state = {"source": self.source.state_dict(), "skipped_in_a_row": self.trainer.skipped_in_a_row}
+            checkpoint.save(self.directory / "checkpoints", self.step, self.student, state, keep=settings.keep)
+        if stopping and not last:
+            raise Interrupted(
+                f"stopped after step {step}; go on with: megatron-opd train {self.directory} --resume "
+                f"--nproc {dist.get_world_size()}"
+            )
+
+    def export(self) -> Path:
+        """The student as a Hugging Face directory, `<run>/hf`. Collective."""
+        out = self.directory / "hf"
+        export_hf(self.student.bare_chunks, self.student.arch, self.student.parallel, self.config.student.path, out)
+        return out
+
+
+class StopRequest:
+    """Ctrl-C and SIGTERM ask the loop to stop after the present step; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.asked:
+            os._exit(130)
+        self.asked = True
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def open_run(config: RunConfig, *, resume: bool) -> Iterator[Run]:
+    """Assembles the stations, hands out the run, and takes everything down again whatever happens."""
+    with contextlib.ExitStack() as closing:
+        groups.start()
+        closing.callback(groups.stop)
+        stop = StopRequest()
+        closing.callback(stop.restore)
+        run = _assemble(config, resume, stop, closing)
+        yield run
+
+
+def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: contextlib.ExitStack) -> Run:
+    needs = plan(config.method)
+    directory = Path(config.directory)
+    rewards = None
+    if needs.rewards or config.eval:
+        rewards = RewardPool(config.reward)
+        closing.callback(rewards.close)
+        rewards.warm_up()
+    arch = read_architecture(config.student.path)
+    layout = groups.create(config.student.layout, seed=config.seed)
+    student = prepare(_load(config.student, arch, layout, config.precision), arch, layout, config)
+    teacher = _teacher(config, arch) if needs.teacher else None
+    temperature = config.rollout.temperature if needs.rollouts else 1.0
+    objective = Objective(config.method, arch.vocab_size, temperature)
+    trainer = Trainer(
+        student,
+        objective,
+        updates_per_step=config.train.updates_per_step,
+        micro_size=config.train.micro_batch_size,
+        temperature=temperature,
+        max_skipped=config.train.max_skipped_updates,
+    )
+    tokenizer = load_tokenizer(config.student.path)
+    source = PromptSource(load_training(config, tokenizer, needs), seed=config.seed, shuffle=config.data.shuffle)
+    heldout = load_heldout(config, tokenizer) if config.eval else []
+    state, warnings = _resume_state(directory, student) if resume else ({"step": 0}, [])
+    if "source" in state:
+        source.load_state_dict(state["source"])
+        trainer.skipped_in_a_row = state["skipped_in_a_row"]
+    engine = None
+    if needs.rollouts or config.eval:
+        engine = RolloutEngine(
+            config.student.path,
+            config.rollout,
+            precision=config.precision,
+            max_sequence_length=config.max_sequence_length,
+            seed=config.seed,
+        )
+        closing.callback(engine.close)
+    sinks = _open_sinks(config, directory, tokenizer, state["step"] if resume else None, closing)
+    run = Run(
+        config, needs, directory, student, teacher, objective, trainer, engine, rewards, source, heldout, sinks, stop,
+        step=state["step"],
+    )  # fmt: skip
+    for line in warnings:
+        run.note(line)
+    if engine:
+        # Not version 0 as vLLM read it from disk: what it gets after every update, through the same path.
+        run.refit(run.step)
+    return run
+
+
+def _load(model: ModelConfig, arch: Architecture, layout: Parallel, precision: str) -> list[Any]:
+    chunks = build_model(arch, layout, precision=precision)
+    load_hf(chunks, model.path, arch, layout)
+    return chunks
+
+
+def _teacher(config: RunConfig, student_arch: Architecture) -> Teacher:
+    assert config.teacher is not None
+    arch = read_architecture(config.teacher.path)
+    layout = groups.create(config.teacher.layout, seed=config.seed)
+    return Teacher(
+        _load(config.teacher, arch, layout, config.precision),
+        arch,
+        layout,
+        student_vocab_size=student_arch.vocab_size,
+        micro_batch_size=config.train.micro_batch_size,
+        temperature=config.rollout.temperature,
+    )
+
+
+def load_training(config: RunConfig, tokenizer: Any, needs: Plan) -> list[Prompt]:
+    """The recipe's training prompts."""
+    return load_prompts(
+        config.data.train,
+        config.data,
+        tokenizer,
+        max_prompt_tokens=config.max_sequence_length - 1,
+        max_sequence_length=config.max_sequence_length,
+        need_answer=needs.rewards,
+        need_trace=not needs.rollouts,
+    )
+
+
+def load_heldout(config: RunConfig, tokenizer: Any = None) -> list[Prompt]:
+    """The held-out prompts of an evaluation."""
+    assert config.data.heldout is not None
+    prompts = load_prompts(
+        config.data.heldout,
+        config.data,
+        tokenizer or load_tokenizer(config.student.path),
+        max_prompt_tokens=config.max_sequence_length - 1,
+        max_sequence_length=config.max_sequence_length,
+        need_answer=True,
+        need_trace=False,
+    )
+    count = config.eval.num_prompts if config.eval else 0
+    return prompts[: count or None]
+
+
+def _resume_state(directory: Path, student: Student) -> tuple[dict[str, Any], list[str]]:
+    """Loads the newest whole checkpoint; rank 0 decides which. A run stopped before its first one starts again."""
+    choice: list[Any] = [None]
+    if dist.get_rank() == 0:
+        choice = [checkpoint.newest(directory / "checkpoints")]
+    dist.broadcast_object_list(choice, src=0)
+    path, warnings = choice[0]
+    return ({"step": 0} if path is None else checkpoint.load(path, student)), warnings
+
+
+def _open_sinks(
+    config: RunConfig, directory: Path, tokenizer: Any, resume_step: int | None, closing: contextlib.ExitStack
+) -> Sinks | None:
+    """Rank 0 creates the run directory; the others learn whether that worked."""
+    outcome: list[Any] = [None]
+    sinks = None
+    if dist.get_rank() == 0:
+        try:
+            sinks = Sinks(directory, config, tokenizer, resume_step)
+            closing.callback(sinks.close)
+            write_atomically(directory / "config.yaml", dump_config(config).encode())
+        except Exception as error:
+            outcome = [error]
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[0] is not None:
+        raise outcome[0]
+    return sinks

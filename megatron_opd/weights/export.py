@@ -1,0 +1,103 @@
+"""A Megatron model as Hugging Face tensors: the refit's stream, and a model directory."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from megatron_opd.config.architecture import Architecture, read_architecture
+from megatron_opd.errors import DataError
+from megatron_opd.weights.hf import check_out_dir, write_hf
+from megatron_opd.weights.load import hf_shapes, named_parameters, refuse_unknown
+from megatron_opd.weights.table import Entry, weight_table
+
+if TYPE_CHECKING:
+    from megatron_opd.mcore.parallel import Parallel
+
+MAX_SHARD_BYTES = 4 * 10**9
+
+
+@torch.no_grad()
+def iter_hf_tensors(chunks: Sequence[Module], arch: Architecture, parallel: "Parallel") -> Iterator[tuple[str, Tensor]]:
+    """Every Hugging Face tensor of the model, whole, by name, in the table's order, on `parallel.device`.
+
+    Collective over the model-parallel group: each of its ranks must exhaust the iterator, and gets the same tensors.
+    One Megatron tensor is in flight at a time. A tensor may share memory with a parameter: use or copy it before
+    taking the next one, and do not write to it.
+    """
+    table = [entry for entry in weight_table(arch) if not entry.is_copy]
+    parameters = named_parameters(chunks)
+    known = {entry.megatron_name for entry in weight_table(arch)}
+    refuse_unknown({name: p for name, p in parameters.items() if name not in known})
+    dtype = next(iter(parameters.values())).dtype
+    for entry, stage in zip(table, _owning_stages(table, parameters, parallel), strict=True):
+        if stage == parallel.pp_rank:
+            full = _gather(entry, parameters[entry.megatron_name], parallel)
+        else:
+            full = torch.empty(entry.full_shape, dtype=dtype, device=parallel.device)
+        if parallel.pp_size > 1:
+            dist.broadcast(full, group=parallel.pp_group, group_src=stage)
+        yield from entry.to_hf(full).items()
+
+
+def export_hf(
+    chunks: Sequence[Module],
+    arch: Architecture,
+    parallel: "Parallel",
+    source_dir: str | Path,
+    out_dir: str | Path,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes the model as a directory that transformers and vLLM load; tokenizer and config come from `source_dir`.
+
+    Every rank calls it: the first replica's ranks gather, its first rank writes, in `dtype` (None: the parameters').
+    The directory is complete when that rank returns; others may return earlier. Raises DataError when `out_dir`
+    exists or `source_dir` describes another model.
+    """
+    check_out_dir(out_dir)
+    _check_source(source_dir, arch)
+    if parallel.dp_rank != 0:
+        return
+    tensors = iter_hf_tensors(chunks, arch, parallel)
+    if (parallel.tp_rank, parallel.pp_rank) == (0, 0):
+        dtype = dtype or next(chunks[0].parameters()).dtype
+        write_hf(out_dir, source_dir, tensors, hf_shapes(weight_table(arch)), dtype, max_shard_bytes)
+    else:
+        for _ in tensors:
+            pass
+
+
+def _gather(entry: Entry, parameter: Parameter, parallel: "Parallel") -> Tensor:
+    """The whole Megatron tensor, contiguous, on every tensor-parallel rank of the stage that owns it."""
+    shard = parameter.detach().contiguous()
+    if parallel.tp_size == 1 or entry.partition.dim is None:
+        shards = [shard]
+    else:
+        shards = [torch.empty_like(shard) for _ in range(parallel.tp_size)]
+        dist.all_gather(shards, shard, group=parallel.tp_group)
+    return entry.gather(shards).contiguous()
+
+
+def _owning_stages(table: Sequence[Entry], parameters: Mapping[str, Parameter], parallel: "Parallel") -> list[int]:
+    """The pipeline rank that holds each entry. One small reduction, so that any split into stages will do."""
+    mine = [parallel.pp_rank if entry.megatron_name in parameters else -1 for entry in table]
+    owners = torch.tensor(mine, device=parallel.device)
+    if parallel.pp_size > 1:
+        dist.all_reduce(owners, op=dist.ReduceOp.MAX, group=parallel.pp_group)
+    stages: list[int] = owners.tolist()
+    if -1 in stages:
+        raise ValueError(f"no stage of the model has {table[stages.index(-1)].megatron_name}")
+    return stages
+
+
+def _check_source(source_dir: str | Path, arch: Architecture) -> None:
+    source = asdict(read_architecture(source_dir))
+    for field, value in asdict(arch).items():
+        if source[field] != value:
+            raise DataError(f"{Path(source_dir) / 'config.json'}: {field} is {source[field]}, the model's is {value}")

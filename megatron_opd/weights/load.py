@@ -1,0 +1,94 @@
+"""A Hugging Face checkpoint into a Megatron model: each rank reads the tensors of its stage and keeps its slices."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import Module, Parameter
+
+from megatron_opd.config.architecture import Architecture
+from megatron_opd.errors import DataError
+from megatron_opd.weights.hf import HfCheckpoint
+from megatron_opd.weights.table import Entry, weight_table
+
+if TYPE_CHECKING:  # a checkpoint is checked before Megatron, which takes seconds to import, is needed
+    from megatron_opd.mcore.parallel import Parallel
+
+# Constants that old checkpoints hold beside the weights.
+IGNORED = re.compile(r"\.rotary_emb\.inv_freq$")
+TIED_HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def check_hf(model_dir: str | Path, arch: Architecture) -> HfCheckpoint:
+    """Opens a checkpoint and holds its names and shapes against the table, from the file headers alone.
+
+    Raises DataError naming a missing, unexpected or misshapen tensor. Needs no process group.
+    """
+    checkpoint = HfCheckpoint(model_dir)
+    expected = hf_shapes(weight_table(arch))
+    for name, shape in expected.items():
+        if name not in checkpoint.shapes:
+            raise DataError(f"{model_dir}: tensor {name} is missing; its config.json describes another model")
+        if checkpoint.shapes[name] != shape:
+            found = checkpoint.shapes[name]
+            raise DataError(f"{model_dir}: tensor {name} has shape {found}; its config.json says {shape}")
+    for name in checkpoint.shapes:
+        if name not in expected and not IGNORED.search(name) and not (arch.tie_word_embeddings and name == TIED_HEAD):
+            raise DataError(f"{model_dir}: tensor {name} is unexpected; its config.json describes another model")
+    return checkpoint
+
+
+def hf_shapes(table: Sequence[Entry]) -> dict[str, tuple[int, ...]]:
+    """Every checkpoint tensor the table knows, in its order."""
+    return {name: shape for entry in table if not entry.is_copy for name, shape in entry.hf_shapes.items()}
+
+
+def named_parameters(chunks: Sequence[Module]) -> dict[str, Parameter]:
+    """The parameters of this rank by the table's names: whatever wraps the chunk is gone, layers count globally."""
+    named: dict[str, Parameter] = {}
+    for chunk in chunks:
+        model: Any = chunk
+        while not hasattr(model, "decoder"):  # DistributedDataParallel and Float16Module hold it as `module`
+            model = model.module
+        for name, parameter in model.named_parameters():
+            if match := re.match(r"decoder\.layers\.(\d+)\.", name):
+                layer = model.decoder.layers[int(match[1])].layer_number - 1
+                name = f"decoder.layers.{layer}.{name[match.end() :]}"
+            named[name] = parameter
+    return named
+
+
+@torch.no_grad()
+def load_hf(chunks: Sequence[Module], model_dir: str | Path, arch: Architecture, parallel: "Parallel") -> None:
+    """Fills every parameter of `chunks` exactly once, cast to its dtype. Each rank works for itself.
+
+    Raises DataError when the checkpoint is not a whole model of `arch` (see `check_hf`).
+    """
+    checkpoint = check_hf(model_dir, arch)
+    if arch.tie_word_embeddings and TIED_HEAD in checkpoint.shapes:
+        _check_tied(checkpoint)
+    parameters = named_parameters(chunks)
+    for entry in weight_table(arch):
+        parameter = parameters.pop(entry.megatron_name, None)
+        if parameter is None:
+            continue  # another stage's
+        parts = [checkpoint.read(name) for name in entry.hf_names]
+        parameter.copy_(entry.shard(parts, parallel.tp_rank, parallel.tp_size, tuple(parameter.shape)))
+    refuse_unknown(parameters)
+
+
+def refuse_unknown(parameters: Mapping[str, Parameter]) -> None:
+    """Raises ValueError when the model has parameters that the table does not: it is of another architecture."""
+    if parameters:
+        raise ValueError(f"no entry in the weight table for {', '.join(parameters)}")
+
+
+def _check_tied(checkpoint: HfCheckpoint) -> None:
+    head, embedding = checkpoint.read(TIED_HEAD), checkpoint.read(EMBEDDING)
+    if head.shape != embedding.shape or not torch.equal(head, embedding):
+        raise DataError(
+            f"{checkpoint.model_dir}: config.json ties the word embeddings, but {TIED_HEAD} differs from {EMBEDDING}; "
+            "set tie_word_embeddings to false there, or remove the tensor"
+        )

@@ -1,0 +1,72 @@
+"""Run under torchrun by test_rollout_ranks.py: an engine in every rank, each generating its share of the prompts.
+
+Prints one line of JSON from rank 0.
+"""
+
+import json
+import os
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from megatron_opd.config.schema import RolloutConfig
+from megatron_opd.records import Rollout
+from megatron_opd.refit.push import push
+from megatron_opd.rollout.engine import RolloutEngine
+from tests.e2e import tiny_hf
+
+
+def gathered(rollouts: list[Rollout]) -> list[Rollout]:
+    everyone: list[list[Rollout]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, rollouts)
+    return [rollout for share in everyone for rollout in share]
+
+
+def largest_difference(split: list[Rollout], together: list[Rollout]) -> float:
+    assert [(r.prompt.index, r.sample) for r in split] == [(r.prompt.index, r.sample) for r in together]
+    assert [r.token_ids.tolist() for r in split] == [r.token_ids.tolist() for r in together]
+    return max(float(np.abs(a.logprobs - b.logprobs).max()) for a, b in zip(split, together, strict=True))
+
+
+def main(directory: str) -> None:
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    trainer_group = dist.new_group(list(range(world)))
+    kept = {name: os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LD_PRELOAD")}
+    start = time.perf_counter()
+    engine = RolloutEngine(
+        directory, RolloutConfig(kv_cache_gib=0.0625), precision="float32", max_sequence_length=300, seed=0
+    )
+    seconds = time.perf_counter() - start
+    assert {name: os.environ.get(name) for name in kept} == kept
+
+    prompts = tiny_hf.prompts(*range(4, 4 + 2 * world), 140, 150)
+    share = [list(part) for part in np.array_split(np.arange(len(prompts)), world)][rank]
+    differences = []
+    model = tiny_hf.build("qwen3", seed=0)
+    for version in range(2):
+        if version:
+            model = tiny_hf.build("qwen3", seed=1)
+            push(tiny_hf.tensors(model), engine, version)
+        settings = dict(version=version, step=version, samples_per_prompt=2, max_completion_tokens=16)
+        split = engine.generate([prompts[i] for i in share], **settings, temperature=1.0, seed=9)
+        differences.append(
+            largest_difference(gathered(split), engine.generate(prompts, **settings, temperature=1.0, seed=9))
+        )
+        differences += [float(np.abs(r.logprobs - tiny_hf.logprobs(model, r, 1.0, 1.0)).max()) for r in split]
+
+    engine.close()
+    total = torch.tensor(float(rank))
+    dist.all_reduce(total, group=trainer_group)
+    dist.all_reduce(total)
+    assert total.item() == world * world * (world - 1) / 2  # the trainer's groups outlive the engine
+    if rank == 0:
+        print(json.dumps({"difference": max(differences), "start_seconds": seconds}), flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

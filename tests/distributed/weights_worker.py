@@ -1,0 +1,73 @@
+"""Under torchrun: weights_worker.py TP PP OUT_DIR MODEL_DIR...; what it finds is left in OUT_DIR for the test.
+
+For every model: logits of fixed tokens (from the last stage), the exported directory, and from every rank a checksum of
+each tensor that the refit's stream yields.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from megatron_opd.config.architecture import Architecture, read_architecture
+from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.mcore import parallel as process_groups
+from megatron_opd.mcore import schedule
+from megatron_opd.mcore.batch import MicroBatch
+from megatron_opd.mcore.model import build_model
+from megatron_opd.mcore.parallel import Parallel
+from megatron_opd.weights import export_hf, iter_hf_tensors, load_hf
+
+NUM_TOKENS = 12
+
+
+def tokens_BS(vocab_size: int) -> torch.Tensor:
+    return torch.randint(vocab_size, (2, NUM_TOKENS), generator=torch.Generator().manual_seed(1))
+
+
+def logits_BSV(chunks: list, arch: Architecture, parallel: Parallel) -> torch.Tensor | None:
+    """Unpadded logits, on every rank of the last stage."""
+    tokens = tokens_BS(arch.vocab_size)
+    every = torch.arange(tokens.numel())
+    positions = torch.arange(NUM_TOKENS).expand_as(tokens)
+    batch = MicroBatch(*(x.to(parallel.device) for x in (tokens, positions, every)), rows_T=every)
+    outputs = schedule.run(
+        chunks, parallel, [batch], lambda _, logits_TV: (logits_TV.sum() * 0, logits_TV), forward_only=True
+    )
+    if not outputs:
+        return None
+    shards = [torch.empty_like(outputs[0]) for _ in range(parallel.tp_size)]
+    dist.all_gather(shards, outputs[0].contiguous(), group=parallel.tp_group)
+    return torch.cat(shards, dim=-1)[:, : arch.vocab_size].unflatten(0, tokens.shape).cpu()
+
+
+@torch.no_grad()
+def main(tp_size: int, pp_size: int, out_dir: Path, model_dirs: list[Path]) -> None:
+    process_groups.start()
+    parallel = process_groups.create(LayoutConfig(tp_size, pp_size))
+    for model_dir in model_dirs:
+        arch = read_architecture(model_dir)
+        chunks = build_model(arch, parallel, precision="float32")
+        for parameter in chunks[0].parameters():
+            parameter.fill_(float("nan"))  # so that one left unfilled shows
+        load_hf(chunks, model_dir, arch, parallel)
+
+        logits = logits_BSV(chunks, arch, parallel)
+        if parallel.is_signal_source and parallel.dp_rank == 0:
+            save_file({"logits_BSV": logits}, out_dir / f"{model_dir.name}.safetensors")
+
+        stream = iter_hf_tensors(chunks, arch, parallel)
+        checksums = [[name, hashlib.sha256(t.cpu().numpy().tobytes()).hexdigest()] for name, t in stream]
+        (out_dir / f"{model_dir.name}-{dist.get_rank()}.json").write_text(json.dumps(checksums))
+
+        export_hf(chunks, arch, parallel, model_dir, out_dir / model_dir.name, max_shard_bytes=60_000)
+    dist.barrier()
+    process_groups.stop()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), [Path(name) for name in sys.argv[4:]])

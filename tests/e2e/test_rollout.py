@@ -1,0 +1,252 @@
+"""A real vLLM engine against transformers: sampling, logprobs, refit and its verification.
+
+Both models share the process one after the other, so `close` is tried as well.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import Parameter
+
+from megatron_opd.config.schema import RolloutConfig
+from megatron_opd.errors import ConfigError, RunError
+from megatron_opd.records import Rollout
+from megatron_opd.refit.push import push
+from megatron_opd.rollout.engine import RolloutEngine
+from tests.e2e import tiny_hf
+
+pytestmark = pytest.mark.slow
+NamedTensors = Iterable[tuple[str, torch.Tensor]]
+CONFIG = RolloutConfig(kv_cache_gib=0.0625)
+
+
+@dataclass
+class Student:
+    """An engine and the transformers model with the weights it was last given."""
+
+    engine: RolloutEngine
+    model: Any
+    version: int = 0
+
+    def generate(self, prompts: list, **changes: Any) -> list[Rollout]:
+        defaults = dict(step=0, samples_per_prompt=4, max_completion_tokens=32, temperature=1.0, seed=5)
+        return self.engine.generate(prompts, version=self.version, **(defaults | changes))  # type: ignore[arg-type]
+
+    def refit(self, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
+        """Changes the transformers model in place, then pushes it."""
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(change(name, parameter))
+        self.version += 1
+        return push(tiny_hf.tensors(self.model), self.engine, self.version)
+
+
+@pytest.fixture(scope="module", params=["qwen3", "qwen2-tied"])
+def student(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Student]:
+    model_type, _, tied = request.param.partition("-")
+    model = tiny_hf.build(model_type, seed=0, tied=bool(tied))
+    directory = tiny_hf.write(model, tmp_path_factory.mktemp("model"))
+    engine = RolloutEngine(directory, CONFIG, precision="float32", max_sequence_length=300, seed=0)
+    yield Student(engine, model)
+    engine.close()
+    assert not torch.distributed.is_initialized()
+
+
+def assert_same(ours: list[Rollout], theirs: list[Rollout], logprob_atol: float) -> None:
+    assert [(r.prompt.index, r.sample) for r in ours] == [(r.prompt.index, r.sample) for r in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.token_ids.tolist() == b.token_ids.tolist()
+        np.testing.assert_allclose(a.logprobs, b.logprobs, rtol=0, atol=logprob_atol)
+
+
+def assert_logprobs_of(model: Any, rollouts: list[Rollout], temperature: float = 1.0, top_p: float = 1.0) -> None:
+    for rollout in rollouts:
+        expected = tiny_hf.logprobs(model, rollout, temperature, top_p)
+        np.testing.assert_allclose(rollout.logprobs, expected, rtol=0, atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------- sampling
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.8)])
+def test_logprobs_are_those_of_the_distribution_sampled_from(student: Student, temperature: float, top_p: float) -> None:
+    rollouts = student.generate(tiny_hf.prompts(3, 40, 200), temperature=temperature, top_p=top_p)
+    assert len(rollouts) == 12 and sum(r.num_tokens for r in rollouts) > 60
+    assert_logprobs_of(student.model, rollouts, temperature, top_p)
+
+
+def test_temperature_zero_is_greedy(student: Student) -> None:
+    prompts = tiny_hf.prompts(5, 30)
+    for rollout in student.generate(prompts, samples_per_prompt=1, temperature=0.0):
+        token_ids = np.concatenate([rollout.prompt.token_ids, rollout.token_ids]).astype(np.int64)
+        with torch.no_grad():
+            logits_TV = student.model(torch.from_numpy(token_ids)[None]).logits[0]
+        greedy = logits_TV.argmax(-1)[len(rollout.prompt.token_ids) - 1 : -1]
+        assert rollout.token_ids.tolist() == greedy.tolist()
+        assert_logprobs_of(student.model, [rollout])
+
+
+def test_a_completion_ends_with_eos_or_at_the_limit(student: Student) -> None:
+    rollouts = student.generate(tiny_hf.prompts(4, 9), samples_per_prompt=32, max_completion_tokens=24)
+    assert {r.finish_reason for r in rollouts} == {"stop", "length"}
+    for rollout in rollouts:
+        ends = rollout.token_ids == tiny_hf.EOS_ID
+        assert not ends[:-1].any()
+        assert ends[-1] == (rollout.finish_reason == "stop")
+        assert rollout.finish_reason == "stop" or rollout.num_tokens == 24
+        assert rollout.text.split() == [f"w{i}" for i in rollout.token_ids if i not in tiny_hf.SPECIAL_IDS]
+        assert len(rollout.logprobs) == rollout.num_tokens and rollout.policy_version == student.version
+
+
+def test_prompt_and_completion_fit_the_sequence_length(student: Student) -> None:
+    rollouts = student.generate(tiny_hf.prompts(295), samples_per_prompt=16)
+    assert max(r.num_tokens for r in rollouts) == 5
+    with pytest.raises(RunError, match="prompt 0 has 300 tokens"):
+        student.generate(tiny_hf.prompts(300))
+
+
+def test_the_same_call_gives_the_same_bits(student: Student) -> None:
+    prompts = tiny_hf.prompts(6, 150, 151)
+    torch.manual_seed(3)
+    first = student.generate(prompts)
+    state = torch.get_rng_state()
+    assert_same(student.generate(prompts), first, logprob_atol=0)
+    assert torch.equal(torch.get_rng_state(), state)  # the trainer's generator is left alone
+    for change in ({"seed": 6}, {"step": 1}):
+        assert [r.text for r in student.generate(prompts, **change)] != [r.text for r in first]
+
+
+def test_samples_do_not_depend_on_how_prompts_are_split(student: Student) -> None:
+    prompts = tiny_hf.prompts(6, 150, 151, 20)
+    together = student.generate(prompts)
+    assert len({r.text for r in together}) == len(together)
+    apart = student.generate(prompts[:1]) + student.generate(prompts[1:])
+    assert_same(apart, together, logprob_atol=1e-5)
+
+
+def test_a_call_that_is_interrupted_leaves_nothing_behind(student: Student) -> None:
+    prompts = tiny_hf.prompts(6, 7)
+    before = student.generate(prompts)
+
+    def interrupt(done: int, total: int) -> None:
+        assert total == 8
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        student.generate(prompts, on_progress=interrupt)
+    seen: list[int] = []
+    assert_same(student.generate(prompts, on_progress=lambda done, _: seen.append(done)), before, logprob_atol=0)
+    assert seen == sorted(seen) and seen[-1] == 8
+
+
+def test_no_prompts_no_rollouts(student: Student) -> None:
+    assert student.generate([]) == []
+
+
+def test_a_sequence_length_beyond_the_model_is_refused(tmp_path: Path) -> None:
+    directory = tiny_hf.write(tiny_hf.build("qwen3", seed=0), tmp_path)
+    with pytest.raises(ConfigError, match="max_sequence_length=513"):
+        RolloutEngine(directory, CONFIG, precision="float32", max_sequence_length=513, seed=0)
+
+
+# ------------------------------------------------------------------------------------------------------------- refit
+def test_refit_changes_the_policy(student: Student) -> None:
+    prompts = tiny_hf.prompts(3, 290)  # longer than two blocks of the prefix cache
+    before = student.generate(prompts)
+    noise = torch.Generator().manual_seed(student.version)
+    report = student.refit(lambda _, old: old + 0.05 * torch.randn(old.shape, generator=noise))
+    parameters = list(student.model.parameters())
+    assert (report.tensors, report.bytes) == (len(parameters), sum(p.nbytes for p in parameters))
+    assert 0 <= report.max_error < 1e-5
+    after = student.generate(prompts)
+    assert_logprobs_of(student.model, after)
+    with pytest.raises(AssertionError):
+        assert_logprobs_of(student.model, before)
+    with pytest.raises(RunError, match="policy version"):
+        student.engine.generate(prompts, version=0, step=0, samples_per_prompt=1, max_completion_tokens=1,
+                                temperature=1.0, seed=0)  # fmt: skip
+
+
+class Tampered:
+    """The engine behind a link that changes tensors after the sender has seen them."""
+
+    def __init__(self, engine: RolloutEngine, change: Callable[[dict], dict]) -> None:
+        self._engine = engine
+        self._change = change
+        self.dtype = engine.dtype
+        self.policy_version: int | None = None
+        self.project = engine.project
+
+    def reload(self, named_tensors: NamedTensors) -> None:
+        self._engine.reload(self._change(dict(named_tensors)).items())
+
+
+def swapped(first: str, second: str) -> Callable[[dict], dict]:
+    return lambda tensors: tensors | {first: tensors[second], second: tensors[first]}
+
+
+LAYER = "model.layers.1"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj")],
+)
+def test_swapped_tensors_are_found(student: Student, first: str, second: str) -> None:
+    first, second = f"{LAYER}.{first}.weight", f"{LAYER}.{second}.weight"
+    tampered = Tampered(student.engine, swapped(first, second))
+    with pytest.raises(RunError, match=f"{first}|{second}"):
+        push(tiny_hf.tensors(student.model), tampered, student.version + 1)
+    assert tampered.policy_version is None
+    with pytest.raises(RunError, match="holds None"):
+        student.generate(tiny_hf.prompts(3))
+    student.refit(lambda _, old: old)
+    assert_logprobs_of(student.model, student.generate(tiny_hf.prompts(3, 140)))
+
+
+def test_every_tensor_of_the_previous_version_is_found(student: Student) -> None:
+    """The update is as small as an optimizer step of learning rate 1e-6."""
+    student.refit(lambda _, old: old)
+    previous = {name: tensor.detach().clone() for name, tensor in tiny_hf.tensors(student.model)}
+    updated = [(name, Parameter(tensor + 1e-6 * torch.sign(tensor))) for name, tensor in previous.items()]
+    for stale in previous:
+        tampered = Tampered(student.engine, lambda tensors, stale=stale: tensors | {stale: previous[stale]})
+        with pytest.raises(RunError, match=f"{stale} in vLLM is not"):
+            push(iter(updated), tampered, student.version + 1)
+    student.refit(lambda _, old: old)
+
+
+@pytest.mark.parametrize("lost", ["lm_head.weight", f"{LAYER}.self_attn.k_proj.weight", "model.norm.weight"])
+def test_a_missing_tensor_is_named(student: Student, lost: str) -> None:
+    if lost not in dict(tiny_hf.tensors(student.model)):
+        lost = "model.embed_tokens.weight"  # the tied model's output layer
+    sent = ((name, tensor) for name, tensor in tiny_hf.tensors(student.model) if name != lost)
+    with pytest.raises(RunError, match=f"1 tensors did not arrive, first {lost}"):
+        push(sent, student.engine, student.version + 1)
+    student.refit(lambda _, old: old)
+    assert_logprobs_of(student.model, student.generate(tiny_hf.prompts(3, 140)))
+
+
+@pytest.mark.parametrize("wrong", [("model.extra.weight", torch.ones(3)), (f"{LAYER}.mlp.up_proj.weight", torch.ones(3))])
+def test_an_unknown_tensor_is_named_and_the_rest_is_read(student: Student, wrong: tuple[str, torch.Tensor]) -> None:
+    sent = iter([wrong, *tiny_hf.tensors(student.model)])
+    with pytest.raises(RunError, match=wrong[0]):
+        push(sent, student.engine, student.version + 1)
+    assert next(sent, None) is None
+    student.refit(lambda _, old: old)
+
+
+def test_a_sender_that_fails_leaves_an_engine_that_can_be_refitted(student: Student) -> None:
+    def failing() -> Iterator[tuple[str, torch.Tensor]]:
+        for count, item in enumerate(tiny_hf.tensors(student.model)):
+            if count == 5:
+                raise OSError("a rank is gone")
+            yield item
+
+    with pytest.raises(OSError, match="a rank is gone"):
+        push(failing(), student.engine, student.version + 1)
+    student.refit(lambda _, old: old)
+    assert_logprobs_of(student.model, student.generate(tiny_hf.prompts(3, 140)))
