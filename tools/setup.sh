@@ -40,10 +40,9 @@ venv_is_sound() {
 
 use_uv() { "$VENV/bin/python" -m uv --version >/dev/null 2>&1; }
 
-# What pip is told by the environment or its configuration files; uv reads neither.
+# What pip is told by its configuration files or by PIP_* variables; uv reads neither.
 pip_setting() {
-    local variable=PIP_$(echo "$1" | tr 'a-z-' 'A-Z_')
-    echo "${!variable:-$("$VENV/bin/python" -m pip config get "global.$1" 2>/dev/null || true)}"
+    "$VENV/bin/python" -m pip config list 2>/dev/null | sed -n "s/^\(global\|:env:\)\.$1='\(.*\)'\$/\2/p" | tail -n 1
 }
 
 # uv is many times faster than pip and shares files between environments.

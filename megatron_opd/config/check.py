@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from megatron_opd.config.architecture import Architecture, read_architecture
-from megatron_opd.config.model_files import check_same_tokenizer, check_weights
+from megatron_opd.config.model_files import check_same_tokenizer, check_vocabulary, check_weights
 from megatron_opd.config.schema import (
     CrossEntropyTerm,
     EvalConfig,
@@ -91,13 +91,14 @@ def _check_method(config: RunConfig) -> list[str]:
         raise ConfigError(f"teacher: no effect, method {config.method.name} reads no teacher; set teacher=null")
     for name, term in terms.items():
         if isinstance(term, PolicyGradientTerm) and config.rollout.samples_per_prompt == 1:
-            raise ConfigError(f"rollout.samples_per_prompt: 1 gives method.{name} no group to compare with; set 2 or more")
+            raise ConfigError(f"rollout.samples_per_prompt: 1 gives method.{name} no group to compare; set 2 or more")
         if reads_traces(config) and not (isinstance(term, CrossEntropyTerm) and term.targets == "trace"):
             raise ConfigError(f"method.{name}: cannot be combined with a term on traces; take one of them out")
         warnings += _check_weight(f"method.{name}.weight", term, config.num_steps)
         if isinstance(term, PolicyGradientTerm) and config.train.updates_per_step == 1:
-            changed = [key for key in ("clip_low", "clip_high") if getattr(term, key) != 0.2]
-            warnings += [f"method.{name}.{key}: no effect with train.updates_per_step=1: the ratio is 1" for key in changed]
+            for key in ("clip_low", "clip_high"):
+                if getattr(term, key) != getattr(PolicyGradientTerm, key):
+                    warnings.append(f"method.{name}.{key}: no effect with train.updates_per_step=1: the ratio is 1")
     if all(term.weight == 0 for term in terms.values()):
         raise ConfigError("method: the weight of every term is 0, so nothing is learned")
     return warnings
@@ -166,6 +167,7 @@ def _check_models(config: RunConfig) -> None:
     for name, model in _models(config):
         architectures[name] = read_architecture(model.path)
         check_weights(Path(model.path))
+        check_vocabulary(Path(model.path), architectures[name].vocab_size)
         _check_layout(name, model, architectures[name])
     if config.teacher:
         check_same_tokenizer(Path(config.student.path), Path(config.teacher.path))

@@ -31,6 +31,14 @@ def read_vocabulary(model_dir: Path) -> dict[str, int]:
     return vocabulary | {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
 
 
+def check_vocabulary(model_dir: Path, vocab_size: int) -> None:
+    """Raises DataError when the tokenizer has ids that the model's embedding lacks, or no tokens."""
+    highest = max(read_vocabulary(model_dir).values(), default=-1)
+    if not 0 <= highest < vocab_size:
+        problem = f"its highest token id is {highest}, outside vocab_size={vocab_size} of config.json"
+        raise DataError(f"{model_dir / 'tokenizer.json'}: {problem}; it belongs to another model")
+
+
 def check_same_tokenizer(student_dir: Path, teacher_dir: Path) -> None:
     """Raises DataError with the first id at which the two vocabularies differ. Sizes of embeddings may differ."""
     if student_dir.resolve() == teacher_dir.resolve():

@@ -7,7 +7,7 @@ import difflib
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -15,7 +15,7 @@ _LEAF = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 class InvalidKey(Exception):
-    """One wrong key: `path` is dotted ("" is the whole recipe), `problem` says what is wrong and what would be right."""
+    """One wrong key: `path` is dotted ("" is the whole recipe), `problem` says what is wrong and the remedy."""
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
@@ -39,11 +39,11 @@ def join(path: str, key: object) -> str:
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """"unknown <what>; did you mean ...?", with the list of what is known where it is short or nothing is close."""
+    """ "unknown <what>; did you mean ...?", with the list of what is known where it is short or nothing is close."""
     known = list(known)
     close = " or ".join(difflib.get_close_matches(name, known, n=2, cutoff=0.7))
-    hint = f"; did you mean {close}?" if close else ""
-    return f"unknown {what}{hint}" if close and len(known) > 6 else f"unknown {what}{hint or ';'} known: {', '.join(known)}"
+    hint = f"; did you mean {close}?" if close else ";"
+    return f"unknown {what}{hint}" if close and len(known) > 5 else f"unknown {what}{hint} known: {', '.join(known)}"
 
 
 def key_paths(kind: Any, path: str = "") -> list[str]:
@@ -104,11 +104,10 @@ def _build_leaf(kind: Any, value: Any, path: str) -> Any:
     try:
         return TypeAdapter(kind, config=_LEAF).validate_python(value)
     except ValidationError as error:
-        text = error.errors()[0]["msg"].replace("Input should be", "must be").replace("a valid ", "a ").replace("a int", "an int")
-        if get_origin(kind) is Literal and isinstance(value, str):
-            close = difflib.get_close_matches(value, [str(each) for each in get_args(kind)], n=1)
-            text += f"; did you mean {close[0]}?" if close else ""
-        raise InvalidKey(path, f"{text}, got {_shown(value)}" if "?" not in text else text) from None
+        problem = (
+            error.errors()[0]["msg"].replace("Input should", "must").replace("valid ", "").replace("a int", "an int")
+        )
+        raise InvalidKey(path, f"{problem}, got {_shown(value)}") from None
 
 
 def _shown(value: Any) -> str:
@@ -123,3 +122,17 @@ def _mapping(value: Any, path: str) -> Iterable[tuple[Any, Any]]:
 
 def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
+
+
+def differences(first: Any, second: Any, path: str = "") -> list[str]:
+    """Dotted paths of the keys whose values differ between two instances of the schema."""
+    if first == second:
+        return []
+    if is_dataclass(first) and type(first) is type(second):
+        names = [each.name for each in fields(first)]
+        pairs = {name: (getattr(first, name), getattr(second, name)) for name in names}
+    elif isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
+        pairs = {name: (first[name], second[name]) for name in first}
+    else:
+        return [path]
+    return [each for name, pair in pairs.items() for each in differences(*pair, join(path, name))]

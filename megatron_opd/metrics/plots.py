@@ -14,10 +14,10 @@ from megatron_opd.metrics.run_directory import Row
 
 STUDENT, TEACHER, HELDOUT, BAD, INK, GRID = "#2f6fdb", "#d9822b", "#0f8a5f", "#d13438", "#5b6472", "#e8ebef"
 _PHASES = {
-    "generate": "#2f6fdb", "reward": "#7fb2f0", "gather": "#c9b458", "teacher": "#d9822b", "train": "#0f8a5f", "refit": "#8f6bd1",
-    "checkpoint": "#c75b8c", "eval": "#8c96a3", "other": "#d5dae1",
+    "generate": "#2f6fdb", "reward": "#7fb2f0", "gather": "#c9b458", "teacher": "#d9822b", "train": "#0f8a5f",
+    "refit": "#8f6bd1", "checkpoint": "#c75b8c", "eval": "#8c96a3", "other": "#d5dae1",
 }  # fmt: skip
-_REASON_COLOURS = ("#0f8a5f", "#d13438", "#d9822b", "#8f6bd1", "#2f6fdb", "#c75b8c", "#8c96a3", "#d5dae1")
+_REASON_COLOURS = ("#5cb893", "#ea9a97", "#efc182", "#b9a2e4", "#8fb4ee", "#dfa0c0", "#a9b1bc", "#d5dae1")
 _MAX_BARS = 150
 
 
@@ -25,6 +25,7 @@ _MAX_BARS = 150
 class Plot:
     name: str  # file name without suffix
     title: str
+    wide: bool  # twice the width of the others
     png: bytes
 
 
@@ -32,13 +33,14 @@ def draw_plots(rows: Sequence[Row]) -> list[Plot]:
     """One plot per quantity the run measured, in reading order."""
     plots = []
     for name, title, draw in _PLOTS:
-        figure = Figure(figsize=(5.4, 2.9), dpi=150, layout="constrained")
+        wide = name in _WIDE
+        figure = Figure(figsize=(8.2 if wide else 4.0, 2.3), dpi=180, layout="constrained")
         axes = figure.add_subplot()
         if draw(axes, rows):
             _style(axes)
             buffer = io.BytesIO()
             FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-            plots.append(Plot(name, title, buffer.getvalue()))
+            plots.append(Plot(name, title, wide, buffer.getvalue()))
     return plots
 
 
@@ -54,10 +56,10 @@ def _reward(axes: Axes, rows: Sequence[Row]) -> bool:
     drawn = _line(axes, rows, "reward/mean", STUDENT, "training reward")
     steps, accuracy = series(rows, "eval/accuracy")
     if len(steps):
-        axes.plot(steps, accuracy, "--o", color=HELDOUT, markersize=6, linewidth=1.2, label="held-out accuracy")
+        axes.plot(steps, accuracy, "--o", color=HELDOUT, markersize=5, linewidth=1.2, label="held-out accuracy")
         for index in {0, len(steps) - 1}:
             axes.annotate(
-                f"{accuracy[index]:.1%}", (steps[index], accuracy[index]), xytext=(0, 7), textcoords="offset points",
+                f"{accuracy[index]:.1%}", (steps[index], accuracy[index]), xytext=(0, 6), textcoords="offset points",
                 ha="left" if index == 0 else "right", fontsize=8, color=HELDOUT, weight="bold",
             )  # fmt: skip
         axes.margins(y=0.18)
@@ -94,7 +96,7 @@ def _guidance(axes: Axes, rows: Sequence[Row]) -> bool:
 
 
 def _mismatch(axes: Axes, rows: Sequence[Row]) -> bool:
-    steps, values = series(rows, "mismatch/logprob_abs/mean")
+    _, values = series(rows, "mismatch/logprob_abs/mean")
     if not (values > 0).any():  # a log axis needs something to show
         return False
     axes.set_yscale("log")
@@ -153,13 +155,14 @@ _PLOTS: tuple[tuple[str, str, Callable[[Axes, Sequence[Row]], bool]], ...] = (
     ("reasons", "Why answers score as they do", _reasons),
     ("response_length", "Response length, tokens", _response_length),
     ("entropy", "Entropy, nats per token", _entropy),
-    ("agreement", "Tokens that are the teacher's argmax, share", _agreement),
+    ("agreement", "Agreement with the teacher's argmax", _agreement),
     ("loss", "Loss", _loss),
     ("grad_norm", "Gradient norm", _grad_norm),
     ("guidance_weight", "Guidance weight", _guidance),
     ("mismatch", "Engine vs trainer, mean |Δ logprob|", _mismatch),
     ("time", "Time per phase", _time),
 )
+_WIDE = ("reward", "time")
 
 
 # ------------------------------------------------------------------------------------------------ drawing
@@ -190,9 +193,7 @@ def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
         return (sums[stop] - sums[start]) / (counts[stop] - counts[start])
 
 
-def _stacked_bars(
-    axes: Axes, steps: np.ndarray, parts_PN: np.ndarray, names: list[str], colours: list[str]
-) -> None:
+def _stacked_bars(axes: Axes, steps: np.ndarray, parts_PN: np.ndarray, names: list[str], colours: list[str]) -> None:
     """One bar per step, or per group of consecutive steps (their mean) when there are more than fit."""
     group = -(-len(steps) // _MAX_BARS)
     starts = np.arange(0, len(steps), group)
@@ -208,7 +209,7 @@ def _stacked_bars(
 def _style(axes: Axes) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color("#c4cad3")
-    axes.tick_params(colors=INK, labelsize=8, length=0)
+    axes.tick_params(which="both", colors=INK, labelsize=8, length=0)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))

@@ -47,7 +47,7 @@ def write_report(run_dir: str | Path) -> Path:
         status=_status(config, rows),
         headlines=_headlines(config, rows),
         warnings=_warnings(rows),
-        plots=[(plot.title, base64.b64encode(plot.png).decode()) for plot in plots],
+        plots=[(plot, base64.b64encode(plot.png).decode()) for plot in plots],
         groups=groups,
         settings=_settings(config),
         environment=_read_environment(run_dir / "env.json"),
@@ -184,7 +184,7 @@ def _text(value: Any) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{share:.1%}"
 
 
 def _duration(seconds: float) -> str:

@@ -195,6 +195,7 @@ class _Worker:
                     file.close()
 
     def _signal_kill(self) -> None:
-        if self.process is not None:
+        process = self.process  # another thread may clear it
+        if process is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)

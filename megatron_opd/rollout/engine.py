@@ -177,14 +177,14 @@ class RolloutEngine:
         delivery.check()
 
     def project(self, name: str, probes_KI: torch.Tensor) -> list[torch.Tensor]:
-        """`probes @ tensor.T`, float32 [K, O], of each copy of the tensor `name` the engine holds (see LoadedWeights)."""
+        """`probes @ tensor.T`, float32 [K, O], of each copy the engine holds of `name` (see LoadedWeights)."""
         self._wake()
         return self._weights.project(name, probes_KI)
 
     # ------------------------------------------------------------------------------------------------ memory
     def _wake(self) -> None:
         if self._asleep:
-            torch.cuda.empty_cache()  # the trainer's unused blocks: the cache of keys and values is allocated outside it
+            torch.cuda.empty_cache()  # vLLM allocates outside torch's cache and needs the trainer's unused blocks
             self._llm.wake_up()
             self._asleep = False
 

@@ -7,6 +7,7 @@ whatever its present form, which is all that is needed to tell whether it is the
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -18,7 +19,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 class _Slot:
     """Rows `first_row : first_row + shape[0]` of one parameter of one vLLM module."""
 
-    module: torch.nn.Module
+    module: Any
     parameter: str  # "weight" | "bias"
     first_row: int
     shape: tuple[int, ...]
@@ -27,7 +28,7 @@ class _Slot:
 class LoadedWeights:
     """The tensors of a vLLM model of one rank (tensor-parallel size 1)."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self._slots = dict(_slots(model))
 
     @property
@@ -54,7 +55,7 @@ class LoadedWeights:
         return copies
 
 
-def _slots(model: torch.nn.Module) -> Iterator[tuple[str, _Slot]]:
+def _slots(model: Any) -> Iterator[tuple[str, _Slot]]:
     for path, module in model.named_modules():
         parent, _, leaf = path.rpartition(".")
         merged = model.packed_modules_mapping.get(leaf)
@@ -67,7 +68,7 @@ def _slots(model: torch.nn.Module) -> Iterator[tuple[str, _Slot]]:
                 first_row += height
 
 
-def _heights_and_width(module: torch.nn.Module, tensor: torch.Tensor) -> tuple[list[int], int]:
+def _heights_and_width(module: Any, tensor: torch.Tensor) -> tuple[list[int], int]:
     """Rows of each Hugging Face tensor in the module's parameters, and columns (0: vectors only)."""
     if isinstance(module, LinearBase):
         return list(getattr(module, "output_sizes", [module.output_size])), module.input_size

@@ -19,7 +19,8 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
-from megatron_opd.errors import DataError, RunError
+from megatron_opd.errors import DataError
+from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.train import optimizer_state
 from megatron_opd.train.student import Student
 
@@ -60,21 +61,18 @@ def load(checkpoint: Path, student: Student) -> dict[str, Any]:
         )
     with student.parallel.active():
         loaded = dist_checkpointing.load(_sharded(student, loading=True), str(checkpoint / "model"))
-        for i, chunk in enumerate(student.chunks):
-            chunk.load_state_dict(loaded[f"model{i}"])
+        _only(student.chunks).load_state_dict(loaded["model"])
         optimizer_state.load_state(student.optimizer, loaded["optimizer"])
     student.scheduler.load_state_dict(state["scheduler"])
     return state
 
 
-def load_weights(checkpoint: Path, chunks: list[torch.nn.Module], student_parallel: Any) -> None:
+def load_weights(checkpoint: Path, chunks: list[torch.nn.Module], parallel: Parallel) -> None:
     """Fills bare model chunks of any layout with the weights of a checkpoint. Collective."""
-    with student_parallel.active():
-        metadata = {"dp_cp_group": student_parallel.groups.dp_cp}
-        wanted = {f"model{i}": c.sharded_state_dict(metadata=metadata) for i, c in enumerate(chunks)}
+    with parallel.active():
+        wanted = {"model": _only(chunks).sharded_state_dict(metadata={"dp_cp_group": parallel.groups.dp_cp})}
         loaded = dist_checkpointing.load(wanted, str(checkpoint / "model"))
-        for i, chunk in enumerate(chunks):
-            chunk.load_state_dict(loaded[f"model{i}"])
+        _only(chunks).load_state_dict(loaded["model"])
 
 
 def newest(directory: Path) -> tuple[Path | None, list[str]]:
@@ -92,7 +90,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     try:
         return json.loads((checkpoint / "state.json").read_text())
     except FileNotFoundError:
-        raise DataError(f"{checkpoint}: not a checkpoint (no state.json); give a directory under checkpoints/") from None
+        raise DataError(f"{checkpoint}: not a checkpoint (no state.json); name one under checkpoints/") from None
 
 
 def find_damage(checkpoint: Path) -> str | None:
@@ -113,13 +111,16 @@ def find_damage(checkpoint: Path) -> str | None:
 
 
 # ------------------------------------------------------------------------------------------------------- internals
+def _only(chunks: list[torch.nn.Module]) -> torch.nn.Module:
+    (chunk,) = chunks  # interleaved pipelines would need one entry per chunk
+    return chunk
+
+
 def _sharded(student: Student, *, loading: bool) -> dict[str, Any]:
     metadata = {**optimizer_state.METADATA, "dp_cp_group": student.parallel.groups.dp_cp}
-    models = {f"model{i}": c.sharded_state_dict(metadata=metadata) for i, c in enumerate(student.chunks)}
-    if len(models) > 1:
-        raise RunError("checkpoints of interleaved pipelines are not supported yet; use one chunk per stage")
-    optimizer = optimizer_state.sharded_state(student.optimizer, models["model0"], metadata, loading=loading)
-    return {**models, "optimizer": optimizer}
+    model = _only(student.chunks).sharded_state_dict(metadata=metadata)
+    optimizer = optimizer_state.sharded_state(student.optimizer, model, metadata, loading=loading)
+    return {"model": model, "optimizer": optimizer}
 
 
 def _complete(directory: Path) -> list[Path]:

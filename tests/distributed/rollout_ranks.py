@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -51,11 +52,17 @@ def main(directory: str) -> None:
         if version:
             model = tiny_hf.build("qwen3", seed=1)
             push(tiny_hf.tensors(model), engine, version)
-        settings = dict(version=version, step=version, samples_per_prompt=2, max_completion_tokens=16)
-        split = engine.generate([prompts[i] for i in share], **settings, temperature=1.0, seed=9)
-        differences.append(
-            largest_difference(gathered(split), engine.generate(prompts, **settings, temperature=1.0, seed=9))
+        generate = partial(
+            engine.generate,
+            version=version,
+            step=version,
+            samples_per_prompt=2,
+            max_completion_tokens=16,
+            temperature=1.0,
+            seed=9,
         )
+        split = generate([prompts[i] for i in share])
+        differences.append(largest_difference(gathered(split), generate(prompts)))
         differences += [float(np.abs(r.logprobs - tiny_hf.logprobs(model, r, 1.0, 1.0)).max()) for r in split]
 
     engine.close()

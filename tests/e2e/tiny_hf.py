@@ -1,4 +1,4 @@
-"""Tiny random models in Hugging Face format, with a word tokenizer: made in milliseconds, read by transformers and vLLM."""
+"""Tiny random models in Hugging Face format, with a word tokenizer, that transformers and vLLM read."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +64,9 @@ def prompts(*lengths: int) -> list[Prompt]:
     """Random prompts of the given lengths; all share their first tokens."""
     token_ids = np.random.default_rng(7).integers(2, VOCAB_SIZE, max(lengths)).astype(np.int32)
     return [
-        Prompt(index=index, problem="", answer="", text="", token_ids=np.append(token_ids[: n - 1], np.int32(2 + index)))
+        Prompt(
+            index=index, problem="", answer="", text="", token_ids=np.append(token_ids[: n - 1], np.int32(2 + index))
+        )
         for index, n in enumerate(lengths)
     ]
 

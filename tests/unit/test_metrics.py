@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.metrics.console import LiveConsole, PlainConsole, open_console
 from megatron_opd.metrics.plots import draw_plots, series
 from megatron_opd.metrics.report import write_report
-from megatron_opd.metrics.run_directory import read_metrics, read_rollouts, rollouts_path
+from megatron_opd.metrics.run_directory import Row, read_metrics, read_rollouts, rollouts_path
 from megatron_opd.metrics.sinks import Sinks
 from megatron_opd.records import Prompt, Rollout, StepRecord, TeacherSignals
 
@@ -41,7 +42,7 @@ def encode(text: str) -> np.ndarray:
     return np.array([CHARACTERS.index(character) for character in text], dtype=np.int32)
 
 
-def make_config(method: str = "tgpo_annealing", **changes: object) -> RunConfig:
+def make_config(method: str = "tgpo_annealing", **changes: Any) -> RunConfig:
     config = RunConfig(
         name="arithmetic-demo",
         num_steps=NUM_STEPS,
@@ -84,7 +85,10 @@ def make_record(step: int, num_steps: int = NUM_STEPS) -> StepRecord:
         "teacher/agreement/mean": float(agree.mean()),
         "teacher/entropy/mean": 0.3 - 0.2 * skill + random.normal(0, 0.01),
         "timing/step_seconds": float(seconds.sum()) + 0.05 + 6.0 * (step == 0),
-        **{f"timing/{name}_seconds": float(value) for name, value in zip(("generate", "teacher", "train", "refit"), seconds)},
+        "timing/generate_seconds": float(seconds[0]),
+        "timing/teacher_seconds": float(seconds[1]),
+        "timing/train_seconds": float(seconds[2]),
+        "timing/refit_seconds": float(seconds[3]),
     }
     if step % 20 == 0:
         metrics["eval/accuracy"] = skill
@@ -119,6 +123,11 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Sinks(run_dir, make_config(log=LogConfig(tensorboard=False)), resume_step=NUM_STEPS) as sinks:
         sinks.log(StepRecord(NUM_STEPS, {"eval/accuracy": 0.87, "timing/eval_seconds": 1.5}))
     return run_dir
+
+
+@pytest.fixture(scope="module")
+def page(finished_run: Path) -> str:
+    return write_report(finished_run).read_text()
 
 
 def files_of(run_dir: Path) -> dict[str, bytes]:
@@ -194,7 +203,8 @@ def test_tensorboard_forgets_the_dropped_steps(tmp_path: Path) -> None:
             for step in steps:
                 sinks.log(StepRecord(step, {"reward/mean": reward}))
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("reward/mean")
-    assert [(event.step, round(event.value, 3)) for event in events] == [(0, 0.1), (1, 0.1), (2, 0.9), (3, 0.9), (4, 0.9)]
+    assert [event.step for event in events] == [0, 1, 2, 3, 4]
+    assert [event.value for event in events] == pytest.approx([0.1, 0.1, 0.9, 0.9, 0.9])
 
 
 # ------------------------------------------------------------------------------------------------ console
@@ -204,9 +214,9 @@ def test_plain_line() -> None:
     assert isinstance(console, PlainConsole)
     console.note("evaluating [200] prompts")
     console.log(12, {
-        "reward/mean": 0.40625, "rollout/completion_tokens/mean": 11.8125, "train/loss": math.nan, "train/grad_norm": 0.5,
-        "objective/guidance/weight": 0.0019, "timing/step_seconds": 1.12, "timing/train_seconds": 0.31,
-        "timing/generate_seconds": 0.6, "timing/refit_seconds": 0.051,
+        "reward/mean": 0.40625, "rollout/completion_tokens/mean": 11.8125, "train/loss": math.nan,
+        "train/grad_norm": 0.5, "objective/guidance/weight": 0.0019, "timing/step_seconds": 1.12,
+        "timing/train_seconds": 0.31, "timing/generate_seconds": 0.6, "timing/refit_seconds": 0.051,
     })  # fmt: skip
     assert stream.getvalue() == (
         "evaluating [200] prompts\n"
@@ -231,9 +241,7 @@ def test_live_table_shows_the_last_steps() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ plots and report
-def test_report_of_a_finished_run(finished_run: Path) -> None:
-    report = write_report(finished_run)
-    page = report.read_text()
+def test_report_of_a_finished_run(finished_run: Path, page: str) -> None:
     names = {path.stem for path in (finished_run / "plots").glob("*.png")}
     assert names == {
         "reward", "reasons", "response_length", "entropy", "agreement", "loss", "grad_norm", "guidance_weight",
@@ -241,16 +249,19 @@ def test_report_of_a_finished_run(finished_run: Path) -> None:
     }  # fmt: skip
     assert page.count("data:image/png;base64,") == len(names)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (finished_run / "plots").glob("*.png"))
-    for text in ("tgpo_annealing", "student-4M", "teacher-13M", "25.0 % → </small>87.0 %", "+62.0 points", "finished"):
+    for text in ("tgpo_annealing", "student-4M", "teacher-13M", "25.0% → </small>87.0%", "+62.0 points", "finished"):
         assert text in page
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page) and "<script" not in page
 
 
-def test_marked_tokens_are_the_disagreements(finished_run: Path) -> None:
-    page = write_report(finished_run).read_text()
+def both(row: Row) -> tuple[list[int], list[int]]:
+    return row["token_ids"], row["teacher"]["argmax_ids"]
+
+
+def test_marked_tokens_are_the_disagreements(finished_run: Path, page: str) -> None:
     rows = read_rollouts(rollouts_path(finished_run, 0))
-    differing = [own != best for row in rows for own, best in zip(row["token_ids"], row["teacher"]["argmax_ids"])]
-    assert f"teacher disagrees with {100 * np.mean(differing):.1f} % of the recorded tokens" in page
+    differing = [own != best for row in rows for own, best in zip(*both(row), strict=True)]
+    assert f"teacher disagrees with {np.mean(differing):.1%} of the recorded tokens" in page
     marked = re.findall(r'<span class="t differs[^"]*" data-tip="([^"]*)">([^<]*)</span>', page)
     assert marked
     for tip, token in marked:
@@ -261,13 +272,15 @@ def test_marked_tokens_are_the_disagreements(finished_run: Path) -> None:
 def test_sampled_text_cannot_become_markup(tmp_path: Path) -> None:
     hostile = "</span><script>alert('x')</script>\" onmouseover=\"x \ud800 \x00 $\\frac{$"
     prompt = Prompt(0, hostile, hostile, hostile, encode("1"))
-    rollout = Rollout(prompt, 0, encode("12<>"), np.full(4, -np.inf, np.float32), hostile, "length", 0, reward_reason=hostile)
+    rollout = Rollout(
+        prompt, 0, encode("12<>"), np.full(4, -np.inf, np.float32), hostile, "stop", 0, reward_reason=hostile
+    )
     signals = TeacherSignals(encode("21<>"), np.full(4, np.nan, np.float32), np.full(4, np.nan, np.float32))
     with Sinks(tmp_path, make_config(log=LogConfig(tensorboard=False)), make_tokenizer()) as sinks:
         sinks.log(StepRecord(0, {f"reward/reason/{hostile}": 1}, [rollout], signals))
     assert read_rollouts(rollouts_path(tmp_path, 0))[0]["completion"] == hostile
     page = write_report(tmp_path).read_text()
-    assert "<script" not in page and "onmouseover=\"" not in page
+    assert "<script" not in page and 'onmouseover="' not in page
     assert "&lt;script&gt;" in page and "not finite" in page
 
 
@@ -278,6 +291,26 @@ def test_long_responses_are_shortened(tmp_path: Path) -> None:
         sinks.log(StepRecord(0, {}, [rollout]))
     page = write_report(tmp_path).read_text()
     assert "8,660 tokens not shown" in page and "cut at the limit" in page and len(page) < 100_000
+
+
+def test_report_of_traces(tmp_path: Path) -> None:
+    prompt = Prompt(0, "1+1=?", "2", "1+1=?", encode("1+1=?"), trace="sum 2", trace_ids=encode("sum 2"))
+    with Sinks(tmp_path, make_config("sft", teacher=None, log=LogConfig(tensorboard=False)), make_tokenizer()) as sinks:
+        sinks.log(StepRecord(0, {"rollout/completion_tokens/mean": 5.0}, [Rollout.of_trace(prompt, 0)]))
+    page = write_report(tmp_path).read_text()
+    assert '<span class="badge ">trace</span>' in page and "reward 0" not in page
+
+
+def test_an_annealed_run_shows_the_last_step_the_teacher_scored(tmp_path: Path) -> None:
+    with Sinks(tmp_path, make_config(log=LogConfig(tensorboard=False)), make_tokenizer()) as sinks:
+        for step in range(4):
+            record = make_record(step)
+            if step == 3:
+                record.teacher = None
+                del record.metrics["teacher/entropy/mean"]
+            sinks.log(record)
+    page = write_report(tmp_path).read_text()
+    assert re.findall(r"<h3>Step (\d+)</h3>", page) == ["0", "2"]
 
 
 def test_report_of_a_run_without_rollouts(tmp_path: Path) -> None:
@@ -299,14 +332,14 @@ def test_report_of_a_run_that_barely_started(tmp_path: Path, num_steps: int) -> 
 
 
 def test_series_and_plots_with_gaps() -> None:
-    rows = [{"step": 0, "train/loss": 1.0}, {"step": 1}, {"step": 2, "train/loss": None}]
+    rows: list[Row] = [{"step": 0, "train/loss": 1.0}, {"step": 1}, {"step": 2, "train/loss": None}]
     steps, values = series(rows, "train/loss")
     assert steps.tolist() == [0, 2] and values[0] == 1.0 and math.isnan(values[1])
     assert [plot.name for plot in draw_plots(rows)] == ["loss"]
 
 
 def test_many_steps_draw_quickly_and_fully() -> None:
-    rows = [{"step": step, "timing/step_seconds": 2.0, "timing/train_seconds": 1.0} for step in range(5003)]
+    rows: list[Row] = [{"step": step, "timing/step_seconds": 2.0, "timing/train_seconds": 1.0} for step in range(5003)]
     assert [plot.name for plot in draw_plots(rows)] == ["time"]
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ HOSTILE = [
     r"\boxed{\frac{1}{0}}",
     r"\boxed{__import__('os').kill(0, 9)}",
     "answer: __import__('os')._exit(0)",
-    "\\boxed{1}\n".replace("1", "\n\n[]"),
+    '\\boxed{\n"]\n[]}',
     "$" * 20_000,
     "(" * 20_000,
     HANGS,
@@ -67,7 +67,7 @@ def evaluator_of(pool: RewardPool) -> int:
     return int(children.read_text().split()[0])
 
 
-def wait_until(condition, seconds: float = 60) -> None:  # type: ignore[no-untyped-def]
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -162,7 +162,9 @@ def test_the_worker_loads_neither_torch_nor_numpy(pool: RewardPool) -> None:
 
 
 @pytest.mark.parametrize("victim", [process_of, evaluator_of])
-def test_a_killed_process_is_replaced_and_no_answer_is_lost(pool: RewardPool, victim) -> None:  # type: ignore[no-untyped-def]
+def test_a_killed_process_is_replaced_and_no_answer_is_lost(
+    pool: RewardPool, victim: Callable[[RewardPool], int]
+) -> None:
     pool.score([rollout(r"\boxed{x}", "x")])
     rollouts = [rollout(rf"\boxed{{\frac{{{i}}}{{7}}}}", rf"\frac{{{i - i % 2}}}{{7}}") for i in range(100, 200)]
     result: list[Rollout] = []
@@ -193,7 +195,8 @@ def test_several_workers_keep_the_order_and_close_ends_them_in_mid_answer() -> N
     pool.close()
     scoring.join(10)
     assert not scoring.is_alive()
-    assert len(groups) == 2 and all(map(is_group_gone, groups))
+    assert len(groups) == 2
+    wait_until(lambda: all(map(is_group_gone, groups)))  # init collects the evaluators
     pool.close()
 
 

@@ -3,7 +3,7 @@
 Rank r of a group of `tp` holds columns [r * V/tp, (r+1) * V/tp) of logits_TV; ids are global. With z the logits
 divided by the temperature, m the global maximum and s = sum_v exp(z_v - m):
 
-    log p(id) = z_id - m - log s        H = m + log s - sum_v p_v z_v
+    log p(id) = z_id - m - log s        H = log s - sum_v p_v (z_v - m)
 
 so a forward pass needs one maximum and one sum over the group, and the backward pass none:
 
@@ -165,17 +165,18 @@ class _Logprobs(torch.autograd.Function):
     def forward(ctx, logits_TV, ids_TK, group, temperature, valid_vocab_size, with_entropy):
         z_TV = _scaled(logits_TV, group, temperature, valid_vocab_size)
         max_T = _reduce(z_TV.max(dim=1).values, dist.ReduceOp.MAX, group)
+        z_TV.sub_(max_T[:, None])  # relative to the maximum, where float32 is finest for what is likely
         local_TK, here_TK = _local(ids_TK, _first_id(logits_TV, group), z_TV.shape[1])
-        targets_TK = z_TV.gather(1, local_TK).masked_fill_(~here_TK, 0.0)
-        exp_TV = (z_TV - max_T[:, None]).exp_()
-        parts = [exp_TV.sum(dim=1, keepdim=True), targets_TK]
+        exp_TV = z_TV.exp()
+        parts = [exp_TV.sum(dim=1, keepdim=True), z_TV.gather(1, local_TK).masked_fill_(~here_TK, 0.0)]
         if with_entropy:
             # sum of p z; a token of probability 0 contributes nothing, even where its logit is -inf
-            parts.append((exp_TV * z_TV.masked_fill(exp_TV == 0, 0.0)).sum(dim=1, keepdim=True))
+            parts.append((exp_TV * z_TV.masked_fill_(exp_TV == 0, 0.0)).sum(dim=1, keepdim=True))
         packed = _reduce(torch.cat(parts, dim=1), dist.ReduceOp.SUM, group)
-        lse_T = max_T + packed[:, 0].log()
-        out_TK = (packed[:, 1 : 1 + ids_TK.shape[1]] - lse_T[:, None]).masked_fill_(ids_TK < 0, 0.0)
-        entropy_T = lse_T - packed[:, -1] / packed[:, 0] if with_entropy else lse_T.new_zeros(0)
+        log_sum_T = packed[:, 0].log()
+        out_TK = (packed[:, 1 : 1 + ids_TK.shape[1]] - log_sum_T[:, None]).masked_fill_(ids_TK < 0, 0.0)
+        entropy_T = log_sum_T - packed[:, -1] / packed[:, 0] if with_entropy else log_sum_T.new_zeros(0)
+        lse_T = max_T + log_sum_T
         ctx.save_for_backward(logits_TV, ids_TK, lse_T, entropy_T)
         ctx.set_materialize_grads(False)  # an entropy that is only logged costs nothing in the backward pass
         ctx.group, ctx.temperature, ctx.valid_vocab_size = group, temperature, valid_vocab_size

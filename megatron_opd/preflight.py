@@ -1,0 +1,63 @@
+"""Every check that can be made before a process group or a device is touched. Imports no torch itself."""
+
+from dataclasses import fields
+from pathlib import Path
+
+from megatron_opd.config.check import check_run_directory, preflight
+from megatron_opd.config.load import load_config
+from megatron_opd.config.schema import RunConfig
+from megatron_opd.config.validate import differences
+from megatron_opd.errors import ConfigError
+from megatron_opd.objective.plan import plan
+from megatron_opd.prompts.data import load_prompts
+from megatron_opd.prompts.tokenizer import load_tokenizer
+
+# Keys that a resumed run may change.
+RESUMABLE = {"num_steps", "checkpoint", "log", "eval", "run_dir"}
+assert RESUMABLE <= {each.name for each in fields(RunConfig)}
+
+
+def check_recipe(config: RunConfig, *, world_size: int | None) -> list[str]:
+    """The recipe, the model directories and the data files; returns warnings. Raises ConfigError, DataError."""
+    warnings = preflight(config, world_size=world_size)
+    return warnings + check_data(config)
+
+
+def check_data(config: RunConfig) -> list[str]:
+    """Reads the data files as the run will."""
+    tokenizer, needs = load_tokenizer(config.student.path), plan(config.method)
+    prompts = load_prompts(
+        config.data.train,
+        config.data,
+        tokenizer,
+        max_prompt_tokens=config.max_sequence_length - 1,
+        max_sequence_length=config.max_sequence_length,
+        need_answer=needs.rewards,
+        need_trace=not needs.rollouts,
+    )
+    if config.data.heldout is not None:
+        load_prompts(
+            config.data.heldout,
+            config.data,
+            tokenizer,
+            max_prompt_tokens=config.max_sequence_length - 1,
+            max_sequence_length=config.max_sequence_length,
+            need_answer=True,
+            need_trace=False,
+        )
+    if len(prompts) < config.rollout.num_prompts:
+        return [f"rollout.num_prompts: one step takes more prompts than the {len(prompts)} of {config.data.train}"]
+    return []
+
+
+def check_resumed(config: RunConfig) -> None:
+    """A resumed run keeps its recipe. Raises ConfigError naming the key that differs from the stored one."""
+    stored_file = Path(config.directory) / "config.yaml"
+    check_run_directory(config, resume=True)
+    stored = load_config(str(stored_file))
+    changed = [key for key in differences(stored, config) if key.partition(".")[0] not in RESUMABLE]
+    if changed:
+        raise ConfigError(
+            f"{changed[0]}: differs from {stored_file}; a resumed run may change only "
+            f"{', '.join(sorted(RESUMABLE - {'run_dir'}))}"
+        )

@@ -1,0 +1,239 @@
+"""Recorded rollouts replayed on every layout: teacher signals, loss and gradient norm are those of plain torch.
+
+The reference is `transformers` with dense autograd and the formulas of the papers, written out again here. Each
+layout then takes several optimizer steps (with Megatron's optimizer, distributed over replicas) on the same rollouts.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+STEPS = 3
+VOCAB = 61  # odd: the last tensor-parallel shard holds a padding row
+LAYOUTS = {  # processes -> (name, TP, PP, sequence parallel, micro-batch size)
+    1: [("tp1", 1, 1, False, 24), ("tp1 micro 5", 1, 1, False, 5), ("tp1 micro 1", 1, 1, False, 1)],
+    2: [("tp2", 2, 1, False, 7), ("tp2 sp", 2, 1, True, 7), ("pp2", 1, 2, False, 7), ("dp2", 1, 1, False, 7)],
+    4: [("tp2 pp2", 2, 2, False, 5), ("tp2 dp2", 2, 1, True, 5), ("pp2 dp2", 1, 2, False, 5)],
+}
+METHODS = ("tgpo", "grpo", "sft", "tgpo in 2 updates")
+
+
+# ------------------------------------------------------------------------------------------------ the replayed data
+def make_models(directory: Path) -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    sizes = {
+        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    student = Qwen3ForCausalLM(Qwen3Config(**sizes, head_dim=16, tie_word_embeddings=False, initializer_range=0.2))
+    student.save_pretrained(directory / "student")
+    teacher = Qwen2ForCausalLM(Qwen2Config(**sizes, tie_word_embeddings=True, initializer_range=0.2))
+    teacher.save_pretrained(directory / "teacher")
+
+
+def recorded_rollouts():
+    """24 completions of 6 prompts with rewards, lengths from 1 to 12, by a policy that is not the student's."""
+    from megatron_opd.records import Prompt, Rollout
+
+    rng = np.random.default_rng(7)
+    rollouts = []
+    for group in range(6):
+        ids = rng.integers(0, VOCAB, rng.integers(1, 9)).astype(np.int32)
+        prompt = Prompt(group, "", "", "", ids)
+        for sample in range(4):
+            n = int(rng.integers(1, 13))
+            rollouts.append(
+                Rollout(
+                    prompt, sample, rng.integers(0, VOCAB, n).astype(np.int32),
+                    rng.normal(-3, 0.5, n).astype(np.float32), "", "stop", 0, group=group,
+                    reward=float(rng.integers(0, 2)),
+                )
+            )  # fmt: skip
+    return rollouts
+
+
+def method_of(name):
+    from megatron_opd.config.methods import CATALOGUE
+    from megatron_opd.config.schema import CrossEntropyTerm, MethodConfig, PolicyGradientTerm
+
+    if not name.startswith("tgpo"):
+        return CATALOGUE[name].method
+    return MethodConfig(
+        "tgpo",
+        {
+            "policy": PolicyGradientTerm("policy_gradient", clip_low=0.02, clip_high=0.03),
+            "guidance": CrossEntropyTerm("cross_entropy", "teacher_argmax", 0.7, "seq-mean-token-mean"),
+        },
+    )
+
+
+# ------------------------------------------------------------------------------------------------ the dense reference
+def dense_reference(directory: Path) -> dict:
+    from transformers import AutoModelForCausalLM
+
+    rollouts = recorded_rollouts()
+    load = lambda name: AutoModelForCausalLM.from_pretrained(directory / name, dtype=torch.float64)  # noqa: E731
+    student, teacher = load("student"), load("teacher")
+
+    def log_p(model, r):
+        ids = torch.from_numpy(np.concatenate([r.prompt.token_ids, r.token_ids])).long()
+        start = len(r.prompt.token_ids) - 1
+        return model(ids[None]).logits[0, start : start + r.num_tokens].log_softmax(-1)
+
+    with torch.no_grad():
+        teacher_log_p = [log_p(teacher, r) for r in rollouts]
+    targets = [lp.argmax(-1) for lp in teacher_log_p]
+    rewards = torch.tensor([r.reward for r in rollouts]).double().view(6, 4)
+    advantages = ((rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-6)).flatten()
+    tokens = sum(r.num_tokens for r in rollouts)
+    out = {
+        "argmax": [int(v) for t in targets for v in t],
+        "logprobs": [float(lp[t, i]) for lp, r in zip(teacher_log_p, rollouts, strict=True)
+                     for t, i in enumerate(r.token_ids)],
+        "entropy": [float(-(row.exp() * row).sum()) for lp in teacher_log_p for row in lp],
+    }  # fmt: skip
+    for name in ("tgpo", "grpo", "sft"):
+        student.zero_grad()
+        loss = torch.zeros((), dtype=torch.float64)
+        for r, target, advantage in zip(rollouts, targets, advantages, strict=True):
+            lp = log_p(student, r)
+            sampled = lp.gather(1, torch.from_numpy(r.token_ids).long()[:, None])[:, 0]
+            ratio = (sampled - sampled.detach()).exp()
+            guided = lp.gather(1, target[:, None])[:, 0]
+            loss = loss + {
+                "tgpo": -(ratio * advantage).sum() / tokens - 0.7 * guided.mean() / len(rollouts),
+                "grpo": -(ratio * advantage).mean() / len(rollouts),
+                "sft": -sampled.sum() / tokens,
+            }[name]
+        loss.backward()
+        norm = torch.stack([p.grad.norm() for p in student.parameters()]).norm()
+        out[name] = {"loss": loss.item(), "norm": norm.item()}
+    return out
+
+
+# ------------------------------------------------------------------------------------------------ the tests
+@pytest.fixture(scope="module")
+def replayed(run_distributed, tmp_path_factory):
+    """layout -> what the program below wrote, and the reference."""
+    directory = tmp_path_factory.mktemp("replay")
+    make_models(directory)
+    results = {}
+    for nproc in LAYOUTS:
+        run_distributed(__file__, nproc, directory, timeout=280)
+        results |= json.loads((directory / f"{nproc}.json").read_text())
+    return results, dense_reference(directory)
+
+
+NAMES = [name for layouts in LAYOUTS.values() for name, *_ in layouts]
+
+
+@pytest.mark.parametrize("layout", NAMES)
+def test_teacher_signals_equal_transformers(replayed, layout):
+    results, reference = replayed
+    assert results[layout]["argmax"] == reference["argmax"]
+    np.testing.assert_allclose(results[layout]["logprobs"], reference["logprobs"], atol=2e-5)
+    np.testing.assert_allclose(results[layout]["entropy"], reference["entropy"], atol=2e-5)
+
+
+@pytest.mark.parametrize("method", ["tgpo", "grpo", "sft"])
+@pytest.mark.parametrize("layout", NAMES)
+def test_first_loss_and_gradient_norm_equal_dense_autograd(replayed, layout, method):
+    results, reference = replayed
+    got, want = results[layout][method][0], reference[method]
+    assert got["train/loss"] == pytest.approx(want["loss"], abs=1e-5)
+    assert got["train/grad_norm"] == pytest.approx(want["norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("layout", NAMES)
+def test_later_steps_equal_one_process(replayed, layout, method):
+    results, _ = replayed
+    for got, want in zip(results[layout][method], results["tp1"][method], strict=True):
+        assert got.keys() == want.keys()
+        for key in want:
+            assert got[key] == pytest.approx(want[key], rel=2e-4, abs=2e-5), key
+
+
+def test_clipping_is_active_once_the_policy_has_moved(replayed):
+    first, second = replayed[0]["tp1"]["tgpo in 2 updates"][:2]
+    assert first["objective/policy/clip_fraction"] == 0
+    assert second["objective/policy/clip_fraction"] > 0
+
+
+# ------------------------------------------------------------------------------------------------ the program
+def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int) -> dict:
+    from megatron_opd.config.architecture import read_architecture
+    from megatron_opd.config.schema import (
+        DataConfig, LayoutConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig,
+    )  # fmt: skip
+    from megatron_opd.mcore import parallel as groups
+    from megatron_opd.mcore.model import build_model
+    from megatron_opd.objective.columns import build_columns
+    from megatron_opd.objective.loss import Objective, finish
+    from megatron_opd.teacher.score import Teacher
+    from megatron_opd.train.step import Trainer
+    from megatron_opd.train.student import prepare
+    from megatron_opd.weights.load import load_hf
+
+    rollouts = recorded_rollouts()
+
+    def model(name, layout):
+        arch, parallel = read_architecture(directory / name), groups.create(layout)
+        chunks = build_model(arch, parallel, precision="float32")
+        load_hf(chunks, directory / name, arch, parallel)
+        return chunks, arch, parallel
+
+    layout = LayoutConfig(tp, pp, sp)
+    # The teacher's layout is another one wherever that is possible.
+    chunks, arch, parallel = model("teacher", LayoutConfig(pp, tp) if pp != tp else LayoutConfig())
+    teacher = Teacher(
+        chunks, arch, parallel, student_vocab_size=VOCAB, micro_batch_size=micro + 1, temperature=1.0
+    )  # fmt: skip
+    signals = teacher.score(rollouts)
+    out: dict = {
+        "argmax": signals.argmax_ids_T.tolist(),
+        "logprobs": signals.logprobs_T.tolist(),
+        "entropy": signals.entropy_T.tolist(),
+    }
+    for name in METHODS:
+        updates = 2 if name.endswith("2 updates") else 1
+        chunks, arch, parallel = model("student", layout)
+        config = RunConfig(
+            name="replay", num_steps=STEPS, max_sequence_length=64, method=method_of(name), precision="float32",
+            student=ModelConfig("", layout), data=DataConfig(""),
+            train=TrainConfig(OptimizerConfig(lr=1e-2, warmup_steps=2, clip_grad=0.5), updates_per_step=updates),
+        )  # fmt: skip
+        student = prepare(chunks, arch, parallel, config)
+        objective = Objective(config.method, arch.vocab_size, 1.0)
+        trainer = Trainer(
+            student, objective, updates_per_step=updates, micro_size=micro, temperature=1.0, max_skipped=0
+        )
+
+        def build(rows, tokens, method=config.method):
+            return build_columns(method, rollouts[rows], signals.part(tokens))
+
+        out[name] = [finish(u) for step in range(STEPS) for u in trainer.step(rollouts, build, step=step)]
+    return out
+
+
+def main() -> int:
+    from megatron_opd.mcore import parallel as groups
+
+    directory = Path(sys.argv[1])
+    groups.start()
+    world = torch.distributed.get_world_size()
+    results = {name: replay(directory, tp, pp, sp, micro) for name, tp, pp, sp, micro in LAYOUTS[world]}
+    if torch.distributed.get_rank() == 0:
+        (directory / f"{world}.json").write_text(json.dumps(results))
+    groups.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

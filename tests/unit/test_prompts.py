@@ -1,0 +1,268 @@
+"""Prompts: templates, data files and their errors."""
+
+import json
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from megatron_opd.config.schema import DataConfig, TemplateConfig
+from megatron_opd.errors import ConfigError, DataError
+from megatron_opd.prompts.data import load_prompts
+from megatron_opd.prompts.template import render
+from megatron_opd.prompts.tokenizer import load_tokenizer
+from megatron_opd.records import Prompt
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+RAW = DataConfig(train="", template=TemplateConfig(kind="raw"))
+CHAT = DataConfig(train="", template=TemplateConfig())
+DAPO_ROW = {
+    "data_source": "math_dapo",
+    "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "Solve: 1+1"}],
+    "reward_model": {"ground_truth": "2", "style": "rule-lighteval/MATH_v2"},
+    "extra_info": {"index": "a"},
+}
+OPENR1_ROW = {
+    "problem": "What is {x}^2 at x=3?",
+    "solution": "Square it.",
+    "answer": "9",
+    "generations": ["it is 8", "it is 9", "nine"],
+    "correctness_math_verify": [False, True, True],
+    "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of one token per byte, saved as a model directory holds it."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate(["</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+    fast.chat_template = CHAT_TEMPLATE
+    path = tmp_path_factory.mktemp("model")
+    fast.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_dir: Path) -> Any:
+    return load_tokenizer(model_dir)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def load(path: Path, config: DataConfig, tokenizer: Any, **changes: Any) -> list[Prompt]:
+    limits = {"max_prompt_tokens": 1000, "max_sequence_length": 1500, "need_answer": True, "need_trace": False}
+    return load_prompts(path, config, tokenizer, **(limits | changes))
+
+
+# ------------------------------------------------------------------------------------------------ tokenizer, template
+def test_a_missing_or_broken_model_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: no such model directory"):
+        load_tokenizer(tmp_path / "nowhere")
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(DataError, match=f"{tmp_path}: cannot load a tokenizer") as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_rendering(tokenizer: Any) -> None:
+    problem = r"Find \frac{1}{2} of {problem} and {0}"
+    raw = TemplateConfig(kind="raw", text="Q: {problem}\nA:", prefill=" <think>\n")
+    assert render(raw, tokenizer, problem) == f"Q: {problem}\nA: <think>\n"
+    chat = TemplateConfig(text="{problem} Box it.")
+    assert render(chat, tokenizer, problem) == f"<user>{problem} Box it.</s><assistant>"
+    assert render(replace(chat, system="Be brief."), tokenizer, "x").startswith("<system>Be brief.</s><user>x")
+    tgpo = render(TemplateConfig(system="tgpo", prefill="<think>\n"), tokenizer, "x")
+    assert tgpo.startswith("<system>Your task is to follow a systematic, thorough reasoning process")
+    assert r"answer in \boxed{} for closed-form results" in tgpo and tgpo.endswith("<assistant><think>\n")
+
+
+def test_a_chat_template_that_is_missing_or_fails_names_the_remedy(model_dir: Path) -> None:
+    tokenizer = load_tokenizer(model_dir)
+    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(DataError, match=r"no system role.*data\.template\.kind=raw"):
+        render(TemplateConfig(), tokenizer, "x")
+    tokenizer.chat_template = None
+    with pytest.raises(DataError, match=r"no chat template; set data\.template\.kind=raw"):
+        render(TemplateConfig(), tokenizer, "x")
+
+
+# ------------------------------------------------------------------------------------------------ data files
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    ("row", "problem", "answer"),
+    [
+        ({"prompt": "1+1?", "answer": 2}, "1+1?", "2"),
+        ({"question": "1+1?", "answer": " 2 "}, "1+1?", "2"),
+        ({"prompt": "1+1?", "solution": "2"}, "1+1?", "2"),
+        (OPENR1_ROW, "What is {x}^2 at x=3?", "9"),
+        (DAPO_ROW, "Solve: 1+1", "2"),
+    ],
+)
+def test_layouts(tmp_path: Path, tokenizer: Any, suffix: str, row: dict[str, Any], problem: str, answer: str) -> None:
+    prompts = load(write(tmp_path / f"data{suffix}", [row, row]), CHAT, tokenizer)
+    assert [p.index for p in prompts] == [0, 1]
+    for prompt in prompts:
+        assert (prompt.problem, prompt.answer) == (problem, answer)
+        assert prompt.text == f"<user>{problem}</s><assistant>"
+        assert prompt.token_ids.dtype == np.int32 and tokenizer.decode(prompt.token_ids) == prompt.text
+        assert prompt.trace is None and prompt.trace_ids is None
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    ("row", "trace"),
+    [
+        ({"problem": "p", "response": "so 2"}, "so 2"),
+        ({"problem": "p", "response": "so 2</s>"}, "so 2</s>"),
+        (OPENR1_ROW, "it is 9"),
+        (OPENR1_ROW | {"correctness_math_verify": [False] * 3, "correctness_llama": [False, False, True]}, "nine"),
+        ({"problem": "p", "generations": ["one", "two"]}, "one"),
+        (DAPO_ROW | {"target": [{"role": "assistant", "content": "It is 2."}]}, "It is 2."),
+    ],
+)
+def test_traces_end_with_one_eos(tmp_path: Path, tokenizer: Any, suffix: str, row: dict[str, Any], trace: str) -> None:
+    path = write(tmp_path / f"data{suffix}", [row])
+    (prompt,) = load(path, RAW, tokenizer, need_answer=False, need_trace=True)
+    assert prompt.trace_ids is not None and prompt.trace_ids.dtype == np.int32
+    assert prompt.trace == trace
+    assert tokenizer.decode(prompt.trace_ids) == trace.removesuffix("</s>") + "</s>"
+
+
+def test_a_trace_goes_on_where_the_prefill_ends(tmp_path: Path, tokenizer: Any) -> None:
+    path = write(
+        tmp_path / "data.jsonl", [{"problem": "p", "response": "<think>\nhm"}, {"problem": "p", "response": "x"}]
+    )
+    config = replace(RAW, template=TemplateConfig(kind="raw", prefill="<think>\n"))
+    first, second = load(path, config, tokenizer, need_answer=False, need_trace=True)
+    assert first.trace_ids is not None and second.trace_ids is not None
+    assert tokenizer.decode([*first.token_ids, *first.trace_ids]) == "p<think>\nhm</s>"
+    assert tokenizer.decode([*second.token_ids, *second.trace_ids]) == "p<think>\nx</s>"
+
+
+def test_columns_named_in_the_recipe(tmp_path: Path, tokenizer: Any) -> None:
+    path = write(tmp_path / "data.jsonl", [{"prompt": "no", "q": "yes", "gold": {"value": 0.5}}])
+    (prompt,) = load(path, replace(RAW, problem_column="q", answer_column="gold.value"), tokenizer)
+    assert (prompt.problem, prompt.answer) == ("yes", "0.5")
+
+
+def test_blank_lines_keep_the_row_numbers_of_an_editor(tmp_path: Path, tokenizer: Any) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('\n{"prompt": "a", "answer": "1"}\n\n{"prompt": "b", "answer": "2"}\n')
+    assert [p.index for p in load(path, RAW, tokenizer)] == [1, 3]
+
+
+GOOD = '{"problem": "p", "answer": "1"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "need_trace", "message"),
+    [
+        ("data.jsonl", None, False, r"data\.jsonl: no such file; check data\.train"),
+        ("data.csv", b"a,b", False, r"unknown kind of file '\.csv'; give a \.jsonl or a \.parquet file"),
+        ("data.jsonl", b"", False, r"data\.jsonl: the file has no rows"),
+        ("data.jsonl", b"\n\n", False, r"the file has no rows"),
+        ("data.parquet", b"not parquet", False, r"data\.parquet: not a Parquet file"),
+        ("data.jsonl", GOOD + '{"problem": "p"', False, r"data\.jsonl:2: not valid JSON"),
+        ("data.jsonl", b'{"problem": "\xff"}', False, r"data\.jsonl:1: not valid JSON"),
+        ("data.jsonl", "[" * 100_000, False, r"data\.jsonl:1: not valid JSON"),
+        ("data.jsonl", GOOD + "[1]", False, r"data\.jsonl:2: a JSON list"),
+        (
+            "data.jsonl",
+            '{"text": "p", "answer": "1"}',
+            False,
+            r"no column prompt \| problem \| question among those found \(text, answer\); set data\.problem_column",
+        ),
+        ("data.jsonl", '{"problem": "p", "gold": "1"}', False, r"found \(problem, gold\); set data\.answer_column"),
+        ("data.jsonl", GOOD, True, r"found \(problem, answer\); set data\.trace_column"),
+        ("data.jsonl", GOOD + '{"problem": "p"}', False, r"data\.jsonl:2: no answer in column answer"),
+        ("data.jsonl", GOOD + '{"problem": "p", "answer": " "}', False, r"data\.jsonl:2: no answer"),
+        ("data.jsonl", GOOD + '{"problem": "p", "answer": null}', False, r"data\.jsonl:2: no answer"),
+        ("data.jsonl", GOOD + '{"problem": "", "answer": "1"}', False, r"data\.jsonl:2: no problem text"),
+        ("data.jsonl", '{"prompt": [{"role": "x"}], "answer": "1"}', False, r"data\.jsonl:1: no problem text"),
+        (
+            "data.jsonl",
+            '{"problem": "p", "answer": "1", "generations": ["a"], "correctness_math_verify": [false]}',
+            True,
+            r"data\.jsonl:1: no \(verified\) trace in column generations",
+        ),
+    ],
+)
+def test_bad_files_are_one_line_with_row_and_remedy(
+    tmp_path: Path, tokenizer: Any, name: str, content: str | bytes | None, need_trace: bool, message: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(DataError, match=message) as caught:
+        load(path, RAW, tokenizer, need_trace=need_trace)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_an_empty_parquet_file(tmp_path: Path, tokenizer: Any) -> None:
+    path = tmp_path / "data.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"problem": pyarrow.array([], pyarrow.string())}), path)
+    with pytest.raises(DataError, match="the file has no rows"):
+        load(path, RAW, tokenizer)
+
+
+def test_long_rows_are_errors_or_dropped_and_counted(
+    tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"problem": "p" * n, "answer": "1", "response": "r" * n} for n in (4, 9, 5)]
+    path = write(tmp_path / "data.jsonl", rows)
+    assert len(load(path, RAW, tokenizer, max_prompt_tokens=9)) == 3
+    with pytest.raises(DataError, match=r"data\.jsonl:2: the prompt has 9 tokens, .* 8; .* data\.long_prompts=drop"):
+        load(path, RAW, tokenizer, max_prompt_tokens=8)
+    drop = replace(RAW, long_prompts="drop")
+    with caplog.at_level(logging.WARNING):
+        assert [p.index for p in load(path, drop, tokenizer, max_prompt_tokens=8)] == [0, 2]
+    assert "dropped 1 of 3 rows" in caplog.text
+    with pytest.raises(DataError, match="all 3 rows are too long"):
+        load(path, drop, tokenizer, max_prompt_tokens=3)
+    with pytest.raises(DataError, match=r":2: prompt and trace have 19 tokens, more than max_sequence_length=18"):
+        load(path, RAW, tokenizer, max_sequence_length=18, need_trace=True)
+    assert len(load(path, RAW, tokenizer, max_sequence_length=19, need_trace=True)) == 3
+
+
+def test_a_template_without_the_problem_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    config = replace(RAW, template=TemplateConfig(kind="raw", text="Solve {it}"))
+    with pytest.raises(ConfigError, match=r"data\.template\.text"):
+        load(tmp_path / "data.jsonl", config, tokenizer)
+
+
+def test_more_rows_than_one_tokeniser_call(tmp_path: Path, tokenizer: Any) -> None:
+    path = write(tmp_path / "data.parquet", [{"problem": f"p{i}", "answer": str(i)} for i in range(2345)])
+    prompts = load(path, RAW, tokenizer)
+    assert [p.index for p in prompts] == list(range(2345))
+    assert all(tokenizer.decode(p.token_ids) == p.problem == f"p{p.answer}" for p in prompts)
+
+
+def test_importing_the_station_is_cheap() -> None:
+    code = (
+        "import sys, megatron_opd.prompts.data, megatron_opd.prompts.source\n"
+        "assert not {'torch', 'transformers', 'pyarrow', 'vllm'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
