@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,10 +46,15 @@ def _finish(code: int, message: str) -> int:
     if launch.is_worker():
         return launch.record_outcome(code, message)  # the starting process prints it, once
     rank = int(os.environ.get("RANK", "0"))
-    if message and (rank == 0 or code == OpdError.exit_code):  # bad input is the same on every rank
-        where = f"rank {rank}: " if rank else ""
-        print(f"megatron-opd: error: {where}{message}", file=sys.stderr, flush=True)
+    if rank == 0 or code == OpdError.exit_code:  # bad input and a stop are the same on every rank
+        _say(code, f"rank {rank}: {message}" if rank else message)
     return code
+
+
+def _say(code: int, message: str) -> None:
+    if code and message:
+        kind = "" if code == Interrupted.exit_code else "error: "
+        print(f"megatron-opd: {kind}{message}", file=sys.stderr, flush=True)
 
 
 # ------------------------------------------------------------------------------------------------ arguments
@@ -80,7 +86,9 @@ def _parser() -> argparse.ArgumentParser:
 
     def recipe_command(name: str, run: Any, text: str, *, optional: bool = False) -> argparse.ArgumentParser:
         sub = command(name, run, text)
-        sub.add_argument("recipe", metavar="RECIPE", nargs="?" if optional else None, help="file, name or run directory")
+        sub.add_argument(
+            "recipe", metavar="RECIPE", nargs="?" if optional else None, help="file, name or run directory"
+        )
         sub.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="set a key, such as rollout.num_prompts=8")
         return sub
 
@@ -132,9 +140,10 @@ def _check(arguments: argparse.Namespace) -> None:
 
     config = load_config(arguments.recipe, arguments.overrides)
     _warn(check_recipe(config, world_size=arguments.nproc))
-    check_run_directory(config, resume=(Path(config.directory) / "config.yaml").is_file())
-    needed = processes_needed(config)
-    print(f"OK: {arguments.recipe} (method {config.method.name}, --nproc {needed} or a multiple, into {config.directory})")
+    is_run = (Path(config.directory) / "config.yaml").is_file()
+    check_run_directory(config, resume=is_run)
+    needed, then = processes_needed(config), " (a run already: --resume)" if is_run else ""
+    print(f"OK: {arguments.recipe}: {config.method.name}, --nproc {needed} or a multiple, into {config.directory}{then}")
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -142,6 +151,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from megatron_opd.preflight import check_data
 
     config = _config_to_train(arguments)
+    if launch.is_worker():
+        launch.die_with_parent(signal.SIGKILL)
     launched = "WORLD_SIZE" in os.environ
     nproc = int(os.environ["WORLD_SIZE"]) if launched else arguments.nproc or 1
     if launched and arguments.nproc not in (None, nproc):
@@ -182,22 +193,22 @@ def _launch(nproc: int, arguments: argparse.Namespace) -> int:
     from megatron_opd.launch import run_workers
 
     resume = ["--resume"] if arguments.resume else []
-    code, message = run_workers(nproc, ["train", arguments.recipe, *arguments.overrides, *resume])
-    if message:
-        print(f"megatron-opd: error: {message}", file=sys.stderr, flush=True)
+    code, message = run_workers(nproc, ["-m", "megatron_opd", "train", arguments.recipe, *arguments.overrides, *resume])
+    _say(code, message)
     return code
 
 
 def _eval(arguments: argparse.Namespace) -> None:
+    from megatron_opd.config.architecture import read_architecture
     from megatron_opd.config.load import load_config
+    from megatron_opd.config.model_files import check_weights
 
     config = load_config(arguments.recipe, arguments.overrides)
     if config.data.heldout is None:
         raise ConfigError("data.heldout: missing; eval measures on held-out prompts, give data.heldout=FILE")
-    from megatron_opd.config.architecture import read_architecture
-
     model = arguments.model or config.student.path
     read_architecture(model)
+    check_weights(Path(model))
     from megatron_opd.evaluate import run
 
     run(config, model)

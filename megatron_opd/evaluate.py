@@ -1,5 +1,6 @@
 """Accuracy on the held-out prompts: inside a run, and of a model directory on its own."""
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,13 @@ def held_out(run: "Run", step: int) -> dict[str, float]:
     """eval/* metrics of the weights at the start of `step`; {} when the recipe has no evaluation. Collective."""
     if run.config.eval is None or run.engine is None or run.rewards is None:
         return {}
+    start = time.perf_counter()
     run.note(f"evaluating {len(run.heldout)} held-out prompts before step {step}")
     if run.engine.policy_version != step:
         run.refit(step)
     scored = answers(run.engine, run.rewards, share(run.heldout), run.config, run.config.eval, version=step)
-    return accuracy(gather_shares(scored), run.config.eval)
+    seconds = {"timing/eval_seconds": time.perf_counter() - start}
+    return accuracy(gather_shares(scored), run.config.eval) | seconds
 
 
 def answers(

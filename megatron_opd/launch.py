@@ -25,7 +25,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def run_workers(nproc: int, argv: Sequence[str]) -> tuple[int, str]:
-    """Runs `megatron-opd ARGV` in `nproc` processes and waits.
+    """Runs `torchrun ARGV` (a script or `-m module`, and its arguments) in `nproc` processes, and waits.
 
     The first SIGINT or SIGTERM is passed on to the workers, which finish the step and save; the second kills them.
     Returns the exit code (that of the rank that failed first, 130 when interrupted) and its message.
@@ -110,7 +110,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _read_outcome(outcomes: Path) -> tuple[int, str]:
-    """The failure of the lowest rank; an interruption only when no rank failed (torchrun ends the others by SIGTERM)."""
+    """The failure of the lowest rank. A stop counts only when no rank failed: torchrun stops the others then."""
     ended = [json.loads(path.read_text()) for path in sorted(outcomes.iterdir(), key=lambda path: int(path.name))]
     by_severity = sorted(ended, key=lambda each: (each["code"] == 0, each["code"] == INTERRUPTED))
     return (by_severity[0]["code"], by_severity[0]["message"]) if by_severity else (0, "")
@@ -130,12 +130,16 @@ def _agent(nproc: int, argv: Sequence[str]) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the outcome says it in one line
     rendezvous = ["--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
     try:
-        torchrun.main([*rendezvous, f"--nproc-per-node={nproc}", "-m", "megatron_opd", *argv])
+        torchrun.main([*rendezvous, f"--nproc-per-node={nproc}", *argv])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         path = Path(os.environ[OUTCOMES], str(rank))
         if not path.exists():
-            how = f"was killed by {signal.Signals(-failure.exitcode).name}" if failure.exitcode < 0 else "failed"
+            how = (
+                f"was killed by {signal.Signals(-failure.exitcode).name}"
+                if failure.exitcode < 0
+                else "failed; see above"
+            )
             path.write_text(json.dumps({"code": 1, "message": f"the process of rank {rank} {how}"}))
         return 1
     return 0

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +85,9 @@ class Run:
         stopping = groups.any_rank(self.stop.asked, self.student.parallel.device)
         if last or stopping or (settings.every and self.step % settings.every == 0):
             state = {"source": self.source.state_dict(), "skipped_in_a_row": self.trainer.skipped_in_a_row}
+            start = time.perf_counter()
             checkpoint.save(self.directory / "checkpoints", self.step, self.student, state, keep=settings.keep)
+            self.carried["timing/checkpoint_seconds"] = time.perf_counter() - start
         if stopping and not last:
             raise Interrupted(
                 f"stopped after step {step}; go on with: megatron-opd train {self.directory} --resume "

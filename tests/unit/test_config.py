@@ -1,0 +1,352 @@
+"""Recipes: what loads, what is refused and in which words, and that a resolved recipe loads as itself."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_opd.config.check import check_run_directory, preflight, processes_needed
+from megatron_opd.config.load import dump_config, load_config, recipe_files
+from megatron_opd.config.methods import CATALOGUE
+from megatron_opd.config.schema import CrossEntropyTerm, LinearDecay, RunConfig
+from megatron_opd.config.validate import differences
+from megatron_opd.errors import ConfigError, OpdError
+from tests.unit.tiny_model_files import TOKENS, write_model, write_recipe
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_recipe(tmp_path_factory.mktemp("recipe")))
+
+
+def reload(config: RunConfig, folder: Path) -> RunConfig:
+    path = folder / "config.yaml"
+    path.write_text(dump_config(config))
+    return load_config(str(path))
+
+
+# ------------------------------------------------------------------------------------------------ loading
+def test_numbers_and_words_are_yaml_1_2(recipe: str) -> None:
+    config = load_config(recipe, ["train.optimizer.lr=1e-6", "name=on", "train.optimizer.weight_decay=1"])
+    assert config.train.optimizer.lr == 1e-6
+    assert config.name == "on"
+    assert type(config.train.optimizer.weight_decay) is float
+
+
+def test_a_method_name_takes_the_catalogue_entry(recipe: str) -> None:
+    for name, entry in CATALOGUE.items():
+        assert load_config(recipe, [f"method={name}"]).method == entry.method
+
+
+def test_a_mapping_changes_keys_of_the_catalogue_entry(recipe: str) -> None:
+    policy, guidance = CATALOGUE["tgpo_annealing"].method.terms.values()
+    changed = load_config(recipe, ["method={name: tgpo_annealing, guidance: {weight: {decay: 1e-6}}}"]).method
+    assert isinstance(guidance.weight, LinearDecay)
+    assert changed.terms == {"policy": policy, "guidance": replace(guidance, weight=replace(guidance.weight, decay=1e-6))}
+
+
+def test_overrides_reach_terms_whatever_the_spelling(recipe: str, tmp_path: Path) -> None:
+    overrides = ["method.guidance.weight=0.5", "method.policy.clip_high=0.28"]
+    config = load_config(recipe, overrides)
+    assert config.method.terms["guidance"].weight == 0.5
+    stored = tmp_path / "config.yaml"
+    stored.write_text(dump_config(load_config(recipe)))
+    assert load_config(str(stored), overrides) == config
+    assert load_config(str(stored), ["method=grpo"]).method == CATALOGUE["grpo"].method
+    assert load_config(recipe, ["method=sft", "method.terms.trace.weight=2.0"]).method.terms["trace"].weight == 2.0
+
+
+def test_a_method_of_ones_own_is_written_in_full(recipe: str) -> None:
+    terms = "{imitate: {kind: cross_entropy, targets: teacher_argmax}}"
+    config = load_config(recipe, [f"method={{name: mine, terms: {terms}}}"])
+    assert config.method.terms == {"imitate": CrossEntropyTerm("cross_entropy", "teacher_argmax")}
+
+
+def test_later_overrides_win_and_make_missing_sections(recipe: str) -> None:
+    config = load_config(recipe, ["eval.every=3", "eval.every=4", "data.heldout=x.jsonl"])
+    assert config.eval is not None
+    assert config.eval.every == 4
+
+
+def test_a_run_directory_is_a_recipe(recipe: str, tmp_path: Path) -> None:
+    config = load_config(recipe, ["seed=7"])
+    assert reload(config, tmp_path) == load_config(str(tmp_path)) == config
+
+
+def test_every_packaged_recipe_loads_and_round_trips(tmp_path: Path) -> None:
+    assert recipe_files()
+    for name in recipe_files():
+        config = load_config(name)
+        assert reload(config, tmp_path) == config
+
+
+numbers = st.floats(min_value=1e-300, max_value=1e300)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
+    ["1e-6", "null", "on", "~", "- a", "a: b", "{problem}", "# x", "<think>\n", " ", "0o17", "2026-01-01", "'", "\x85"]
+)
+
+
+@given(lr=numbers, start=numbers, text=texts, prefill=texts, seed=st.integers(), system=st.none() | texts)
+def test_a_written_recipe_loads_as_itself(
+    tmp_path_factory: pytest.TempPathFactory, lr: float, start: float, text: str, prefill: str, seed: int, system: Any
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "round_trip"
+    folder.mkdir(exist_ok=True)
+    source = folder / "recipe.yaml"
+    if not source.exists():
+        for name in ("student", "teacher"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        write_recipe(folder).rename(source)
+    config = load_config(str(source), ["method=tgpo_annealing"])
+    guidance = replace(config.method.terms["guidance"], weight=LinearDecay(start, 1e-22))
+    config = replace(
+        config,
+        seed=seed,
+        method=replace(config.method, terms=config.method.terms | {"guidance": guidance}),
+        data=replace(config.data, template=replace(config.data.template, text=text, prefill=prefill, system=system)),
+        train=replace(config.train, optimizer=replace(config.train.optimizer, lr=lr)),
+    )
+    assert reload(config, folder) == config
+
+
+# ------------------------------------------------------------------------------------------------ refusals
+REFUSED = {
+    "rollout.num_promts=3": "unknown key; did you mean num_prompts?",
+    "num_prompts=3": "unknown key; did you mean rollout.num_prompts?",
+    "student.layout.tp=2": "unknown key; known: tensor_model_parallel_size, pipeline_model_parallel_size, sequence_parallel",
+    "eval.evry=1": "unknown key; did you mean every?",
+    "num_steps=0": "must be greater than or equal to 1, got 0",
+    "num_steps=1e3": "must be an integer, got 1000.0",
+    "num_steps=true": "must be an integer, got True",
+    "log.tensorboard=yes": "must be a boolean, got 'yes'",
+    "name=2026-01-01": "must be a string, got datetime.date(2026, 1, 1)",
+    "train.optimizer.lr=.inf": "must be a finite number, got inf",
+    "eval.top_p=1.5": "must be less than or equal to 1, got 1.5",
+    "precision=float16": "must be 'float32' or 'bfloat16', got 'float16'",
+    "rollout=3": "must be a mapping of keys, got 3",
+    "rollout=": "must be a mapping of keys, got nothing",
+    "teacher={}": "teacher.path: missing; it has no default",
+    "name.x=3": "name: is 'tiny', which has no keys; set name itself",
+    "method=gpro": "'gpro': unknown method; did you mean tgpo or grpo?",
+    "method=[a]": "must be a name or a mapping; names: sft",
+    "method.name=grpo": "cannot be overridden; method=NAME chooses another method",
+    "method.guidence.weight=1": "unknown term; did you mean guidance? known: policy, guidance",
+    "method={name: tgpo, guidence: {weight: 1}}": "unknown term; did you mean guidance? known: policy, guidance",
+    "method.guidance.wieght=1": "unknown key; did you mean weight? known: kind, targets, weight, aggregate",
+    "method.guidance.weight=abc": "must be a number, got 'abc'",
+    "method.guidance.weight=-1": "must be greater than or equal to 0, got -1",
+    "method.guidance.weight={}": "method.guidance.weight.start: missing",
+    "method.guidance.weight={start: x, decay: 0.1}": "method.guidance.weight.start: must be a number, got 'x'",
+    "method={name: x, terms: {a: {weight: 1}}}": "method.a.kind: missing; one of policy_gradient, cross_entropy",
+    "method={name: x, terms: {a: {kind: polic}}}": "method.a.kind: unknown kind",
+    "method={name: x, terms: {}}": "must be a mapping of at least one term",
+    "data.template.text=Problem: {problem}": "must be a string, got a mapping",
+    "data.template={text: [}": "line 1: expected the node content, but found '}'; quote the value",
+    "num_steps": "an override is written key=value",
+    "=3": "an override is written key=value",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_a_wrong_override_is_one_line_that_names_it(recipe: str, override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipe, [override])
+    message = str(caught.value)
+    assert override in message
+    assert REFUSED[override] in message
+    assert "\n" not in message
+
+
+def test_a_wrong_key_of_the_file_names_the_file(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, rollout={"num_promts": 3})
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(path))
+    assert str(caught.value).startswith(f"{path}: rollout.num_promts: unknown key; did you mean num_prompts?")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("name: a\nseed: 1\nname: b\n", 'line 3: found duplicate key "name"'),
+        ("name: [a\nseed: 1\n", "line 2: expected ',' or ']'"),
+        ("name: \ta: b\n", "line 1: found character '\\t'"),
+        ("", "must be a mapping of keys"),
+        ("- a\n", "must be a mapping of keys"),
+        ("name: !!python/object:os.system x\n", "could not determine a constructor"),
+        ("name: x\n", "num_steps: missing; it has no default"),
+    ],
+)
+def test_a_broken_file_names_its_line(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(path))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert problem in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    for recipe, problem in {
+        "demmo": "did you mean demo?",
+        "nowhere/x.yaml": "no such file",
+        str(tmp_path): "a directory without config.yaml",
+    }.items():
+        with pytest.raises(ConfigError, match=problem):
+            load_config(recipe)
+
+
+def test_differences_are_key_paths(recipe: str) -> None:
+    config = load_config(recipe)
+    other = load_config(recipe, ["seed=1", "method.guidance.weight=1.0", "teacher=null"])
+    assert differences(config, config) == []
+    assert differences(config, other) == ["method.terms.guidance.weight", "teacher", "seed"]
+
+
+# ------------------------------------------------------------------------------------------------ pre-flight
+def refusal(recipe: str, *overrides: str, world_size: int | None = None) -> str:
+    with pytest.raises(OpdError) as caught:
+        preflight(load_config(recipe, overrides), world_size=world_size)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_sound_recipe_passes_without_warnings(recipe: str) -> None:
+    assert preflight(load_config(recipe), world_size=1) == []
+    layout = ["student.layout={tensor_model_parallel_size: 2, pipeline_model_parallel_size: 2}"]
+    assert preflight(load_config(recipe, layout), world_size=4) == []
+    assert preflight(load_config(recipe, ["method=sft", "teacher=null"]), world_size=2) == []
+
+
+PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
+    "student.layout.tensor_model_parallel_size: 3 does not divide the 4 attention heads": (
+        ["student.layout.tensor_model_parallel_size=3"], 3),
+    "teacher.layout.tensor_model_parallel_size: 4 does not divide the 2 key-value heads": (
+        ["teacher.layout.tensor_model_parallel_size=4"], 4),
+    "student.layout.pipeline_model_parallel_size: 3 does not divide the 4 layers": (
+        ["student.layout.pipeline_model_parallel_size=3"], 3),
+    "student.layout.sequence_parallel: no effect": (["student.layout.sequence_parallel=true"], None),
+    "student.layout: TP 2 x PP 2 needs at least 4 processes, there would be 1; add --nproc 4": (
+        ["student.layout={tensor_model_parallel_size: 2, pipeline_model_parallel_size: 2}"], 1),
+    "teacher.layout: TP 2 x PP 1 needs a multiple of 2 processes, there would be 5; add --nproc 4": (
+        ["teacher.layout.tensor_model_parallel_size=2"], 5),
+    "rollout.num_prompts: the 8 sequences of an update do not divide among the student's 3": ([], 3),
+    "teacher: missing; method.guidance of tgpo reads": (["teacher=null"], None),
+    "teacher: no effect, method grpo reads no teacher; set teacher=null": (["method=grpo"], None),
+    "teacher: no effect, method sft reads no teacher": (["method=sft"], None),
+    "rollout.samples_per_prompt: 1 gives method.policy no group": (["rollout.samples_per_prompt=1"], None),
+    "method: the weight of every term is 0": (["method.policy.weight=0", "method.guidance.weight=0"], None),
+    "method.guidance.weight.decay: 0 never decays; write method.guidance.weight=0.1": (
+        ["method.guidance.weight={start: 0.1, decay: 0}"], None),
+    "method.guidance.weight.floor: 0.2 is not below start=0.1": (
+        ["method.guidance.weight={start: 0.1, decay: 0.1, floor: 0.2}"], None),
+    "method.p: cannot be combined with a term on traces": (
+        ["method={name: m, terms: {t: {kind: cross_entropy, targets: trace}, p: {kind: policy_gradient}}}",
+         "teacher=null"], None),
+    "max_sequence_length: 65 is more than the student's max_position_embeddings=64": (["max_sequence_length=65"], None),
+    "rollout.max_completion_tokens: 32 leaves no room for a prompt within max_sequence_length=32": (
+        ["rollout.max_completion_tokens=32"], None),
+    "train.updates_per_step: 3 does not divide rollout.num_prompts=4": (["train.updates_per_step=3"], None),
+    "train.optimizer.min_lr: no effect with schedule=constant": (["train.optimizer.min_lr=1e-5"], None),
+    "train.optimizer.min_lr: 0.1 is above train.optimizer.lr=0.001": (
+        ["train.optimizer.min_lr=0.1", "train.optimizer.schedule=cosine"], None),
+    "data.trace_column: no effect": (["data.trace_column=response"], None),
+    "data.template.system: no effect with kind=raw": (["data.template.system=tgpo"], None),
+    "eval: needs data.heldout": (["eval={}"], None),
+    "eval.samples_per_prompt: greedy samples are all equal": (["eval.samples_per_prompt=4", "data.heldout=x"], None),
+    "rollout.temperature: no effect, method sft samples nothing": (
+        ["method=sft", "teacher=null", "rollout={temperature: 0.7}"], None),
+    "reward.workers: no effect, method sft samples nothing": (
+        ["method=sft", "teacher=null", "rollout={}", "reward.workers=3"], None),
+    "/nowhere: no such model directory": (["student.path=/nowhere"], None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("problem", PREFLIGHT)
+def test_preflight_names_the_key(recipe: str, problem: str) -> None:
+    overrides, world_size = PREFLIGHT[problem]
+    if problem.split(":")[0].startswith(("rollout.temperature", "reward", "teacher: no effect, method sft")):
+        overrides = [*overrides, "rollout.max_completion_tokens=1024"]  # its default: nothing is sampled
+    assert refusal(recipe, *overrides, world_size=world_size).startswith(problem)
+
+
+def test_preflight_warns_of_what_may_be_meant(recipe: str) -> None:
+    overrides = ["method.guidance.weight=0", "method.policy.clip_high=0.28", "train.optimizer.warmup_steps=9"]
+    assert [text.split(":")[0] for text in preflight(load_config(recipe, overrides), world_size=1)] == [
+        "method.policy.clip_high",
+        "method.guidance.weight",
+        "train.optimizer.warmup_steps",
+    ]
+
+
+def test_processes_needed_is_the_least_common_multiple(recipe: str) -> None:
+    layouts = ["student.layout.tensor_model_parallel_size=2", "teacher.layout.pipeline_model_parallel_size=3"]
+    assert processes_needed(load_config(recipe, layouts)) == 6
+
+
+def broken(folder: Path, what: str) -> None:
+    """Damages the teacher of a recipe in `folder`."""
+    teacher = folder / "teacher"
+    if what == "weights":
+        (teacher / "model.safetensors").unlink()
+    if what == "shard":
+        (teacher / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "b.safetensors"}}))
+    if what in ("config.json", "tokenizer.json"):
+        (teacher / what).unlink()
+    if what == "json":
+        (teacher / "tokenizer.json").write_text("{")
+    if what == "order":
+        shutil.rmtree(teacher)
+        write_model(teacher, tokens=[*TOKENS[:2], TOKENS[3], TOKENS[2], *TOKENS[4:]])
+    if what == "shorter":
+        shutil.rmtree(teacher)
+        write_model(teacher, tokens=TOKENS[:-1])
+    if what == "vocab_size":
+        shutil.rmtree(teacher)
+        write_model(teacher, vocab_size=8)
+
+
+@pytest.mark.parametrize(
+    ("what", "problem"),
+    [
+        ("weights", "teacher: no *.safetensors file"),
+        ("shard", "teacher/b.safetensors: missing, though model.safetensors.index.json names it"),
+        ("config.json", "teacher/config.json: missing"),
+        ("tokenizer.json", "teacher/tokenizer.json: missing"),
+        ("json", "teacher/tokenizer.json: not valid JSON"),
+        ("order", "id 2 is '0' there and '1' here"),
+        ("shorter", "id 14 is ' ' there and no token here"),
+        ("vocab_size", "its highest token id is 14, outside vocab_size=8"),
+    ],
+)
+def test_a_damaged_model_directory_is_named(tmp_path: Path, what: str, problem: str) -> None:
+    path = write_recipe(tmp_path)
+    broken(tmp_path, what)
+    assert problem in refusal(str(path))
+
+
+def test_embeddings_may_differ_in_width(tmp_path: Path) -> None:
+    write_model(tmp_path / "teacher", vocab_size=32)
+    assert preflight(load_config(str(write_recipe(tmp_path))), world_size=1) == []
+
+
+def test_the_run_directory_is_new_or_a_run(recipe: str, tmp_path: Path) -> None:
+    config = replace(load_config(recipe), run_dir=str(tmp_path / "deep" / "run"))
+    check_run_directory(config, resume=False)
+    assert not (tmp_path / "deep").exists()
+    with pytest.raises(ConfigError, match="holds no run to resume"):
+        check_run_directory(config, resume=True)
+    (tmp_path / "deep" / "run").mkdir(parents=True)
+    check_run_directory(config, resume=False)  # empty
+    reload(config, tmp_path / "deep" / "run")
+    check_run_directory(config, resume=True)
+    with pytest.raises(ConfigError, match=r"exists already; use --resume .*, or run_dir="):
+        check_run_directory(config, resume=False)
+    file = replace(config, run_dir=str(tmp_path / "deep" / "run" / "config.yaml" / "below"))
+    with pytest.raises(ConfigError, match="run_dir: cannot write"):
+        check_run_directory(file, resume=False)
