@@ -102,8 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = recipe_command("eval", _eval, "measure a model's accuracy on a recipe's held-out prompts")
     evaluate.add_argument("--model", metavar="DIR", help="Hugging Face directory; default: the recipe's student")
     convert = command("convert", _convert, "write a checkpoint as a Hugging Face directory")
-    convert.add_argument("checkpoint", metavar="CHECKPOINT", type=Path)
-    convert.add_argument("out", metavar="OUT", type=Path)
+    convert.add_argument("checkpoint", metavar="CHECKPOINT", help="RUN/checkpoints/step-NNNNNN")
+    convert.add_argument("out", metavar="OUT", help="a new directory")
     report = command("report", _report, "write report.html and the plots of a run")
     report.add_argument("run_dir", metavar="RUN_DIR", type=Path)
     recipe_command("doctor", _doctor, "say what is installed, what is missing, and what that costs", optional=True)
@@ -142,8 +142,8 @@ def _check(arguments: argparse.Namespace) -> None:
     _warn(check_recipe(config, world_size=arguments.nproc))
     is_run = (Path(config.directory) / "config.yaml").is_file()
     check_run_directory(config, resume=is_run)
-    needed, then = processes_needed(config), " (a run already: --resume)" if is_run else ""
-    print(f"OK: {arguments.recipe}: {config.method.name}, --nproc {needed} or a multiple, into {config.directory}{then}")
+    needed, then = processes_needed(config), " (a run: --resume)" if is_run else ""
+    print(f"OK: {config.name}: {config.method.name}, --nproc {needed} or a multiple, into {config.directory}{then}")
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -215,7 +215,7 @@ def _eval(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from megatron_opd.weights.convert import run
+    from megatron_opd.convert import run
 
     run(arguments.checkpoint, arguments.out)
 

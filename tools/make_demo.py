@@ -6,20 +6,19 @@ A problem and its worked response, carrying from right to left, at two digits:
 
     47+86=      13,13 \\boxed{133}
 
-The sums of the training, validation and held-out files are disjoint in either order of their operands. Choices were
-made on the validation file; the held-out file is read by the final evaluation alone.
+The sums of the training, validation and held-out files are disjoint in either order of their operands. The
+validation file is for choosing hyper-parameters; the held-out file is for reporting alone.
 """
 
 import argparse
 import json
 import random
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 TRAIN_SUMS, VALIDATION_SUMS, HELDOUT_SUMS = 3000, 500, 500  # of the 4,095 unordered pairs of two-digit numbers
-STUDENT_TRACES = 500  # the student starts from few worked examples, the teacher from all
+STUDENT_TRACES = 450  # the student starts from few worked examples, the teacher from all
 PAD, EOS = "<pad>", "<eos>"
 BOX = "\\boxed{"  # one token: it is the same in every response
 VOCABULARY = [PAD, EOS, BOX, *"0123456789", *"+=, }"]
@@ -40,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     out: Path = arguments.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        sys.exit(f"--out {out}: exists already and is not empty; remove it or choose another directory")
+        parser.error(f"--out {out}: exists already and is not empty; remove it or choose another directory")
     out.mkdir(parents=True, exist_ok=True)
     write_data(out, arguments.seed)
     tokenizer = build_tokenizer()
@@ -61,7 +60,7 @@ def solve(a: int, b: int) -> Row:
 
 def write_data(out: Path, seed: int) -> None:
     """train, validation, heldout and, a part of train, student_start: JSONL with problem, answer, response."""
-    random_source = random.Random(seed)
+    random_source = random.Random(f"sums {seed}")
     sums = [(a, b) for a in range(10, 100) for b in range(a, 100)]
     random_source.shuffle(sums)
     held_out_from = TRAIN_SUMS + VALIDATION_SUMS
@@ -102,7 +101,9 @@ def write_model(path: Path, sizes: dict[str, int], tokenizer: Any, seed: int) ->
     """A Hugging Face directory in float32; returns the number of parameters."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     config = Qwen3Config(
         **SHARED,
         **sizes,

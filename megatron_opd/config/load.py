@@ -51,6 +51,7 @@ def dump_config(config: RunConfig) -> str:
     yaml = _yaml()
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.representer.add_representer(str, _represent_text)
     yaml.dump(asdict(config), text)
     return text.getvalue()
 
@@ -104,6 +105,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def _yaml() -> YAML:
     return YAML(typ="safe", pure=True)  # the pure parser is YAML 1.2: 1e-6 is a number, on and yes are words
+
+
+def _represent_text(representer: Any, text: str) -> Any:
+    # These are line breaks to YAML 1.1, whose rules the emitter still follows; in double quotes it escapes them.
+    style = '"' if set(text) & set("\x85\u2028\u2029\ufeff") else None
+    return representer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 def _syntax(error: YAMLError) -> str:

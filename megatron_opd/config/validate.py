@@ -4,6 +4,7 @@ Walking it ourselves keeps each error at one key with one sentence, where pydant
 """
 
 import difflib
+import functools
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -102,12 +103,17 @@ def _tagged(classes: list[Any], value: Any, path: str) -> Any:
 
 def _build_leaf(kind: Any, value: Any, path: str) -> Any:
     try:
-        return TypeAdapter(kind, config=_LEAF).validate_python(value)
+        return _adapter(kind).validate_python(value)
     except ValidationError as error:
         problem = (
             error.errors()[0]["msg"].replace("Input should", "must").replace("valid ", "").replace("a int", "an int")
         )
         raise InvalidKey(path, f"{problem.replace('valid ', '')}, got {_shown(value)}") from None
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind, config=_LEAF)
 
 
 def _shown(value: Any) -> str:

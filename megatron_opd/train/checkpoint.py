@@ -61,7 +61,7 @@ def load(checkpoint: Path, student: Student) -> dict[str, Any]:
         )
     with student.parallel.active():
         loaded = dist_checkpointing.load(_sharded(student, loading=True), str(checkpoint / "model"))
-        _only(student.chunks).load_state_dict(loaded["model"])
+        _only(student.bare_chunks).load_state_dict(loaded["model"])
         optimizer_state.load_state(student.optimizer, loaded["optimizer"])
     student.scheduler.load_state_dict(state["scheduler"])
     return state
@@ -118,7 +118,7 @@ def _only(chunks: list[torch.nn.Module]) -> torch.nn.Module:
 
 def _sharded(student: Student, *, loading: bool) -> dict[str, Any]:
     metadata = {**optimizer_state.METADATA, "dp_cp_group": student.parallel.groups.dp_cp}
-    model = _only(student.chunks).sharded_state_dict(metadata=metadata)
+    model = _only(student.bare_chunks).sharded_state_dict(metadata=metadata)
     optimizer = optimizer_state.sharded_state(student.optimizer, model, metadata, loading=loading)
     return {"model": model, "optimizer": optimizer}
 

@@ -22,9 +22,10 @@ TIED_HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def check_hf(model_dir: str | Path, arch: Architecture) -> HfCheckpoint:
-    """Opens a checkpoint and holds its names and shapes against the table, from the file headers alone.
+    """Opens a checkpoint and holds its names and shapes against the table, from the file headers.
 
-    Raises DataError naming a missing, unexpected or misshapen tensor. Needs no process group.
+    Raises DataError naming a missing, unexpected or misshapen tensor, or an output layer that is not the embedding
+    although the config ties them. Needs no process group.
     """
     checkpoint = HfCheckpoint(model_dir)
     expected = hf_shapes(weight_table(arch))
@@ -37,6 +38,8 @@ def check_hf(model_dir: str | Path, arch: Architecture) -> HfCheckpoint:
     for name in checkpoint.shapes:
         if name not in expected and not IGNORED.search(name) and not (arch.tie_word_embeddings and name == TIED_HEAD):
             raise DataError(f"{model_dir}: tensor {name} is unexpected; its config.json describes another model")
+    if arch.tie_word_embeddings and TIED_HEAD in checkpoint.shapes:
+        _check_tied(checkpoint)
     return checkpoint
 
 
@@ -67,8 +70,6 @@ def load_hf(chunks: Sequence[Module], model_dir: str | Path, arch: Architecture,
     Raises DataError when the checkpoint is not a whole model of `arch` (see `check_hf`).
     """
     checkpoint = check_hf(model_dir, arch)
-    if arch.tie_word_embeddings and TIED_HEAD in checkpoint.shapes:
-        _check_tied(checkpoint)
     parameters = named_parameters(chunks)
     for entry in weight_table(arch):
         parameter = parameters.pop(entry.megatron_name, None)

@@ -34,7 +34,7 @@ def logits_BSV(chunks: list, arch: Architecture, parallel: Parallel) -> torch.Te
     tokens = tokens_BS(arch.vocab_size)
     every = torch.arange(tokens.numel())
     positions = torch.arange(NUM_TOKENS).expand_as(tokens)
-    batch = MicroBatch(*(x.to(parallel.device) for x in (tokens, positions, every)), rows_T=every)
+    batch = MicroBatch(tokens.to(parallel.device), positions.to(parallel.device), every.to(parallel.device), every)
     outputs = schedule.run(
         chunks, parallel, [batch], lambda _, logits_TV: (logits_TV.sum() * 0, logits_TV), forward_only=True
     )
@@ -57,7 +57,7 @@ def main(tp_size: int, pp_size: int, out_dir: Path, model_dirs: list[Path]) -> N
         load_hf(chunks, model_dir, arch, parallel)
 
         logits = logits_BSV(chunks, arch, parallel)
-        if parallel.is_signal_source and parallel.dp_rank == 0:
+        if logits is not None and parallel.is_signal_source:
             save_file({"logits_BSV": logits}, out_dir / f"{model_dir.name}.safetensors")
 
         stream = iter_hf_tensors(chunks, arch, parallel)

@@ -1,22 +1,23 @@
 """Recipes: what loads, what is refused and in which words, and that a resolved recipe loads as itself."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_opd.config.check import check_run_directory, preflight, processes_needed
 from megatron_opd.config.load import dump_config, load_config, recipe_files
 from megatron_opd.config.methods import CATALOGUE
 from megatron_opd.config.schema import CrossEntropyTerm, LinearDecay, RunConfig
-from megatron_opd.config.validate import differences
+from megatron_opd.config.validate import differences, key_paths
 from megatron_opd.errors import ConfigError, OpdError
 from tests.unit.tiny_model_files import TOKENS, write_model, write_recipe
+from tools import make_docs
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,10 @@ def test_a_mapping_changes_keys_of_the_catalogue_entry(recipe: str) -> None:
     policy, guidance = CATALOGUE["tgpo_annealing"].method.terms.values()
     changed = load_config(recipe, ["method={name: tgpo_annealing, guidance: {weight: {decay: 1e-6}}}"]).method
     assert isinstance(guidance.weight, LinearDecay)
-    assert changed.terms == {"policy": policy, "guidance": replace(guidance, weight=replace(guidance.weight, decay=1e-6))}
+    assert changed.terms == {
+        "policy": policy,
+        "guidance": replace(guidance, weight=replace(guidance.weight, decay=1e-6)),
+    }
 
 
 def test_overrides_reach_terms_whatever_the_spelling(recipe: str, tmp_path: Path) -> None:
@@ -85,24 +89,29 @@ def test_every_packaged_recipe_loads_and_round_trips(tmp_path: Path) -> None:
         assert reload(config, tmp_path) == config
 
 
+@pytest.fixture(scope="module")
+def recipe_and_folder(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]:
+    return load_config(recipe, ["method=tgpo_annealing"]), tmp_path_factory.mktemp("round_trip")
+
+
 numbers = st.floats(min_value=1e-300, max_value=1e300)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
     ["1e-6", "null", "on", "~", "- a", "a: b", "{problem}", "# x", "<think>\n", " ", "0o17", "2026-01-01", "'", "\x85"]
 )
 
 
+@settings(max_examples=25, deadline=None)
 @given(lr=numbers, start=numbers, text=texts, prefill=texts, seed=st.integers(), system=st.none() | texts)
 def test_a_written_recipe_loads_as_itself(
-    tmp_path_factory: pytest.TempPathFactory, lr: float, start: float, text: str, prefill: str, seed: int, system: Any
+    recipe_and_folder: tuple[RunConfig, Path],
+    lr: float,
+    start: float,
+    text: str,
+    prefill: str,
+    seed: int,
+    system: str | None,
 ) -> None:
-    folder = tmp_path_factory.getbasetemp() / "round_trip"
-    folder.mkdir(exist_ok=True)
-    source = folder / "recipe.yaml"
-    if not source.exists():
-        for name in ("student", "teacher"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        write_recipe(folder).rename(source)
-    config = load_config(str(source), ["method=tgpo_annealing"])
+    config, folder = recipe_and_folder
     guidance = replace(config.method.terms["guidance"], weight=LinearDecay(start, 1e-22))
     config = replace(
         config,
@@ -114,11 +123,28 @@ def test_a_written_recipe_loads_as_itself(
     assert reload(config, folder) == config
 
 
+def test_the_generated_pages_cover_every_key_and_go_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CONFIG_PAGE", "METHODS_PAGE"):
+        monkeypatch.setattr(make_docs, name, tmp_path / f"{name}.md")
+    monkeypatch.setattr(make_docs, "REPOSITORY", tmp_path)
+    monkeypatch.setattr("sys.argv", ["make_docs.py", "--check"])
+    assert make_docs.main() == 1
+    monkeypatch.setattr("sys.argv", ["make_docs.py"])
+    assert make_docs.main() == 0
+    page = (tmp_path / "CONFIG_PAGE.md").read_text()
+    keys = {path.rpartition(".")[2] for path in key_paths(RunConfig)}
+    assert keys - {"terms"} <= set(re.findall(r"`(\w+)` \|", page))
+    monkeypatch.setattr("sys.argv", ["make_docs.py", "--check"])
+    assert make_docs.main() == 0
+    (tmp_path / "METHODS_PAGE.md").write_text((tmp_path / "METHODS_PAGE.md").read_text().replace("tgpo", "topg"))
+    assert make_docs.main() == 1
+
+
 # ------------------------------------------------------------------------------------------------ refusals
 REFUSED = {
     "rollout.num_promts=3": "unknown key; did you mean num_prompts?",
     "num_prompts=3": "unknown key; did you mean rollout.num_prompts?",
-    "student.layout.tp=2": "unknown key; known: tensor_model_parallel_size, pipeline_model_parallel_size, sequence_parallel",
+    "student.layout.tp=2": "unknown key; known: tensor_model_parallel_size, pipeline_model_parallel_size,",
     "eval.evry=1": "unknown key; did you mean every?",
     "num_steps=0": "must be greater than or equal to 1, got 0",
     "num_steps=1e3": "must be an integer, got 1000.0",
@@ -220,7 +246,8 @@ def test_a_sound_recipe_passes_without_warnings(recipe: str) -> None:
     assert preflight(load_config(recipe), world_size=1) == []
     layout = ["student.layout={tensor_model_parallel_size: 2, pipeline_model_parallel_size: 2}"]
     assert preflight(load_config(recipe, layout), world_size=4) == []
-    assert preflight(load_config(recipe, ["method=sft", "teacher=null"]), world_size=2) == []
+    sft = ["method=sft", "teacher=null", "rollout={num_prompts: 4}"]
+    assert preflight(load_config(recipe, sft), world_size=2) == []
 
 
 PREFLIGHT: dict[str, tuple[list[str], int | None]] = {

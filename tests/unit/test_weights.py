@@ -240,6 +240,15 @@ def test_rotary_constants_are_ignored(tmp_path: Path) -> None:
     check_hf(saved(tmp_path / "model", random_tensors(ARCH) | constants), ARCH)
 
 
+def test_a_tied_model_may_hold_its_head_only_when_it_is_the_embedding(tmp_path: Path) -> None:
+    tied = replace(ARCH, tie_word_embeddings=True)
+    tensors = random_tensors(tied)
+    head = tensors["model.embed_tokens.weight"].clone()
+    check_hf(saved(tmp_path / "same", tensors | {"lm_head.weight": head}), tied)
+    with pytest.raises(DataError, match=r"lm_head.weight differs from .*; set tie_word_embeddings to false"):
+        check_hf(saved(tmp_path / "other", tensors | {"lm_head.weight": head + 1}), tied)
+
+
 def test_missing_truncated_and_incomplete_files_are_named(tmp_path: Path, source: Path) -> None:
     with pytest.raises(DataError, match="holds neither"):
         HfCheckpoint(tmp_path)

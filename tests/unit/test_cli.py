@@ -1,0 +1,201 @@
+"""The commands: what they print, their exit codes, and that cheap ones stay cheap."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_opd import __version__, cli
+from megatron_opd.config.load import load_config
+from megatron_opd.errors import ConfigError, Interrupted, RunError
+from megatron_opd.preflight import check_data, check_resumed
+from tests.unit.tiny_model_files import write_recipe
+
+
+@pytest.fixture(autouse=True)
+def outside_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    return str(write_recipe(tmp_path))
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+# ------------------------------------------------------------------------------------------------ cheap commands
+def test_cheap_commands_import_nothing_heavy(recipe: str) -> None:
+    heavy = "{'torch', 'transformers', 'vllm', 'megatron.core'} & set(sys.modules)"
+    refused = [recipe, "--nproc", "3"]
+    for argv, code in {
+        ("recipes",): 0,
+        ("show", recipe): 0,
+        ("show", recipe, "sed=1"): 2,
+        ("train", *refused): 2,
+    }.items():
+        program = (
+            f"import sys; from megatron_opd import cli; assert cli.main({argv!r}) == {code}; sys.exit({heavy} or 0)"
+        )
+        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert result.returncode == 0, (argv, result.stderr)
+
+
+def test_recipes_lists_method_and_first_comment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipes").mkdir()
+    write_recipe(tmp_path).rename(tmp_path / "recipes" / "mine.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["recipes"]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert rows["mine"].split(maxsplit=2)[1:] == ["tgpo", "A recipe of the tests."]
+    assert "demo" in rows
+
+
+def test_show_prints_a_recipe(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", recipe, "seed=3"]) == 0
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(capsys.readouterr().out)
+    assert load_config(str(shown)) == load_config(recipe, ["seed=3"])
+
+
+def test_overrides_may_surround_options(recipe: str) -> None:
+    arguments = cli._parse(["train", recipe, "a=1", "--nproc", "2", "b=2", "--resume", "c=3"])
+    assert (arguments.overrides, arguments.nproc, arguments.resume) == (["a=1", "b=2", "c=3"], 2, True)
+
+
+@pytest.mark.parametrize(
+    "argv", [["train"], ["train", "x", "--nproc", "0"], ["show", "x", "--nope"], ["report", "a", "b"]]
+)
+def test_wrong_usage_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(argv)
+    assert caught.value.code == 2
+    assert "usage: megatron-opd" in capsys.readouterr().err
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for option, expected in {"--version": __version__, "--help": "torchrun --nproc-per-node"}.items():
+        with pytest.raises(SystemExit) as caught:
+            cli.main([option])
+        assert caught.value.code == 0
+        assert expected in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------ errors
+def test_bad_input_is_one_line_and_exit_code_2(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", recipe, "rollout.num_promts=3"]) == 2
+    assert error_line(capsys).startswith("megatron-opd: error: override 'rollout.num_promts=3': unknown key")
+
+
+@pytest.mark.parametrize(
+    ("error", "rank", "printed"),
+    [
+        (ConfigError("a:\n b"), 0, "megatron-opd: error: a: b\n"),
+        (ConfigError("a: b"), 1, ""),  # rank 0 says it
+        (RunError("a dead engine"), 1, "megatron-opd: error: rank 1: a dead engine\n"),
+        (Interrupted("saved"), 0, "megatron-opd: saved\n"),
+        (Interrupted("saved"), 1, ""),
+        (KeyboardInterrupt(), 0, "megatron-opd: interrupted\n"),
+    ],
+)
+def test_each_error_is_printed_once(
+    error: BaseException, rank: int, printed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_recipes", fail)
+    monkeypatch.setenv("RANK", str(rank))
+    assert cli.main(["recipes"]) == getattr(error, "exit_code", 130)
+    assert capsys.readouterr().err == printed
+
+
+# ------------------------------------------------------------------------------------------------ check and train
+def test_check_reads_models_and_data(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", recipe, "--nproc", "2"]) == 0
+    assert capsys.readouterr().out == f"OK: tiny: tgpo, --nproc 1 or a multiple, into {tmp_path / 'run'}\n"
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "train.jsonl").write_text('{"problem": "1+1=", "answer": "2"}\n{"problem": "1+2="}\n')
+    assert cli.main(["check", recipe]) == 2
+    assert f"{tmp_path / 'train.jsonl'}" in error_line(capsys)
+    (tmp_path / "train.jsonl").unlink()
+    assert cli.main(["check", recipe]) == 2
+    assert f"{tmp_path / 'train.jsonl'}" in error_line(capsys)
+
+
+def test_check_warns_of_a_data_set_smaller_than_a_step(recipe: str) -> None:
+    warnings = check_data(load_config(recipe, ["rollout.num_prompts=9"]))
+    assert [text.split(":")[0] for text in warnings] == ["rollout.num_prompts"]
+
+
+def test_train_names_nproc_when_the_layout_needs_more(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", recipe, "student.layout.tensor_model_parallel_size=2"]) == 2
+    assert "needs at least 2 processes, there would be 1; add --nproc 2" in error_line(capsys)
+
+
+def test_under_torchrun_every_rank_refuses_and_rank_0_says_so(
+    recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.main(["train", recipe, "student.layout.tensor_model_parallel_size=4"]) == 2
+    assert "does not divide" in error_line(capsys)
+
+
+def test_train_does_not_overwrite_a_run(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("name: x\n")
+    assert cli.main(["train", recipe]) == 2
+    assert f"run_dir: {tmp_path / 'run'} exists already; use --resume" in error_line(capsys)
+
+
+def test_a_resumed_run_keeps_its_recipe(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", recipe, "--resume"]) == 2
+    assert "holds no run to resume" in error_line(capsys)
+    (tmp_path / "run").mkdir()
+    assert cli.main(["show", recipe]) == 0
+    (tmp_path / "run" / "config.yaml").write_text(capsys.readouterr().out)
+    for run in (recipe, str(tmp_path / "run")):
+        check_resumed(load_config(run, ["num_steps=9", "checkpoint.keep=1", "log.tensorboard=false"]))
+        assert cli.main(["train", run, "--resume", "train.optimizer.lr=1.0"]) == 2
+        assert "train.optimizer.lr: differs from" in error_line(capsys)
+
+
+def test_a_moved_run_resumes_where_it_is(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    cli.main(["show", recipe])
+    (moved / "config.yaml").write_text(capsys.readouterr().out)
+    config = cli._config_to_train(cli._parse(["train", str(moved), "--resume"]))
+    assert config.directory == str(moved)
+    check_resumed(config)
+
+
+def test_eval_needs_held_out_prompts(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", recipe]) == 2
+    assert "data.heldout: missing" in error_line(capsys)
+    assert cli.main(["eval", recipe, "data.heldout=x.jsonl", "--model", "/nowhere"]) == 2
+    assert "/nowhere: no such model directory" in error_line(capsys)
+
+
+@pytest.mark.slow
+def test_doctor_passes_here_and_fails_for_a_broken_recipe(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["doctor", recipe]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} <= {"ok", "warn"}
+    assert lines[-1].endswith("pass every pre-flight check")
+    (tmp_path / "teacher" / "model.safetensors").unlink()
+    assert cli.main(["doctor", recipe]) == 1
+    assert "no *.safetensors file" in capsys.readouterr().out.splitlines()[-1]

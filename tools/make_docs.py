@@ -1,0 +1,203 @@
+"""Writes docs/config.md from the schema and the table of docs/methods.md from the catalogue.
+
+python tools/make_docs.py           write both
+python tools/make_docs.py --check   write nothing; exit 1 when one is stale
+"""
+
+import argparse
+import ast
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from megatron_opd.config import schema  # noqa: E402
+from megatron_opd.config.methods import CATALOGUE  # noqa: E402
+from megatron_opd.config.schema import LinearDecay, RunConfig, Weight  # noqa: E402
+
+CONFIG_PAGE = REPOSITORY / "docs" / "config.md"
+METHODS_PAGE = REPOSITORY / "docs" / "methods.md"
+TABLE_BEGINS, TABLE_ENDS = "<!-- catalogue: begin (make docs) -->", "<!-- catalogue: end -->"
+
+CONFIG_HEAD = """\
+<!-- Written by tools/make_docs.py from megatron_opd/config/schema.py; edit that file. -->
+# Keys of a recipe
+
+A recipe is a YAML 1.2 file. Every key can be set on the command line too: `rollout.num_prompts=32`, the value in YAML.
+An unknown key, a value out of range and a setting that would have no effect are errors. `megatron-opd show RECIPE`
+prints a recipe with every default filled in.
+"""
+
+METHOD_FORMS = """\
+`method` has three spellings:
+
+```yaml
+method: tgpo                        # an entry of the catalogue (docs/methods.md)
+
+method:                             # the entry with keys of its terms changed
+  name: tgpo
+  guidance: {weight: {start: 2e-3, decay: 1e-5}}
+
+method:                             # in full; the name is for the logs
+  name: imitation
+  terms:
+    imitate: {kind: cross_entropy, targets: teacher_argmax}
+```
+
+On the command line `method=grpo` replaces it, and `method.guidance.weight=0.5` changes a key of a term.
+"""
+
+
+@dataclass(frozen=True)
+class SourceField:
+    annotation: str
+    comment: str
+
+
+class SchemaSource:
+    """What reflection does not see: type annotations as written, and the comment behind each field."""
+
+    def __init__(self, path: Path) -> None:
+        text = path.read_text()
+        self.lines = text.splitlines()
+        nodes = ast.parse(text).body
+        self.classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+        assignments = [node for node in nodes if isinstance(node, ast.Assign)]
+        self.aliases = {ast.unparse(node.targets[0]): ast.unparse(node.value) for node in assignments}
+
+    def fields(self, name: str) -> dict[str, SourceField]:
+        return {
+            ast.unparse(node.target): SourceField(ast.unparse(node.annotation), self._comment(node))
+            for node in self.classes[name].body
+            if isinstance(node, ast.AnnAssign)
+        }
+
+    def docstring(self, name: str) -> str:
+        return " ".join((ast.get_docstring(self.classes[name]) or "").split())
+
+    def _comment(self, node: ast.AnnAssign) -> str:
+        rest = self.lines[(node.end_lineno or node.lineno) - 1].encode()[node.end_col_offset :].decode()
+        return rest.strip().removeprefix("#").strip()
+
+
+# ------------------------------------------------------------------------------------------------ docs/config.md
+def config_page() -> str:
+    source = SchemaSource(Path(schema.__file__))
+    sections = [section(source, "", RunConfig)]
+    for path, kind in nested(RunConfig):
+        sections.append(section(source, path, kind))
+        if path == "method":
+            sections.append(METHOD_FORMS)
+            sections += [section(source, "method.TERM", term) for term in get_args(schema.Term)]
+            sections.append(section(source, "method.TERM.weight", LinearDecay))
+    return "\n".join([CONFIG_HEAD, *sections])
+
+
+def nested(kind: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Sections in the order of the schema. The teacher has the keys of the student."""
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        below = next((each for each in (hint, *get_args(hint)) if isinstance(each, type) and is_dataclass(each)), None)
+        if below is not None and name != "teacher":
+            yield f"{path}{name}", below
+            yield from nested(below, f"{path}{name}.")
+
+
+def section(source: SchemaSource, path: str, kind: Any) -> str:
+    title = f"## `{path}`" if path else "## Top level"
+    if path == "student":
+        title += " and `teacher`"
+    if path.startswith("method.TERM"):
+        title += f": {kind.__name__}"
+    written = source.fields(kind.__name__)
+    rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    for each in fields(kind):
+        if kind is schema.MethodConfig and each.name == "terms":
+            continue  # the spellings below say what it holds
+        field = written[each.name]
+        cells = [f"`{each.name}`", readable(source, field.annotation), default(each), field.comment]
+        rows.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
+    about = source.docstring(kind.__name__)
+    return "\n".join([title, "", *([about, ""] if about else []), *rows, ""])
+
+
+RANGES = {
+    "PositiveInt": "int >= 1",
+    "NonNegativeInt": "int >= 0",
+    "PositiveFloat": "float > 0",
+    "NonNegativeFloat": "float >= 0",
+    "Fraction": "float, 0 to 1",
+    "Weight": "float >= 0, or LinearDecay",
+}
+
+
+def readable(source: SchemaSource, annotation: str) -> str:
+    written = RANGES.get(annotation) or source.aliases.get(annotation, annotation)
+    if written.startswith("Literal["):
+        return " | ".join(written[len("Literal[") : -1].replace("'", "").split(", "))
+    return written.replace("None", "null")
+
+
+def default(each: Any) -> str:
+    if each.default is MISSING:
+        return "required"
+    return "see below" if is_dataclass(each.default) else f"`{json.dumps(each.default)}`"
+
+
+# ------------------------------------------------------------------------------------------------ docs/methods.md
+def methods_page() -> str:
+    text = METHODS_PAGE.read_text() if METHODS_PAGE.exists() else f"# Methods\n\n{TABLE_BEGINS}\n{TABLE_ENDS}\n"
+    before, begins, rest = text.partition(TABLE_BEGINS)
+    _, ends, after = rest.partition(TABLE_ENDS)
+    if not (begins and ends):
+        sys.exit(
+            f"{METHODS_PAGE}: the lines {TABLE_BEGINS} and {TABLE_ENDS} are missing; put them where the table goes"
+        )
+    return f"{before}{TABLE_BEGINS}\n{catalogue_table()}{TABLE_ENDS}{after}"
+
+
+def catalogue_table() -> str:
+    rows = ["| method | loss | source | terms |", "| --- | --- | --- | --- |"]
+    for name, entry in CATALOGUE.items():
+        terms = "<br>".join(f"`{key}`: {describe(term)}" for key, term in entry.method.terms.items())
+        rows.append(f"| `{name}` | {entry.summary} | {entry.source} | {terms} |")
+    return "\n".join(rows) + "\n"
+
+
+def describe(term: Any) -> str:
+    """The kind, the weight, and every key that differs from its default."""
+    changed = [
+        f"{each.name} {getattr(term, each.name)}"
+        for each in fields(term)
+        if each.name not in ("kind", "weight") and getattr(term, each.name) != each.default
+    ]
+    return ", ".join([term.kind, f"weight {weight(term.weight)}", *changed])
+
+
+def weight(value: Weight) -> str:
+    if isinstance(value, LinearDecay):
+        return f"max({value.start:g} - {value.decay:g} * step, {value.floor:g})"
+    return f"{value:g}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page is stale")
+    check = parser.parse_args().check
+    stale = False
+    for path, text in {CONFIG_PAGE: config_page(), METHODS_PAGE: methods_page()}.items():
+        if path.exists() and path.read_text() == text:
+            continue
+        stale = True
+        print(f"{path.relative_to(REPOSITORY)}: " + ("stale; run `make docs`" if check else "written"))
+        if not check:
+            path.write_text(text)
+    return int(check and stale)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
