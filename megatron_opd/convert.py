@@ -15,8 +15,8 @@ def run(checkpoint: str, out: str) -> Path:
     run, or `out` exists.
     """
     from megatron_opd.mcore import parallel as groups
-    from megatron_opd.train.checkpoint import find_damage, load_weights
     from megatron_opd.mcore.model import build_model
+    from megatron_opd.train.checkpoint import find_damage, load_weights
     from megatron_opd.weights.export import export_hf
     from megatron_opd.weights.hf import check_out_dir
 

@@ -47,9 +47,7 @@ _entries = (
         "arXiv 2605.13230, Eq. 6 (its sign corrected)",
     ),
     CatalogueEntry(
-        MethodConfig(
-            "tgpo_annealing", {"policy": _grpo, "guidance": _guidance(LinearDecay(start=2e-3, decay=1e-5))}
-        ),
+        MethodConfig("tgpo_annealing", {"policy": _grpo, "guidance": _guidance(LinearDecay(start=2e-3, decay=1e-5))}),
         "TGPO whose guidance weight falls linearly to 0 (at step 200 with the paper's numbers)",
         "arXiv 2605.13230, Eq. 6 and section 4",
     ),

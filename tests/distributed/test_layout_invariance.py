@@ -106,11 +106,14 @@ def dense_reference(directory: Path) -> dict:
             sampled = lp.gather(1, torch.from_numpy(r.token_ids).long()[:, None])[:, 0]
             ratio = (sampled - sampled.detach()).exp()
             guided = lp.gather(1, target[:, None])[:, 0]
-            loss = loss + {
-                "tgpo": -(ratio * advantage).sum() / tokens - 0.7 * guided.mean() / len(rollouts),
-                "grpo": -(ratio * advantage).mean() / len(rollouts),
-                "sft": -sampled.sum() / tokens,
-            }[name]
+            loss = (
+                loss
+                + {
+                    "tgpo": -(ratio * advantage).sum() / tokens - 0.7 * guided.mean() / len(rollouts),
+                    "grpo": -(ratio * advantage).mean() / len(rollouts),
+                    "sft": -sampled.sum() / tokens,
+                }[name]
+            )
         loss.backward()
         norm = torch.stack([p.grad.norm() for p in student.parameters()]).norm()
         out[name] = {"loss": loss.item(), "norm": norm.item()}
@@ -170,7 +173,12 @@ def test_clipping_is_active_once_the_policy_has_moved(replayed):
 def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int) -> dict:
     from megatron_opd.config.architecture import read_architecture
     from megatron_opd.config.schema import (
-        DataConfig, LayoutConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig,
+        DataConfig,
+        LayoutConfig,
+        ModelConfig,
+        OptimizerConfig,
+        RunConfig,
+        TrainConfig,
     )  # fmt: skip
     from megatron_opd.mcore import parallel as groups
     from megatron_opd.mcore.model import build_model
