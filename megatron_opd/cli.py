@@ -17,7 +17,7 @@ examples:
   megatron-opd recipes
   megatron-opd show demo rollout.num_prompts=32
   megatron-opd check demo --nproc 2
-  megatron-opd train demo --nproc 2 method=grpo teacher=null
+  megatron-opd train demo --nproc 2 method=grpo run_dir=runs/demo_grpo
   megatron-opd train runs/demo --nproc 2 --resume num_steps=200
   torchrun --nproc-per-node 2 -m megatron_opd train demo
   megatron-opd eval demo --model runs/demo/hf

@@ -9,6 +9,8 @@ import numpy as np
 from megatron_opd.config.schema import EvalConfig, RunConfig
 from megatron_opd.errors import ConfigError
 from megatron_opd.mcore.parallel import gather_shares, share
+from megatron_opd.prompts.data import load_heldout
+from megatron_opd.prompts.tokenizer import load_tokenizer
 from megatron_opd.records import Prompt, Rollout
 from megatron_opd.reward.pool import RewardPool
 from megatron_opd.rollout.engine import RolloutEngine
@@ -28,8 +30,10 @@ def held_out(run: "Run", step: int) -> dict[str, float]:
     if run.engine.policy_version != step:
         run.refit(step)
     scored = answers(run.engine, run.rewards, share(run.heldout), run.config, run.config.eval, version=step)
-    seconds = {"timing/eval_seconds": time.perf_counter() - start}
-    return accuracy(gather_shares(scored), run.config.eval) | seconds
+    groups = gather_shares(scored)
+    if run.sinks:
+        run.sinks.log_heldout(step, [rollout for group in groups for rollout in group])
+    return accuracy(groups, run.config.eval) | {"timing/eval_seconds": time.perf_counter() - start}
 
 
 def answers(
@@ -71,13 +75,11 @@ def accuracy(groups: list[list[Rollout]], settings: EvalConfig) -> dict[str, flo
 
 def run(config: RunConfig, model_dir: str) -> dict[str, float]:
     """Evaluates a Hugging Face directory on the recipe's held-out prompts, in one process. Prints as it goes."""
-    from megatron_opd.run import load_heldout
-
     settings = config.eval or EvalConfig()
     if config.data.heldout is None:
         raise ConfigError("data.heldout: not set; an evaluation needs held-out prompts")
     config = replace(config, student=replace(config.student, path=model_dir))
-    prompts = load_heldout(config)
+    prompts = load_heldout(config, load_tokenizer(model_dir))
     engine = RolloutEngine(
         model_dir,
         config.rollout,

@@ -24,6 +24,7 @@ def train(config: RunConfig, *, resume: bool) -> None:
             run.finish_step(step)
         run.log(StepRecord(config.num_steps, held_out(run, config.num_steps)))
         run.export()
+        run.report()
 
 
 def one_step(run: Run, step: int) -> StepRecord:
@@ -55,6 +56,7 @@ def one_step(run: Run, step: int) -> StepRecord:
 
 def sample(run: Run, prompts: list[Prompt], step: int) -> list[Rollout]:
     """A group of completions for each prompt of this rank's share."""
+    assert run.engine is not None, "a method that samples has an engine"
     settings = run.config.rollout
     mine = run.engine.generate(
         share(prompts),

@@ -8,7 +8,7 @@ from megatron_opd.config.schema import RunConfig
 from megatron_opd.config.validate import differences
 from megatron_opd.errors import ConfigError
 from megatron_opd.objective.plan import plan
-from megatron_opd.prompts.data import load_prompts
+from megatron_opd.prompts.data import load_heldout, load_training
 from megatron_opd.prompts.tokenizer import load_tokenizer
 
 # Keys that a resumed run may change.
@@ -24,25 +24,9 @@ def check_recipe(config: RunConfig, *, world_size: int | None) -> list[str]:
 def check_data(config: RunConfig) -> list[str]:
     """Reads the data files as the run will."""
     tokenizer, needs = load_tokenizer(config.student.path), plan(config.method)
-    prompts = load_prompts(
-        config.data.train,
-        config.data,
-        tokenizer,
-        max_prompt_tokens=config.max_sequence_length - 1,
-        max_sequence_length=config.max_sequence_length,
-        need_answer=needs.rewards,
-        need_trace=not needs.rollouts,
-    )
+    prompts = load_training(config, tokenizer, need_answer=needs.rewards, need_trace=not needs.rollouts)
     if config.data.heldout is not None:
-        load_prompts(
-            config.data.heldout,
-            config.data,
-            tokenizer,
-            max_prompt_tokens=config.max_sequence_length - 1,
-            max_sequence_length=config.max_sequence_length,
-            need_answer=True,
-            need_trace=False,
-        )
+        load_heldout(config, tokenizer)
     if len(prompts) < config.rollout.num_prompts:
         return [f"rollout.num_prompts: one step takes more prompts than the {len(prompts)} of {config.data.train}"]
     return []

@@ -60,7 +60,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class TeacherSignals:
-    """What the teacher says at every completion token of a list of rollouts, flat in rollout order (T tokens in all)."""
+    """What the teacher says at each of the T completion tokens of a list of rollouts, flat in rollout order."""
 
     argmax_ids_T: np.ndarray  # int32, the teacher's most likely token after the student's prefix
     logprobs_T: np.ndarray  # float32, the teacher's logprob of the student's token

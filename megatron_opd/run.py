@@ -22,7 +22,7 @@ from megatron_opd.metrics.run_directory import write_atomically
 from megatron_opd.metrics.sinks import Sinks
 from megatron_opd.objective.loss import Objective
 from megatron_opd.objective.plan import Plan, plan
-from megatron_opd.prompts.data import load_prompts
+from megatron_opd.prompts.data import load_heldout, load_training
 from megatron_opd.prompts.source import PromptSource
 from megatron_opd.prompts.tokenizer import load_tokenizer
 from megatron_opd.records import Prompt, StepRecord
@@ -54,7 +54,8 @@ class Run:
     heldout: list[Prompt]
     sinks: Sinks | None  # on rank 0
     stop: "StopRequest"
-    step: int = 0  # steps done; also the policy version of the weights
+    resumed_at: int  # steps done when this process began
+    step: int  # steps done; also the policy version of the weights
     carried: dict[str, float] = field(default_factory=dict)  # metrics of work after a step's record was written
 
     def evaluates_at(self, step: int) -> bool:
@@ -94,11 +95,24 @@ class Run:
                 f"--nproc {dist.get_world_size()}"
             )
 
-    def export(self) -> Path:
-        """The student as a Hugging Face directory, `<run>/hf`. Collective."""
-        out = self.directory / "hf"
-        export_hf(self.student.bare_chunks, self.student.arch, self.student.parallel, self.config.student.path, out)
-        return out
+    def export(self) -> None:
+        """The student as a Hugging Face directory, `<run>/hf`; one of before a resume is kept as `hf-step-NNNNNN`."""
+        out, known = self.directory / "hf", [False]
+        if dist.get_rank() == 0 and out.exists():
+            known = [self.step == self.resumed_at]
+            if not known[0]:
+                out.rename(self.directory / f"hf-step-{self.resumed_at:06d}")
+        dist.broadcast_object_list(known, src=0)
+        if not known[0]:
+            export_hf(self.student.bare_chunks, self.student.arch, self.student.parallel, self.config.student.path, out)
+            self.note(f"exported {out}, a Hugging Face directory")
+
+    def report(self) -> None:
+        """`report.html` and the plots, on rank 0."""
+        if self.sinks:
+            from megatron_opd.metrics.report import write_report  # matplotlib takes a second to import
+
+            self.note(f"wrote {write_report(self.directory)}")
 
 
 class StopRequest:
@@ -153,7 +167,8 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
         max_skipped=config.train.max_skipped_updates,
     )
     tokenizer = load_tokenizer(config.student.path)
-    source = PromptSource(load_training(config, tokenizer, needs), seed=config.seed, shuffle=config.data.shuffle)
+    prompts = load_training(config, tokenizer, need_answer=needs.rewards, need_trace=not needs.rollouts)
+    source = PromptSource(prompts, seed=config.seed, shuffle=config.data.shuffle)
     heldout = load_heldout(config, tokenizer) if config.eval else []
     state, warnings = _resume_state(directory, student) if resume else ({"step": 0}, [])
     if "source" in state:
@@ -172,7 +187,7 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
     sinks = _open_sinks(config, directory, tokenizer, state["step"] if resume else None, closing)
     run = Run(
         config, needs, directory, student, teacher, objective, trainer, engine, rewards, source, heldout, sinks, stop,
-        step=state["step"],
+        resumed_at=state["step"], step=state["step"],
     )  # fmt: skip
     for line in warnings:
         run.note(line)
@@ -200,35 +215,6 @@ def _teacher(config: RunConfig, student_arch: Architecture) -> Teacher:
         micro_batch_size=config.train.micro_batch_size,
         temperature=config.rollout.temperature,
     )
-
-
-def load_training(config: RunConfig, tokenizer: Any, needs: Plan) -> list[Prompt]:
-    """The recipe's training prompts."""
-    return load_prompts(
-        config.data.train,
-        config.data,
-        tokenizer,
-        max_prompt_tokens=config.max_sequence_length - 1,
-        max_sequence_length=config.max_sequence_length,
-        need_answer=needs.rewards,
-        need_trace=not needs.rollouts,
-    )
-
-
-def load_heldout(config: RunConfig, tokenizer: Any = None) -> list[Prompt]:
-    """The held-out prompts of an evaluation."""
-    assert config.data.heldout is not None
-    prompts = load_prompts(
-        config.data.heldout,
-        config.data,
-        tokenizer or load_tokenizer(config.student.path),
-        max_prompt_tokens=config.max_sequence_length - 1,
-        max_sequence_length=config.max_sequence_length,
-        need_answer=True,
-        need_trace=False,
-    )
-    count = config.eval.num_prompts if config.eval else 0
-    return prompts[: count or None]
 
 
 def _resume_state(directory: Path, student: Student) -> tuple[dict[str, Any], list[str]]:

@@ -88,7 +88,7 @@ def _check_method(config: RunConfig) -> list[str]:
     if readers and config.teacher is None:
         raise ConfigError(f"teacher: missing; method.{readers[0]} of {config.method.name} reads the teacher's tokens")
     if config.teacher and not readers:
-        raise ConfigError(f"teacher: no effect, method {config.method.name} reads no teacher; set teacher=null")
+        warnings.append(f"teacher: not loaded, method {config.method.name} reads no teacher")
     for name, term in terms.items():
         if isinstance(term, PolicyGradientTerm) and config.rollout.samples_per_prompt == 1:
             raise ConfigError(f"rollout.samples_per_prompt: 1 gives method.{name} no group to compare; set 2 or more")

@@ -6,6 +6,7 @@ its data-parallel share. Sequences of similar length share a micro-batch and are
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +28,8 @@ class Columns:
     teacher_argmax_T: Tensor | None = None  # int64
 
     def take(self, rows_T: Tensor, device: torch.device) -> "Columns":
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Columns(**{k: None if v is None else v[rows_T].to(device) for k, v in values.items()})
+        present: dict[str, Any] = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
+        return Columns(**{name: column[rows_T].to(device) for name, column in present.items()})
 
 
 @dataclass(frozen=True)

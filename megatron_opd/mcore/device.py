@@ -15,6 +15,7 @@ import os
 import queue
 import sys
 import types
+from typing import Any
 
 import torch
 
@@ -146,7 +147,7 @@ def _host_torch() -> types.ModuleType:
 
 def _map_generator() -> None:
     """Megatron's tracker of CUDA generator states, on the host's generator."""
-    random = importlib.import_module("megatron.core.tensor_parallel.random")
+    random: Any = importlib.import_module("megatron.core.tensor_parallel.random")
     random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
 
@@ -170,11 +171,11 @@ def _map_tensor_methods() -> None:
         return self if _called_by_megatron() else true_cuda(self, *args, **kwargs)
 
     type_.for_megatron_on_host = True  # type: ignore[attr-defined]
-    torch.Tensor.type = type_  # type: ignore[method-assign,assignment]
+    torch.Tensor.type = type_  # type: ignore[method-assign]
     torch.Tensor.cuda = cuda  # type: ignore[method-assign]
 
 
 def _keep_checkpoint_queue_in_process() -> None:
     """A synchronous save would start a `multiprocessing.Manager` process only to hold one queue."""
-    writer = importlib.import_module("megatron.core.dist_checkpointing.strategies.filesystem_async")
+    writer: Any = importlib.import_module("megatron.core.dist_checkpointing.strategies.filesystem_async")
     writer._results_queue = queue.Queue()

@@ -93,7 +93,7 @@ def build_model(arch: Architecture, parallel: Parallel, *, precision: str) -> li
             parallel_output=True,
             share_embeddings_and_output_weights=arch.tie_word_embeddings,
             position_embedding_type="rope",
-            rotary_base=arch.rope_theta,  # type: ignore[arg-type]
+            rotary_base=arch.rope_theta,
             pg_collection=parallel.groups,
         )
     return [model.to(device=parallel.device, dtype=DTYPES[precision])]

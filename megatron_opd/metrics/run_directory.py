@@ -1,6 +1,7 @@
 """The files of a run directory: names, formats, atomic writes, tolerant reads.
 
-`metrics.jsonl` holds one flat JSON object per step. `rollouts/step-000123.jsonl` holds one sample per line.
+`metrics.jsonl` holds one flat JSON object per step. `rollouts/step-000123.jsonl` holds the samples of a step, one per
+line, and `heldout/step-000123.jsonl` the answers of an evaluation in the same form.
 """
 
 import json
@@ -26,9 +27,13 @@ def rollouts_path(run_dir: Path, step: int) -> Path:
     return run_dir / "rollouts" / f"step-{step:06d}.jsonl"
 
 
-def rollout_files(run_dir: Path) -> dict[int, Path]:
+def heldout_path(run_dir: Path, step: int) -> Path:
+    return run_dir / "heldout" / f"step-{step:06d}.jsonl"
+
+
+def rollout_files(run_dir: Path, folder: str = "rollouts") -> dict[int, Path]:
     """step -> file, in step order."""
-    files = (run_dir / "rollouts").glob("step-*.jsonl")
+    files = (run_dir / folder).glob("step-*.jsonl")
     return dict(sorted((int(path.stem.removeprefix("step-")), path) for path in files))
 
 
@@ -105,9 +110,10 @@ def drop_steps_from(run_dir: Path, step: int) -> None:
     """Forgets the steps >= `step` of an interrupted run; they are about to be repeated."""
     kept = [encode_line(row) for row in read_metrics(run_dir) if row["step"] < step]
     write_atomically(metrics_path(run_dir), b"".join(kept))
-    for rollout_step, path in rollout_files(run_dir).items():
-        if rollout_step >= step:
-            path.unlink()
+    for folder in ("rollouts", "heldout"):
+        for file_step, path in rollout_files(run_dir, folder).items():
+            if file_step >= step:
+                path.unlink()
 
 
 # ------------------------------------------------------------------------------------------------ reading

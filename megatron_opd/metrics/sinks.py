@@ -1,6 +1,7 @@
-"""Where a step's record goes: `metrics.jsonl`, `rollouts/`, TensorBoard and the terminal. Rank 0 only."""
+"""Where a step's record goes: `metrics.jsonl`, `rollouts/`, `heldout/`, TensorBoard and the terminal. Rank 0 only."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -12,7 +13,7 @@ from megatron_opd.errors import ConfigError
 from megatron_opd.metrics import run_directory
 from megatron_opd.metrics.console import open_console
 from megatron_opd.metrics.environment import describe_environment
-from megatron_opd.records import StepRecord
+from megatron_opd.records import Rollout, StepRecord
 
 
 class Tokenizer(Protocol):
@@ -64,6 +65,13 @@ class Sinks:
                 self._tensorboard.add_scalar(key, value, record.step)
             self._tensorboard.flush()
         self._console.log(record.step, record.metrics)
+
+    def log_heldout(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """The answers of an evaluation of the weights at the start of `step`."""
+        path = run_directory.heldout_path(self.run_dir, step)
+        path.parent.mkdir(exist_ok=True)
+        rows = [run_directory.rollout_row(step, rollout, self._texts(rollout.token_ids)) for rollout in rollouts]
+        run_directory.write_atomically(path, b"".join(map(run_directory.encode_line, rows)))
 
     def note(self, text: str) -> None:
         """One line to the terminal that is not a step: "evaluating 200 held-out prompts"."""

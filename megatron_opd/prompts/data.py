@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_opd.config.schema import DataConfig
+from megatron_opd.config.schema import DataConfig, RunConfig
 from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.prompts.columns import (
     Columns,
@@ -36,6 +36,35 @@ class _Example:
     problem: str
     answer: str
     trace: str | None
+
+
+def load_training(config: RunConfig, tokenizer: Tokenizer, *, need_answer: bool, need_trace: bool) -> list[Prompt]:
+    """The recipe's training prompts."""
+    return load_prompts(
+        config.data.train,
+        config.data,
+        tokenizer,
+        max_prompt_tokens=config.max_sequence_length - 1,
+        max_sequence_length=config.max_sequence_length,
+        need_answer=need_answer,
+        need_trace=need_trace,
+    )
+
+
+def load_heldout(config: RunConfig, tokenizer: Tokenizer) -> list[Prompt]:
+    """The recipe's held-out prompts: the first `eval.num_prompts` of the file, or all."""
+    assert config.data.heldout is not None
+    prompts = load_prompts(
+        config.data.heldout,
+        config.data,
+        tokenizer,
+        max_prompt_tokens=config.max_sequence_length - 1,
+        max_sequence_length=config.max_sequence_length,
+        need_answer=True,
+        need_trace=False,
+    )
+    count = config.eval.num_prompts if config.eval else 0
+    return prompts[: count or None]
 
 
 def load_prompts(

@@ -77,7 +77,7 @@ def load_weights(checkpoint: Path, chunks: list[torch.nn.Module], parallel: Para
 
 def newest(directory: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose files are all as written, and a line for each newer one that is damaged."""
-    warnings = []
+    warnings: list[str] = []
     for candidate in reversed(_complete(directory)):
         problem = find_damage(candidate)
         if problem is None:
@@ -111,7 +111,7 @@ def find_damage(checkpoint: Path) -> str | None:
 
 
 # ------------------------------------------------------------------------------------------------------- internals
-def _only(chunks: list[torch.nn.Module]) -> torch.nn.Module:
+def _only(chunks: list[torch.nn.Module]) -> Any:
     (chunk,) = chunks  # interleaved pipelines would need one entry per chunk
     return chunk
 

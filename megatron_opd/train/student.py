@@ -22,7 +22,7 @@ class Student:
 
     arch: Architecture
     parallel: Parallel
-    chunks: list[torch.nn.Module]  # wrapped for data parallelism
+    chunks: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
 
@@ -38,9 +38,7 @@ def prepare(chunks: list[torch.nn.Module], arch: Architecture, parallel: Paralle
     settings = config.train.optimizer
     with parallel.active():
         ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=distributed)
-        wrapped: list[torch.nn.Module] = [
-            DistributedDataParallel(get_model_config(c), ddp, c, pg_collection=parallel.groups) for c in chunks
-        ]
+        wrapped = [DistributedDataParallel(get_model_config(c), ddp, c, pg_collection=parallel.groups) for c in chunks]
         optimizer = get_megatron_optimizer(
             MegatronOptimizerConfig(
                 optimizer="adam",

@@ -264,8 +264,6 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
         ["teacher.layout.tensor_model_parallel_size=2"], 5),
     "rollout.num_prompts: the 8 sequences of an update do not divide among the student's 3": ([], 3),
     "teacher: missing; method.guidance of tgpo reads": (["teacher=null"], None),
-    "teacher: no effect, method grpo reads no teacher; set teacher=null": (["method=grpo"], None),
-    "teacher: no effect, method sft reads no teacher": (["method=sft"], None),
     "rollout.samples_per_prompt: 1 gives method.policy no group": (["rollout.samples_per_prompt=1"], None),
     "method: the weight of every term is 0": (["method.policy.weight=0", "method.guidance.weight=0"], None),
     "method.guidance.weight.decay: 0 never decays; write method.guidance.weight=0.1": (
@@ -297,7 +295,7 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
 @pytest.mark.parametrize("problem", PREFLIGHT)
 def test_preflight_names_the_key(recipe: str, problem: str) -> None:
     overrides, world_size = PREFLIGHT[problem]
-    if problem.split(":")[0].startswith(("rollout.temperature", "reward", "teacher: no effect, method sft")):
+    if problem.split(":")[0].startswith(("rollout.temperature", "reward")):
         overrides = [*overrides, "rollout.max_completion_tokens=1024"]  # its default: nothing is sampled
     assert refusal(recipe, *overrides, world_size=world_size).startswith(problem)
 
@@ -308,6 +306,9 @@ def test_preflight_warns_of_what_may_be_meant(recipe: str) -> None:
         "method.policy.clip_high",
         "method.guidance.weight",
         "train.optimizer.warmup_steps",
+    ]
+    assert preflight(load_config(recipe, ["method=grpo"]), world_size=1) == [
+        "teacher: not loaded, method grpo reads no teacher"
     ]
 
 

@@ -1,0 +1,139 @@
+"""The whole project on one machine: make a task, train a teacher and a student on it, distil, and look at the result.
+
+    python tools/demo.py                              # runs/demo_assets, runs/demo_teacher, ..., runs/demo
+    python tools/demo.py --seed 1 --out runs/seed1    # another split, other initial weights
+
+Every stage is a `megatron-opd` command that is printed before it runs. A stage that is done is skipped, one that was
+stopped goes on from its last checkpoint.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+PROCESSES = 2
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Train a small teacher, then distil it into a smaller student.")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="parent of all run directories (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the data, the weights and the sampling (%(default)s)")
+    parser.add_argument("--teacher-only", action="store_true", help="stop before the distillation")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    try:
+        for number, (title, command) in enumerate(stages(arguments.out, arguments.seed), start=1):
+            if number == 4 and arguments.teacher_only:
+                return 0
+            print(f"\n== {number} of 4: {title}", flush=True)
+            run(command)
+    except subprocess.CalledProcessError as error:
+        print(f"demo: stopped; run it again to go on (exit code {error.returncode})", file=sys.stderr)
+        return error.returncode
+    summarise(arguments.out, time.monotonic() - started)
+    return 0
+
+
+def stages(out: Path, seed: int) -> list[tuple[str, list[str] | str]]:
+    """Title and command of each; a text in the place of a command says why there is nothing to do."""
+    assets, start, teacher = out / "demo_assets", out / "demo_student_start" / "hf", out / "demo_teacher" / "hf"
+    data = [f"data.train={assets / 'train.jsonl'}"]
+    make = [sys.executable, str(ROOT / "tools" / "make_demo.py"), "--out", str(assets), "--seed", str(seed)]
+    return [
+        (
+            "data, tokenizer and two randomly initialised models",
+            f"{assets} is there already" if (assets / "student" / "tokenizer.json").exists() else make,
+        ),
+        (
+            "the teacher learns two-digit addition from 6,000 worked examples",
+            train("demo_teacher", out, seed, [f"student.path={assets / 'teacher'}", *data]),
+        ),
+        (
+            "the student learns the format from 450 of them",
+            train(
+                "demo_student_start",
+                out,
+                seed,
+                [f"student.path={assets / 'student'}", f"data.train={assets / 'student_start.jsonl'}"],
+            ),
+        ),
+        (
+            "on-policy distillation: vLLM samples, math-verify scores, the teacher guides, Megatron updates",
+            train(
+                "demo",
+                out,
+                seed,
+                [f"student.path={start}", f"teacher.path={teacher}", *data, f"data.heldout={assets / 'heldout.jsonl'}"],
+            ),
+        ),
+    ]
+
+
+def train(recipe: str, out: Path, seed: int, overrides: list[str]) -> list[str] | str:
+    """The command that begins or continues a run, or why none is needed."""
+    directory = out / recipe
+    if (directory / "report.html").exists():
+        return f"{directory} is finished already"
+    resume = ["--resume"] if (directory / "config.yaml").exists() else []
+    settings = [*overrides, f"seed={seed}", f"run_dir={directory}"]
+    command = [sys.executable, "-m", "megatron_opd", "train", str(ROOT / "recipes" / f"{recipe}.yaml"), *settings]
+    return [*command, "--nproc", str(PROCESSES), *resume]
+
+
+def run(command: list[str] | str) -> None:
+    if isinstance(command, str):
+        print(command)
+        return
+    print(f"$ {shlex.join(command)}", flush=True)
+    subprocess.run(command, check=True)
+
+
+def summarise(out: Path, seconds: float) -> None:
+    directory = out / "demo"
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    measured = [row for row in rows if "eval/accuracy" in row]
+    before, after = measured[0], measured[-1]
+    print(f"\n== the student on {held_out_count(directory)} held-out problems, greedy")
+    print(f"accuracy before {before['eval/accuracy']:.1%}, after {after['step']} steps {after['eval/accuracy']:.1%}")
+    same, total = compare_with_transformers(directory, after["step"])
+    print(f"transformers, given {directory / 'hf'}, writes the same answer to {same} of {total}")
+    print(f"report   {directory / 'report.html'}")
+    print(f"samples  {directory / 'rollouts'}, {directory / 'heldout'}")
+    print(f"student  {directory / 'hf'}")
+    print(f"took {seconds / 60:.1f} minutes")
+
+
+def held_out_count(directory: Path) -> int:
+    return sum(1 for _ in (directory / "heldout" / "step-000000.jsonl").open())
+
+
+def compare_with_transformers(directory: Path, step: int) -> tuple[int, int]:
+    """How many of the run's greedy held-out answers `transformers` reproduces token by token, of how many."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    rows = [json.loads(line) for line in (directory / "heldout" / f"step-{step:06d}.jsonl").open()]
+    model: Any = AutoModelForCausalLM.from_pretrained(directory / "hf").eval()
+    by_length: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_length.setdefault(len(row["prompt_token_ids"]), []).append(row)
+    same = 0
+    for length, group in by_length.items():
+        prompts = torch.tensor([row["prompt_token_ids"] for row in group])
+        longest = max(len(row["token_ids"]) for row in group)
+        written = model.generate(
+            prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=longest, do_sample=False
+        )
+        for row, ids in zip(group, written[:, length:].tolist(), strict=True):
+            same += ids[: len(row["token_ids"])] == row["token_ids"]
+    return same, len(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
