@@ -1,9 +1,11 @@
 """The command line. Heavy imports happen inside the commands that need them."""
 
 import argparse
+import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +32,7 @@ RECIPE is a YAML file, the name of one in recipes/, or a run directory. KEY=VALU
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns the exit code: 0, 1 (failed), 2 (bad input) or 130 (interrupted)."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    _quieten_dependencies()
     try:
         arguments = _parse(argv)
         code, message = arguments.command(arguments) or 0, ""
@@ -38,6 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         code, message = Interrupted.exit_code, "interrupted"
     return _finish(code, message)
+
+
+def _quieten_dependencies() -> None:
+    """What our packages say at import about each other; `doctor` says what is missing and what that costs."""
+    warnings.filterwarnings("ignore", category=SyntaxWarning)
+    warnings.filterwarnings("ignore", "`torch.distributed.*deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", "Transformer Engine and Apex are not installed", UserWarning)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _finish(code: int, message: str) -> int:

@@ -1,6 +1,5 @@
 """How vLLM shares a process with the trainer: what it must find before its import, what it must leave as it was."""
 
-import logging
 import os
 import random
 from collections.abc import Iterator
@@ -22,7 +21,6 @@ def prepare_environment(device: torch.device) -> None:
     os.environ.update(_ENVIRONMENT)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if device.type == "cpu":
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns that there is no CUDA
         # vLLM compiles a few sampler functions with a C++ compiler at their first use, 4-8 s for nothing.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
