@@ -44,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _quieten_dependencies() -> None:
-    """What our packages say at import about each other; `doctor` says what is missing and what that costs."""
+    """What packages say about each other's interfaces; `doctor` says what is missing and what that costs."""
     warnings.filterwarnings("ignore", category=SyntaxWarning)
-    warnings.filterwarnings("ignore", "`torch.distributed.*deprecated", FutureWarning)
-    warnings.filterwarnings("ignore", "Transformer Engine and Apex are not installed", UserWarning)
+    for package in ("megatron", "torch"):
+        warnings.filterwarnings("ignore", module=rf"{package}\b")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 

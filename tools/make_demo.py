@@ -40,11 +40,15 @@ def main() -> None:
     out: Path = arguments.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         parser.error(f"--out {out}: exists already and is not empty; remove it or choose another directory")
+    write_assets(out, arguments.seed)
+
+
+def write_assets(out: Path, seed: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    write_data(out, arguments.seed)
+    write_data(out, seed)
     tokenizer = build_tokenizer()
     for index, (name, sizes) in enumerate({"teacher": TEACHER, "student": STUDENT}.items()):
-        parameters = write_model(out / name, sizes, tokenizer, seed=2 * arguments.seed + index)
+        parameters = write_model(out / name, sizes, tokenizer, seed=2 * seed + index)
         print(f"{out / name}: {parameters:,} parameters, random")
 
 

@@ -1,0 +1,133 @@
+"""Checkpoints: whole or absent, damage is found before it is loaded, and everything comes back."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_opd.config.architecture import read_architecture
+from megatron_opd.config.methods import CATALOGUE
+from megatron_opd.config.schema import DataConfig, LayoutConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from megatron_opd.errors import DataError
+from megatron_opd.mcore import parallel as groups
+from megatron_opd.mcore.model import build_model
+from megatron_opd.train import checkpoint
+from megatron_opd.train.student import Student, prepare
+from tests.unit.tiny_model_files import write_model
+
+
+@pytest.fixture(scope="module")
+def new_student(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Student]]:
+    """Makes students with weights of their own, and nothing learned."""
+    directory = write_model(tmp_path_factory.mktemp("model") / "student", num_hidden_layers=2)
+    groups.start()
+    arch, layout = read_architecture(directory), groups.create(LayoutConfig())
+    config = RunConfig(
+        name="c", num_steps=9, max_sequence_length=8, method=CATALOGUE["sft"].method, precision="float32",
+        student=ModelConfig(str(directory)), data=DataConfig(""), train=TrainConfig(OptimizerConfig(lr=0.1)),
+    )  # fmt: skip
+
+    def make() -> Student:
+        chunks = build_model(arch, layout, precision="float32")
+        for parameter in chunks[0].parameters():
+            torch.nn.init.normal_(parameter)
+        return prepare(chunks, arch, layout, config)
+
+    yield make
+    groups.stop()
+
+
+@pytest.fixture
+def student(new_student: Callable[[], Student]) -> Student:
+    return new_student()
+
+
+def one_update(student: Student) -> None:
+    """Any gradient will do; it differs from call to call by the weights."""
+    for chunk in student.chunks:
+        chunk.zero_grad_buffer()
+    for parameter in student.bare_chunks[0].parameters():
+        parameter.main_grad.copy_(parameter.detach().sin())
+    student.scheduler.step(1)
+    with student.parallel.active():
+        student.optimizer.step()
+
+
+def state_of(student: Student) -> dict[str, Any]:
+    weights = {name: value.detach().clone() for name, value in student.bare_chunks[0].named_parameters()}
+    return {**weights, "scheduler": student.scheduler.state_dict(), "lr": student.optimizer.param_groups[0]["lr"]}
+
+
+def assert_equal(got: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for name, value in wanted.items():
+        assert torch.equal(got[name], value) if isinstance(value, torch.Tensor) else got[name] == value, name
+
+
+@pytest.fixture
+def saved(student: Student, tmp_path: Path) -> Path:
+    """Checkpoints of steps 2, 4 and 6, of which the newest two are kept."""
+    for step in (2, 4, 6):
+        one_update(student)
+        checkpoint.save(tmp_path, step, student, {"source": {"position": step}}, keep=2)
+    return tmp_path
+
+
+def test_weights_optimizer_and_schedule_come_back(
+    new_student: Callable[[], Student], student: Student, saved: Path
+) -> None:
+    at_save = state_of(student)
+    one_update(student)
+    after = state_of(student)
+    newest, warnings = checkpoint.newest(saved)
+    assert (newest, warnings) == (saved / "step-000006", [])
+    resumed = new_student()
+    state = checkpoint.load(newest, resumed)
+    assert (state["step"], state["source"]) == (6, {"position": 6})
+    assert_equal(state_of(resumed), at_save)
+    one_update(resumed)  # the moments count: the next update is the same too
+    assert_equal(state_of(resumed), after)
+
+
+def test_only_the_newest_are_kept(saved: Path) -> None:
+    assert sorted(path.name for path in saved.iterdir()) == ["step-000004", "step-000006"]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("damage", "said"), [(truncate, "bytes instead of"), (flip_a_bit, "checksum"),
+                                              (Path.unlink, "is missing")])  # fmt: skip
+def test_a_damaged_checkpoint_is_passed_over(saved: Path, damage: Any, said: str) -> None:
+    damage(max((saved / "step-000006" / "model").iterdir(), key=lambda path: path.stat().st_size))
+    newest, warnings = checkpoint.newest(saved)
+    assert newest == saved / "step-000004"
+    assert len(warnings) == 1
+    assert said in warnings[0]
+    assert "step-000006" in warnings[0]
+
+
+def test_what_a_killed_save_leaves_is_not_a_checkpoint(student: Student, saved: Path) -> None:
+    (saved / "step-000006").rename(saved / ".step-000006.partial")
+    shutil.copytree(saved / "step-000004", saved / "step-000008")
+    (saved / "step-000008" / "manifest.json").unlink()
+    assert checkpoint.newest(saved) == (saved / "step-000004", [])
+    checkpoint.save(saved, 6, student, {}, keep=2)  # over the rest of the killed one
+    assert checkpoint.newest(saved) == (saved / "step-000006", [])
+
+
+def test_another_number_of_processes_is_refused(student: Student, saved: Path) -> None:
+    path = saved / "step-000006" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"world_size": 4}))
+    with pytest.raises(DataError, match="saved by 4 processes, this is a run of 1; resume with --nproc 4"):
+        checkpoint.load(saved / "step-000006", student)

@@ -1,0 +1,218 @@
+"""Whole runs through the command line: vLLM samples, the teacher scores, Megatron updates, and the weights go back.
+
+One student with some skill is made first (itself a run); every other run starts from it. A killed and a stopped run
+that are resumed must leave exactly what the uninterrupted one left.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from tools import demo, make_demo
+
+ROOT = Path(__file__).parents[2]
+STEPS = 6
+LAYOUTS = {
+    "tp2": ["student.layout.tensor_model_parallel_size=2"],
+    "dp2": ["student.layout.tensor_model_parallel_size=1"],  # with the distributed optimizer
+}
+
+
+def megatron_opd(*argv: object) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "megatron_opd", *map(str, argv)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finished(process: "subprocess.Popen[str]", code: int = 0) -> tuple[str, str]:
+    try:
+        stdout, stderr = process.communicate(timeout=240)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == code, stderr[-3000:]
+    return stdout, stderr
+
+
+@dataclass
+class Bench:
+    """The inputs of the runs."""
+
+    assets: Path
+    student: Path
+
+    def recipe(self, run_dir: Path, *overrides: str) -> list[str]:
+        return [
+            str(ROOT / "recipes" / "demo.yaml"), f"run_dir={run_dir}", f"num_steps={STEPS}",
+            f"student.path={self.student}", f"teacher.path={self.assets / 'teacher'}",
+            f"data.train={self.assets / 'train.jsonl'}", f"data.heldout={self.assets / 'heldout.jsonl'}",
+            "rollout.num_prompts=8", "train.micro_batch_size=5", "train.optimizer.warmup_steps=2",
+            "checkpoint.every=2", "eval={every: 3, num_prompts: 60}", *overrides,
+        ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """The demo's data, its untrained teacher, and a student that knows the format."""
+    folder = tmp_path_factory.mktemp("bench")
+    make_demo.write_assets(folder / "assets", seed=0)
+    start = folder / "student_start"
+    finished(
+        megatron_opd(
+            "train", ROOT / "recipes" / "demo_student_start.yaml", f"run_dir={start}", "num_steps=120",
+            f"student.path={folder / 'assets' / 'student'}", f"data.train={folder / 'assets' / 'student_start.jsonl'}",
+        )
+    )  # fmt: skip
+    losses = [row["train/loss"] for row in rows_of(start) if "train/loss" in row]
+    assert losses[-1] < 0.5 * losses[0]
+    return Bench(folder / "assets", start / "hf")
+
+
+@pytest.fixture(scope="module", params=list(LAYOUTS))
+def layout(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def whole_run(bench: Bench, layout: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    run = tmp_path_factory.mktemp("whole") / layout
+    finished(megatron_opd("train", *bench.recipe(run, *LAYOUTS[layout]), "--nproc", "2"))
+    return run
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(run: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if not k.startswith("timing/")} for row in rows_of(run)]
+
+
+def until(condition: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
+
+
+def workers(process: "subprocess.Popen[str]") -> Iterator[int]:
+    """The training processes that `process` has started, by rank."""
+    for agent in children(process.pid):
+        yield from children(agent)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def steps_logged(run: Path) -> int:
+    return len((run / "metrics.jsonl").read_text().splitlines()) if (run / "metrics.jsonl").exists() else 0
+
+
+def assert_same_run(run: Path, expected: Path) -> None:
+    """Metrics, samples, held-out answers and weights, bit for bit."""
+    assert without_times(run) == without_times(expected)
+    for folder in ("rollouts", "heldout"):
+        files = {path.name: path.read_bytes() for path in (expected / folder).iterdir()}
+        assert {path.name: path.read_bytes() for path in (run / folder).iterdir()} == files
+    got, wanted = (load_file(each / "hf" / "model.safetensors") for each in (run, expected))
+    assert got.keys() == wanted.keys()
+    assert all((got[name] == wanted[name]).all() for name in wanted)
+
+
+# ------------------------------------------------------------------------------------------------ resuming
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    bench: Bench, layout: str, whole_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "killed"
+    process = megatron_opd("train", *bench.recipe(run, *LAYOUTS[layout]), "--nproc", "2")
+    until(lambda: steps_logged(run) >= 4, process)
+    ranks = list(workers(process))
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGKILL)
+    _, stderr = finished(process, code=1)
+    assert "the process of rank 1 was killed by SIGKILL" in stderr
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    assert steps_logged(run) < STEPS + 1
+    finished(megatron_opd("train", run, "--resume", "--nproc", "2"))
+    assert_same_run(run, whole_run)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(bench: Bench, tmp_path: Path) -> None:
+    """On one process and without checkpoints in between: the stop itself makes one."""
+    runs = {name: tmp_path / name for name in ("whole", "stopped")}
+    settings = ["student.layout.tensor_model_parallel_size=1", "checkpoint.every=0", "eval=null"]
+    finished(megatron_opd("train", *bench.recipe(runs["whole"], *settings)))
+    process = megatron_opd("train", *bench.recipe(runs["stopped"], *settings))
+    until(lambda: steps_logged(runs["stopped"]) >= 2, process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = finished(process, code=130)
+    assert f"go on with: megatron-opd train {runs['stopped']} --resume --nproc 1" in stderr
+    done = steps_logged(runs["stopped"])
+    assert [path.name for path in (runs["stopped"] / "checkpoints").iterdir()] == [f"step-{done:06d}"]
+    finished(megatron_opd("train", runs["stopped"], "--resume", "--nproc", "1"))
+    expected = [{k: v for k, v in row.items() if not k.startswith("timing/")} for row in rows_of(runs["whole"])]
+    assert without_times(runs["stopped"]) == expected
+
+
+# ------------------------------------------------------------------------------------------------ what a run leaves
+def test_metrics_of_a_run(whole_run: Path) -> None:
+    rows = rows_of(whole_run)
+    assert [row["step"] for row in rows] == list(range(STEPS + 1))
+    assert [row["step"] for row in rows if "eval/accuracy" in row] == [0, 3, STEPS]
+    for row in rows[:-1]:
+        assert row["mismatch/logprob_abs/mean"] < 1e-3
+        assert row["refit/max_error"] == 0
+        assert row["rollout/policy_version"] == row["step"]
+        assert row["train/grad_norm"] > 0
+        phases = [row[f"timing/{phase}_seconds"] for phase in ("generate", "reward", "gather", "teacher", "train")]
+        assert sum(phases) + row["timing/refit_seconds"] == pytest.approx(row["timing/step_seconds"], rel=0.05)
+    assert rows[0]["objective/guidance/weight"] == 10.0
+    assert rows[3]["objective/guidance/weight"] == pytest.approx(9.7)
+    assert any(0 < row["reward/mean"] < 1 for row in rows[:-1]), "no reward to learn from: the test shows nothing"
+
+
+def test_files_of_a_run(whole_run: Path) -> None:
+    present = {path.name for path in whole_run.iterdir()}
+    assert {"config.yaml", "env.json", "metrics.jsonl", "rollouts", "heldout", "checkpoints", "report.html", "plots",
+            "tensorboard", "hf"} <= present  # fmt: skip
+    assert (whole_run / "report.html").stat().st_size > 100_000
+    assert not [name for name in present if "partial" in name or "unfinished" in name]
+    samples = [json.loads(line) for line in (whole_run / "rollouts" / "step-000002.jsonl").read_text().splitlines()]
+    assert samples[0]["policy_version"] == 2
+    assert len(samples[0]["teacher"]["argmax_ids"]) == len(samples[0]["token_ids"])
+
+
+def test_transformers_reproduces_the_greedy_answers(whole_run: Path) -> None:
+    assert demo.compare_with_transformers(whole_run, STEPS) == (60, 60)
+
+
+def test_eval_convert_and_report_agree_with_the_run(whole_run: Path, layout: str, tmp_path: Path) -> None:
+    if layout != "tp2":
+        pytest.skip("once is enough")
+    stdout, _ = finished(megatron_opd("eval", whole_run, "--model", whole_run / "hf"))
+    assert f"eval/accuracy {rows_of(whole_run)[-1]['eval/accuracy']:.4f}" in stdout
+    out = tmp_path / "converted"
+    finished(megatron_opd("convert", whole_run / "checkpoints" / f"step-{STEPS:06d}", out))
+    assert (out / "model.safetensors").read_bytes() == (whole_run / "hf" / "model.safetensors").read_bytes()
+    finished(megatron_opd("report", whole_run))
+    _, stderr = finished(megatron_opd("convert", whole_run / "hf", out), code=2)
+    assert stderr.count("\n") == 1
