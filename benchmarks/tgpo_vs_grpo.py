@@ -9,6 +9,7 @@ Prints a table, writes JSON, and keeps the runs (a run that is finished is not r
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -102,8 +103,6 @@ def show(results: dict[str, list[dict[str, float]]]) -> None:
 
 
 def machine() -> dict[str, str]:
-    import os
-
     return {"platform": platform.platform(), "cores": str(len(os.sched_getaffinity(0))), "gpu": "none"}
 
 
