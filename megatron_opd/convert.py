@@ -24,6 +24,8 @@ def run(checkpoint: str, out: str) -> Path:
     recipe = directory.parent.parent / "config.yaml"
     if not recipe.is_file():
         raise DataError(f"{checkpoint}: not a checkpoint of a run (no {recipe}); give RUN/checkpoints/step-NNNNNN")
+    if not directory.is_dir():
+        raise DataError(f"{checkpoint}: no such checkpoint; there are {_names(directory.parent)}")
     if problem := find_damage(directory):
         raise DataError(f"{checkpoint}: {problem}; convert another checkpoint of the run")
     check_out_dir(target)
@@ -39,3 +41,7 @@ def run(checkpoint: str, out: str) -> Path:
         groups.stop()
     print(f"{target}: {config.student.path} as trained by {checkpoint}")
     return target
+
+
+def _names(checkpoints: Path) -> str:
+    return ", ".join(sorted(path.name for path in checkpoints.glob("step-*"))) or "none yet"

@@ -10,6 +10,7 @@ stopped goes on from its last checkpoint.
 import argparse
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -34,8 +35,8 @@ def main() -> int:
             print(f"\n== {number} of 4: {title}", flush=True)
             run(command)
     except subprocess.CalledProcessError as error:
-        print(f"demo: stopped; run it again to go on (exit code {error.returncode})", file=sys.stderr)
-        return error.returncode
+        print(f"demo: stopped (exit code {error.returncode}); the same command goes on from here", file=sys.stderr)
+        return abs(error.returncode)
     summarise(arguments.out, time.monotonic() - started)
     return 0
 
@@ -91,7 +92,17 @@ def run(command: list[str] | str) -> None:
         print(command)
         return
     print(f"$ {shlex.join(command)}", flush=True)
-    subprocess.run(command, check=True)
+    process = subprocess.Popen(command)
+    # The stage ends by itself, after it has saved: a terminal's Ctrl-C reaches it too, another signal is passed on.
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
+    }
+    code = process.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if code:
+        raise subprocess.CalledProcessError(code, command)
 
 
 def summarise(out: Path, seconds: float) -> None:

@@ -51,5 +51,5 @@ def run(
 
 def _on_logits(batch: MicroBatch, loss: LossFunction, output_BSV: Tensor) -> tuple[Tensor, Tensor, Any]:
     value, collected = loss(batch, output_BSV.flatten(0, 1)[batch.predict_T])
-    # Megatron's three-tuple form leaves the value unscaled; the token count has no use, see `train.state`.
+    # Megatron's three-tuple form leaves the value unscaled; the token count has no use, see `train.student`.
     return value, torch.zeros((), dtype=torch.int, device=value.device), collected

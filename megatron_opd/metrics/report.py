@@ -101,7 +101,7 @@ def _subtitle(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     method = config.get("method")
     names = {"method": method.get("name") if isinstance(method, Mapping) else method}
     for role in ("student", "teacher"):
-        names[role] = Path((config.get(role) or {}).get("path", "")).name
+        names[role] = "/".join(Path((config.get(role) or {}).get("path", "")).parts[-2:])  # "hf" alone says nothing
     return [(role, str(name)) for role, name in names.items() if name]
 
 
