@@ -86,14 +86,15 @@ def _gather(entry: Entry, parameter: Parameter, parallel: "Parallel") -> Tensor:
 
 def _owning_stages(table: Sequence[Entry], parameters: Mapping[str, Parameter], parallel: "Parallel") -> list[int]:
     """The pipeline rank that holds each entry. One small reduction, so that any split into stages will do."""
-    mine = [parallel.pp_rank if entry.megatron_name in parameters else -1 for entry in table]
-    owners = torch.tensor(mine, device=parallel.device)
+    rank = parallel.pp_rank
+    mine = [rank if entry.megatron_name in parameters else -1 for entry in table]
     if parallel.pp_size > 1:
+        owners = torch.tensor(mine, device=parallel.device)
         dist.all_reduce(owners, op=dist.ReduceOp.MAX, group=parallel.pp_group)
-    stages: list[int] = owners.tolist()
-    if -1 in stages:
-        raise ValueError(f"no stage of the model has {table[stages.index(-1)].megatron_name}")
-    return stages
+        mine = owners.tolist()
+    if -1 in mine:
+        raise ValueError(f"no stage of the model has {table[mine.index(-1)].megatron_name}")
+    return mine
 
 
 def _check_source(source_dir: str | Path, arch: Architecture) -> None:
