@@ -195,9 +195,7 @@ def test_transformers_reproduces_the_greedy_answers(whole_run: Path) -> None:
     assert demo.compare_with_transformers(whole_run, STEPS) == (60, 60)
 
 
-def test_eval_convert_and_report_agree_with_the_run(whole_run: Path, layout: str, tmp_path: Path) -> None:
-    if layout == "dp2":
-        pytest.skip("once is enough")
+def test_eval_convert_and_report_agree_with_the_run(whole_run: Path, tmp_path: Path) -> None:
     stdout, _ = finished(megatron_opd("eval", whole_run, "--model", whole_run / "hf"))
     assert f"eval/accuracy {rows_of(whole_run)[-1]['eval/accuracy']:.4f}" in stdout
     out = tmp_path / "converted"
