@@ -128,7 +128,9 @@ def compare_with_transformers(directory: Path, step: int) -> tuple[int, int]:
     """How many of the run's greedy held-out answers `transformers` reproduces token by token, of how many."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     rows = [json.loads(line) for line in (directory / "heldout" / f"step-{step:06d}.jsonl").open()]
     model: Any = AutoModelForCausalLM.from_pretrained(directory / "hf").eval()
     by_length: dict[int, list[dict[str, Any]]] = {}
@@ -137,10 +139,8 @@ def compare_with_transformers(directory: Path, step: int) -> tuple[int, int]:
     same = 0
     for length, group in by_length.items():
         prompts = torch.tensor([row["prompt_token_ids"] for row in group])
-        longest = max(len(row["token_ids"]) for row in group)
-        written = model.generate(
-            prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=longest, do_sample=False
-        )
+        limits = {"max_new_tokens": max(len(row["token_ids"]) for row in group), "pad_token_id": 0}
+        written = model.generate(prompts, attention_mask=torch.ones_like(prompts), do_sample=False, **limits)
         for row, ids in zip(group, written[:, length:].tolist(), strict=True):
             same += ids[: len(row["token_ids"])] == row["token_ids"]
     return same, len(rows)
