@@ -97,7 +97,6 @@ def start(timeout_minutes: float = 30.0) -> None:
     if dist.is_initialized():
         return
     if "RANK" not in os.environ:
-        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # what torchrun sets, and vLLM reads
         store = dist.HashStore()
         dist.init_process_group(backend(), store=store, rank=0, world_size=1)
     else:

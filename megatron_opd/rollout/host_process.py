@@ -14,6 +14,8 @@ _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
+# What torchrun sets and vLLM's executor reads; a run of one process has none of it.
+_ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 
 
 def prepare_environment(device: torch.device) -> None:
@@ -28,7 +30,8 @@ def prepare_environment(device: torch.device) -> None:
 @contextmanager
 def trainer_state_kept(device: torch.device) -> Iterator[None]:
     """vLLM seeds every global generator, exports variables to child processes and disables `torch.set_num_threads`."""
-    environment = {name: os.environ.get(name) for name in ("LD_PRELOAD", "LOCAL_WORLD_SIZE")}
+    environment = {name: os.environ.get(name) for name in ("LD_PRELOAD", "LOCAL_WORLD_SIZE", *_ALONE)}
+    os.environ.update({name: value for name, value in _ALONE.items() if environment[name] is None})
     set_num_threads = torch.set_num_threads
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:

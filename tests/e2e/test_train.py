@@ -163,6 +163,17 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     assert_same_run(run, whole_run)
 
 
+def test_one_process_needs_no_launcher_and_draws_the_same_samples(
+    bench: Bench, whole_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "alone"
+    finished(megatron_opd("train", *bench.recipe(run, *LAYOUTS["dp2"], "eval=null", "num_steps=1")))
+    assert [row["step"] for row in rows_of(run)] == [0, 1]
+    sampled = [[json.loads(line)["token_ids"] for line in (each / "rollouts" / "step-000000.jsonl").open()]
+               for each in (run, whole_run)]  # fmt: skip
+    assert sampled[0] == sampled[1]
+
+
 # ------------------------------------------------------------------------------------------------ what a run leaves
 def test_metrics_of_a_run(whole_run: Path) -> None:
     rows = rows_of(whole_run)
