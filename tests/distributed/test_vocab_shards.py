@@ -56,9 +56,58 @@ def check(group, vocab, valid, temperature, k):
     torch.testing.assert_close(out, expected, rtol=1e-6, atol=2e-6)
     torch.testing.assert_close(entropy, expected_entropy, rtol=1e-6, atol=2e-6)
     torch.testing.assert_close(shard_TV.grad, whole_TV.grad[:, rank * width : (rank + 1) * width], rtol=1e-5, atol=2e-6)
-    want, got = topk(whole_TV, k, None, **arguments), topk(shard_TV, k, group, **arguments)
+    got, collectives = count_collectives(lambda: topk(shard_TV, k, group, **arguments))
+    want = topk(whole_TV, k, None, **arguments)
+    assert collectives == 1
     assert torch.equal(want.ids_TK, got.ids_TK)
     torch.testing.assert_close(got.logprobs_TK, want.logprobs_TK, rtol=1e-6, atol=2e-6)
+
+
+def check_output_layer_and_divergence(group, vocab, valid, dtype, tolerance):
+    """The fused output layer and a divergence over shards, against one rank."""
+    from megatron_opd.mcore.vocab_parallel import divergence, linear_logprobs, linear_topk, logprobs
+
+    torch.manual_seed(vocab)
+    tp, rank = group.size(), group.rank()
+    mine = slice(rank * vocab // tp, (rank + 1) * vocab // tp)
+    ids_TK = torch.randint(-1, valid, (11, 65))
+    hidden, weight = torch.randn(11, 8).to(dtype), torch.randn(vocab, 8).to(dtype)
+    arguments = {"temperature": 1.3, "valid_vocab_size": valid}
+    h, w = hidden.double().requires_grad_(), weight.double().requires_grad_()
+    want, want_entropy = logprobs(h @ w.T, ids_TK, None, with_entropy=True, **arguments)
+    (want.sum() + 2 * want_entropy.sum()).backward()
+    for reduce in (True, False):
+        h_here, w_here = hidden.clone().requires_grad_(), weight[mine].clone().requires_grad_()
+        (out, entropy), forward = count_collectives(
+            lambda h=h_here, w=w_here, reduce=reduce: linear_logprobs(
+                h, w, ids_TK, group, with_entropy=True, chunk_tokens=3, reduce_hidden_grad=reduce, **arguments
+            )
+        )
+        _, backward = count_collectives(lambda out=out, entropy=entropy: (out.sum() + 2 * entropy.sum()).backward())
+        assert (forward, backward) == (2, int(reduce))
+        if not reduce:
+            dist.all_reduce(h_here.grad, group=group)
+        for got, expected in (
+            (out, want), (entropy, want_entropy), (h_here.grad, h.grad), (w_here.grad, w.grad[mine]),
+        ):  # fmt: skip
+            error = (got.double() - expected).norm() / expected.norm().clamp(min=1e-12)
+            assert error < tolerance or expected.norm() < 1e-9, (tp, vocab, valid, dtype, error)
+    best, count = count_collectives(lambda: linear_topk(hidden, weight[mine], 3, group, chunk_tokens=4, **arguments))
+    whole = linear_topk(hidden, weight, 3, None, **arguments)
+    assert count == 1
+    assert torch.equal(best.ids_TK, whole.ids_TK)
+
+    student, teacher = torch.randn(11, vocab), torch.randn(11, vocab)
+    whole_TV, shard_TV = student.clone().requires_grad_(), student[:, mine].clone().requires_grad_()
+    kind = {"kind": "jsd", "beta": 0.4, **arguments}
+    expected = divergence(whole_TV, teacher, None, **kind)
+    got, count = count_collectives(lambda: divergence(shard_TV, teacher[:, mine].contiguous(), group, **kind))
+    assert count == 3
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    expected.sum().backward()
+    _, count = count_collectives(lambda: got.sum().backward())
+    assert count == 0
+    torch.testing.assert_close(shard_TV.grad, whole_TV.grad[:, mine], rtol=1e-4, atol=1e-6)
 
 
 def main() -> int:
@@ -68,6 +117,9 @@ def main() -> int:
         for temperature in (1.0, 0.7):
             for k in (1, 2, min(valid, 7)):
                 check(dist.group.WORLD, vocab * tp // 2, min(valid, vocab * tp // 2), temperature, k)
+    for vocab, valid in ((16, 16), (16, 5), (52, 41)):
+        for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+            check_output_layer_and_divergence(dist.group.WORLD, vocab * tp // 2, valid, dtype, tolerance)
     dist.destroy_process_group()
     return 0
 

@@ -1,5 +1,17 @@
 """The one operation behind every objective: log-probabilities of a few ids per token over a sharded vocabulary."""
 
+from megatron_opd.mcore.vocab_parallel.divergence import divergence
+from megatron_opd.mcore.vocab_parallel.linear import linear_logprobs, linear_topk
 from megatron_opd.mcore.vocab_parallel.ops import TeacherTopK, logprobs, topk
+from megatron_opd.mcore.vocab_parallel.truncated import TruncatedKL, truncated_forward_kl
 
-__all__ = ["TeacherTopK", "logprobs", "topk"]
+__all__ = [
+    "TeacherTopK",
+    "TruncatedKL",
+    "divergence",
+    "linear_logprobs",
+    "linear_topk",
+    "logprobs",
+    "topk",
+    "truncated_forward_kl",
+]

@@ -1,22 +1,20 @@
 """Log-probabilities, entropy and top-k over logits whose vocabulary is split across tensor-parallel ranks.
 
-Rank r of a group of `tp` holds columns [r * V/tp, (r+1) * V/tp) of logits_TV; ids are global. With z the logits
-divided by the temperature, m the global maximum and s = sum_v exp(z_v - m):
-
-    log p(id) = z_id - m - log s        H = log s - sum_v p_v (z_v - m)
-
-so a forward pass needs one maximum and one sum over the group, and the backward pass none:
-
-    d/dz_v [sum_k g_k log p(id_k)] = sum_k g_k [id_k = v] - p_v sum_k g_k        dH/dz_v = -p_v (log p_v + H)
+Rank r of a group of `tp` holds columns [r * V/tp, (r+1) * V/tp) of the logits; ids are global. `shards` derives how the
+shards meet in two reductions, docs/vocab_parallel.md the gradient and the bytes. The passes over the logits are in
+`blocks` (torch, any device) and `kernels` (Triton, CUDA); `passes` chooses.
 """
 
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Group = dist.ProcessGroup | None
+from megatron_opd.mcore.vocab_parallel import blocks
+from megatron_opd.mcore.vocab_parallel.checks import check_ids, check_k, check_logits
+from megatron_opd.mcore.vocab_parallel.shards import Group, Shard, Statistics, combine, size
 
 
 class TeacherTopK(NamedTuple):
@@ -36,25 +34,32 @@ def logprobs(
     temperature: float = 1.0,
     valid_vocab_size: int | None = None,
     with_entropy: bool = False,
+    reuse_logits_for_grad: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Log-probabilities of K ids per token, and the entropy if asked; gradients flow to `logits_TV` through both.
 
     Args:
-        logits_TV: float32, bfloat16 or float16 [T, V/tp], this rank's shard. It is not modified.
+        logits_TV: float32, bfloat16, float16 or float64 [T, V/tp], contiguous: this rank's shard. Statistics are in
+            float32 (float64 for float64).
         ids_TK: int64 [T, K], global ids; an id below 0 means "no target": logprob 0 and no gradient.
         group: the tensor-parallel group, or None for one rank. Equal arguments but for the shard on every rank.
         temperature: the logits are divided by it first.
         valid_vocab_size: ids from here on (padding, ids the other model lacks) have probability 0.
         with_entropy: return (logprobs_TK, entropy_T).
+        reuse_logits_for_grad: the backward pass writes the gradient into the storage of `logits_TV`. Only for logits
+            that nothing reads after the backward pass, and one backward pass.
 
     Returns:
         logprobs_TK float32 [T, K]; with `with_entropy` also entropy_T float32 [T], in nats. Equal on every rank.
 
-    Raises:
-        ValueError: shapes that do not fit, an id at or above the global vocabulary size.
+    Communication: at most 2 collectives forward, 0 backward.
+    Raises ValueError: shapes or dtypes that do not fit, an id at or above the global vocabulary size.
     """
-    _check(logits_TV, ids_TK, group)
-    out_TK, entropy_T = _Logprobs.apply(logits_TV, ids_TK, group, temperature, valid_vocab_size, with_entropy)
+    check_logits(logits_TV)
+    check_ids(ids_TK, len(logits_TV), size(group) * logits_TV.shape[1])
+    shard = Shard.of(logits_TV.shape[1], group, valid_vocab_size)
+    settings = (group, shard, temperature, valid_vocab_size, with_entropy, reuse_logits_for_grad)
+    out_TK, entropy_T = _Logprobs.apply(logits_TV, ids_TK, *settings)
     return (out_TK, entropy_T) if with_entropy else out_TK
 
 
@@ -71,129 +76,98 @@ def topk(
     """The k most likely ids with their logprobs, the entropy, and the logprobs of ids the caller names. No gradient.
 
     Arguments as for `logprobs`; `k` may be 0. Ties go to the lowest id, so that the result does not depend on the
-    layout. Raises ValueError when k exceeds the vocabulary.
+    layout. One collective. Raises ValueError also when k exceeds the vocabulary.
     """
-    ids_TJ = logits_TV.new_empty((len(logits_TV), 0), dtype=torch.long) if ids_TJ is None else ids_TJ
-    _check(logits_TV, ids_TJ, group)
-    size = _size(group) * logits_TV.shape[1] if valid_vocab_size is None else valid_vocab_size
-    if not 0 <= k <= size:
-        raise ValueError(f"k={k} must lie between 0 and the vocabulary size {size}")
-    ids_TK = _best_ids(_scaled(logits_TV, group, temperature, valid_vocab_size), k, group)
-    both, entropy_T = logprobs(
-        logits_TV,
-        torch.cat([ids_TK, ids_TJ], dim=1),
-        group,
-        temperature=temperature,
-        valid_vocab_size=valid_vocab_size,
-        with_entropy=True,
-    )
-    return TeacherTopK(ids_TK, both[:, :k], entropy_T, both[:, k:])
+    check_logits(logits_TV)
+    ids_TJ = no_ids(logits_TV) if ids_TJ is None else ids_TJ
+    check_ids(ids_TJ, len(logits_TV), size(group) * logits_TV.shape[1], "ids_TJ")
+    check_k(k, logits_TV.shape[1], group, valid_vocab_size)
+    shard = Shard.of(logits_TV.shape[1], group, valid_vocab_size)
+    columns_TJ, here_TJ = shard.columns(ids_TJ)
+    local = passes(logits_TV).statistics(logits_TV, columns_TJ, here_TJ, shard, temperature, with_entropy=True)
+    best = blocks.best(logits_TV, k, shard, temperature)
+    return merge_topk(local, best, ids_TJ, here_TJ, k, group, valid_vocab_size)
 
 
-# ------------------------------------------------------------------------------------------------------- internals
-def _size(group: Group) -> int:
-    return 1 if group is None else group.size()
+def no_ids(like: Tensor) -> Tensor:
+    return torch.empty((len(like), 0), dtype=torch.long, device=like.device)
 
 
-def _first_id(logits_TV: Tensor, group: Group) -> int:
-    return 0 if group is None else group.rank() * logits_TV.shape[1]
+def passes(logits_TV: Tensor) -> ModuleType:
+    """The module whose `statistics` and `gradient` run on these logits."""
+    if not logits_TV.is_cuda or logits_TV.dtype == torch.float64:
+        return blocks
+    from megatron_opd.mcore.vocab_parallel import kernels
+
+    return kernels
 
 
-def _check(logits_TV: Tensor, ids_TK: Tensor, group: Group) -> None:
-    if logits_TV.dim() != 2 or not logits_TV.is_floating_point():
-        raise ValueError(f"logits_TV must be floating point [T, V/tp], got {logits_TV.dtype} {tuple(logits_TV.shape)}")
-    if ids_TK.dim() != 2 or len(ids_TK) != len(logits_TV):
-        raise ValueError(f"ids_TK must be [T, K] with T={len(logits_TV)} as in logits_TV, got {tuple(ids_TK.shape)}")
-    vocab = _size(group) * logits_TV.shape[1]
-    if ids_TK.numel() and int(ids_TK.max()) >= vocab:
-        raise ValueError(f"ids_TK holds id {int(ids_TK.max())}, the global vocabulary has {vocab} ids")
-
-
-def _scaled(logits_TV: Tensor, group: Group, temperature: float, valid_vocab_size: int | None) -> Tensor:
-    """float32 logits over the temperature, ids at or above `valid_vocab_size` at -inf; a new tensor."""
-    z_TV = logits_TV.float() / temperature  # a new tensor, at temperature 1 too
+def merge_topk(
+    local: Statistics,
+    best: tuple[Tensor, Tensor],
+    ids_TJ: Tensor,
+    here_TJ: Tensor,
+    k: int,
+    group: Group,
+    valid_vocab_size: int | None,
+) -> TeacherTopK:
+    """Shards' statistics and best ids -> the whole vocabulary's, with one gather of a few numbers per token."""
+    values_TK, ids_TK = best
+    if size(group) == 1:
+        whole = combine(local, ids_TJ, here_TJ, None, valid_vocab_size)
+        return _signals(whole.lse_T, whole.entropy_T, whole.logprobs_TK, values_TK, ids_TK)
+    missing = k - values_TK.shape[1]  # a shard with fewer tokens than k
+    values_TK = torch.nn.functional.pad(values_TK, (0, missing), value=-torch.inf)
+    ids_TK = torch.nn.functional.pad(ids_TK, (0, missing), value=torch.iinfo(torch.int32).max)  # after every real id
+    parts = [local.max_T[:, None], local.sum_T[:, None], local.dot_T[:, None], local.at_TK, values_TK, ids_TK]
+    packed = torch.cat([part.double() for part in parts], dim=1)  # float64 carries ids and float32 exactly
+    gathered = [torch.empty_like(packed) for _ in range(size(group))]
+    dist.all_gather(gathered, packed, group=group)
+    shards_RTX = torch.stack(gathered)
+    j = ids_TJ.shape[1]
+    max_RT, sum_RT, dot_RT = shards_RTX[..., 0], shards_RTX[..., 1], shards_RTX[..., 2]
+    max_T = max_RT.amax(dim=0)
+    shift_RT = (max_RT - max_T).masked_fill(sum_RT == 0, 0.0)
+    sum_T = (sum_RT * shift_RT.exp()).sum(dim=0)
+    lse_T = max_T + sum_T.log()
+    entropy_T = sum_T.log() - (shift_RT.exp() * (dot_RT + sum_RT * shift_RT)).sum(dim=0) / sum_T
+    logprobs_TJ = (shards_RTX[..., 3 : 3 + j].sum(dim=0) - lse_T[:, None]).masked_fill(ids_TJ < 0, 0.0)
     if valid_vocab_size is not None:
-        keep = max(0, valid_vocab_size - _first_id(logits_TV, group))
-        if keep < z_TV.shape[1]:
-            z_TV[:, keep:] = -torch.inf
-    return z_TV
+        logprobs_TJ = logprobs_TJ.masked_fill(ids_TJ >= valid_vocab_size, -torch.inf)
+    values_TK = shards_RTX[..., 3 + j : 3 + j + k].transpose(0, 1).flatten(1)
+    ids_TK = shards_RTX[..., 3 + j + k :].transpose(0, 1).flatten(1).long()
+    values_TK, ids_TK = (each[:, :k] for each in blocks.by_value_then_id(values_TK, ids_TK))
+    return _signals(lse_T, entropy_T, logprobs_TJ, values_TK, ids_TK)
 
 
-def _reduce(x: Tensor, op: dist.ReduceOp.RedOpType, group: Group) -> Tensor:
-    if group is not None and group.size() > 1:
-        dist.all_reduce(x, op, group=group)
-    return x
-
-
-def _local(ids_TK: Tensor, first: int, width: int) -> tuple[Tensor, Tensor]:
-    """Ids as columns of this shard (clamped), and which of them lie on it."""
-    local_TK = ids_TK - first
-    here_TK = (local_TK >= 0) & (local_TK < width) & (ids_TK >= 0)
-    return local_TK.clamp(0, width - 1), here_TK
-
-
-def _best_ids(z_TV: Tensor, k: int, group: Group) -> Tensor:
-    """Global ids of the k largest of z over the group; ties to the lowest id."""
-    first = _first_id(z_TV, group)
-    # A stable descending sort keeps the order of ids among equal logits, which torch.topk does not promise.
-    if k == 1:
-        values_TK, local_TK = z_TV.max(dim=1, keepdim=True)
-        local_TK = (z_TV == values_TK).int().argmax(dim=1, keepdim=True)
-    else:
-        values_TK, local_TK = (x[:, :k] for x in z_TV.sort(dim=1, descending=True, stable=True))
-    ids_TK = local_TK + first
-    if group is None or group.size() == 1 or k == 0:
-        return ids_TK
-    missing = k - ids_TK.shape[1]  # a shard narrower than k
-    if missing > 0:
-        values_TK = torch.nn.functional.pad(values_TK, (0, missing), value=-torch.inf)
-        ids_TK = torch.nn.functional.pad(ids_TK, (0, missing), value=0)
-    # Ranks side by side are in order of their ids: a stable sort breaks ties as on one rank.
-    all_values, all_ids = _side_by_side(values_TK, group), _side_by_side(ids_TK, group)
-    order_TK = all_values.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return all_ids.gather(1, order_TK)
-
-
-def _side_by_side(x_TK: Tensor, group: dist.ProcessGroup) -> Tensor:
-    parts = [torch.empty_like(x_TK) for _ in range(group.size())]
-    dist.all_gather(parts, x_TK.contiguous(), group=group)
-    return torch.cat(parts, dim=1)
+def _signals(lse_T: Tensor, entropy_T: Tensor, logprobs_TJ: Tensor, values_TK: Tensor, ids_TK: Tensor) -> TeacherTopK:
+    logprobs_TK = values_TK - lse_T[:, None]
+    return TeacherTopK(ids_TK, logprobs_TK.float(), entropy_T.float(), logprobs_TJ.float())
 
 
 class _Logprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits_TV, ids_TK, group, temperature, valid_vocab_size, with_entropy):
-        z_TV = _scaled(logits_TV, group, temperature, valid_vocab_size)
-        max_T = _reduce(z_TV.max(dim=1).values, dist.ReduceOp.MAX, group)
-        z_TV.sub_(max_T[:, None])  # relative to the maximum, where float32 is finest for what is likely
-        local_TK, here_TK = _local(ids_TK, _first_id(logits_TV, group), z_TV.shape[1])
-        exp_TV = z_TV.exp()
-        parts = [exp_TV.sum(dim=1, keepdim=True), z_TV.gather(1, local_TK).masked_fill_(~here_TK, 0.0)]
-        if with_entropy:
-            # sum of p z; a token of probability 0 contributes nothing, even where its logit is -inf
-            parts.append((exp_TV * z_TV.masked_fill_(exp_TV == 0, 0.0)).sum(dim=1, keepdim=True))
-        packed = _reduce(torch.cat(parts, dim=1), dist.ReduceOp.SUM, group)
-        log_sum_T = packed[:, 0].log()
-        out_TK = (packed[:, 1 : 1 + ids_TK.shape[1]] - log_sum_T[:, None]).masked_fill_(ids_TK < 0, 0.0)
-        entropy_T = log_sum_T - packed[:, -1] / packed[:, 0] if with_entropy else log_sum_T.new_zeros(0)
-        lse_T = max_T + log_sum_T
-        ctx.save_for_backward(logits_TV, ids_TK, lse_T, entropy_T)
+    def forward(ctx, logits_TV, ids_TK, group, shard, temperature, valid_vocab_size, with_entropy, reuse):
+        columns_TK, here_TK = shard.columns(ids_TK)
+        local = passes(logits_TV).statistics(
+            logits_TV, columns_TK, here_TK, shard, temperature, with_entropy=with_entropy
+        )
+        whole = combine(local, ids_TK, here_TK, group, valid_vocab_size)
+        entropy_T = whole.entropy_T if with_entropy else whole.entropy_T.new_zeros(0)
+        ctx.save_for_backward(logits_TV, columns_TK, here_TK, ids_TK, whole.lse_T, entropy_T)
         ctx.set_materialize_grads(False)  # an entropy that is only logged costs nothing in the backward pass
-        ctx.group, ctx.temperature, ctx.valid_vocab_size = group, temperature, valid_vocab_size
-        return out_TK, entropy_T
+        ctx.shard, ctx.temperature, ctx.reuse = shard, temperature, reuse
+        return whole.logprobs_TK, entropy_T
 
     @staticmethod
     def backward(ctx, grad_TK, grad_entropy_T):
-        logits_TV, ids_TK, lse_T, entropy_T = ctx.saved_tensors
-        z_TV = _scaled(logits_TV, ctx.group, ctx.temperature, ctx.valid_vocab_size)
-        log_p_TV = z_TV.sub_(lse_T[:, None])
-        p_TV = log_p_TV.exp()
-        grad_TK = torch.zeros_like(ids_TK, dtype=torch.float32) if grad_TK is None else grad_TK
+        logits_TV, columns_TK, here_TK, ids_TK, lse_T, entropy_T = ctx.saved_tensors
+        grad_TK = torch.zeros_like(ids_TK, dtype=lse_T.dtype) if grad_TK is None else grad_TK
         grad_TK = grad_TK.masked_fill(ids_TK < 0, 0.0)
-        grad_TV = p_TV * -grad_TK.sum(dim=1, keepdim=True)
-        if grad_entropy_T is not None and len(entropy_T):
-            surprise_TV = log_p_TV.masked_fill(p_TV == 0, 0.0).add_(entropy_T[:, None])
-            grad_TV -= grad_entropy_T[:, None] * p_TV * surprise_TV
-        local_TK, here_TK = _local(ids_TK, _first_id(logits_TV, ctx.group), grad_TV.shape[1])
-        grad_TV.scatter_add_(1, local_TK, grad_TK * here_TK)
-        return (grad_TV / ctx.temperature).to(logits_TV.dtype), None, None, None, None, None
+        entropy = None if grad_entropy_T is None or not len(entropy_T) else (entropy_T, grad_entropy_T)
+        # detach(): writing the gradient is not an operation that autograd should see
+        out_TV = logits_TV.detach() if ctx.reuse else torch.empty_like(logits_TV)
+        passes(logits_TV).gradient(
+            logits_TV, out_TV, columns_TK, here_TK, ctx.shard, ctx.temperature, lse_T, grad_TK, entropy
+        )
+        return out_TV, None, None, None, None, None, None, None

@@ -1,0 +1,135 @@
+"""The two passes of `blocks` as Triton kernels: the logits are read once forward, once backward, and nothing is kept.
+
+One program per token walks along its row. Statistics are in float32. Ids are handled apart from the walk: with few
+loads from the row, and after the backward walk with stores of their full gradient over what the walk wrote there, so
+that ids which occur twice need no atomic addition in the logits' dtype.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from megatron_opd.mcore.vocab_parallel.shards import Shard, Statistics
+
+BLOCK = 4096
+_WARPS = 8
+
+
+@triton.jit
+def _statistics_kernel(
+    logits, columns, here, max_out, sum_out, dot_out, at_out, width, valid, temperature, k,
+    K_PADDED: tl.constexpr, BLOCK: tl.constexpr, WITH_ENTROPY: tl.constexpr,
+):  # fmt: skip
+    t = tl.program_id(0).to(tl.int64)
+    row = logits + t * width
+    minus_infinity = float("-inf")
+    m = minus_infinity
+    s = 0.0
+    d = 0.0
+    for start in range(0, valid, BLOCK):
+        offsets = start + tl.arange(0, BLOCK)
+        z = tl.load(row + offsets, mask=offsets < valid, other=minus_infinity).to(tl.float32) / temperature
+        new_m = tl.maximum(m, tl.max(z, axis=0))
+        base = tl.where(new_m == minus_infinity, 0.0, new_m)
+        shift = tl.where(m == minus_infinity, 0.0, m - base)
+        x = z - base
+        e = tl.exp(x)
+        scale = tl.exp(shift)
+        if WITH_ENTROPY:
+            # a token of probability 0 contributes nothing, even where its logit is -inf
+            d = scale * (d + s * shift) + tl.sum(e * tl.where(e == 0.0, 0.0, x), axis=0)
+        s = s * scale + tl.sum(e, axis=0)
+        m = new_m
+    tl.store(max_out + t, m)
+    tl.store(sum_out + t, s)
+    tl.store(dot_out + t, d)
+    j = tl.arange(0, K_PADDED)
+    held = tl.load(here + t * k + j, mask=j < k, other=0) != 0
+    column = tl.load(columns + t * k + j, mask=j < k, other=0)
+    at = tl.load(row + column, mask=held, other=0.0).to(tl.float32) / temperature
+    tl.store(at_out + t * k + j, at, mask=j < k)
+
+
+@triton.jit
+def _gradient_kernel(
+    logits, out, columns, here, lse, grads, entropy, entropy_grads, width, valid, temperature, k,
+    K_PADDED: tl.constexpr, BLOCK: tl.constexpr, WITH_ENTROPY: tl.constexpr,
+):  # fmt: skip
+    t = tl.program_id(0).to(tl.int64)
+    row = logits + t * width
+    out_row = out + t * width
+    log_sum = tl.load(lse + t)
+    h = 0.0
+    grad_h = 0.0
+    if WITH_ENTROPY:
+        h = tl.load(entropy + t)
+        grad_h = tl.load(entropy_grads + t)
+    j = tl.arange(0, K_PADDED)
+    grad = tl.load(grads + t * k + j, mask=j < k, other=0.0)
+    total = tl.sum(grad, axis=0)
+    held = tl.load(here + t * k + j, mask=j < k, other=0) != 0
+    column = tl.load(columns + t * k + j, mask=j < k, other=0)
+    # Before the walk, which may overwrite the logits.
+    log_p_at = tl.load(row + column, mask=held, other=0.0).to(tl.float32) / temperature - log_sum
+    same = (column[:, None] == column[None, :]) & held[None, :]
+    own = tl.sum(tl.where(same, grad[None, :], 0.0), axis=1)
+    p_at = tl.exp(log_p_at)
+    weight_at = total + grad_h * (tl.where(p_at == 0.0, 0.0, log_p_at) + h)
+    grad_at = (own - p_at * weight_at) / temperature
+    for start in range(0, width, BLOCK):
+        offsets = start + tl.arange(0, BLOCK)
+        token = offsets < valid
+        log_p = tl.load(row + offsets, mask=token, other=float("-inf")).to(tl.float32) / temperature - log_sum
+        p = tl.exp(log_p)
+        weight = total
+        if WITH_ENTROPY:
+            weight += grad_h * (tl.where(p == 0.0, 0.0, log_p) + h)
+        gradient = tl.where(token, -p * weight / temperature, 0.0)
+        tl.store(out_row + offsets, gradient.to(out.dtype.element_ty), mask=offsets < width)
+    tl.debug_barrier()  # the stores below go over those of other threads
+    tl.store(out_row + column, grad_at.to(out.dtype.element_ty), mask=held)
+
+
+def statistics(
+    logits_TV: Tensor, columns_TK: Tensor, here_TK: Tensor, shard: Shard, temperature: float, *, with_entropy: bool
+) -> Statistics:
+    """As `blocks.statistics`, of float32, bfloat16 or float16 logits."""
+    result = Statistics.empty(len(logits_TV), columns_TK.shape[1], logits_TV)
+    if len(logits_TV):
+        _statistics_kernel[(len(logits_TV),)](
+            logits_TV, columns_TK.contiguous(), _bytes(here_TK), result.max_T, result.sum_T, result.dot_T, result.at_TK,
+            shard.width, shard.valid, float(temperature), columns_TK.shape[1],
+            K_PADDED=_padded(columns_TK), BLOCK=BLOCK, WITH_ENTROPY=with_entropy, num_warps=_WARPS,
+        )  # fmt: skip
+    return result
+
+
+def gradient(
+    logits_TV: Tensor,
+    out_TV: Tensor,
+    columns_TK: Tensor,
+    here_TK: Tensor,
+    shard: Shard,
+    temperature: float,
+    lse_T: Tensor,
+    grad_TK: Tensor,
+    entropy: tuple[Tensor, Tensor] | None,
+) -> None:
+    """As `blocks.gradient`."""
+    entropy_T, entropy_grad_T = (lse_T, lse_T) if entropy is None else entropy
+    if len(logits_TV):
+        _gradient_kernel[(len(logits_TV),)](
+            logits_TV, out_TV, columns_TK.contiguous(), _bytes(here_TK), lse_T, grad_TK.contiguous(),
+            entropy_T.contiguous(), entropy_grad_T.contiguous(), shard.width, shard.valid, float(temperature),
+            columns_TK.shape[1],
+            K_PADDED=_padded(columns_TK), BLOCK=BLOCK, WITH_ENTROPY=entropy is not None, num_warps=_WARPS,
+        )  # fmt: skip
+
+
+def _bytes(mask: Tensor) -> Tensor:
+    return mask.contiguous().view(torch.uint8)
+
+
+def _padded(columns_TK: Tensor) -> int:
+    return triton.next_power_of_2(max(1, columns_TK.shape[1]))

@@ -1,0 +1,153 @@
+"""The same results from the hidden states and the output layer's weight, without ever holding all logits.
+
+Logits exist for `chunk_tokens` tokens at a time. The forward pass keeps a few numbers per token; the backward pass
+makes each chunk's logits again and turns them into their gradient in place.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_opd.mcore.vocab_parallel import blocks
+from megatron_opd.mcore.vocab_parallel.checks import check_hidden, check_ids, check_k
+from megatron_opd.mcore.vocab_parallel.ops import TeacherTopK, merge_topk, no_ids, passes
+from megatron_opd.mcore.vocab_parallel.shards import Group, Shard, Statistics, combine, size
+
+CHUNK_ELEMENTS = 2**25  # logits per chunk when the caller names no size: 64 MiB in bfloat16
+
+
+def linear_logprobs(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    ids_TK: Tensor,
+    group: Group,
+    *,
+    temperature: float = 1.0,
+    valid_vocab_size: int | None = None,
+    with_entropy: bool = False,
+    chunk_tokens: int | None = None,
+    reduce_hidden_grad: bool = True,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`logprobs` of logits = hidden @ weight.T; gradients flow to both.
+
+    Args:
+        hidden_TD: [T, D], equal on every rank, in the dtype of the weight; logits are rounded to it.
+        weight_VD: [V/tp, D], this rank's rows. Its gradient is accumulated over the chunks in float32.
+        chunk_tokens: tokens whose logits exist at one time; the default keeps them near 64 MiB in bfloat16.
+        reduce_hidden_grad: add up the hidden gradient over the group (one collective). False: each rank returns its
+            part, for a caller whose own backward pass sums, as the gather of sequence parallelism does.
+        The rest as for `logprobs`.
+
+    Returns: as `logprobs`.
+    Communication: at most 2 collectives forward, whatever the chunks; backward only the hidden gradient's.
+    Raises ValueError: as `logprobs`, and a chunk_tokens below 1.
+    """
+    check_hidden(hidden_TD, weight_VD)
+    check_ids(ids_TK, len(hidden_TD), size(group) * len(weight_VD))
+    shard = Shard.of(len(weight_VD), group, valid_vocab_size)
+    chunk = _chunk(chunk_tokens, len(weight_VD))
+    settings = (group, shard, temperature, valid_vocab_size, with_entropy, chunk, reduce_hidden_grad)
+    out_TK, entropy_T = _LinearLogprobs.apply(hidden_TD, weight_VD, ids_TK, *settings)
+    return (out_TK, entropy_T) if with_entropy else out_TK
+
+
+@torch.no_grad()
+def linear_topk(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    k: int,
+    group: Group,
+    *,
+    ids_TJ: Tensor | None = None,
+    temperature: float = 1.0,
+    valid_vocab_size: int | None = None,
+    chunk_tokens: int | None = None,
+) -> TeacherTopK:
+    """`topk` of logits = hidden @ weight.T. Arguments as for `linear_logprobs` and `topk`; one collective."""
+    check_hidden(hidden_TD, weight_VD)
+    ids_TJ = no_ids(hidden_TD) if ids_TJ is None else ids_TJ
+    check_ids(ids_TJ, len(hidden_TD), size(group) * len(weight_VD), "ids_TJ")
+    check_k(k, len(weight_VD), group, valid_vocab_size)
+    shard = Shard.of(len(weight_VD), group, valid_vocab_size)
+    columns_TJ, here_TJ = shard.columns(ids_TJ)
+    parts, best = [], []
+    for rows in _chunks(len(hidden_TD), _chunk(chunk_tokens, len(weight_VD))):
+        logits_TV = hidden_TD[rows] @ weight_VD.T
+        local = passes(logits_TV).statistics
+        parts.append(local(logits_TV, columns_TJ[rows], here_TJ[rows], shard, temperature, with_entropy=True))
+        best.append(blocks.best(logits_TV, k, shard, temperature))
+    values_TK, ids_TK = (torch.cat(each) for each in zip(*best, strict=True))
+    return merge_topk(_joined(parts), (values_TK, ids_TK), ids_TJ, here_TJ, k, group, valid_vocab_size)
+
+
+# ------------------------------------------------------------------------------------------------------- internals
+def _chunk(chunk_tokens: int | None, width: int) -> int:
+    if chunk_tokens is None:
+        return max(1, CHUNK_ELEMENTS // width)
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens={chunk_tokens} must be at least 1")
+    return chunk_tokens
+
+
+def _chunks(tokens: int, chunk: int) -> list[slice]:
+    """At least one, so that no tokens give empty results of the right shape."""
+    return [slice(start, min(start + chunk, tokens)) for start in range(0, max(tokens, 1), chunk)]
+
+
+def _joined(parts: list[Statistics]) -> Statistics:
+    columns = zip(*((p.max_T, p.sum_T, p.dot_T, p.at_TK) for p in parts), strict=True)
+    return Statistics(*(torch.cat(column) for column in columns))
+
+
+class _LinearLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_TD, weight_VD, ids_TK, group, shard, temperature, valid, with_entropy, chunk, reduce):
+        columns_TK, here_TK = shard.columns(ids_TK)
+        parts = []
+        for rows in _chunks(len(hidden_TD), chunk):
+            logits_TV = hidden_TD[rows] @ weight_VD.T
+            local = passes(logits_TV).statistics
+            parts.append(
+                local(logits_TV, columns_TK[rows], here_TK[rows], shard, temperature, with_entropy=with_entropy)
+            )
+            del logits_TV  # before the next chunk's
+        whole = combine(_joined(parts), ids_TK, here_TK, group, valid)
+        entropy_T = whole.entropy_T if with_entropy else whole.entropy_T.new_zeros(0)
+        ctx.save_for_backward(hidden_TD, weight_VD, columns_TK, here_TK, ids_TK, whole.lse_T, entropy_T)
+        ctx.set_materialize_grads(False)
+        ctx.group, ctx.shard, ctx.temperature, ctx.chunk, ctx.reduce = group, shard, temperature, chunk, reduce
+        return whole.logprobs_TK, entropy_T
+
+    @staticmethod
+    def backward(ctx, grad_TK, grad_entropy_T):
+        hidden_TD, weight_VD, columns_TK, here_TK, ids_TK, lse_T, entropy_T = ctx.saved_tensors
+        grad_TK = torch.zeros_like(ids_TK, dtype=lse_T.dtype) if grad_TK is None else grad_TK
+        grad_TK = grad_TK.masked_fill(ids_TK < 0, 0.0)
+        use_entropy = grad_entropy_T is not None and len(entropy_T) > 0
+        grad_hidden_TD = torch.empty_like(hidden_TD) if ctx.needs_input_grad[0] else None
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=lse_T.dtype) if ctx.needs_input_grad[1] else None
+        for rows in _chunks(len(hidden_TD), ctx.chunk):
+            logits_TV = hidden_TD[rows] @ weight_VD.T
+            entropy = (entropy_T[rows], grad_entropy_T[rows]) if use_entropy else None
+            passes(logits_TV).gradient(
+                logits_TV, logits_TV, columns_TK[rows], here_TK[rows], ctx.shard, ctx.temperature, lse_T[rows],
+                grad_TK[rows], entropy,
+            )  # fmt: skip
+            if grad_hidden_TD is not None:
+                torch.mm(logits_TV, weight_VD, out=grad_hidden_TD[rows])
+            if grad_weight_VD is not None:
+                _add_product(grad_weight_VD, logits_TV, hidden_TD[rows])
+            del logits_TV
+        if grad_hidden_TD is not None and ctx.reduce and size(ctx.group) > 1:
+            dist.all_reduce(grad_hidden_TD, group=ctx.group)
+        return grad_hidden_TD, grad_weight_VD, None, None, None, None, None, None, None, None
+
+
+def _add_product(total_VD: Tensor, grad_TV: Tensor, hidden_TD: Tensor) -> None:
+    """total += grad.T @ hidden, products and sums in the dtype of `total`."""
+    if grad_TV.dtype == total_VD.dtype:
+        total_VD.addmm_(grad_TV.T, hidden_TD)
+    elif grad_TV.is_cuda:
+        total_VD.add_(torch.mm(grad_TV.T, hidden_TD, out_dtype=total_VD.dtype))
+    else:
+        total_VD.addmm_(grad_TV.T.to(total_VD.dtype), hidden_TD.to(total_VD.dtype))
