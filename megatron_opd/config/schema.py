@@ -150,6 +150,7 @@ class TrainConfig:
     optimizer: OptimizerConfig
     micro_batch_size: PositiveInt = 8  # sequences per forward pass
     updates_per_step: PositiveInt = 1  # optimizer updates on one step's rollouts
+    fused_output_layer: bool = False  # logits for some tokens at a time: less memory, one more product with the layer
     max_skipped_updates: NonNegativeInt = 3  # consecutive non-finite updates before the run stops
 
 

@@ -9,10 +9,11 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_opd.mcore.batch import MicroBatch
+from megatron_opd.mcore.head import Head, make_head
 from megatron_opd.mcore.parallel import Parallel
 
-# Called on the last pipeline stage with the logits of the positions that predict completion tokens.
-LossFunction = Callable[[MicroBatch, Tensor], tuple[Tensor, Any]]
+# Called on the last pipeline stage with the model's head at the positions that predict completion tokens.
+LossFunction = Callable[[MicroBatch, Head], tuple[Tensor, Any]]
 
 
 def run(
@@ -22,10 +23,11 @@ def run(
     loss: LossFunction,
     *,
     forward_only: bool,
+    fused_output_layer: bool = False,
 ) -> list[Any]:
     """Runs every micro-batch; returns what `loss` returned as its second value, in order (last stage; [] elsewhere).
 
-    `loss(micro_batch, logits_TV)` returns a scalar to differentiate (already divided by its global denominators; the
+    `loss(micro_batch, head)` returns a scalar to differentiate (already divided by its global denominators; the
     gradients of the micro-batches add up) and any value to collect. Collective over the model-parallel group.
     """
     if not batches:
@@ -33,8 +35,9 @@ def run(
 
     def forward_step(iterator, model):
         batch = next(iterator)
-        output_BSV = model(batch.tokens_BS, batch.positions_BS, None)
-        return output_BSV, partial(_on_logits, batch, loss)
+        head = partial(make_head, batch.predict_T, parallel.tp_group, fused_output_layer)
+        output = model(batch.tokens_BS, batch.positions_BS, None, output_processor=head)
+        return output, partial(_on_head, batch, loss)
 
     with parallel.active():
         return get_forward_backward_func()(
@@ -49,7 +52,7 @@ def run(
         )
 
 
-def _on_logits(batch: MicroBatch, loss: LossFunction, output_BSV: Tensor) -> tuple[Tensor, Tensor, Any]:
-    value, collected = loss(batch, output_BSV.flatten(0, 1)[batch.predict_T])
+def _on_head(batch: MicroBatch, loss: LossFunction, head: Head) -> tuple[Tensor, Tensor, Any]:
+    value, collected = loss(batch, head)
     # Megatron's three-tuple form leaves the value unscaled; the token count has no use, see `train.student`.
     return value, torch.zeros((), dtype=torch.int, device=value.device), collected

@@ -6,14 +6,13 @@ already hold 1 / (global denominator), so the losses and gradients of micro-batc
 """
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from megatron_opd.config.schema import CrossEntropyTerm, MethodConfig, PolicyGradientTerm
 from megatron_opd.mcore.batch import Columns
-from megatron_opd.mcore.vocab_parallel import logprobs
 from megatron_opd.objective.plan import weight_at
 
 
@@ -29,6 +28,14 @@ def policy_gradient(
     free_T = ratio_T * advantages_T
     clipped_T = ratio_T.clamp(1 - clip_low, 1 + clip_high) * advantages_T
     return -torch.minimum(free_T, clipped_T), clipped_T < free_T
+
+
+class Distribution(Protocol):
+    """What a loss asks of a model: `mcore.head.Head`."""
+
+    def logprobs(
+        self, ids_TK: Tensor, *, temperature: float, valid_vocab_size: int, with_entropy: bool = False
+    ) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -55,20 +62,16 @@ class Objective:
             if isinstance(term, CrossEntropyTerm) and term.targets == "teacher_argmax"
         )
 
-    def __call__(
-        self, logits_TV: Tensor, columns: Columns, group: dist.ProcessGroup | None, step: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, head: Distribution, columns: Columns, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of these tokens (a scalar to differentiate) and sums for the metrics (float32 scalars, detached).
 
-        logits_TV: this rank's vocabulary shard at the positions that predict the T completion tokens of `columns`.
+        head: the student at the positions that predict the T completion tokens of `columns`.
         """
         ids = [columns.ids_T]
         if columns.teacher_argmax_T is not None:
             ids.append(columns.teacher_argmax_T)
-        out_TK, entropy_T = logprobs(
-            logits_TV,
+        out_TK, entropy_T = head.logprobs(
             torch.stack(ids, dim=1),
-            group,
             temperature=self.temperature,
             valid_vocab_size=self.valid_vocab_size,
             with_entropy=True,

@@ -10,8 +10,8 @@ from torch import Tensor
 from megatron_opd.config.architecture import Architecture
 from megatron_opd.mcore import schedule
 from megatron_opd.mcore.batch import MicroBatch, micro_batches, token_offsets
+from megatron_opd.mcore.head import Head
 from megatron_opd.mcore.parallel import Parallel
-from megatron_opd.mcore.vocab_parallel import topk
 from megatron_opd.records import Rollout, TeacherSignals
 
 
@@ -61,16 +61,10 @@ class Teacher:
     def _signals(self, rollouts: Sequence[Rollout]) -> schedule.LossFunction:
         ids_T = torch.from_numpy(np.concatenate([r.token_ids for r in rollouts])).long()
 
-        def signals(batch: MicroBatch, logits_TV: Tensor) -> tuple[Tensor, Tensor]:
-            best = topk(
-                logits_TV,
-                1,
-                self.parallel.tp_group,
-                ids_TJ=ids_T[batch.rows_T, None].to(logits_TV.device),
-                temperature=self.temperature,
-                valid_vocab_size=self.vocab_size,
-            )
+        def signals(batch: MicroBatch, head: Head) -> tuple[Tensor, Tensor]:
+            ids_T1 = ids_T[batch.rows_T, None].to(self.parallel.device)
+            best = head.topk(1, ids_T1, temperature=self.temperature, valid_vocab_size=self.vocab_size)
             out_T3 = torch.cat([best.ids_TK.float(), best.logprobs_TJ, best.entropy_T[:, None]], dim=1)
-            return logits_TV.new_zeros(()), out_T3
+            return out_T3.new_zeros(()), out_T3
 
         return signals

@@ -12,13 +12,13 @@ from torch import Tensor
 from megatron_opd.errors import RunError
 from megatron_opd.mcore import schedule
 from megatron_opd.mcore.batch import Columns, MicroBatch, micro_batches, token_offsets
+from megatron_opd.mcore.head import Head
 from megatron_opd.mcore.parallel import Parallel
-from megatron_opd.mcore.vocab_parallel import logprobs
 from megatron_opd.records import Rollout
 from megatron_opd.train.student import Student
 
-# (logits_TV, columns, tensor-parallel group, step) -> (loss, sums for the metrics)
-Objective = Callable[[Tensor, Columns, Any, int], tuple[Tensor, dict[str, Tensor]]]
+# (head, columns, step) -> (loss, sums for the metrics)
+Objective = Callable[[Head, Columns, int], tuple[Tensor, dict[str, Tensor]]]
 
 
 def update(
@@ -35,12 +35,13 @@ def update(
         chunk.zero_grad_buffer()
     student.optimizer.zero_grad()
 
-    def loss(batch: MicroBatch, logits_TV: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        mine = columns.take(batch.rows_T, logits_TV.device)
-        return objective(logits_TV, mine, parallel.tp_group, step)
+    def loss(batch: MicroBatch, head: Head) -> tuple[Tensor, dict[str, Tensor]]:
+        return objective(head, columns.take(batch.rows_T, parallel.device), step)
 
     batches = micro_batches(rollouts, parallel, micro_size)
-    collected = schedule.run(student.chunks, parallel, batches, loss, forward_only=False)
+    collected = schedule.run(
+        student.chunks, parallel, batches, loss, forward_only=False, fused_output_layer=student.fused_output_layer
+    )
     sums = _sum_over_ranks(collected, parallel)
     student.scheduler.step(1)  # before the update, so that a warm-up does not begin with a learning rate of 0
     norm, applied = _apply(student)
@@ -84,17 +85,16 @@ def student_logprobs(student: Student, rollouts: Sequence[Rollout], columns: Col
     """Logprobs of the sampled tokens under the present weights, float32 [T] on the host, equal on every rank."""
     parallel = student.parallel
 
-    def loss(batch: MicroBatch, logits_TV: Tensor) -> tuple[Tensor, Tensor]:
-        ids_T1 = columns.ids_T[batch.rows_T, None].to(logits_TV.device)
-        out = logprobs(
-            logits_TV, ids_T1, parallel.tp_group, temperature=temperature, valid_vocab_size=student.arch.vocab_size
-        )
-        assert isinstance(out, Tensor)
-        return logits_TV.new_zeros(()), out[:, 0]
+    def loss(batch: MicroBatch, head: Head) -> tuple[Tensor, Tensor]:
+        ids_T1 = columns.ids_T[batch.rows_T, None].to(parallel.device)
+        out_T1 = head.logprobs(ids_T1, temperature=temperature, valid_vocab_size=student.arch.vocab_size)
+        return out_T1.new_zeros(()), out_T1[:, 0]
 
     batches = micro_batches(rollouts, parallel, micro_size)
     with torch.no_grad():
-        collected = schedule.run(student.chunks, parallel, batches, loss, forward_only=True)
+        collected = schedule.run(
+            student.chunks, parallel, batches, loss, forward_only=True, fused_output_layer=student.fused_output_layer
+        )
     out_T = torch.zeros(int(token_offsets(rollouts)[-1]), device=parallel.device)
     if parallel.is_signal_source:
         for batch, part_T in zip(batches, collected, strict=True):

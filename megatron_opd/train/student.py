@@ -25,6 +25,7 @@ class Student:
     chunks: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
+    fused_output_layer: bool
 
     @property
     def bare_chunks(self) -> list[torch.nn.Module]:
@@ -62,7 +63,8 @@ def prepare(chunks: list[torch.nn.Module], arch: Architecture, parallel: Paralle
         model_config.finalize_model_grads_func = _finalize
         model_config.grad_scale_func = optimizer.scale_loss
     updates = config.num_steps * config.train.updates_per_step
-    return Student(arch, parallel, wrapped, optimizer, _schedule(optimizer, settings, updates))
+    scheduler = _schedule(optimizer, settings, updates)
+    return Student(arch, parallel, wrapped, optimizer, scheduler, config.train.fused_output_layer)
 
 
 def _finalize(chunks, num_tokens=None, pg_collection=None, **kwargs) -> None:

@@ -14,9 +14,18 @@ import torch
 
 STEPS = 3
 VOCAB = 61  # odd: the last tensor-parallel shard holds a padding row
-LAYOUTS = {  # processes -> (name, TP, PP, sequence parallel, micro-batch size)
-    1: [("tp1", 1, 1, False, 24), ("tp1 micro 5", 1, 1, False, 5), ("tp1 micro 1", 1, 1, False, 1)],
-    2: [("tp2", 2, 1, False, 7), ("tp2 sp", 2, 1, True, 7), ("pp2", 1, 2, False, 7), ("dp2", 1, 1, False, 7)],
+# processes -> (name, TP, PP, sequence parallel, micro-batch size); "fused" in a name: the fused output layer
+LAYOUTS = {
+    1: [("tp1", 1, 1, False, 24), ("tp1 micro 5", 1, 1, False, 5), ("tp1 micro 1 fused", 1, 1, False, 1)],
+    2: [
+        ("tp2", 2, 1, False, 7),
+        ("tp2 sp", 2, 1, True, 7),
+        ("pp2", 1, 2, False, 7),
+        ("dp2", 1, 1, False, 7),
+        ("tp2 fused", 2, 1, False, 7),
+        ("tp2 sp fused", 2, 1, True, 7),
+        ("pp2 fused", 1, 2, False, 7),
+    ],
     4: [("tp2 pp2", 2, 2, False, 5), ("tp2 dp2", 2, 1, True, 5), ("pp2 dp2", 1, 2, False, 5)],
 }
 METHODS = ("tgpo", "grpo", "sft", "tgpo in 2 updates")
@@ -170,7 +179,7 @@ def test_clipping_is_active_once_the_policy_has_moved(replayed):
 
 
 # ------------------------------------------------------------------------------------------------ the program
-def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int) -> dict:
+def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int, fused: bool) -> dict:
     from megatron_opd.config.architecture import read_architecture
     from megatron_opd.config.schema import (
         DataConfig,
@@ -215,7 +224,8 @@ def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int) -> dict:
         config = RunConfig(
             name="replay", num_steps=STEPS, max_sequence_length=64, method=method_of(name), precision="float32",
             student=ModelConfig("", layout), data=DataConfig(""),
-            train=TrainConfig(OptimizerConfig(lr=1e-2, warmup_steps=2, clip_grad=0.5), updates_per_step=updates),
+            train=TrainConfig(OptimizerConfig(lr=1e-2, warmup_steps=2, clip_grad=0.5), updates_per_step=updates,
+                              fused_output_layer=fused),
         )  # fmt: skip
         student = prepare(chunks, arch, parallel, config)
         objective = Objective(config.method, arch.vocab_size, 1.0)
@@ -236,7 +246,9 @@ def main() -> int:
     directory = Path(sys.argv[1])
     groups.start()
     world = torch.distributed.get_world_size()
-    results = {name: replay(directory, tp, pp, sp, micro) for name, tp, pp, sp, micro in LAYOUTS[world]}
+    results = {
+        name: replay(directory, tp, pp, sp, micro, "fused" in name) for name, tp, pp, sp, micro in LAYOUTS[world]
+    }
     if torch.distributed.get_rank() == 0:
         (directory / f"{world}.json").write_text(json.dumps(results))
     groups.stop()

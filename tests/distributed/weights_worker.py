@@ -18,6 +18,7 @@ from megatron_opd.config.schema import LayoutConfig
 from megatron_opd.mcore import parallel as process_groups
 from megatron_opd.mcore import schedule
 from megatron_opd.mcore.batch import MicroBatch
+from megatron_opd.mcore.head import Head
 from megatron_opd.mcore.model import build_model
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.weights import export_hf, iter_hf_tensors, load_hf
@@ -35,9 +36,11 @@ def logits_BSV(chunks: list, arch: Architecture, parallel: Parallel) -> torch.Te
     every = torch.arange(tokens.numel())
     positions = torch.arange(NUM_TOKENS).expand_as(tokens)
     batch = MicroBatch(tokens.to(parallel.device), positions.to(parallel.device), every.to(parallel.device), every)
-    outputs = schedule.run(
-        chunks, parallel, [batch], lambda _, logits_TV: (logits_TV.sum() * 0, logits_TV), forward_only=True
-    )
+
+    def keep(_: MicroBatch, head: Head) -> tuple[torch.Tensor, torch.Tensor]:
+        return head.hidden_TD.sum() * 0, head.hidden_TD @ head.weight_VD.T
+
+    outputs = schedule.run(chunks, parallel, [batch], keep, forward_only=True)
     if not outputs:
         return None
     shards = [torch.empty_like(outputs[0]) for _ in range(parallel.tp_size)]

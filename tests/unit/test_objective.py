@@ -1,5 +1,7 @@
 """Terms of the loss: exact expected gradients on an enumerable policy, denominators, advantages, schedules."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from megatron_opd.config.methods import CATALOGUE
 from megatron_opd.config.schema import CrossEntropyTerm, LinearDecay, MethodConfig, PolicyGradientTerm
 from megatron_opd.mcore.batch import Columns
+from megatron_opd.mcore.vocab_parallel import logprobs
 from megatron_opd.objective.columns import build_columns, group_advantages, token_scales
 from megatron_opd.objective.loss import Objective, finish, policy_gradient
 from megatron_opd.objective.plan import Plan, plan, weight_at
@@ -20,6 +23,16 @@ def rollout(tokens, *, group=0, reward=0.0):
     n = len(tokens)
     ids = np.array(tokens, np.int32)
     return Rollout(prompt, 0, ids, np.full(n, -1.0, np.float32), "", "stop", 0, group=group, reward=reward)
+
+
+@dataclass
+class OnLogits:
+    """A head whose logits are given."""
+
+    logits_TV: torch.Tensor
+
+    def logprobs(self, ids_TK, **settings):
+        return logprobs(self.logits_TV, ids_TK, None, **settings)
 
 
 def objective(*terms):
@@ -36,7 +49,7 @@ def gradient_on_every_token(term, *, advantages=None, argmax=None):
         advantages_T=advantages,
         teacher_argmax_T=None if argmax is None else torch.full((V,), argmax),
     )
-    loss, _ = objective(term)(logits, columns, None, 0)
+    loss, _ = objective(term)(OnLogits(logits), columns, 0)
     loss.backward()
     return logits.grad.sum(0).double(), logits[0].detach().double()
 
@@ -115,15 +128,15 @@ def test_a_denominator_does_not_depend_on_another_terms_weight():
     columns = build_columns(method, [rollout([2, 3], reward=1.0), rollout([4])],
                             TeacherSignals(np.array([5, 6, 0], np.int32), np.zeros(3), np.zeros(3)))  # fmt: skip
     logits = torch.randn(3, V)
-    _, sums = Objective(method, V, 1.0)(logits, columns, None, 0)
-    _, same = objective(*method.terms.values())(logits, columns, None, 10**6)
+    _, sums = Objective(method, V, 1.0)(OnLogits(logits), columns, 0)
+    _, same = objective(*method.terms.values())(OnLogits(logits), columns, 10**6)
     assert sums["objective/policy/loss"] == same["objective/term0/loss"]
 
 
 def test_empty_micro_batch_has_a_differentiable_loss_of_zero():
     columns = Columns(torch.zeros(0, dtype=torch.long), torch.zeros(0, 1), advantages_T=torch.zeros(0))
     logits = torch.randn(0, V, requires_grad=True)
-    loss, sums = objective(PolicyGradientTerm("policy_gradient"))(logits, columns, None, 0)
+    loss, sums = objective(PolicyGradientTerm("policy_gradient"))(OnLogits(logits), columns, 0)
     loss.backward()
     assert loss.item() == 0 and sums["tokens"] == 0
 
@@ -136,7 +149,7 @@ def test_linear_decay_reaches_its_floor_and_then_the_teacher_is_not_asked():
     at_work = Objective(annealing, V, 1.0)
     assert at_work.asks_teacher(199) and not at_work.asks_teacher(201)
     columns = build_columns(annealing, [rollout([2, 3], reward=1.0), rollout([4])], None)
-    loss, sums = at_work(torch.randn(3, V), columns, None, 201)
+    loss, sums = at_work(OnLogits(torch.randn(3, V)), columns, 201)
     assert torch.isfinite(loss) and "objective/guidance/loss" not in sums
 
 

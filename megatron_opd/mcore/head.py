@@ -1,0 +1,65 @@
+"""A model's next-token distribution at the positions a micro-batch asks about: what losses and the teacher work with.
+
+Only the positions that predict a completion token meet the output layer; prompts and padding have no logits.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from torch import Tensor
+
+from megatron_opd.mcore.vocab_parallel import TeacherTopK, linear_logprobs, linear_topk, logprobs
+
+
+@dataclass(frozen=True)
+class Head:
+    """Hidden states at T positions and the output layer they go through."""
+
+    hidden_TD: Tensor
+    weight_VD: Tensor  # this rank's rows
+    group: dist.ProcessGroup
+    sums_hidden_grad: bool  # whether the backward pass of `hidden_TD` adds up over the tensor-parallel ranks
+    fused: bool
+
+    def logprobs(self, ids_TK: Tensor, *, temperature: float, valid_vocab_size: int, with_entropy: bool = False) -> Any:
+        """See `vocab_parallel.logprobs`; through the fused output layer if the head is `fused`."""
+        settings: dict[str, Any] = {
+            "temperature": temperature,
+            "valid_vocab_size": valid_vocab_size,
+            "with_entropy": with_entropy,
+        }
+        if self.fused:
+            reduce = not self.sums_hidden_grad
+            return linear_logprobs(
+                self.hidden_TD, self.weight_VD, ids_TK, self.group, reduce_hidden_grad=reduce, **settings
+            )
+        hidden_TD = self.hidden_TD
+        if not self.sums_hidden_grad:
+            hidden_TD = copy_to_tensor_model_parallel_region(hidden_TD, group=self.group)
+        # Nobody else has these logits: their gradient takes their place.
+        return logprobs(hidden_TD @ self.weight_VD.T, ids_TK, self.group, reuse_logits_for_grad=True, **settings)
+
+    def topk(self, k: int, ids_TJ: Tensor, *, temperature: float, valid_vocab_size: int) -> TeacherTopK:
+        """See `vocab_parallel.topk`; always fused, since without a backward pass that costs nothing."""
+        return linear_topk(
+            self.hidden_TD, self.weight_VD, k, self.group, ids_TJ=ids_TJ,
+            temperature=temperature, valid_vocab_size=valid_vocab_size,
+        )  # fmt: skip
+
+
+def make_head(
+    predict_T: Tensor, group: dist.ProcessGroup, fused: bool, *, hidden_states: Tensor, output_layer: Any,
+    output_weight: Tensor | None, **_: Any,
+) -> Head:  # fmt: skip
+    """Megatron's `output_processor`: called on the last stage in the place of the output layer."""
+    hidden_SBD, sequence_parallel = hidden_states, output_layer.sequence_parallel
+    if sequence_parallel:
+        hidden_SBD = gather_from_sequence_parallel_region(hidden_SBD, tensor_parallel_output_grad=True, group=group)
+    hidden_TD = hidden_SBD.transpose(0, 1).flatten(0, 1)[predict_T]
+    weight_VD = output_layer.weight if output_weight is None else output_weight
+    return Head(hidden_TD, weight_VD, group, sums_hidden_grad=sequence_parallel, fused=fused)
