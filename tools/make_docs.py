@@ -1,6 +1,6 @@
-"""Writes docs/config.md from the schema and the table of docs/methods.md from the catalogue.
+"""Writes docs/config.md from the schema, and the tables of docs/methods.md and docs/vocab_parallel.md.
 
-python tools/make_docs.py           write both
+python tools/make_docs.py           write them
 python tools/make_docs.py --check   write nothing; exit 1 when one is stale
 """
 
@@ -22,7 +22,8 @@ from megatron_opd.config.schema import LinearDecay, RunConfig, Weight  # noqa: E
 
 CONFIG_PAGE = REPOSITORY / "docs" / "config.md"
 METHODS_PAGE = REPOSITORY / "docs" / "methods.md"
-TABLE_BEGINS, TABLE_ENDS = "<!-- catalogue: begin (make docs) -->", "<!-- catalogue: end -->"
+VOCAB_PAGE = REPOSITORY / "docs" / "vocab_parallel.md"
+VOCAB_RESULTS = REPOSITORY / "benchmarks" / "results" / "vocab_parallel.json"
 
 CONFIG_HEAD = """\
 <!-- Written by tools/make_docs.py from megatron_opd/config/schema.py; edit that file. -->
@@ -149,15 +150,14 @@ def default(each: Any) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ docs/methods.md
-def methods_page() -> str:
-    text = METHODS_PAGE.read_text() if METHODS_PAGE.exists() else f"# Methods\n\n{TABLE_BEGINS}\n{TABLE_ENDS}\n"
-    before, begins, rest = text.partition(TABLE_BEGINS)
-    _, ends, after = rest.partition(TABLE_ENDS)
-    if not (begins and ends):
-        sys.exit(
-            f"{METHODS_PAGE}: the lines {TABLE_BEGINS} and {TABLE_ENDS} are missing; put them where the table goes"
-        )
-    return f"{before}{TABLE_BEGINS}\n{catalogue_table()}{TABLE_ENDS}{after}"
+def with_table(page: Path, name: str, table: str) -> str:
+    """The page with `table` between its two marks."""
+    begins, ends = f"<!-- {name}: begin (make docs) -->", f"<!-- {name}: end -->"
+    before, found, rest = page.read_text().partition(begins)
+    _, ended, after = rest.partition(ends)
+    if not (found and ended):
+        sys.exit(f"{page}: the lines {begins} and {ends} are missing; put them where the table goes")
+    return f"{before}{begins}\n{table}{ends}{after}"
 
 
 def catalogue_table() -> str:
@@ -184,12 +184,52 @@ def weight(value: Weight) -> str:
     return f"{value:g}"
 
 
+# ---------------------------------------------------------------------------------------- docs/vocab_parallel.md
+def vocab_table() -> str:
+    """Times of every case, and under them what does not depend on the case much: bytes and collectives."""
+    measured = json.loads(VOCAB_RESULTS.read_text())
+    names = list(dict.fromkeys(name for case in measured["results"] for name in case["rows"]))
+    head = ["TP", "T x V", "K", "dtype", *names]
+    lines = [
+        f"On {measured['machine']}, torch {measured['torch']}. Forward and backward, milliseconds: minimum (maximum)."
+    ]
+    lines += ["", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for case in measured["results"]:
+        cells = [str(case["tp"]), f"{case['tokens']} x {case['vocab']}", str(case["k"]), case["dtype"]]
+        for name in names:
+            row = case["rows"].get(name)
+            cells.append(f"{1e3 * row['seconds_min']:.0f} ({1e3 * row['seconds_max']:.0f})" if row else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Bytes per logit alive at the peak besides the logits, and collectives (TP 2), at K = 1 and the larger V:",
+    ]
+    lines += ["", "| implementation | bfloat16 | float32 | collectives |", "| --- | --- | --- | --- |"]
+    widest = max(case["vocab"] for case in measured["results"])
+    facts = {
+        (case["dtype"], case["tp"]): case["rows"]
+        for case in measured["results"]
+        if case["k"] == 1 and case["vocab"] == widest
+    }
+    for name in names:
+        size = [facts[dtype, 1].get(name) for dtype in ("bfloat16", "float32")]
+        shared = [rows[name]["collectives"] for (_, tp), rows in facts.items() if tp > 1 and name in rows]
+        cells = [f"{each['bytes_per_logit']:.2f}" if each else "" for each in size]
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} | {max(shared) if shared else ''} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page is stale")
     check = parser.parse_args().check
     stale = False
-    for path, text in {CONFIG_PAGE: config_page(), METHODS_PAGE: methods_page()}.items():
+    pages = {
+        CONFIG_PAGE: config_page(),
+        METHODS_PAGE: with_table(METHODS_PAGE, "catalogue", catalogue_table()),
+        VOCAB_PAGE: with_table(VOCAB_PAGE, "measured", vocab_table()),
+    }
+    for path, text in pages.items():
         if path.exists() and path.read_text() == text:
             continue
         stale = True

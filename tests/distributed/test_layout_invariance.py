@@ -242,10 +242,12 @@ def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int, fused: bool)
 
 def main() -> int:
     from megatron_opd.mcore import parallel as groups
+    from megatron_opd.mcore.vocab_parallel import linear
 
     directory = Path(sys.argv[1])
     groups.start()
     world = torch.distributed.get_world_size()
+    linear.CHUNK_TOKENS = 8  # several chunks in every micro-batch
     results = {
         name: replay(directory, tp, pp, sp, micro, "fused" in name) for name, tp, pp, sp, micro in LAYOUTS[world]
     }

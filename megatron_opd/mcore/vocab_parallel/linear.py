@@ -13,7 +13,9 @@ from megatron_opd.mcore.vocab_parallel.checks import check_hidden, check_ids, ch
 from megatron_opd.mcore.vocab_parallel.ops import TeacherTopK, merge_topk, no_ids, passes
 from megatron_opd.mcore.vocab_parallel.shards import Group, Shard, Statistics, combine, size
 
-CHUNK_ELEMENTS = 2**25  # logits per chunk when the caller names no size: 64 MiB in bfloat16
+# When the caller names no chunk: an eighth of the tokens, between these. Few tokens make slim products; many logits
+# (2**27 are 256 MiB in bfloat16) save nothing any more next to the weight's float32 gradient.
+CHUNK_TOKENS, CHUNK_LOGITS = 256, 2**27
 
 
 def linear_logprobs(
@@ -33,7 +35,8 @@ def linear_logprobs(
     Args:
         hidden_TD: [T, D], equal on every rank, in the dtype of the weight; logits are rounded to it.
         weight_VD: [V/tp, D], this rank's rows. Its gradient is accumulated over the chunks in float32.
-        chunk_tokens: tokens whose logits exist at one time; the default keeps them near 64 MiB in bfloat16.
+        chunk_tokens: tokens whose logits exist at one time; the default is an eighth of them, at least 256, and at
+            most 256 MiB of logits in bfloat16.
         reduce_hidden_grad: add up the hidden gradient over the group (one collective). False: each rank returns its
             part, for a caller whose own backward pass sums, as the gather of sequence parallelism does.
         The rest as for `logprobs`.
@@ -45,7 +48,7 @@ def linear_logprobs(
     check_hidden(hidden_TD, weight_VD)
     check_ids(ids_TK, len(hidden_TD), size(group) * len(weight_VD))
     shard = Shard.of(len(weight_VD), group, valid_vocab_size)
-    chunk = _chunk(chunk_tokens, len(weight_VD))
+    chunk = _chunk(chunk_tokens, len(hidden_TD), len(weight_VD))
     settings = (group, shard, temperature, valid_vocab_size, with_entropy, chunk, reduce_hidden_grad)
     out_TK, entropy_T = _LinearLogprobs.apply(hidden_TD, weight_VD, ids_TK, *settings)
     return (out_TK, entropy_T) if with_entropy else out_TK
@@ -71,7 +74,8 @@ def linear_topk(
     shard = Shard.of(len(weight_VD), group, valid_vocab_size)
     columns_TJ, here_TJ = shard.columns(ids_TJ)
     parts, best = [], []
-    for rows in _chunks(len(hidden_TD), _chunk(chunk_tokens, len(weight_VD))):
+    logits_shape = len(hidden_TD), len(weight_VD)
+    for rows in _chunks(len(hidden_TD), _chunk(chunk_tokens, *logits_shape)):
         logits_TV = hidden_TD[rows] @ weight_VD.T
         local = passes(logits_TV).statistics
         parts.append(local(logits_TV, columns_TJ[rows], here_TJ[rows], shard, temperature, with_entropy=True))
@@ -81,9 +85,9 @@ def linear_topk(
 
 
 # ------------------------------------------------------------------------------------------------------- internals
-def _chunk(chunk_tokens: int | None, width: int) -> int:
+def _chunk(chunk_tokens: int | None, tokens: int, width: int) -> int:
     if chunk_tokens is None:
-        return max(1, CHUNK_ELEMENTS // width)
+        return max(1, min(max(-(-tokens // 8), CHUNK_TOKENS), CHUNK_LOGITS // width))
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens={chunk_tokens} must be at least 1")
     return chunk_tokens
