@@ -37,9 +37,10 @@ from megatron_opd.config.schema import (  # noqa: E402
 )
 from megatron_opd.mcore import parallel as groups  # noqa: E402
 from megatron_opd.mcore.model import build_model  # noqa: E402
+from megatron_opd.objective.batch import Batch  # noqa: E402
 from megatron_opd.objective.columns import build_columns  # noqa: E402
 from megatron_opd.objective.loss import Objective  # noqa: E402
-from megatron_opd.records import Prompt, Rollout  # noqa: E402
+from megatron_opd.records import Prompt, Rollout, Signals  # noqa: E402
 from megatron_opd.teacher.score import Teacher  # noqa: E402
 from megatron_opd.train.step import update  # noqa: E402
 from megatron_opd.train.student import Student, prepare  # noqa: E402
@@ -96,7 +97,9 @@ def build(directory: Path, repeat: int) -> dict[str, Any]:
         student=ModelConfig(""), data=DataConfig(""), train=TrainConfig(OptimizerConfig(lr=1e-30)),
     )  # fmt: skip
     student = prepare(load("student"), arch, parallel, config)
-    columns, objective = build_columns(method, samples, signals), Objective(method, VOCAB, 1.0)
+    batch = Batch(samples, Signals(signals), seed=0, step=0)
+    columns = build_columns(method, batch, max_completion_tokens=COMPLETION)
+    objective = Objective(method, VOCAB, 1.0)
 
     def once(side: Student) -> float:
         return update(side, samples, columns, objective, step=0, micro_size=SEQUENCES)[0]["train/loss"]

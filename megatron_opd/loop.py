@@ -1,14 +1,18 @@
 """The algorithm, on one screen: sample, verify, ask the teacher, update, hand the new weights to the sampler."""
 
 from dataclasses import replace
+from functools import partial
 
 from megatron_opd.config.schema import RunConfig
 from megatron_opd.evaluate import held_out
+from megatron_opd.mcore.batch import Columns
 from megatron_opd.mcore.parallel import gather_shares, share
 from megatron_opd.metrics.summary import Clock, summarise
+from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import finish
-from megatron_opd.records import Prompt, Rollout, StepRecord
+from megatron_opd.records import Prompt, Rollout, Signals, StepRecord
+from megatron_opd.rollout.prefix import prefix_law
 from megatron_opd.run import Run, open_run
 
 
@@ -39,25 +43,22 @@ def one_step(run: Run, step: int) -> StepRecord:
         if run.plan.rollouts:
             rollouts = sorted(gather_shares(rollouts), key=lambda r: (r.group, r.sample))
     with clock("teacher"):
-        signals = run.teacher.score(rollouts) if run.teacher and run.objective.asks_teacher(step) else None
+        signals = run.frozen_signals(rollouts, step)
     with clock("train"):
-        updates = run.trainer.step(
-            rollouts,
-            lambda mine, tokens: build_columns(run.config.method, rollouts[mine], signals and signals.part(tokens)),
-            step=step,
-        )
+        signals = replace(signals, student=run.trainer.signals(rollouts) if run.plan.student_pass else None)
+        updates = run.trainer.step(rollouts, partial(columns, run, rollouts, signals, step), step=step)
     with clock("refit"):
         if run.plan.rollouts:
             metrics |= run.refit(step + 1)
     weights = run.objective.weights(step)
-    metrics |= summarise([finish(sums) for sums in updates], rollouts, signals, weights) | clock.metrics()
-    return StepRecord(step, metrics, rollouts, signals)
+    metrics |= summarise([finish(sums) for sums in updates], rollouts, signals.teacher, weights) | clock.metrics()
+    return StepRecord(step, metrics, rollouts, signals.teacher)
 
 
 def sample(run: Run, prompts: list[Prompt], step: int) -> list[Rollout]:
-    """A group of completions for each prompt of this rank's share."""
+    """A group for each prompt of this rank's share: completions, and traces where the method mixes them in."""
     assert run.engine is not None, "a method that samples has an engine"
-    settings = run.config.rollout
+    settings, method = run.config.rollout, run.config.method
     mine = run.engine.generate(
         share(prompts),
         version=step,
@@ -66,11 +67,23 @@ def sample(run: Run, prompts: list[Prompt], step: int) -> list[Rollout]:
         max_completion_tokens=settings.max_completion_tokens,
         temperature=settings.temperature,
         seed=run.config.seed,
+        prefix_of=prefix_law(method.prefix, settings, step, run.config.seed) if method.prefix else None,
     )
     group_of = share(list(range(len(prompts))))
-    return [replace(r, group=group_of[i // settings.samples_per_prompt]) for i, r in enumerate(mine)]
+    sampled = [replace(r, group=group_of[i // settings.samples_per_prompt]) for i, r in enumerate(mine)]
+    return sampled + [
+        Rollout.of_trace(prompt, group, settings.samples_per_prompt + i)
+        for prompt, group in zip(share(prompts), group_of, strict=True)
+        for i in range(method.traces_per_group)
+    ]
 
 
 def traces(prompts: list[Prompt]) -> list[Rollout]:
     """The data set's own responses in the place of rollouts."""
     return [Rollout.of_trace(prompt, group) for group, prompt in enumerate(prompts)]
+
+
+def columns(run: Run, rollouts: list[Rollout], signals: Signals, step: int, mine: slice, tokens: slice) -> Columns:
+    """What the terms read, of the part of the rollouts that makes one update."""
+    batch = Batch(rollouts[mine], signals.part(tokens), run.config.seed, step)
+    return build_columns(run.config.method, batch, max_completion_tokens=run.config.rollout.max_completion_tokens)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from megatron_opd.config.check import check_run_directory, preflight
 from megatron_opd.config.load import load_config
+from megatron_opd.config.plan import plan
 from megatron_opd.config.schema import RunConfig
 from megatron_opd.config.validate import differences
 from megatron_opd.errors import ConfigError
-from megatron_opd.objective.plan import plan
 from megatron_opd.prompts.data import load_heldout, load_training
 from megatron_opd.prompts.tokenizer import load_tokenizer
 

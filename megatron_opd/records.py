@@ -29,32 +29,34 @@ class Rollout:
     prompt: Prompt
     sample: int  # 0 .. samples_per_prompt-1
     token_ids: np.ndarray  # int32 [T], EOS included when it was sampled
-    logprobs: np.ndarray  # float32 [T], the engine's own, of the distribution it sampled from; [0] of a trace
+    logprobs: np.ndarray  # float32 [T], the engine's own, of the distribution it sampled from; 0 where given
     text: str  # decoded completion without special tokens
     finish_reason: str  # "stop" (EOS) | "length"
     policy_version: int  # version of the weights that sampled it; -1 for a trace
     group: int = 0  # position of its prompt in the step; rollouts of one group share their reward statistics
     reward: float = 0.0
     reward_reason: str = "unscored"  # why the reward is what it is: "correct", "wrong", "no_answer", "timeout", ...
+    given: int = 0  # leading tokens that the student did not sample: all of a trace, those of a prefix
 
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
 
     @classmethod
-    def of_trace(cls, prompt: Prompt, group: int) -> "Rollout":
+    def of_trace(cls, prompt: Prompt, group: int, sample: int = 0) -> "Rollout":
         """The data set's response to a prompt, as if it had been sampled."""
         assert prompt.trace_ids is not None and prompt.trace is not None
         return cls(
             prompt=prompt,
-            sample=0,
+            sample=sample,
             token_ids=prompt.trace_ids,
-            logprobs=np.zeros(0, np.float32),
+            logprobs=np.zeros(len(prompt.trace_ids), np.float32),
             text=prompt.trace,
             finish_reason="stop",
             policy_version=-1,
             group=group,
             reward_reason="trace",
+            given=len(prompt.trace_ids),
         )
 
 
@@ -65,9 +67,44 @@ class TeacherSignals:
     argmax_ids_T: np.ndarray  # int32, the teacher's most likely token after the student's prefix
     logprobs_T: np.ndarray  # float32, the teacher's logprob of the student's token
     entropy_T: np.ndarray  # float32, nats
+    topk_ids_TK: np.ndarray | None = None  # int32, the k most likely tokens, best first; None where no term asks
+    topk_logprobs_TK: np.ndarray | None = None  # float32, of these, under the whole softmax
 
     def part(self, tokens: slice) -> "TeacherSignals":
-        return TeacherSignals(self.argmax_ids_T[tokens], self.logprobs_T[tokens], self.entropy_T[tokens])
+        columns = (self.argmax_ids_T, self.logprobs_T, self.entropy_T)
+        best = (self.topk_ids_TK, self.topk_logprobs_TK)
+        return TeacherSignals(
+            *(column[tokens] for column in columns), *(None if each is None else each[tokens] for each in best)
+        )
+
+
+@dataclass(frozen=True)
+class StudentSignals:
+    """The student's own view of the completion tokens, before the first update of the step."""
+
+    logprobs_T: np.ndarray  # float32
+    entropy_T: np.ndarray  # float32, nats
+
+    def part(self, tokens: slice) -> "StudentSignals":
+        return StudentSignals(self.logprobs_T[tokens], self.entropy_T[tokens])
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Everything the models say of the completion tokens of a list of rollouts. `None`: no term reads it."""
+
+    teacher: TeacherSignals | None = None
+    reference_logprobs_T: np.ndarray | None = None  # float32, of the student as the run found it
+    student: StudentSignals | None = None
+
+    def part(self, tokens: slice) -> "Signals":
+        """The rows of some tokens."""
+        reference = self.reference_logprobs_T
+        return Signals(
+            self.teacher and self.teacher.part(tokens),
+            None if reference is None else reference[tokens],
+            self.student and self.student.part(tokens),
+        )
 
 
 @dataclass

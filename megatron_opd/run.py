@@ -13,6 +13,8 @@ import torch.distributed as dist
 
 from megatron_opd.config.architecture import Architecture, read_architecture
 from megatron_opd.config.load import dump_config
+from megatron_opd.config.model_files import common_vocabulary
+from megatron_opd.config.plan import Plan, active, plan
 from megatron_opd.config.schema import ModelConfig, RunConfig
 from megatron_opd.errors import Interrupted
 from megatron_opd.mcore import parallel as groups
@@ -21,11 +23,10 @@ from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.metrics.run_directory import write_atomically
 from megatron_opd.metrics.sinks import Sinks
 from megatron_opd.objective.loss import Objective
-from megatron_opd.objective.plan import Plan, plan
 from megatron_opd.prompts.data import load_heldout, load_training
 from megatron_opd.prompts.source import PromptSource
 from megatron_opd.prompts.tokenizer import load_tokenizer
-from megatron_opd.records import Prompt, StepRecord
+from megatron_opd.records import Prompt, Rollout, Signals, StepRecord
 from megatron_opd.refit.push import push
 from megatron_opd.reward.pool import RewardPool
 from megatron_opd.rollout.engine import RolloutEngine
@@ -46,6 +47,7 @@ class Run:
     directory: Path
     student: Student
     teacher: Teacher | None
+    reference: Teacher | None  # the student as the run found it
     objective: Objective
     trainer: Trainer
     engine: RolloutEngine | None
@@ -61,6 +63,13 @@ class Run:
     def evaluates_at(self, step: int) -> bool:
         settings = self.config.eval
         return settings is not None and (step == 0 or (settings.every > 0 and step % settings.every == 0))
+
+    def frozen_signals(self, rollouts: list[Rollout], step: int) -> Signals:
+        """What teacher and reference say of the rollouts, as far as a term with a weight at `step` reads it."""
+        needs = plan(active(self.config.method, step))
+        teacher = self.teacher.score(rollouts, needs.topk) if self.teacher and needs.teacher else None
+        reference = self.reference.score(rollouts).logprobs_T if self.reference and needs.reference else None
+        return Signals(teacher, reference)
 
     def refit(self, version: int) -> dict[str, float]:
         """The student's present weights into the engine. Collective."""
@@ -145,7 +154,7 @@ def open_run(config: RunConfig, *, resume: bool) -> Iterator[Run]:
 
 
 def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: contextlib.ExitStack) -> Run:
-    needs = plan(config.method)
+    needs = plan(config.method, config.train.updates_per_step)
     directory = Path(config.directory)
     rewards = None
     if needs.rewards or config.eval:
@@ -155,7 +164,8 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
     arch = read_architecture(config.student.path)
     layout = groups.create(config.student.layout, seed=config.seed)
     student = prepare(_load(config.student, arch, layout, config.precision), arch, layout, config)
-    teacher = _teacher(config, arch) if needs.teacher else None
+    teacher = _frozen(config, config.teacher, arch) if needs.teacher or needs.teacher_head else None
+    reference = _frozen(config, config.student, arch) if needs.reference else None
     temperature = config.rollout.temperature if needs.rollouts else 1.0
     objective = Objective(config.method, arch.vocab_size, temperature)
     trainer = Trainer(
@@ -165,9 +175,10 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
         micro_size=config.train.micro_batch_size,
         temperature=temperature,
         max_skipped=config.train.max_skipped_updates,
+        teacher_head=teacher.head if teacher and needs.teacher_head else None,
     )
     tokenizer = load_tokenizer(config.student.path)
-    prompts = load_training(config, tokenizer, need_answer=needs.rewards, need_trace=not needs.rollouts)
+    prompts = load_training(config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces)
     source = PromptSource(prompts, seed=config.seed, shuffle=config.data.shuffle)
     heldout = load_heldout(config, tokenizer) if config.eval else []
     state, warnings = _resume_state(directory, student) if resume else ({"step": 0}, [])
@@ -186,8 +197,8 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
         closing.callback(engine.close)
     sinks = _open_sinks(config, directory, tokenizer, state["step"] if resume else None, closing)
     run = Run(
-        config, needs, directory, student, teacher, objective, trainer, engine, rewards, source, heldout, sinks, stop,
-        resumed_at=state["step"], step=state["step"],
+        config, needs, directory, student, teacher, reference, objective, trainer, engine, rewards, source, heldout,
+        sinks, stop, resumed_at=state["step"], step=state["step"],
     )  # fmt: skip
     for line in warnings:
         run.note(line)
@@ -203,15 +214,17 @@ def _load(model: ModelConfig, arch: Architecture, layout: Parallel, precision: s
     return chunks
 
 
-def _teacher(config: RunConfig, student_arch: Architecture) -> Teacher:
-    assert config.teacher is not None
-    arch = read_architecture(config.teacher.path)
-    layout = groups.create(config.teacher.layout, seed=config.seed)
+def _frozen(config: RunConfig, model: ModelConfig | None, student_arch: Architecture) -> Teacher:
+    """A model that only scores: the teacher, or the student as it is on disk."""
+    assert model is not None, "checked before the run"
+    arch = read_architecture(model.path)
+    layout = groups.create(model.layout, seed=config.seed)
+    common = common_vocabulary(Path(config.student.path), Path(model.path))
     return Teacher(
-        _load(config.teacher, arch, layout, config.precision),
+        _load(model, arch, layout, config.precision),
         arch,
         layout,
-        student_vocab_size=student_arch.vocab_size,
+        student_vocab_size=student_arch.vocab_size if common is None else common,
         micro_batch_size=config.train.micro_batch_size,
         temperature=config.rollout.temperature,
     )

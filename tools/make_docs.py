@@ -16,9 +16,12 @@ from typing import Any, get_args, get_type_hints
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from megatron_opd.config import schema  # noqa: E402
+from megatron_opd.config import parts, schema, terms  # noqa: E402
 from megatron_opd.config.methods import CATALOGUE  # noqa: E402
-from megatron_opd.config.schema import LinearDecay, RunConfig, Weight  # noqa: E402
+from megatron_opd.config.parts import CosineDecay, LinearDecay, Switch  # noqa: E402
+from megatron_opd.config.plan import Plan, plan  # noqa: E402
+from megatron_opd.config.schema import RunConfig  # noqa: E402
+from megatron_opd.config.terms import MethodConfig  # noqa: E402
 
 CONFIG_PAGE = REPOSITORY / "docs" / "config.md"
 METHODS_PAGE = REPOSITORY / "docs" / "methods.md"
@@ -50,7 +53,9 @@ method:                             # in full; the name is for the logs
     imitate: {kind: cross_entropy, targets: teacher_argmax}
 ```
 
-On the command line `method=grpo` replaces it, and `method.guidance.weight=0.5` changes a key of a term.
+On the command line `method=grpo` replaces it, and `method.guidance.weight=0.5` changes a key of a term. The sections
+below are the terms, and the parts they are made of: each is a mapping whose `kind` says which it is. Advantages and
+gates have names of your choice; a term sums its advantages and multiplies its gates.
 """
 
 
@@ -63,17 +68,21 @@ class SourceField:
 class SchemaSource:
     """What reflection does not see: type annotations as written, and the comment behind each field."""
 
-    def __init__(self, path: Path) -> None:
-        text = path.read_text()
-        self.lines = text.splitlines()
-        nodes = ast.parse(text).body
-        self.classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
-        assignments = [node for node in nodes if isinstance(node, ast.Assign)]
-        self.aliases = {ast.unparse(node.targets[0]): ast.unparse(node.value) for node in assignments}
+    def __init__(self, *modules: Any) -> None:
+        self.lines: dict[str, list[str]] = {}
+        self.classes: dict[str, ast.ClassDef] = {}
+        self.aliases: dict[str, str] = {}
+        for module in modules:
+            text = Path(module.__file__).read_text()
+            for node in ast.parse(text).body:
+                if isinstance(node, ast.ClassDef):
+                    self.classes[node.name], self.lines[node.name] = node, text.splitlines()
+                elif isinstance(node, ast.Assign):
+                    self.aliases[ast.unparse(node.targets[0])] = ast.unparse(node.value)
 
     def fields(self, name: str) -> dict[str, SourceField]:
         return {
-            ast.unparse(node.target): SourceField(ast.unparse(node.annotation), self._comment(node))
+            ast.unparse(node.target): SourceField(ast.unparse(node.annotation), self._comment(name, node))
             for node in self.classes[name].body
             if isinstance(node, ast.AnnAssign)
         }
@@ -81,21 +90,24 @@ class SchemaSource:
     def docstring(self, name: str) -> str:
         return " ".join((ast.get_docstring(self.classes[name]) or "").split())
 
-    def _comment(self, node: ast.AnnAssign) -> str:
-        rest = self.lines[(node.end_lineno or node.lineno) - 1].encode()[node.end_col_offset :].decode()
+    def _comment(self, name: str, node: ast.AnnAssign) -> str:
+        """What stands behind the field, or in a line of its own before it."""
+        before = self.lines[name][node.lineno - 2].strip()
+        if before.startswith("# "):
+            return before.removeprefix("# ")
+        rest = self.lines[name][(node.end_lineno or node.lineno) - 1].encode()[node.end_col_offset :].decode()
         return rest.strip().removeprefix("#").strip()
 
 
 # ------------------------------------------------------------------------------------------------ docs/config.md
 def config_page() -> str:
-    source = SchemaSource(Path(schema.__file__))
+    source = SchemaSource(schema, terms, parts)
     sections = [section(source, "", RunConfig)]
     for path, kind in nested(RunConfig):
         sections.append(section(source, path, kind))
         if path == "method":
             sections.append(METHOD_FORMS)
-            sections += [section(source, "method.TERM", term) for term in get_args(schema.Term)]
-            sections.append(section(source, "method.TERM.weight", LinearDecay))
+            sections += [section(source, where, kind) for where, kinds in METHOD_PARTS.items() for kind in kinds]
     return "\n".join([CONFIG_HEAD, *sections])
 
 
@@ -112,12 +124,12 @@ def section(source: SchemaSource, path: str, kind: Any) -> str:
     title = f"## `{path}`" if path else "## Top level"
     if path == "student":
         title += " and `teacher`"
-    if path.startswith("method.TERM"):
+    if path in METHOD_PARTS:
         title += f": {kind.__name__}"
-    written = source.fields(kind.__name__)
+    written = source.fields(kind.__name__) | {"kind": SourceField(" | ".join(kinds_of(kind)), "")}
     rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for each in fields(kind):
-        if kind is schema.MethodConfig and each.name == "terms":
+        if kind is MethodConfig and each.name == "terms":
             continue  # the spellings below say what it holds
         field = written[each.name]
         cells = [f"`{each.name}`", readable(source, field.annotation), default(each), field.comment]
@@ -126,13 +138,28 @@ def section(source: SchemaSource, path: str, kind: Any) -> str:
     return "\n".join([title, "", *([about, ""] if about else []), *rows, ""])
 
 
+def kinds_of(kind: Any) -> tuple[str, ...]:
+    return get_args(get_type_hints(kind)["kind"]) if "kind" in get_type_hints(kind) else ()
+
+
+METHOD_PARTS: dict[str, tuple[Any, ...]] = {
+    "method.TERM": get_args(terms.Term),
+    "method.TERM.advantages.NAME": get_args(parts.Advantage),
+    "method.TERM.ratio": get_args(parts.Ratio),
+    "method.TERM.gates.NAME": get_args(parts.Gate),
+    "method.TERM.correction": (parts.Correction,),
+    "weight": (LinearDecay, CosineDecay, Switch),
+}
 RANGES = {
     "PositiveInt": "int >= 1",
     "NonNegativeInt": "int >= 0",
     "PositiveFloat": "float > 0",
     "NonNegativeFloat": "float >= 0",
     "Fraction": "float, 0 to 1",
-    "Weight": "float >= 0, or LinearDecay",
+    "Weight": "float >= 0, or a weight over steps",
+    "Ratio": "a ratio",
+    "dict[str, Advantage]": "advantages by name",
+    "dict[str, Gate]": "gates by name",
 }
 
 
@@ -144,8 +171,10 @@ def readable(source: SchemaSource, annotation: str) -> str:
 
 
 def default(each: Any) -> str:
-    if each.default is MISSING:
+    if each.default is MISSING and each.default_factory is MISSING:
         return "required"
+    if each.default is MISSING:
+        return "none" if not each.default_factory() else "GRPO's"
     return "see below" if is_dataclass(each.default) else f"`{json.dumps(each.default)}`"
 
 
@@ -161,27 +190,54 @@ def with_table(page: Path, name: str, table: str) -> str:
 
 
 def catalogue_table() -> str:
-    rows = ["| method | loss | source | terms |", "| --- | --- | --- | --- |"]
+    """One row per method, and under it what the papers leave open."""
+    rows = ["| method | loss | source | signals | terms |", "| --- | --- | --- | --- | --- |"]
     for name, entry in CATALOGUE.items():
-        terms = "<br>".join(f"`{key}`: {describe(term)}" for key, term in entry.method.terms.items())
-        rows.append(f"| `{name}` | {entry.summary} | {entry.source} | {terms} |")
-    return "\n".join(rows) + "\n"
+        each_term = "<br>".join(f"`{key}`: {describe(term)}" for key, term in entry.method.terms.items())
+        cells = [f"`{name}`", entry.summary, entry.source, signals(plan(entry.method)), each_term]
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    choices = [f"- `{name}`: {entry.open}." for name, entry in CATALOGUE.items() if entry.open]
+    return "\n".join([*rows, "", "What the papers leave open, and what is chosen here:", "", *choices]) + "\n"
+
+
+def signals(needs: Plan) -> str:
+    names = {"rollouts": "samples", "traces": "traces", "rewards": "rewards", "teacher": "teacher's logprob and argmax",
+             "teacher_head": "teacher's distribution", "reference": "reference",
+             "student_pass": "a pass before the update"}  # fmt: skip
+    asked = [words for key, words in names.items() if getattr(needs, key)]
+    return ", ".join([*asked, *([f"teacher's top {needs.topk}"] if needs.topk else [])])
 
 
 def describe(term: Any) -> str:
     """The kind, the weight, and every key that differs from its default."""
+    usual = {each.name: each.default_factory() if each.default is MISSING and each.default_factory is not MISSING
+             else each.default for each in fields(term)}  # fmt: skip
     changed = [
-        f"{each.name} {getattr(term, each.name)}"
+        f"{each.name} {shown(getattr(term, each.name))}"
         for each in fields(term)
-        if each.name not in ("kind", "weight") and getattr(term, each.name) != each.default
+        if each.name not in ("kind", "weight") and getattr(term, each.name) != usual[each.name]
     ]
-    return ", ".join([term.kind, f"weight {weight(term.weight)}", *changed])
+    return ", ".join([term.kind, f"weight {shown(term.weight)}", *changed])
 
 
-def weight(value: Weight) -> str:
-    if isinstance(value, LinearDecay):
-        return f"max({value.start:g} - {value.decay:g} * step, {value.floor:g})"
-    return f"{value:g}"
+def shown(value: Any) -> str:
+    """A part in a few words: its kind and the keys that differ from their defaults."""
+    match value:
+        case LinearDecay(start, decay, floor):
+            return f"max({start:g} - {decay:g} * step, {floor:g})"
+        case CosineDecay():
+            return f"cosine from {value.start:g} to {value.end:g} in {value.steps} steps"
+        case Switch():
+            return f"{value.before:g}, from step {value.at} {value.after:g}"
+        case dict():
+            return "(" + " + ".join(shown(each) for each in value.values()) + ")"
+        case float():
+            return f"{value:g}"
+    if not is_dataclass(value):
+        return str(value)
+    keys = [f"{each.name} {shown(getattr(value, each.name))}" for each in fields(value)
+            if each.name != "kind" and getattr(value, each.name) != each.default]  # fmt: skip
+    return " ".join([str(getattr(value, "kind", "")), *keys])
 
 
 # ---------------------------------------------------------------------------------------- docs/vocab_parallel.md

@@ -9,18 +9,16 @@ from dataclasses import fields
 from pathlib import Path
 
 from megatron_opd.config.architecture import Architecture, read_architecture
-from megatron_opd.config.model_files import check_same_tokenizer, check_vocabulary, check_weights
+from megatron_opd.config.check_method import check_method
+from megatron_opd.config.model_files import check_vocabulary, check_weights, common_vocabulary, end_tokens
+from megatron_opd.config.plan import plan
 from megatron_opd.config.schema import (
-    CrossEntropyTerm,
     EvalConfig,
-    LinearDecay,
     ModelConfig,
-    PolicyGradientTerm,
     RewardConfig,
     RolloutConfig,
     RunConfig,
     TemplateConfig,
-    Term,
 )
 from megatron_opd.errors import ConfigError
 
@@ -31,9 +29,10 @@ def preflight(config: RunConfig, *, world_size: int | None) -> list[str]:
     `world_size` is the number of processes the run will have, None where that is not known yet.
     Raises: ConfigError (a key), DataError (a model directory).
     """
-    warnings = _check_method(config)
+    warnings = check_method(config)
     _check_settings_have_effect(config)
     _check_models(config)
+    warnings += _compare_models(config)
     _check_lengths(config)
     if config.num_steps <= config.train.optimizer.warmup_steps:
         warnings.append("train.optimizer.warmup_steps: the warm-up does not end within num_steps")
@@ -58,16 +57,6 @@ def check_run_directory(config: RunConfig, *, resume: bool) -> None:
         raise ConfigError(f"run_dir: cannot write {directory} ({error.strerror}); choose another run_dir=...") from None
 
 
-def reads_teacher(term: Term) -> bool:
-    return isinstance(term, CrossEntropyTerm) and term.targets == "teacher_argmax"
-
-
-def reads_traces(config: RunConfig) -> bool:
-    """Whether the loss is of the data set's own responses; the student then samples nothing during training."""
-    terms = config.method.terms.values()
-    return any(isinstance(term, CrossEntropyTerm) and term.targets == "trace" for term in terms)
-
-
 def processes_needed(config: RunConfig) -> int:
     """Every layout's TP x PP divides the number of processes: their least common multiple."""
     return math.lcm(*(_model_parallel_size(model) for _, model in _models(config)))
@@ -82,45 +71,11 @@ def _model_parallel_size(model: ModelConfig) -> int:
     return model.layout.tensor_model_parallel_size * model.layout.pipeline_model_parallel_size
 
 
-def _check_method(config: RunConfig) -> list[str]:
-    terms, warnings = config.method.terms, []
-    readers = [name for name, term in terms.items() if reads_teacher(term)]
-    if readers and config.teacher is None:
-        raise ConfigError(f"teacher: missing; method.{readers[0]} of {config.method.name} reads the teacher's tokens")
-    if config.teacher and not readers:
-        warnings.append(f"teacher: not loaded, method {config.method.name} reads no teacher")
-    for name, term in terms.items():
-        if isinstance(term, PolicyGradientTerm) and config.rollout.samples_per_prompt == 1:
-            raise ConfigError(f"rollout.samples_per_prompt: 1 gives method.{name} no group to compare; set 2 or more")
-        if reads_traces(config) and not (isinstance(term, CrossEntropyTerm) and term.targets == "trace"):
-            raise ConfigError(f"method.{name}: cannot be combined with a term on traces; take one of them out")
-        warnings += _check_weight(f"method.{name}.weight", term, config.num_steps)
-        if isinstance(term, PolicyGradientTerm) and config.train.updates_per_step == 1:
-            for key in ("clip_low", "clip_high"):
-                if getattr(term, key) != getattr(PolicyGradientTerm, key):
-                    warnings.append(f"method.{name}.{key}: no effect with train.updates_per_step=1: the ratio is 1")
-    if all(term.weight == 0 for term in terms.values()):
-        raise ConfigError("method: the weight of every term is 0, so nothing is learned")
-    return warnings
-
-
-def _check_weight(key: str, term: Term, num_steps: int) -> list[str]:
-    weight = term.weight
-    if not isinstance(weight, LinearDecay):
-        return [f"{key}: 0, so the term is computed without effect"] if weight == 0 else []
-    if weight.decay == 0:
-        raise ConfigError(f"{key}.decay: 0 never decays; write {key}={weight.start}")
-    if weight.floor >= weight.start:
-        raise ConfigError(f"{key}.floor: {weight.floor} is not below start={weight.start}; write one number")
-    if weight.start - weight.decay <= weight.floor and num_steps > 1:
-        return [f"{key}.decay: the weight is at its floor from step 1 on"]
-    return []
-
-
 def _check_settings_have_effect(config: RunConfig) -> None:
-    if reads_traces(config):
+    needs = plan(config.method)
+    if not needs.rollouts:
         _check_nothing_sampled(config)
-    elif config.data.trace_column != "auto":
+    if not needs.traces and config.data.trace_column != "auto":
         raise ConfigError(f"data.trace_column: no effect, method {config.method.name} reads no traces; remove it")
     template, optimizer = config.data.template, config.train.optimizer
     if template.kind == "raw" and template.system != TemplateConfig.system:
@@ -167,8 +122,7 @@ def _check_models(config: RunConfig) -> None:
         check_weights(Path(model.path))
         check_vocabulary(Path(model.path), architectures[name].vocab_size)
         _check_layout(name, model, architectures[name])
-    if config.teacher:
-        check_same_tokenizer(Path(config.student.path), Path(config.teacher.path))
+    _check_vocabularies(config, architectures)
     for name, architecture in architectures.items():
         longest = architecture.max_position_embeddings
         if config.max_sequence_length > longest:
@@ -176,6 +130,39 @@ def _check_models(config: RunConfig) -> None:
                 f"max_sequence_length: {config.max_sequence_length} is more than the {name}'s "
                 f"max_position_embeddings={longest}"
             )
+
+
+def _compare_models(config: RunConfig) -> list[str]:
+    """What teacher and student do not have in common and the run can live with."""
+    if config.teacher is None:
+        return []
+    student, teacher = Path(config.student.path), Path(config.teacher.path)
+    common, warnings = common_vocabulary(student, teacher), []
+    if common is not None:
+        warnings.append(
+            f"teacher.path: student and teacher share their first {common} ids; the others never become targets"
+        )
+    mine, theirs = end_tokens(student), end_tokens(teacher)
+    if mine and theirs and not mine & theirs:
+        warnings.append(
+            f"teacher.path: ends a response with {sorted(theirs)}, the student with {sorted(mine)}: there it teaches "
+            "what the student must not learn; give the terms that read it a gate {kind: not_end}"
+        )
+    return warnings
+
+
+def _check_vocabularies(config: RunConfig, architectures: dict[str, Architecture]) -> None:
+    needs = plan(config.method)
+    sizes = {name: each.vocab_size for name, each in architectures.items()}
+    if needs.topk > min(sizes.values()):
+        readers = [name for name, term in config.method.terms.items() if getattr(term, "k", 0) > min(sizes.values())]
+        key = f"method.{readers[0]}.k" if readers else "method"
+        raise ConfigError(f"{key}: {needs.topk} is more than the vocabulary of {min(sizes.values())}")
+    if needs.teacher_head and len(set(sizes.values())) > 1:
+        raise ConfigError(
+            f"teacher.path: its vocabulary has {sizes['teacher']} rows, the student's {sizes['student']}; a term on "
+            "whole distributions needs them equal"
+        )
 
 
 def _check_layout(name: str, model: ModelConfig, architecture: Architecture) -> None:
@@ -201,7 +188,7 @@ def _check_layout(name: str, model: ModelConfig, architecture: Architecture) -> 
 
 
 def _check_lengths(config: RunConfig) -> None:
-    samples = not reads_traces(config) or config.eval is not None
+    samples = plan(config.method).rollouts or config.eval is not None
     completion, longest = config.rollout.max_completion_tokens, config.max_sequence_length
     if samples and completion >= longest:
         raise ConfigError(
@@ -229,7 +216,8 @@ def _check_processes(config: RunConfig, world_size: int) -> None:
             f"add --nproc {rounded}"
         )
     data_parallel = world_size // _model_parallel_size(config.student)
-    samples = 1 if reads_traces(config) else config.rollout.samples_per_prompt
+    method = config.method
+    samples = config.rollout.samples_per_prompt + method.traces_per_group if plan(method).rollouts else 1
     sequences = config.rollout.num_prompts // config.train.updates_per_step * samples
     if sequences % data_parallel:
         raise ConfigError(

@@ -6,7 +6,7 @@ catalogue's terms; and `{name: ANY, terms: {...}}` in full, which is what `dump_
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from megatron_opd.config.methods import CATALOGUE
 from megatron_opd.config.schema import RunConfig
+from megatron_opd.config.terms import MethodConfig
 from megatron_opd.config.validate import InvalidKey, build, join, unknown
 from megatron_opd.errors import ConfigError
 
+_BESIDE_TERMS = tuple(each.name for each in fields(MethodConfig) if each.name not in ("name", "terms"))
 PACKAGED_RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
@@ -132,7 +134,7 @@ def _override(tree: dict[str, Any], text: str) -> None:
     if key.startswith("method."):
         tree["method"] = _expand_method(tree.get("method"))
         terms = tree["method"]["terms"]
-        if len(keys) > 2 and keys[2] not in terms:
+        if keys[1] == "terms" and len(keys) > 2 and keys[2] not in terms:
             raise InvalidKey(f"method.{keys[2]}", unknown("term", keys[2], terms))
     node, path = tree, ""
     for name in keys[:-1]:
@@ -148,7 +150,7 @@ def _override(tree: dict[str, Any], text: str) -> None:
 def _full_key(key: str) -> str:
     """method.guidance.weight -> method.terms.guidance.weight, where the resolved recipe holds it."""
     first, _, rest = key.partition(".")
-    if first != "method" or not rest or rest.partition(".")[0] == "terms":
+    if first != "method" or not rest or rest.partition(".")[0] in ("terms", *_BESIDE_TERMS):
         return key
     if rest == "name":
         raise InvalidKey(key, "cannot be overridden; method=NAME chooses another method")
@@ -160,7 +162,7 @@ def _short_key(key: str) -> str:
 
 
 def _expand_method(node: Any) -> dict[str, Any]:
-    """Any spelling of `method` -> {name, terms: {term: {key: value}}}. Values are not validated yet."""
+    """Any spelling of `method` -> {name, terms: {term: {key: value}}, ...}. Values are not validated yet."""
     if isinstance(node, str):
         node = {"name": node}
     if not isinstance(node, Mapping):
@@ -168,25 +170,29 @@ def _expand_method(node: Any) -> dict[str, Any]:
     if "name" not in node:
         raise InvalidKey("method.name", "missing; it has no default")
     name = str(node["name"])
-    terms = node.get("terms", {})
+    base: dict[str, Any] = {"terms": node.get("terms", {})}
     if "terms" not in node:
         if name not in CATALOGUE:
             raise InvalidKey("method", f"{name!r}: {unknown('method', name, CATALOGUE)}")
-        terms = asdict(CATALOGUE[name].method)["terms"]
+        base = asdict(CATALOGUE[name].method)
+    terms = base["terms"]
     if not isinstance(terms, Mapping) or not terms:
         raise InvalidKey("method.terms", "must be a mapping of at least one term")
-    changes = {str(key): value for key, value in node.items() if key not in ("name", "terms")}
+    changes = {str(key): value for key, value in node.items() if key not in ("name", "terms", *_BESIDE_TERMS)}
     for term in changes:
         if term not in terms:
             raise InvalidKey(f"method.{term}", unknown("term", term, terms))
-    return {"name": node["name"], "terms": _merge(terms, changes)}
+    beside = {key: node[key] for key in _BESIDE_TERMS if key in node}
+    return _merge(base, {"name": node["name"], "terms": changes, **beside})
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` over `base`; a mapping of another kind replaces the one it meets."""
     merged = dict(base)
     for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
+        old = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(old, Mapping) and value.get("kind") in (None, old.get("kind"))
+        merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
     return merged
 
 

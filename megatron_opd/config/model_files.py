@@ -39,15 +39,23 @@ def check_vocabulary(model_dir: Path, vocab_size: int) -> None:
         raise DataError(f"{model_dir / 'tokenizer.json'}: {problem}; it belongs to another model")
 
 
-def check_same_tokenizer(student_dir: Path, teacher_dir: Path) -> None:
-    """Raises DataError with the first id at which the two vocabularies differ. Sizes of embeddings may differ."""
+def common_vocabulary(student_dir: Path, teacher_dir: Path) -> int | None:
+    """How many of the first ids mean the same token to both; None where both have one vocabulary.
+
+    One of them may have further tokens after the last common one, as Qwen3 has after those of Qwen2.5. Raises DataError
+    with the first id at which they differ. Sizes of embeddings may differ.
+    """
     if student_dir.resolve() == teacher_dir.resolve():
-        return
+        return None
     student, teacher = read_vocabulary(student_dir), read_vocabulary(teacher_dir)
     if student == teacher:
-        return
+        return None
     mine, theirs = ({index: token for token, index in each.items()} for each in (student, teacher))
-    first = next((index for index in sorted(mine.keys() | theirs.keys()) if mine.get(index) != theirs.get(index)), None)
+    size = min(max(mine, default=-1), max(theirs, default=-1)) + 1
+    first = next((index for index in range(size) if mine.get(index) != theirs.get(index)), None)
+    twice = len(mine) < len(student) or len(theirs) < len(teacher)
+    if first is None and not twice:
+        return size
     if first is None:  # two tokens of one id
         token = min(student.items() ^ teacher.items())[0]
         difference = f"token {token!r} has id {student.get(token)} there and {teacher.get(token)} here"
@@ -57,6 +65,16 @@ def check_same_tokenizer(student_dir: Path, teacher_dir: Path) -> None:
         f"{teacher_dir / 'tokenizer.json'}: not the tokenizer of {student_dir}: {difference}; "
         "teacher and student must share one"
     )
+
+
+def end_tokens(model_dir: Path) -> set[int]:
+    """The ids that end a response, from generation_config.json or config.json."""
+    for name in ("generation_config.json", "config.json"):
+        path = model_dir / name
+        ids = _read_json(path).get("eos_token_id") if path.is_file() else None
+        if ids is not None:
+            return set(ids) if isinstance(ids, list) else {ids}
+    return set()
 
 
 def _token(token: str | None) -> str:

@@ -1,19 +1,14 @@
 """Every key of a recipe. Frozen dataclasses, no torch; `load.py` validates a mapping into a `RunConfig`.
 
-A key that has no default must be in the recipe. Comments give units; docs/config.md is generated from this file.
+A key that has no default must be in the recipe. Comments give units; docs/config.md is generated from this file and
+from `terms.py`, which has the keys of a method.
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Literal
 
-from annotated_types import Ge, Gt, Le
-
-PositiveInt = Annotated[int, Ge(1)]
-NonNegativeInt = Annotated[int, Ge(0)]
-PositiveFloat = Annotated[float, Gt(0)]
-NonNegativeFloat = Annotated[float, Ge(0)]
-Fraction = Annotated[float, Ge(0), Le(1)]
-Aggregate = Literal["token-mean", "seq-mean-token-mean"]
+from megatron_opd.config.parts import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from megatron_opd.config.terms import MethodConfig
 
 
 # ------------------------------------------------------------------------------------------------ models and layouts
@@ -32,53 +27,6 @@ class ModelConfig:
 
     path: str  # directory with config.json, *.safetensors and the tokenizer
     layout: LayoutConfig = LayoutConfig()
-
-
-# ------------------------------------------------------------------------------------------------ method
-@dataclass(frozen=True)
-class LinearDecay:
-    """w(step) = max(start - decay * step, floor); steps count from 0."""
-
-    start: NonNegativeFloat
-    decay: NonNegativeFloat
-    floor: NonNegativeFloat = 0.0
-
-
-Weight = NonNegativeFloat | LinearDecay
-
-
-@dataclass(frozen=True)
-class PolicyGradientTerm:
-    """GRPO: group-normalised rewards, importance ratio to the policy at the start of the step, PPO clip."""
-
-    kind: Literal["policy_gradient"]
-    weight: Weight = 1.0
-    normalise: Literal["std", "mean"] = "std"  # divide by the group's standard deviation, or only centre
-    std_eps: PositiveFloat = 1e-6
-    clip_low: PositiveFloat = 0.2
-    clip_high: PositiveFloat = 0.2
-    aggregate: Aggregate = "token-mean"
-
-
-@dataclass(frozen=True)
-class CrossEntropyTerm:
-    """-log p_student(target): the teacher's argmax token on the student's prefix, or the next token of a trace."""
-
-    kind: Literal["cross_entropy"]
-    targets: Literal["teacher_argmax", "trace"]
-    weight: Weight = 1.0
-    aggregate: Aggregate = "token-mean"
-
-
-Term = PolicyGradientTerm | CrossEntropyTerm
-
-
-@dataclass(frozen=True)
-class MethodConfig:
-    """A name for the logs and a loss: the weighted sum of the terms. `methods.py` holds the named ones."""
-
-    name: str
-    terms: dict[str, Term]
 
 
 # ------------------------------------------------------------------------------------------------ data

@@ -94,6 +94,9 @@ def _build_union(members: tuple[Any, ...], value: Any, path: str) -> Any:
 def _tagged(classes: list[Any], value: Any, path: str) -> Any:
     by_kind = {tag: each for each in classes for tag in get_args(_hints(each)["kind"])}
     given = dict(_mapping(value, path))
+    usual = [each for each in classes if each.__dataclass_fields__["kind"].default is not MISSING]
+    if "kind" not in given and usual:
+        return usual[0]
     if "kind" not in given:
         raise InvalidKey(join(path, "kind"), f"missing; one of {', '.join(by_kind)}")
     if given["kind"] not in by_kind:

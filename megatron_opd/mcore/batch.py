@@ -21,11 +21,18 @@ class Columns:
     """One row per completion token, in rollout order. `None`: no term of the method reads it."""
 
     ids_T: Tensor  # int64, the sampled token (or the trace's)
-    scales_TJ: Tensor  # float32, 1 / global denominator, one column per term; rows of one column add up to 1
+    scales_TJ: Tensor  # float32, one column per term: gate x correction / global denominator
+    sequence_T: Tensor  # int64, the sequence a token belongs to
+    sampled_T: Tensor  # bool, the student's own token, not one of a trace or a prefix
+    gates_TJ: Tensor | None = None  # float32, the gates alone, for the metrics
+    advantages_TJ: Tensor | None = None  # float32, the part of each term's advantage that the rewards make
     rollout_logprobs_T: Tensor | None = None  # float32, the engine's
-    advantages_T: Tensor | None = None  # float32
     old_logprobs_T: Tensor | None = None  # float32, the trainer's at the start of the step; None: strictly on-policy
     teacher_argmax_T: Tensor | None = None  # int64
+    teacher_logprobs_T: Tensor | None = None  # float32, of ids_T
+    topk_ids_TK: Tensor | None = None  # int64, the teacher's
+    topk_logprobs_TK: Tensor | None = None  # float32, the teacher's
+    reference_logprobs_T: Tensor | None = None  # float32, of ids_T
 
     def take(self, rows_T: Tensor, device: torch.device) -> "Columns":
         present: dict[str, Any] = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}

@@ -6,6 +6,7 @@ Only the positions that predict a completion token meet the output layer; prompt
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
@@ -13,7 +14,7 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch import Tensor
 
-from megatron_opd.mcore.vocab_parallel import TeacherTopK, linear_logprobs, linear_topk, logprobs
+from megatron_opd.mcore.vocab_parallel import TeacherTopK, divergence, linear_logprobs, linear_topk, logprobs
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,26 @@ class Head:
             return linear_logprobs(
                 self.hidden_TD, self.weight_VD, ids_TK, self.group, reduce_hidden_grad=reduce, **settings
             )
+        # Nobody else has these logits: their gradient takes their place.
+        return logprobs(self._logits(), ids_TK, self.group, reuse_logits_for_grad=True, **settings)
+
+    def divergence(
+        self, teacher: "Head", *, kind: str, alpha: float | None, beta: float | None, temperature: float,
+        valid_vocab_size: int,
+    ) -> Tensor:  # fmt: skip
+        """See `vocab_parallel.divergence`; both models' logits exist at once, whether or not the head is fused."""
+        with torch.no_grad():
+            teacher_logits_TV = teacher.hidden_TD @ teacher.weight_VD.T
+        return divergence(
+            self._logits(), teacher_logits_TV, self.group,
+            kind=kind, alpha=alpha, beta=beta, temperature=temperature, valid_vocab_size=valid_vocab_size,
+        )  # fmt: skip
+
+    def _logits(self) -> Tensor:
         hidden_TD = self.hidden_TD
         if not self.sums_hidden_grad:
             hidden_TD = copy_to_tensor_model_parallel_region(hidden_TD, group=self.group)
-        # Nobody else has these logits: their gradient takes their place.
-        return logprobs(hidden_TD @ self.weight_VD.T, ids_TK, self.group, reuse_logits_for_grad=True, **settings)
+        return hidden_TD @ self.weight_VD.T
 
     def topk(self, k: int, ids_TJ: Tensor, *, temperature: float, valid_vocab_size: int) -> TeacherTopK:
         """See `vocab_parallel.topk`; always fused, since without a backward pass that costs nothing."""

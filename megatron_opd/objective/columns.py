@@ -1,60 +1,87 @@
-"""Per-token columns of a batch: group advantages and the global denominators of every term. NumPy in float64.
+"""Per-token columns of an update: advantages, gates and the global denominators of every term, in float64.
 
 Every rank sees all rollouts of the update, so nothing here depends on the layout or on micro-batches.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
+from torch import Tensor
 
-from megatron_opd.config.schema import Aggregate, MethodConfig, PolicyGradientTerm
+from megatron_opd.config.parts import Aggregate, RewardAdvantage
+from megatron_opd.config.plan import reads_traces, weight_at
+from megatron_opd.config.terms import EntropyTerm, MethodConfig, PolicyGradientTerm, Term
 from megatron_opd.mcore.batch import Columns, flatten
-from megatron_opd.objective.plan import plan
-from megatron_opd.records import Rollout, TeacherSignals
+from megatron_opd.objective.advantages import group_advantages
+from megatron_opd.objective.batch import Batch
+from megatron_opd.objective.gates import correction, gates
 
 
-def group_advantages(rewards_N: np.ndarray, groups_N: np.ndarray, normalise: str, eps: float) -> np.ndarray:
-    """(r - mean of its group) / (std of its group + eps), float64 [N]; `mean` only centres.
+def build_columns(method: MethodConfig, batch: Batch, *, max_completion_tokens: int) -> Columns:
+    """The columns that the terms of `method` read, for all completion tokens of the batch's rollouts.
 
-    `groups_N` names each rollout's group. The standard deviation is the unbiased one, as in the implementations the
-    papers ran; a group of equal rewards, or of one rollout, gets 0. Source: GRPO, arXiv 2402.03300, section 4.1.2.
+    The scales of a term depend on its own tokens and gates alone: what other terms count does not dilute it.
     """
-    advantages_N = np.zeros(len(rewards_N), dtype=np.float64)
-    for group in np.unique(groups_N):
-        members = groups_N == group
-        centred = rewards_N[members] - rewards_N[members].mean()
-        if normalise == "std" and members.sum() > 1:
-            centred = centred / (centred.std(ddof=1) + eps)
-        advantages_N[members] = centred
-    return advantages_N
-
-
-def token_scales(lengths_N: np.ndarray, aggregate: Aggregate) -> np.ndarray:
-    """One over the denominator of each token, float64 [T]; adds up to 1 over the batch.
-
-    token-mean: 1 / (all tokens). seq-mean-token-mean: 1 / (sequences x tokens of the sequence).
-    """
-    if aggregate == "token-mean":
-        return np.full(lengths_N.sum(), 1.0 / max(lengths_N.sum(), 1))
-    return np.repeat(1.0 / (np.count_nonzero(lengths_N) * np.maximum(lengths_N, 1)), lengths_N)
-
-
-def build_columns(method: MethodConfig, rollouts: Sequence[Rollout], teacher: TeacherSignals | None) -> Columns:
-    """The columns that the terms of `method` read, for all completion tokens of `rollouts`."""
-    lengths_N = np.array([r.num_tokens for r in rollouts], dtype=np.int64)
-    scales_TJ = np.stack([token_scales(lengths_N, term.aggregate) for term in method.terms.values()], axis=1)
-    advantages_T = None
+    gates_J, scales_J, advantages_J = [], [], []
     for term in method.terms.values():
-        if isinstance(term, PolicyGradientTerm):
-            rewards_N = np.array([r.reward for r in rollouts], dtype=np.float64)
-            groups_N = np.array([r.group for r in rollouts])
-            advantages_N = group_advantages(rewards_N, groups_N, term.normalise, term.std_eps)
-            advantages_T = torch.from_numpy(np.repeat(advantages_N, lengths_N)).float()
+        counted_T = (~batch.sampled_T if reads_traces(term) else batch.sampled_T).double()
+        gate_T = counted_T if isinstance(term, EntropyTerm) else counted_T * gates(term.gates, batch)
+        base_T = gate_T if getattr(term, "denominator", "tokens") == "gated" else counted_T
+        scale_T = gate_T * denominators(base_T, batch, term.aggregate, max_completion_tokens)
+        gates_J.append(gate_T)
+        scales_J.append(scale_T * correction(getattr(term, "correction", None), batch))
+        advantages_J.append(_reward_part(term, batch))
+    signals = batch.signals
+    teacher, student = signals.teacher, signals.student
     return Columns(
-        ids_T=flatten([r.token_ids for r in rollouts], torch.long),
-        scales_TJ=torch.from_numpy(scales_TJ).float(),
-        rollout_logprobs_T=flatten([r.logprobs for r in rollouts], torch.float32) if plan(method).rollouts else None,
-        advantages_T=advantages_T,
-        teacher_argmax_T=None if teacher is None else torch.from_numpy(teacher.argmax_ids_T).long(),
+        ids_T=flatten([r.token_ids for r in batch.rollouts], torch.long),
+        scales_TJ=torch.stack(scales_J, dim=1).float(),
+        sequence_T=batch.sequence_T,
+        sampled_T=batch.sampled_T,
+        gates_TJ=torch.stack(gates_J, dim=1).float(),
+        advantages_TJ=torch.stack(advantages_J, dim=1).float(),
+        rollout_logprobs_T=batch.rollout_T.float() if batch.sampled_T.any() else None,
+        old_logprobs_T=_column(student.logprobs_T if student else None),
+        teacher_argmax_T=_column(teacher.argmax_ids_T if teacher else None),
+        teacher_logprobs_T=_column(teacher.logprobs_T if teacher else None),
+        topk_ids_TK=_column(teacher.topk_ids_TK if teacher else None),
+        topk_logprobs_TK=_column(teacher.topk_logprobs_TK if teacher else None),
+        reference_logprobs_T=_column(signals.reference_logprobs_T),
     )
+
+
+def denominators(counted_T: Tensor, batch: Batch, aggregate: Aggregate, max_completion_tokens: int) -> Tensor:
+    """What a token's loss is multiplied with to make the aggregate, float64 [T].
+
+    counted_T: float64, how much each token counts (0 or 1, or a gate). With n the tokens that count, N the sequences
+    that have some, n_i those of the token's sequence: token-mean 1/n; seq-mean-token-mean 1/(N n_i); seq-mean-token-sum
+    1/N; seq-mean-token-sum-norm 1/(N max_completion_tokens); token-sum 1.
+    """
+    if aggregate == "token-sum":
+        return torch.ones_like(counted_T)
+    if aggregate == "token-mean":
+        return torch.full_like(counted_T, 1.0) / counted_T.sum().clamp(min=torch.finfo(torch.float64).tiny)
+    of_sequence_T = batch.over_sequences(counted_T)
+    sequences = len(batch.sequence_T[of_sequence_T > 0].unique())
+    if aggregate == "seq-mean-token-mean":
+        return (1.0 / (max(sequences, 1) * of_sequence_T)).masked_fill(of_sequence_T == 0, 0.0)
+    length = max_completion_tokens if aggregate == "seq-mean-token-sum-norm" else 1
+    return torch.full_like(counted_T, 1.0 / (max(sequences, 1) * length))
+
+
+def _reward_part(term: Term, batch: Batch) -> Tensor:
+    """The sum of a term's weighted reward advantages, float64 [T]."""
+    total_N = np.zeros(len(batch.rollouts))
+    for advantage in term.advantages.values() if isinstance(term, PolicyGradientTerm) else ():
+        if isinstance(advantage, RewardAdvantage):
+            rewards_N = np.array([r.reward for r in batch.rollouts], dtype=np.float64)
+            groups_N = np.array([r.group for r in batch.rollouts])
+            relative_N = group_advantages(rewards_N, groups_N, advantage.normalise, advantage.std_eps)
+            total_N = total_N + weight_at(advantage.weight, batch.step) * relative_N
+    return torch.from_numpy(np.repeat(total_N, batch.lengths_N))
+
+
+def _column(values: np.ndarray | None) -> Tensor | None:
+    if values is None:
+        return None
+    tensor = torch.from_numpy(values)
+    return tensor.long() if np.issubdtype(values.dtype, np.integer) else tensor.float()

@@ -1,33 +1,32 @@
-"""The loss of one micro-batch: arithmetic on the student's log-probabilities at one or two ids per token.
+"""The loss of one micro-batch: arithmetic on the student's log-probabilities at a few ids per token.
 
-Two kernels serve every term. The policy gradient multiplies a detached advantage with the clipped importance ratio of
-the sampled token; the cross-entropy pulls up the log-probability of a target token. Each is summed with scales that
-already hold 1 / (global denominator), so the losses and gradients of micro-batches and replicas add up.
+Every term gives one number per token. Each is summed with scales that already hold gates and 1 / (global denominator),
+so the losses and gradients of micro-batches and replicas add up.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from megatron_opd.config.schema import CrossEntropyTerm, MethodConfig, PolicyGradientTerm
+from megatron_opd.config.parts import LogRatioAdvantage, LogRatioFactor, ShapingAdvantage, TopKAdvantage
+from megatron_opd.config.plan import active, plan, reads_traces, weight_at
+from megatron_opd.config.terms import (
+    CrossEntropyTerm,
+    DivergenceTerm,
+    EntropyTerm,
+    MethodConfig,
+    PolicyGradientTerm,
+    Term,
+    TopKTerm,
+)
 from megatron_opd.mcore.batch import Columns
-from megatron_opd.objective.plan import weight_at
-
-
-def policy_gradient(
-    logprobs_T: Tensor, old_logprobs_T: Tensor, advantages_T: Tensor, clip_low: float, clip_high: float
-) -> tuple[Tensor, Tensor]:
-    """PPO's clipped surrogate per token, as a loss, and where the clip is active (bool).
-
-    loss = -min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A), rho = exp(logprob - old logprob).
-    Gradient: through rho, except where clipped. Source: GRPO, arXiv 2402.03300, Eq. 3.
-    """
-    ratio_T = (logprobs_T - old_logprobs_T).exp()
-    free_T = ratio_T * advantages_T
-    clipped_T = ratio_T.clamp(1 - clip_low, 1 + clip_high) * advantages_T
-    return -torch.minimum(free_T, clipped_T), clipped_T < free_T
+from megatron_opd.mcore.vocab_parallel import truncated_forward_kl
+from megatron_opd.objective.advantages import LOWEST, factor, log_ratio, transformed
+from megatron_opd.objective.estimators import Policies, policy_gradient
+from megatron_opd.objective.soft_labels import on_topk
 
 
 class Distribution(Protocol):
@@ -36,6 +35,26 @@ class Distribution(Protocol):
     def logprobs(
         self, ids_TK: Tensor, *, temperature: float, valid_vocab_size: int, with_entropy: bool = False
     ) -> Any: ...
+
+    def divergence(
+        self, teacher: Any, *, kind: str, alpha: float | None, beta: float | None, temperature: float,
+        valid_vocab_size: int,
+    ) -> Tensor: ...  # fmt: skip
+
+
+@dataclass(frozen=True)
+class View:
+    """What the terms see of T tokens. Of the student's numbers, those of the sampled token, the argmax, the top-k and
+    the entropy carry gradients."""
+
+    columns: Columns
+    step: int
+    student_T: Tensor
+    argmax_T: Tensor  # the student's logprob of the teacher's argmax; [0] where no term reads the teacher
+    topk_TK: Tensor
+    entropy_T: Tensor
+    old_T: Tensor
+    divergence: Callable[[DivergenceTerm], Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,71 +73,146 @@ class Objective:
     def weights(self, step: int) -> dict[str, float]:
         return {name: weight_at(term.weight, step) for name, term in self.method.terms.items()}
 
-    def asks_teacher(self, step: int) -> bool:
-        """Whether a term that reads the teacher has a weight at `step`: at 0 its forward pass is saved."""
-        return any(
-            weight_at(term.weight, step) > 0
-            for term in self.method.terms.values()
-            if isinstance(term, CrossEntropyTerm) and term.targets == "teacher_argmax"
-        )
-
-    def __call__(self, head: Distribution, columns: Columns, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, head: Distribution, columns: Columns, step: int, teacher: Callable[[], Any] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of these tokens (a scalar to differentiate) and sums for the metrics (float32 scalars, detached).
 
         head: the student at the positions that predict the T completion tokens of `columns`.
+        teacher: makes the teacher's head at the same positions, for terms on the whole vocabulary.
         """
-        ids = [columns.ids_T]
-        if columns.teacher_argmax_T is not None:
-            ids.append(columns.teacher_argmax_T)
-        out_TK, entropy_T = head.logprobs(
-            torch.stack(ids, dim=1),
-            temperature=self.temperature,
-            valid_vocab_size=self.valid_vocab_size,
-            with_entropy=True,
-        )
-        student_T = out_TK[:, 0]
-        old_T = student_T.detach() if columns.old_logprobs_T is None else columns.old_logprobs_T
-        sums = _common_sums(columns, old_T, entropy_T.detach())
-        total = student_T.new_zeros(())
+        now = active(self.method, step)
+        view = self._view(head, columns, step, now, teacher)
+        # Means are of the student's own tokens, or, for a method on traces alone, of all.
+        counted_T = columns.sampled_T if plan(self.method).rollouts else torch.ones_like(columns.sampled_T)
+        sums = _common_sums(view, counted_T)
+        total = view.student_T.sum() * 0.0  # a loss to differentiate even where no term is active
         for j, (name, term) in enumerate(self.method.terms.items()):
-            if isinstance(term, PolicyGradientTerm):
-                assert columns.advantages_T is not None
-                value_T, clipped_T = policy_gradient(
-                    student_T, old_T, columns.advantages_T, term.clip_low, term.clip_high
-                )
-                sums[f"objective/{name}/clip_fraction"] = clipped_T.float().sum()
-            elif term.targets == "trace":
-                value_T = -student_T
-            elif columns.teacher_argmax_T is not None:
-                value_T = -out_TK[:, 1]
-            else:  # a guidance whose weight has reached 0: the teacher was not asked
+            if name not in now.terms:
                 continue
-            value = (columns.scales_TJ[:, j] * value_T).sum()
+            value_T, facts = _value(now.terms[name], j, view)
+            # A token that does not count may have no finite value: its scale of 0 would make it NaN.
+            scale_T = columns.scales_TJ[:, j]
+            value = (scale_T * value_T.where(scale_T != 0, 0.0)).sum()
             sums[f"objective/{name}/loss"] = value.detach()
+            if getattr(term, "gates", None) and columns.gates_TJ is not None:
+                facts["gate"] = columns.gates_TJ[:, j]
+            for fact, fact_T in () if reads_traces(term) else facts.items():
+                sums[f"objective/{name}/{fact}"] = fact_T.float().where(columns.sampled_T, 0.0).sum()
             total = total + weight_at(term.weight, step) * value
         sums["train/loss"] = total.detach()
         return total, sums
 
+    def _view(
+        self, head: Distribution, columns: Columns, step: int, now: MethodConfig, teacher: Callable[[], Any] | None
+    ) -> View:
+        settings: dict[str, Any] = {"temperature": self.temperature, "valid_vocab_size": self.valid_vocab_size}
+        ids = [columns.ids_T[:, None]]
+        if columns.teacher_argmax_T is not None:
+            ids.append(columns.teacher_argmax_T[:, None])
+        topk = plan(now).topk
+        if topk:
+            assert columns.topk_ids_TK is not None, "the plan asks for the teacher's top-k"
+            ids.append(columns.topk_ids_TK[:, :topk])
+        out_TK, entropy_T = head.logprobs(torch.cat(ids, dim=1), with_entropy=True, **settings)
+        student_T, rest_TK = out_TK[:, 0], out_TK[:, 1:]
 
-def _common_sums(columns: Columns, old_T: Tensor, entropy_T: Tensor) -> dict[str, Tensor]:
+        def divergence(term: DivergenceTerm) -> Tensor:
+            assert teacher is not None, "the plan asks for the teacher's head"
+            return head.divergence(teacher(), kind=term.divergence, alpha=term.alpha, beta=term.beta, **settings)
+
+        return View(
+            columns, step, student_T,
+            argmax_T=rest_TK[:, 0] if columns.teacher_argmax_T is not None else student_T[:0],
+            topk_TK=rest_TK[:, rest_TK.shape[1] - topk :],
+            entropy_T=entropy_T,
+            old_T=student_T.detach() if columns.old_logprobs_T is None else columns.old_logprobs_T,
+            divergence=divergence,
+        )  # fmt: skip
+
+
+def _value(term: Term, j: int, view: View) -> tuple[Tensor, dict[str, Tensor]]:
+    """A term's loss per token, and per-token numbers for the metrics."""
+    match term:
+        case PolicyGradientTerm():
+            advantages_T = _advantages(term, j, view)
+            policies = Policies(view.student_T, view.old_T, view.columns)
+            value_T, clipped_T = policy_gradient(term.ratio, policies, advantages_T)
+            return value_T, {"clip_fraction": clipped_T, "advantage": advantages_T}
+        case CrossEntropyTerm():
+            return -(view.student_T if term.targets == "trace" else view.argmax_T), {}
+        case TopKTerm():
+            assert view.columns.topk_logprobs_TK is not None, "the plan asks for the teacher's top-k"
+            return on_topk(term, view.topk_TK, view.columns.topk_logprobs_TK)
+        case DivergenceTerm():
+            return view.divergence(term), {}
+        case EntropyTerm():
+            return -view.entropy_T, {}
+
+
+def _advantages(term: PolicyGradientTerm, j: int, view: View) -> Tensor:
+    """Float32 [T], detached."""
+    columns, step = view.columns, view.step
+    assert columns.advantages_TJ is not None, "every method with a policy gradient has this column"
+    total_T, factors = columns.advantages_TJ[:, j], []
+    for each in term.advantages.values():
+        weight = weight_at(each.weight, step)
+        if isinstance(each, LogRatioAdvantage):
+            total_T = total_T + weight * transformed(_delta(each, view), each)
+        elif isinstance(each, ShapingAdvantage):
+            total_T = total_T + weight * _shaping(each, view)
+        elif isinstance(each, TopKAdvantage):
+            assert columns.topk_logprobs_TK is not None, "the plan asks for the teacher's top-k"
+            student_TK, teacher_TK = view.topk_TK[:, : each.k].detach(), columns.topk_logprobs_TK[:, : each.k]
+            total_T = total_T - weight * truncated_forward_kl(student_TK, teacher_TK, tail="none").loss_T
+        elif isinstance(each, LogRatioFactor):
+            factors.append((weight, each.clip))
+    for weight, clip in factors:
+        assert columns.teacher_logprobs_T is not None, "the plan asks for the teacher"
+        total_T = total_T * factor(total_T, log_ratio(columns.teacher_logprobs_T, view.old_T), weight, clip)
+    return total_T
+
+
+def _delta(advantage: LogRatioAdvantage, view: View) -> Tensor:
+    columns = view.columns
+    model_T = columns.teacher_logprobs_T if advantage.model == "teacher" else columns.reference_logprobs_T
+    assert model_T is not None, "the plan asks for the model"
+    anchors = {"current": view.student_T, "old": view.old_T, "rollout": columns.rollout_logprobs_T}
+    anchor_T = anchors[advantage.anchor]
+    assert anchor_T is not None, "sampled tokens have the sampler's logprobs"
+    return log_ratio(model_T, anchor_T)
+
+
+def _shaping(advantage: ShapingAdvantage, view: View) -> Tensor:
+    columns = view.columns
+    assert columns.teacher_argmax_T is not None and columns.teacher_logprobs_T is not None
+    if advantage.signal == "argmax_logprob":
+        return view.argmax_T.detach()
+    if advantage.signal == "argmax_indicator":
+        return (columns.ids_T == columns.teacher_argmax_T).float()
+    return columns.teacher_logprobs_T.clamp(min=LOWEST)
+
+
+def _common_sums(view: View, counted_T: Tensor) -> dict[str, Tensor]:
+    columns, old_T = view.columns, view.old_T
+    count = lambda values_T: values_T.float().where(counted_T, 0.0).sum()  # noqa: E731
     sums = {
-        "tokens": torch.tensor(float(len(old_T)), device=old_T.device),
-        "student/entropy/mean": entropy_T.sum(),
+        "tokens": counted_T.float().sum(),
+        "student/entropy/mean": count(view.entropy_T.detach()),
     }
     if columns.rollout_logprobs_T is not None:
         difference_T = old_T - columns.rollout_logprobs_T
-        sums["mismatch/logprob_abs/mean"] = difference_T.abs().sum()
+        sums["mismatch/logprob_abs/mean"] = count(difference_T.abs())
         # k3 estimate of KL(rollout engine || trainer): non-negative, zero only when equal
-        sums["mismatch/kl/mean"] = (difference_T.expm1() - difference_T).sum()
-    if columns.teacher_argmax_T is not None:
-        sums["teacher/agreement/mean"] = (columns.ids_T == columns.teacher_argmax_T).float().sum()
+        sums["mismatch/kl/mean"] = count(difference_T.expm1() - difference_T)
+    if columns.teacher_argmax_T is not None and columns.teacher_logprobs_T is not None:
+        sums["teacher/agreement/mean"] = count(columns.ids_T == columns.teacher_argmax_T)
+        sums["teacher/log_ratio/mean"] = count(log_ratio(columns.teacher_logprobs_T, old_T))
     return sums
 
 
-PER_TOKEN = ("mean", "clip_fraction")  # last parts of metric names that are divided by the number of tokens
-
-
 def finish(sums: dict[str, float]) -> dict[str, float]:
-    """Sums over all micro-batches and replicas -> the metrics of the update."""
+    """Sums over all micro-batches and replicas -> the metrics of the update: all but losses are means over tokens."""
     tokens = max(sums.pop("tokens"), 1.0)
-    return {name: value / tokens if name.rsplit("/", 1)[-1] in PER_TOKEN else value for name, value in sums.items()}
+    whole = lambda name: name.startswith("train/") or name.endswith("/loss")  # noqa: E731
+    return {name: value if whole(name) else value / tokens for name, value in sums.items()}

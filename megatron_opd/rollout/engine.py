@@ -72,13 +72,15 @@ class RolloutEngine:
         temperature: float,
         top_p: float = 1.0,
         seed: int,
+        prefix_of: Callable[[Prompt, int], np.ndarray] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Rollout]:
         """`samples_per_prompt` completions of each prompt, prompt-major. Temperature 0 is greedy.
 
         A sample's tokens depend on (seed, step, prompt.index, sample) and the weights, not on the rank or on the other
         prompts; its logprobs (nats, of the distribution sampled from: after temperature and top_p) do so up to
-        rounding, and bit for bit when the call is the same. `on_progress(done, total)` counts completions.
+        rounding, and bit for bit when the call is the same. `prefix_of(prompt, sample)` gives the first tokens of a
+        completion, at least one fewer than it may have. `on_progress(done, total)` counts completions.
         Raises RunError when the engine does not hold `version` or fails; it then has no requests left.
         """
         if version != self.policy_version:
@@ -88,21 +90,23 @@ class RolloutEngine:
             return []
         from vllm import SamplingParams
 
+        given = [prefix_of(*request) if prefix_of else np.empty(0, np.int32) for request in requests]
         params = [
             SamplingParams(
                 temperature=temperature,
                 top_p=top_p,
-                max_tokens=self._room(prompt, max_completion_tokens),
+                max_tokens=self._room(prompt, max_completion_tokens) - len(prefix),
                 seed=_sample_seed(seed, step, prompt.index, sample),
                 logprobs=0,  # the sampled token's only
                 flat_logprobs=True,
                 detokenize=False,  # text is decoded once, at the end
             )
-            for prompt, sample in requests
+            for (prompt, sample), prefix in zip(requests, given, strict=True)
         ]
+        contexts = [np.concatenate([p.token_ids, prefix]) for (p, _), prefix in zip(requests, given, strict=True)]
         self._wake()
         try:
-            outputs = self._run([prompt for prompt, _ in requests], params, on_progress)
+            outputs = self._run(contexts, params, on_progress)
         except OpdError:
             raise
         except Exception as error:
@@ -110,16 +114,16 @@ class RolloutEngine:
         finally:
             self._sleep()
         return [
-            self._rollout(prompt, sample, output, version)
-            for (prompt, sample), output in zip(requests, outputs, strict=True)
+            self._rollout(prompt, sample, prefix, output, version)
+            for (prompt, sample), prefix, output in zip(requests, given, outputs, strict=True)
         ]
 
-    def _run(self, prompts: list[Prompt], params: list, on_progress: Callable[[int, int], None] | None) -> list:
+    def _run(self, contexts: list[np.ndarray], params: list, on_progress: Callable[[int, int], None] | None) -> list:
         # Keys and values of older weights must not be seen; those of an earlier call would make the numbers of this
         # one depend on the run's history, and a resumed run differ.
         if not self._llm.reset_prefix_cache():
             raise RunError("vLLM did not give up its prefix cache: requests of another call are still running")
-        token_ids = [{"prompt_token_ids": prompt.token_ids.tolist()} for prompt in prompts]
+        token_ids = [{"prompt_token_ids": context.tolist()} for context in contexts]
         engine = self._llm.llm_engine
         request_ids = self._llm.enqueue(token_ids, params, use_tqdm=False)
         outputs = []
@@ -129,7 +133,7 @@ class RolloutEngine:
                     finished = [output for output in engine.step() if output.finished]
                     outputs += finished
                     if on_progress and finished:
-                        on_progress(len(outputs), len(prompts))
+                        on_progress(len(outputs), len(contexts))
         except BaseException:  # Ctrl-C too must leave an engine without requests
             engine.abort_request(request_ids, internal=True)
             raise
@@ -144,19 +148,21 @@ class RolloutEngine:
             )
         return min(max_completion_tokens, room)
 
-    def _rollout(self, prompt: Prompt, sample: int, output: Any, version: int) -> Rollout:
+    def _rollout(self, prompt: Prompt, sample: int, given: np.ndarray, output: Any, version: int) -> Rollout:
         completion = output.outputs[0]
         if completion.finish_reason not in ("stop", "length"):
             raise RunError(f"vLLM ended the completion of prompt {prompt.index} with {completion.finish_reason!r}")
-        token_ids = list(completion.token_ids)
+        token_ids = [*given.tolist(), *completion.token_ids]
+        logprobs = [0.0] * len(given) + list(completion.logprobs.logprobs)
         return Rollout(
             prompt=prompt,
             sample=sample,
             token_ids=np.array(token_ids, np.int32),
-            logprobs=np.array(completion.logprobs.logprobs, np.float32),
+            logprobs=np.array(logprobs, np.float32),
             text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
             finish_reason=completion.finish_reason,
             policy_version=version,
+            given=len(given),
         )
 
     # ------------------------------------------------------------------------------------------------ weights

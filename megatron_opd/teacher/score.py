@@ -40,31 +40,50 @@ class Teacher:
         self.micro_batch_size, self.temperature = micro_batch_size, temperature
 
     @torch.no_grad()
-    def score(self, rollouts: Sequence[Rollout]) -> TeacherSignals:
-        """Argmax id, logprob of the student's token and entropy at every completion token. Collective over the world.
+    def score(self, rollouts: Sequence[Rollout], topk: int = 0) -> TeacherSignals:
+        """Argmax id, logprob of the student's token, entropy and top-k at every completion token.
 
-        Every rank passes the same rollouts and receives all signals. The replicas of the teacher score a share each;
-        their results meet in one sum of [T, 3] numbers, to which one rank per replica contributes.
+        Every rank passes the same rollouts and receives all signals: collective over the world. The replicas of the
+        teacher score a share each; their results meet in one sum of [T, 3 + 2 topk] numbers, to which one rank per
+        replica contributes.
         """
         batches = micro_batches(rollouts, self.parallel, self.micro_batch_size)
-        scored = schedule.run(self.chunks, self.parallel, batches, self._signals(rollouts), forward_only=True)
+        scored = schedule.run(self.chunks, self.parallel, batches, self._signals(rollouts, topk), forward_only=True)
         total = int(token_offsets(rollouts)[-1])
         # float32 carries ids exactly up to 2**24.
-        out_T3 = torch.zeros(total, 3, device=self.parallel.device)
+        out_TX = torch.zeros(total, 3 + 2 * topk, device=self.parallel.device)
         if self.parallel.is_signal_source:
-            for batch, part_T3 in zip(batches, scored, strict=True):
-                out_T3[batch.rows_T] = part_T3
-        dist.all_reduce(out_T3)
-        values = out_T3.cpu().numpy()
-        return TeacherSignals(values[:, 0].astype(np.int32), values[:, 1].copy(), values[:, 2].copy())
+            for batch, part_TX in zip(batches, scored, strict=True):
+                out_TX[batch.rows_T] = part_TX
+        dist.all_reduce(out_TX)
+        values = out_TX.cpu().numpy()
+        ids_TK, logprobs_TK = values[:, 3 : 3 + topk].astype(np.int32), values[:, 3 + topk :].copy()
+        return TeacherSignals(
+            values[:, 0].astype(np.int32), values[:, 1].copy(), values[:, 2].copy(),
+            ids_TK if topk else None, logprobs_TK if topk else None,
+        )  # fmt: skip
 
-    def _signals(self, rollouts: Sequence[Rollout]) -> schedule.LossFunction:
+    @torch.no_grad()
+    def head(self, batch: MicroBatch) -> Head:
+        """The model's head at the positions of a micro-batch, on every rank of a layout without pipeline stages."""
+        heads: list[Head] = []
+
+        def keep(_: MicroBatch, head: Head) -> tuple[Tensor, None]:
+            heads.append(head)
+            return head.hidden_TD.new_zeros(()), None
+
+        schedule.run(self.chunks, self.parallel, [batch], keep, forward_only=True)
+        return heads[0]
+
+    def _signals(self, rollouts: Sequence[Rollout], topk: int) -> schedule.LossFunction:
         ids_T = torch.from_numpy(np.concatenate([r.token_ids for r in rollouts])).long()
 
         def signals(batch: MicroBatch, head: Head) -> tuple[Tensor, Tensor]:
             ids_T1 = ids_T[batch.rows_T, None].to(self.parallel.device)
-            best = head.topk(1, ids_T1, temperature=self.temperature, valid_vocab_size=self.vocab_size)
-            out_T3 = torch.cat([best.ids_TK.float(), best.logprobs_TJ, best.entropy_T[:, None]], dim=1)
-            return out_T3.new_zeros(()), out_T3
+            best = head.topk(max(topk, 1), ids_T1, temperature=self.temperature, valid_vocab_size=self.vocab_size)
+            columns = [best.ids_TK[:, :1], best.logprobs_TJ, best.entropy_T[:, None]]
+            columns += [best.ids_TK[:, :topk], best.logprobs_TK[:, :topk]]
+            out_TX = torch.cat([column.float() for column in columns], dim=1)
+            return out_TX.new_zeros(()), out_TX
 
         return signals

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,19 +11,21 @@ from torch import Tensor
 
 from megatron_opd.errors import RunError
 from megatron_opd.mcore import schedule
-from megatron_opd.mcore.batch import Columns, MicroBatch, micro_batches, token_offsets
+from megatron_opd.mcore.batch import Columns, MicroBatch, flatten, micro_batches, token_offsets
 from megatron_opd.mcore.head import Head
 from megatron_opd.mcore.parallel import Parallel
-from megatron_opd.records import Rollout
+from megatron_opd.records import Rollout, StudentSignals
 from megatron_opd.train.student import Student
 
-# (head, columns, step) -> (loss, sums for the metrics)
-Objective = Callable[[Head, Columns, int], tuple[Tensor, dict[str, Tensor]]]
+# (head, columns, step, the teacher's head if a term asks) -> (loss, sums for the metrics)
+Objective = Callable[[Head, Columns, int, Callable[[], Head] | None], tuple[Tensor, dict[str, Tensor]]]
+TeacherHead = Callable[[MicroBatch], Head]
 
 
 def update(
-    student: Student, rollouts: Sequence[Rollout], columns: Columns, objective: Objective, *, step: int, micro_size: int
-) -> tuple[dict[str, float], bool]:
+    student: Student, rollouts: Sequence[Rollout], columns: Columns, objective: Objective, *, step: int,
+    micro_size: int, teacher_head: TeacherHead | None = None,
+) -> tuple[dict[str, float], bool]:  # fmt: skip
     """Forward, backward and optimizer step on `rollouts`. Collective over the world.
 
     Returns the metric sums over all micro-batches and replicas, with `train/grad_norm` (before clipping) and
@@ -36,7 +38,8 @@ def update(
     student.optimizer.zero_grad()
 
     def loss(batch: MicroBatch, head: Head) -> tuple[Tensor, dict[str, Tensor]]:
-        return objective(head, columns.take(batch.rows_T, parallel.device), step)
+        teacher = partial(teacher_head, batch) if teacher_head else None
+        return objective(head, columns.take(batch.rows_T, parallel.device), step, teacher)
 
     batches = micro_batches(rollouts, parallel, micro_size)
     collected = schedule.run(
@@ -80,62 +83,66 @@ def _last_stage_rank(parallel: Parallel) -> int:
     return dist.get_world_size() - 1
 
 
-def student_logprobs(student: Student, rollouts: Sequence[Rollout], columns: Columns, *, temperature: float,
-                     micro_size: int) -> Tensor:  # fmt: skip
-    """Logprobs of the sampled tokens under the present weights, float32 [T] on the host, equal on every rank."""
+def student_signals(
+    student: Student, rollouts: Sequence[Rollout], *, temperature: float, micro_size: int
+) -> StudentSignals:
+    """Logprobs of the completion tokens and entropy under the present weights, equal on every rank."""
     parallel = student.parallel
+    ids_T = flatten([r.token_ids for r in rollouts], torch.long)
 
-    def loss(batch: MicroBatch, head: Head) -> tuple[Tensor, Tensor]:
-        ids_T1 = columns.ids_T[batch.rows_T, None].to(parallel.device)
-        out_T1 = head.logprobs(ids_T1, temperature=temperature, valid_vocab_size=student.arch.vocab_size)
-        return out_T1.new_zeros(()), out_T1[:, 0]
+    def signals(batch: MicroBatch, head: Head) -> tuple[Tensor, Tensor]:
+        out_T1, entropy_T = head.logprobs(
+            ids_T[batch.rows_T, None].to(parallel.device), temperature=temperature,
+            valid_vocab_size=student.arch.vocab_size, with_entropy=True,
+        )  # fmt: skip
+        return out_T1.new_zeros(()), torch.stack([out_T1[:, 0], entropy_T], dim=1)
 
     batches = micro_batches(rollouts, parallel, micro_size)
     with torch.no_grad():
         collected = schedule.run(
-            student.chunks, parallel, batches, loss, forward_only=True, fused_output_layer=student.fused_output_layer
-        )
-    out_T = torch.zeros(int(token_offsets(rollouts)[-1]), device=parallel.device)
+            student.chunks, parallel, batches, signals, forward_only=True,
+            fused_output_layer=student.fused_output_layer,
+        )  # fmt: skip
+    out_T2 = torch.zeros(len(ids_T), 2, device=parallel.device)
     if parallel.is_signal_source:
-        for batch, part_T in zip(batches, collected, strict=True):
-            out_T[batch.rows_T] = part_T
-    dist.all_reduce(out_T)
-    return out_T.cpu()
+        for batch, part_T2 in zip(batches, collected, strict=True):
+            out_T2[batch.rows_T] = part_T2
+    dist.all_reduce(out_T2)
+    values = out_T2.cpu().numpy()
+    return StudentSignals(values[:, 0].copy(), values[:, 1].copy())
 
 
 class Trainer:
     """The updates of a step, and the count of updates in a row that had to be skipped."""
 
     def __init__(self, student: Student, objective: Objective, *, updates_per_step: int, micro_size: int,
-                 temperature: float, max_skipped: int) -> None:  # fmt: skip
+                 temperature: float, max_skipped: int, teacher_head: TeacherHead | None = None) -> None:  # fmt: skip
         self.student, self.objective = student, objective
         self.updates_per_step, self.micro_size, self.temperature = updates_per_step, micro_size, temperature
-        self.max_skipped = max_skipped
+        self.max_skipped, self.teacher_head = max_skipped, teacher_head
         self.skipped_in_a_row = 0
+
+    def signals(self, rollouts: Sequence[Rollout]) -> StudentSignals:
+        """The student's view of the rollouts, before the updates."""
+        return student_signals(
+            self.student, rollouts, temperature=self.temperature, micro_size=self.micro_size
+        )  # fmt: skip
 
     def step(
         self, rollouts: Sequence[Rollout], build: Callable[[slice, slice], Columns], *, step: int
     ) -> list[dict[str, float]]:
-        """One update per equal part of `rollouts`; `build(rollout_slice, token_slice)` makes the columns of a part.
-
-        With several updates the importance ratio is anchored at the weights before the first of them.
-        """
+        """One update per equal part of `rollouts`; `build(rollout_slice, token_slice)` makes the columns of a part."""
         offsets = token_offsets(rollouts)
         size = len(rollouts) // self.updates_per_step
         bounds = [(u * size, (u + 1) * size) for u in range(self.updates_per_step)]
         parts = [(slice(a, b), slice(int(offsets[a]), int(offsets[b]))) for a, b in bounds]
-        batches = [(rollouts[r], build(r, t)) for r, t in parts]
-        if self.updates_per_step > 1:
-            batches = [(r, replace(c, old_logprobs_T=self._old(r, c))) for r, c in batches]
-        return [self._update(r, c, step) for r, c in batches]
-
-    def _old(self, rollouts: Sequence[Rollout], columns: Columns) -> Tensor:
-        return student_logprobs(
-            self.student, rollouts, columns, temperature=self.temperature, micro_size=self.micro_size
-        )
+        return [self._update(rollouts[r], build(r, t), step) for r, t in parts]
 
     def _update(self, rollouts: Sequence[Rollout], columns: Columns, step: int) -> dict[str, float]:
-        sums, applied = update(self.student, rollouts, columns, self.objective, step=step, micro_size=self.micro_size)
+        sums, applied = update(
+            self.student, rollouts, columns, self.objective,
+            step=step, micro_size=self.micro_size, teacher_head=self.teacher_head,
+        )  # fmt: skip
         self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + 1
         if self.skipped_in_a_row > self.max_skipped:
             raise RunError(

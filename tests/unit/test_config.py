@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from megatron_opd.config.check import check_run_directory, preflight, processes_needed
 from megatron_opd.config.load import dump_config, load_config, recipe_files
 from megatron_opd.config.methods import CATALOGUE
-from megatron_opd.config.schema import CrossEntropyTerm, LinearDecay, RunConfig
+from megatron_opd.config.parts import LinearDecay
+from megatron_opd.config.schema import RunConfig
+from megatron_opd.config.terms import CrossEntropyTerm
 from megatron_opd.config.validate import differences, key_paths
 from megatron_opd.errors import ConfigError, OpdError
 from tests.unit.tiny_model_files import TOKENS, write_model, write_recipe
@@ -55,7 +57,7 @@ def test_a_mapping_changes_keys_of_the_catalogue_entry(recipe: str) -> None:
 
 
 def test_overrides_reach_terms_whatever_the_spelling(recipe: str, tmp_path: Path) -> None:
-    overrides = ["method.guidance.weight=0.5", "method.policy.clip_high=0.28"]
+    overrides = ["method.guidance.weight=0.5", "method.policy.ratio.clip_high=0.28"]
     config = load_config(recipe, overrides)
     assert config.method.terms["guidance"].weight == 0.5
     stored = tmp_path / "config.yaml"
@@ -163,7 +165,7 @@ REFUSED = {
     "method.name=grpo": "cannot be overridden; method=NAME chooses another method",
     "method.guidence.weight=1": "unknown term; did you mean guidance? known: policy, guidance",
     "method={name: tgpo, guidence: {weight: 1}}": "unknown term; did you mean guidance? known: policy, guidance",
-    "method.guidance.wieght=1": "unknown key; did you mean weight? known: kind, targets, weight, aggregate",
+    "method.guidance.wieght=1": "unknown key; did you mean weight? known: kind, targets, weight, gates,",
     "method.guidance.weight=abc": "must be a number, got 'abc'",
     "method.guidance.weight=-1": "must be greater than or equal to 0, got -1",
     "method.guidance.weight={}": "method.guidance.weight.start: missing",
@@ -270,7 +272,7 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
         ["method.guidance.weight={start: 0.1, decay: 0}"], None),
     "method.guidance.weight.floor: 0.2 is not below start=0.1": (
         ["method.guidance.weight={start: 0.1, decay: 0.1, floor: 0.2}"], None),
-    "method.p: cannot be combined with a term on traces": (
+    "method.t: is on traces beside terms on samples; set method.traces_per_group or method.prefix": (
         ["method={name: m, terms: {t: {kind: cross_entropy, targets: trace}, p: {kind: policy_gradient}}}",
          "teacher=null"], None),
     "max_sequence_length: 65 is more than the student's max_position_embeddings=64": (["max_sequence_length=65"], None),
@@ -301,9 +303,9 @@ def test_preflight_names_the_key(recipe: str, problem: str) -> None:
 
 
 def test_preflight_warns_of_what_may_be_meant(recipe: str) -> None:
-    overrides = ["method.guidance.weight=0", "method.policy.clip_high=0.28", "train.optimizer.warmup_steps=9"]
+    overrides = ["method.guidance.weight=0", "method.policy.ratio.clip_high=0.28", "train.optimizer.warmup_steps=9"]
     assert [text.split(":")[0] for text in preflight(load_config(recipe, overrides), world_size=1)] == [
-        "method.policy.clip_high",
+        "method.policy.ratio.clip_high",
         "method.guidance.weight",
         "train.optimizer.warmup_steps",
     ]

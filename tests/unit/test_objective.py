@@ -1,84 +1,69 @@
-"""Terms of the loss: exact expected gradients on an enumerable policy, denominators, advantages, schedules."""
+"""Mechanics of the objective: clips, aggregation, gates, corrections, signals. Gradients: test_method_gradients."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from megatron_opd.config.methods import CATALOGUE
-from megatron_opd.config.schema import CrossEntropyTerm, LinearDecay, MethodConfig, PolicyGradientTerm
+from megatron_opd.config.parts import (
+    ClippedRatio,
+    Correction,
+    CosineDecay,
+    DetachedRatio,
+    EndGate,
+    EntropyQuantileGate,
+    FinishedGate,
+    LinearDecay,
+    LogRatioFactor,
+    RewardAdvantage,
+    ShapedProbability,
+    SigmoidGate,
+    Switch,
+    TrustGate,
+)
+from megatron_opd.config.plan import active, plan, weight_at
+from megatron_opd.config.terms import CrossEntropyTerm, MethodConfig, PolicyGradientTerm, TopKTerm
 from megatron_opd.mcore.batch import Columns
-from megatron_opd.mcore.vocab_parallel import logprobs
-from megatron_opd.objective.columns import build_columns, group_advantages, token_scales
-from megatron_opd.objective.loss import Objective, finish, policy_gradient
-from megatron_opd.objective.plan import Plan, plan, weight_at
-from megatron_opd.records import Prompt, Rollout, TeacherSignals
+from megatron_opd.objective.advantages import factor, group_advantages
+from megatron_opd.objective.batch import Batch
+from megatron_opd.objective.columns import build_columns, denominators
+from megatron_opd.objective.estimators import Policies, clipped, policy_gradient
+from megatron_opd.objective.gates import correction, gates
+from megatron_opd.objective.loss import Objective, finish
+from megatron_opd.records import Prompt, Rollout, Signals, StudentSignals, TeacherSignals
+from tests.unit.categorical import OnLogits
 
 V = 7
 
 
-def rollout(tokens, *, group=0, reward=0.0):
+def rollout(tokens, *, group=0, sample=0, reward=0.0, given=0, finish_reason="stop", logprobs=None):
     prompt = Prompt(group, "", "", "", np.array([1], np.int32))
-    n = len(tokens)
     ids = np.array(tokens, np.int32)
-    return Rollout(prompt, 0, ids, np.full(n, -1.0, np.float32), "", "stop", 0, group=group, reward=reward)
+    logprobs = np.full(len(tokens), -1.0, np.float32) if logprobs is None else np.array(logprobs, np.float32)
+    return Rollout(
+        prompt, sample, ids, logprobs, "", finish_reason, 0, group=group, reward=reward, given=given
+    )  # fmt: skip
 
 
-@dataclass
-class OnLogits:
-    """A head whose logits are given."""
-
-    logits_TV: torch.Tensor
-
-    def logprobs(self, ids_TK, **settings):
-        return logprobs(self.logits_TV, ids_TK, None, **settings)
-
-
-def objective(*terms):
-    return Objective(MethodConfig("test", {f"term{i}": t for i, t in enumerate(terms)}), V, 1.0)
-
-
-def gradient_on_every_token(term, *, advantages=None, argmax=None):
-    """The expected gradient of `term` for one categorical state: all tokens, each weighted with its probability."""
-    logits = torch.linspace(-1, 2, V).sin().repeat(V, 1).requires_grad_()
-    probabilities = logits[0].softmax(0).detach()
-    columns = Columns(
-        ids_T=torch.arange(V),
-        scales_TJ=probabilities[:, None],
-        advantages_T=advantages,
-        teacher_argmax_T=None if argmax is None else torch.full((V,), argmax),
+def batch_of(*rollouts, teacher=None, student=None, entropy=None, step=0):
+    """logprobs of the teacher and the student per token."""
+    tokens = sum(r.num_tokens for r in rollouts)
+    zeros = np.zeros(tokens, np.float32)
+    of_teacher = TeacherSignals(np.full(tokens, 5, np.int32), zeros if teacher is None else np.float32(teacher), zeros)
+    of_student = StudentSignals(
+        zeros if student is None else np.float32(student), zeros if entropy is None else np.float32(entropy)
     )
-    loss, _ = objective(term)(OnLogits(logits), columns, 0)
-    loss.backward()
-    return logits.grad.sum(0).double(), logits[0].detach().double()
+    return Batch(rollouts, Signals(of_teacher, None, of_student), seed=0, step=step)
 
 
-def reference_gradient(function, logits):
-    z = logits.clone().requires_grad_()
-    function(z.log_softmax(0)).backward()
-    return z.grad
-
-
-def test_policy_gradient_is_the_gradient_of_the_expected_reward():
-    rewards = torch.randn(V, generator=torch.Generator().manual_seed(0))
-    got, logits = gradient_on_every_token(PolicyGradientTerm("policy_gradient"), advantages=rewards)
-    want = reference_gradient(lambda log_p: -(log_p.exp() * rewards.double()).sum(), logits)
-    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
-
-
-def test_guidance_is_the_gradient_of_the_cross_entropy_to_the_teachers_argmax():
-    got, logits = gradient_on_every_token(CrossEntropyTerm("cross_entropy", "teacher_argmax"), argmax=4)
-    torch.testing.assert_close(got, reference_gradient(lambda log_p: -log_p[4], logits), rtol=1e-5, atol=1e-6)
-
-
-def test_guidance_depends_on_the_teacher():
-    term = CrossEntropyTerm("cross_entropy", "teacher_argmax")
-    assert not torch.equal(gradient_on_every_token(term, argmax=4)[0], gradient_on_every_token(term, argmax=3)[0])
+def columns_of(method, *rollouts, **signals):
+    return build_columns(method, batch_of(*rollouts, **signals), max_completion_tokens=10)
 
 
 @pytest.mark.parametrize(
-    ("ratio", "advantage", "loss", "clipped"),
+    ("ratio", "advantage", "loss", "stopped"),
     [
         (1.5, 2.0, -2.6, True),  # clip high binds: 1.3 * 2
         (1.5, -2.0, 3.0, False),  # a worse action made likelier is not clipped
@@ -87,14 +72,21 @@ def test_guidance_depends_on_the_teacher():
         (1.0, 2.0, -2.0, False),
     ],
 )
-def test_clip_low_and_high(ratio, advantage, loss, clipped):
-    old = torch.zeros(1)
+def test_clip_low_and_high(ratio, advantage, loss, stopped):
     new = torch.tensor([np.log(ratio)], dtype=torch.float32, requires_grad=True)
-    value, active = policy_gradient(new, old, torch.tensor([advantage]), 0.2, 0.3)
+    value, active = clipped(new.exp(), torch.tensor([advantage]), 0.2, 0.3)
     value.sum().backward()
     assert value.item() == pytest.approx(loss, rel=1e-6)
-    assert bool(active) is clipped
-    assert (new.grad == 0).item() is clipped
+    assert bool(active) is stopped
+    assert (new.grad == 0).item() is stopped
+
+
+def test_dual_clip_bounds_the_loss_of_negative_advantages():
+    rho = torch.tensor([5.0, 5.0, 1.0], requires_grad=True)
+    value, active = clipped(rho, torch.tensor([-1.0, 1.0, -1.0]), 0.2, 0.2, 3.0)
+    value.sum().backward()
+    torch.testing.assert_close(value, torch.tensor([3.0, -1.2, 1.0]))
+    assert active.tolist() == [True, True, False] and (rho.grad == 0).tolist() == [True, True, False]
 
 
 def test_advantages_are_normalised_within_groups_with_the_unbiased_deviation():
@@ -105,70 +97,255 @@ def test_advantages_are_normalised_within_groups_with_the_unbiased_deviation():
     np.testing.assert_allclose(group_advantages(rewards, groups, "mean", 1e-6)[:4], [0.5, -0.5, -0.5, 0.5])
 
 
-def test_scales_add_up_to_one_and_follow_the_aggregation():
-    lengths = np.array([3, 1, 4])
-    np.testing.assert_allclose(token_scales(lengths, "token-mean"), np.full(8, 1 / 8))
-    per_sequence = token_scales(lengths, "seq-mean-token-mean")
-    np.testing.assert_allclose([per_sequence[:3].sum(), per_sequence[3:4].sum(), per_sequence[4:].sum()], [1 / 3] * 3)
+def test_leave_one_out_and_raw_rewards():
+    rewards, groups = np.array([1.0, 0, 0, 0.5]), np.array([0, 0, 0, 1])
+    np.testing.assert_allclose(group_advantages(rewards, groups, "leave_one_out", 1e-6), [1, -0.5, -0.5, 0])
+    np.testing.assert_allclose(group_advantages(rewards, groups, "none", 1e-6), rewards)
+
+
+# ------------------------------------------------------------------------------------------------ denominators
+def test_aggregates():
+    batch = batch_of(rollout([1, 2, 3]), rollout([4]), rollout([1, 2, 3, 4]))
+    every = torch.ones(8, dtype=torch.float64)
+    each = lambda aggregate: denominators(every, batch, aggregate, 10)  # noqa: E731
+    torch.testing.assert_close(each("token-mean"), every / 8)
+    per_sequence = torch.tensor([1 / 9] * 3 + [1 / 3] + [1 / 12] * 4, dtype=torch.float64)
+    torch.testing.assert_close(each("seq-mean-token-mean"), per_sequence)
+    torch.testing.assert_close(each("seq-mean-token-sum"), every / 3)
+    torch.testing.assert_close(each("seq-mean-token-sum-norm"), every / 30)
+    torch.testing.assert_close(each("token-sum"), every)
 
 
 def test_columns_of_each_rollout_and_term():
-    method = CATALOGUE["tgpo"].method
-    rollouts = [rollout([2, 3], reward=1.0), rollout([4], reward=0.0)]
-    teacher = TeacherSignals(np.array([5, 6, 0], np.int32), np.zeros(3, np.float32), np.zeros(3, np.float32))
-    columns = build_columns(method, rollouts, teacher)
-    assert columns.ids_T.tolist() == [2, 3, 4]
-    assert columns.teacher_argmax_T.tolist() == [5, 6, 0]
-    assert columns.advantages_T.tolist() == pytest.approx([2**-0.5, 2**-0.5, -(2**-0.5)], rel=1e-5)
+    columns = columns_of(CATALOGUE["tgpo"].method, rollout([2, 3], reward=1.0), rollout([4]))
+    assert columns.ids_T.tolist() == [2, 3, 4] and columns.teacher_argmax_T.tolist() == [5, 5, 5]
+    assert columns.advantages_TJ[:, 0].tolist() == pytest.approx([2**-0.5, 2**-0.5, -(2**-0.5)], rel=1e-5)
     torch.testing.assert_close(columns.scales_TJ, torch.tensor([[1 / 3, 1 / 4], [1 / 3, 1 / 4], [1 / 3, 1 / 2]]))
 
 
+@pytest.mark.parametrize("name", ["tropd_clip", "tgpo", "luffy"])
+def test_tokens_the_student_did_not_sample_do_not_dilute_the_others(name):
+    """Prefixes and traces have a term of their own; the scales of the sampled tokens do not see them."""
+    method, own = CATALOGUE[name].method, (rollout([2, 3], reward=1.0), rollout([4]))
+    alone = columns_of(method, *own).scales_TJ
+    mixed = columns_of(method, *own, rollout([6, 6, 6], given=3), rollout([5, 5], given=1)).scales_TJ
+    of_samples = [j for j, term in enumerate(method.terms.values())
+                  if not ((isinstance(term, CrossEntropyTerm) and term.targets == "trace")
+                          or isinstance(getattr(term, "ratio", None), ShapedProbability))]  # fmt: skip
+    assert of_samples
+    for j in of_samples:
+        share = alone[:, j] / alone[:, j].sum()
+        torch.testing.assert_close(mixed[:3, j] / mixed[:3, j].sum(), share)
+        assert (mixed[[3, 4, 5, 6], j] == 0).all() and (mixed[7, j] > 0)
+
+
+def test_gates_leave_the_denominator_alone_unless_they_are_it():
+    gated = {"entropy": EntropyQuantileGate("entropy_quantile", 0.5)}
+    entropy = [1.0, 2.0, 3.0, 0.5]
+    for denominator, scale in (("tokens", 1 / 4), ("gated", 1 / 2)):
+        method = MethodConfig("", {"t": PolicyGradientTerm("policy_gradient", gates=gated, denominator=denominator)})
+        scales = columns_of(method, rollout([1, 2, 3, 4]), entropy=entropy).scales_TJ[:, 0]
+        torch.testing.assert_close(scales, torch.tensor([0, scale, scale, 0]))
+
+
+# ------------------------------------------------------------------------------------------------ gates
+def test_entropy_quantile_is_of_the_whole_batch_and_of_sampled_tokens():
+    batch = batch_of(rollout([1, 2, 3], given=1), rollout([4, 5]), entropy=[9.0, 1, 2, 3, 4])
+    gate = gates({"g": EntropyQuantileGate("entropy_quantile", 0.5)}, batch)
+    assert gate.tolist() == [0, 0, 0, 1, 1]
+    assert gates({"g": EntropyQuantileGate("entropy_quantile", 1.0)}, batch).tolist() == [0, 1, 1, 1, 1]
+
+
+def test_the_trust_region_is_drawn_once_per_rollout_with_the_right_probability():
+    many = [rollout([1] * 50, group=g, sample=k) for g in range(20) for k in range(4)]
+    batch = batch_of(*many, teacher=np.full(4000, np.log(0.3)), student=np.zeros(4000))
+    first = gates({"t": TrustGate("trust")}, batch)
+    assert torch.equal(first, gates({"t": TrustGate("trust")}, batch))
+    assert first.mean().item() == pytest.approx(0.3, abs=4 * (0.21 / 4000) ** 0.5)
+    torch.testing.assert_close(first + gates({"t": TrustGate("trust", invert=True)}, batch), torch.ones_like(first))
+    # It follows the rollout, not its place in the batch, and changes from step to step.
+    signals = {"teacher": np.full(50, np.log(0.3)), "student": np.zeros(50)}
+    assert torch.equal(gates({"t": TrustGate("trust")}, batch_of(many[7], **signals)), first[350:400])
+    assert not torch.equal(gates({"t": TrustGate("trust")}, batch_of(many[7], **signals, step=1)), first[350:400])
+
+
+def test_end_finished_and_sigmoid_gates():
+    batch = batch_of(rollout([1, 2]), rollout([3, 4], finish_reason="length"), teacher=[0.0, 1, 2, -1])
+    assert gates({"e": EndGate("not_end")}, batch).tolist() == [1, 0, 1, 1]
+    assert gates({"f": FinishedGate("finished")}, batch).tolist() == [1, 1, 0, 0]
+    sigmoid = gates({"s": SigmoidGate("sigmoid", 2.0)}, batch)
+    torch.testing.assert_close(sigmoid, torch.tensor([0.0, 2, 4, -2], dtype=torch.float64).sigmoid())
+
+
+# ------------------------------------------------------------------------------------------------ corrections
+@pytest.mark.parametrize(
+    ("kind", "low", "high", "want"),
+    [
+        ("truncated", 0.0, 2.0, [1.0, 2.0, 0.5, 0.5]),
+        ("masked", 0.6, 5.0, [1.0, 4.0, 0.0, 0.0]),
+        ("sequence_truncated", 0.0, 3.0, [3.0, 3.0, 0.25, 0.25]),
+        ("sequence_masked", 0.3, 5.0, [4.0, 4.0, 0.0, 0.0]),
+        ("geometric", 0.6, 5.0, [1.0, 4.0, 0.0, 0.0]),
+    ],
+)
+def test_rollout_corrections(kind, low, high, want):
+    """Ratios 1 and 4 in one sequence, 1/2 and 1/2 in the other."""
+    batch = batch_of(rollout([1, 2]), rollout([3, 4]), student=np.log([1.0, 4.0, 0.5, 0.5]) - 1.0)
+    got = correction(Correction(kind, high, low), batch)
+    torch.testing.assert_close(got.float(), torch.tensor(want))
+
+
+def test_a_correction_is_of_its_own_term_alone():
+    terms = {
+        "corrected": PolicyGradientTerm("policy_gradient", correction=Correction("truncated", 2.0)),
+        "guidance": CrossEntropyTerm("cross_entropy", "teacher_argmax"),
+    }
+    scales = columns_of(MethodConfig("", terms), rollout([1, 2]), student=[-1.0, 0.0]).scales_TJ
+    torch.testing.assert_close(scales, torch.tensor([[0.5, 0.5], [1.0, 0.5]]))
+
+
+# ------------------------------------------------------------------------------------------------ estimators
+def estimate(ratio, new, old, advantages, **columns):
+    tokens = len(new)
+    student = torch.tensor(new, requires_grad=True)
+    empty = Columns(torch.zeros(tokens), torch.zeros(tokens, 1), torch.zeros(tokens).long(), torch.ones(tokens).bool())
+    value, stopped = policy_gradient(
+        ratio, Policies(student, torch.tensor(old), replace(empty, **columns)), torch.tensor(advantages)
+    )
+    value.sum().backward()
+    return value.detach(), student.grad, stopped
+
+
+def test_gspo_has_the_sequences_ratio_and_the_tokens_gradient():
+    sequence = torch.tensor([3, 3, 8])
+    value, grad, _ = estimate(
+        ClippedRatio("sequence", None, None), [0.3, 0.1, -1.0], [0.0, 0.0, -1.0], [1.0, 1.0, 2.0], sequence_T=sequence
+    )
+    mean = np.exp(0.2)
+    torch.testing.assert_close(value, torch.tensor([-mean, -mean, -2.0], dtype=torch.float32))
+    torch.testing.assert_close(grad, value)
+
+
+def test_cispo_keeps_the_gradient_of_clipped_tokens():
+    _, grad, stopped = estimate(DetachedRatio("detached", clip_high=1.0), [2.0, 0.0], [0.0, 0.0], [1.0, 1.0])
+    torch.testing.assert_close(grad, torch.tensor([-2.0, -1.0]))
+    assert not stopped.any()
+
+
+def test_luffys_shaped_probability():
+    _, grad, _ = estimate(ShapedProbability("shaped", 0.1), [np.log(0.3), np.log(0.01)], [0.0, 0.0], [1.0, -2.0])
+    p = torch.tensor([0.3, 0.01], dtype=torch.float64)
+    torch.testing.assert_close(grad, -0.1 * p / (p + 0.1) ** 2 * torch.tensor([1.0, -2.0]))
+
+
+def test_rollout_ratio_is_to_the_sampler():
+    value, _, _ = estimate(ClippedRatio("rollout", None, None), [0.5], [9.0], [1.0], rollout_logprobs_T=torch.zeros(1))
+    assert value.item() == pytest.approx(-np.exp(0.5))
+
+
+def test_rlsd_multiplies_where_the_teacher_agrees():
+    advantages, delta = torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.tensor([1.0, -1.0, 1.0, -1.0])
+    torch.testing.assert_close(factor(advantages, delta, 0.5, 0.2), torch.tensor([1.1, 0.9, 0.9, 1.1]))
+    term = PolicyGradientTerm(
+        "policy_gradient", advantages={"reward": RewardAdvantage("reward", normalise="none"),
+                                       "teacher": LogRatioFactor("log_ratio_factor")},
+    )  # fmt: skip
+    method = MethodConfig("", {"t": term})
+    uniform = float(np.log(V))
+    columns = columns_of(method, rollout([1, 2], reward=2.0), teacher=[-1.0, -3.0], student=[-uniform, -uniform])
+    loss, _ = Objective(method, V, 1.0)(OnLogits(torch.zeros(2, V)), columns, 0)
+    assert loss.item() == pytest.approx(-(2.2 + 1.8) / 2, rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ the loss
 def test_a_denominator_does_not_depend_on_another_terms_weight():
     method = CATALOGUE["tgpo"].method
-    columns = build_columns(method, [rollout([2, 3], reward=1.0), rollout([4])],
-                            TeacherSignals(np.array([5, 6, 0], np.int32), np.zeros(3), np.zeros(3)))  # fmt: skip
+    columns = columns_of(method, rollout([2, 3], reward=1.0), rollout([4]))
     logits = torch.randn(3, V)
     _, sums = Objective(method, V, 1.0)(OnLogits(logits), columns, 0)
-    _, same = objective(*method.terms.values())(OnLogits(logits), columns, 10**6)
-    assert sums["objective/policy/loss"] == same["objective/term0/loss"]
+    heavier = replace(method, terms=method.terms | {"guidance": replace(method.terms["guidance"], weight=9.0)})
+    _, same = Objective(heavier, V, 1.0)(OnLogits(logits), columns, 0)
+    assert sums["objective/policy/loss"] == same["objective/policy/loss"]
 
 
-def test_empty_micro_batch_has_a_differentiable_loss_of_zero():
-    columns = Columns(torch.zeros(0, dtype=torch.long), torch.zeros(0, 1), advantages_T=torch.zeros(0))
-    logits = torch.randn(0, V, requires_grad=True)
-    loss, sums = objective(PolicyGradientTerm("policy_gradient"))(OnLogits(logits), columns, 0)
+@pytest.mark.parametrize("name", sorted(set(CATALOGUE) - {"gkd"}))
+def test_empty_micro_batch_has_a_differentiable_loss_of_zero(name):
+    none = torch.zeros(0)
+    terms = len(CATALOGUE[name].method.terms)
+    columns = Columns(
+        none.long(), torch.zeros(0, terms), none.long(), none.bool(), torch.zeros(0, terms), torch.zeros(0, terms),
+        none, none, none.long(), none, torch.zeros(0, 64).long(), torch.zeros(0, 64), none,
+    )  # fmt: skip
+    logits = torch.randn(0, 70, requires_grad=True)
+    loss, sums = Objective(CATALOGUE[name].method, 70, 1.0)(OnLogits(logits), columns, 0)
     loss.backward()
     assert loss.item() == 0 and sums["tokens"] == 0
 
 
-def test_linear_decay_reaches_its_floor_and_then_the_teacher_is_not_asked():
-    annealing = CATALOGUE["tgpo_annealing"].method
-    weight = annealing.terms["guidance"].weight
+def test_a_term_that_does_not_count_a_token_does_not_see_its_infinity():
+    """The guidance where the teacher's token does not exist for the student, and outside of a gate."""
+    terms = {"t": TopKTerm("topk", 1, gates={"end": EndGate("not_end")})}
+    batch = batch_of(rollout([1, 2]))
+    teacher = replace(
+        batch.signals.teacher, topk_ids_TK=np.array([[3], [6]], np.int32), topk_logprobs_TK=np.zeros((2, 1), np.float32)
+    )
+    columns = build_columns(
+        MethodConfig("", terms), replace(batch, signals=Signals(teacher)), max_completion_tokens=10
+    )  # fmt: skip
+    logits = torch.zeros(2, V, requires_grad=True)
+    loss, _ = Objective(MethodConfig("", terms), 6, 1.0)(OnLogits(logits), columns, 0)
+    loss.backward()
+    assert loss.isfinite() and logits.grad.isfinite().all()
+
+
+# ------------------------------------------------------------------------------------------------ schedules, signals
+def test_weights_over_steps():
+    weight = CATALOGUE["tgpo_annealing"].method.terms["guidance"].weight
     assert [weight_at(weight, step) for step in (0, 100, 200, 300)] == pytest.approx([2e-3, 1e-3, 0, 0])
     assert weight_at(LinearDecay(1.0, 0.5, 0.25), 2) == 0.25
-    at_work = Objective(annealing, V, 1.0)
-    assert at_work.asks_teacher(199) and not at_work.asks_teacher(201)
-    columns = build_columns(annealing, [rollout([2, 3], reward=1.0), rollout([4])], None)
-    loss, sums = at_work(OnLogits(torch.randn(3, V)), columns, 201)
+    cosine = CosineDecay("cosine", 2.0, 10, 1.0)
+    assert [weight_at(cosine, step) for step in (0, 5, 10, 99)] == pytest.approx([2, 1.5, 1, 1])
+    assert [weight_at(Switch("switch", 1.0, 3, 0.5), step) for step in (0, 2, 3)] == [1.0, 1.0, 0.5]
+
+
+def test_a_signal_whose_weight_has_reached_zero_is_not_asked_for():
+    annealing = CATALOGUE["tgpo_annealing"].method
+    assert plan(active(annealing, 199)).teacher and not plan(active(annealing, 201)).teacher
+    batch = replace(batch_of(rollout([2, 3], reward=1.0), rollout([4])), signals=Signals(), step=201)
+    columns = build_columns(annealing, batch, max_completion_tokens=10)
+    loss, sums = Objective(annealing, V, 1.0)(OnLogits(torch.randn(3, V)), columns, 201)
     assert torch.isfinite(loss) and "objective/guidance/loss" not in sums
+    assert not plan(active(CATALOGUE["opd_then_rl"].method, 60)).teacher
 
 
-@pytest.mark.parametrize(
-    ("name", "signals"),
-    [
-        ("sft", Plan(rollouts=False, rewards=False, teacher=False)),
-        ("grpo", Plan(rollouts=True, rewards=True, teacher=False)),
-        ("grpo++", Plan(rollouts=True, rewards=True, teacher=False)),
-        ("tgpo", Plan(rollouts=True, rewards=True, teacher=True)),
-        ("tgpo_annealing", Plan(rollouts=True, rewards=True, teacher=True)),
-    ],
-)
-def test_signals_follow_from_the_terms(name, signals):
-    assert plan(CATALOGUE[name].method) == signals
+SIGNALS = {  # the teacher's part of plan(): (teacher, top-k, whole distribution, reference, pass before the update)
+    "sft": (False, 0, False, False, False),
+    "grpo": (False, 0, False, False, False),
+    "simplerl_zero": (False, 0, False, True, False),
+    "luffy": (False, 0, False, False, False),
+    "tgpo": (True, 0, False, False, False),
+    "trrd": (True, 0, False, True, False),
+    "eopd": (True, 16, False, False, False),
+    "tropd": (True, 64, False, False, True),
+    "entropy_opd": (True, 0, False, False, True),
+    "gkd": (False, 0, True, False, False),
+}
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_signals_follow_from_the_terms(name):
+    needs = plan(CATALOGUE[name].method)
+    got = (needs.teacher, needs.topk, needs.teacher_head, needs.reference, needs.student_pass)
+    assert got == SIGNALS[name]
+    assert needs.rollouts == (name != "sft") and needs.traces == (name in ("sft", "luffy", "tropd"))
+    assert needs.rewards == (name in ("grpo", "simplerl_zero", "luffy", "tgpo", "trrd"))
+    assert plan(CATALOGUE[name].method, updates_per_step=2).student_pass
 
 
 def test_means_are_over_tokens_and_losses_are_sums():
-    assert finish({"tokens": 4.0, "student/entropy/mean": 8.0, "train/loss": 3.0}) == {
+    sums = {"tokens": 4.0, "student/entropy/mean": 8.0, "train/loss": 3.0, "objective/policy/clip_fraction": 1.0}
+    assert finish(sums) == {
         "student/entropy/mean": 2.0,
         "train/loss": 3.0,
+        "objective/policy/clip_fraction": 0.25,
     }

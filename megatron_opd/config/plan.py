@@ -1,0 +1,139 @@
+"""What a method asks of the stations, derived from its terms. There are no flags to forget."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from megatron_opd.config.parts import (
+    Advantage,
+    CosineDecay,
+    EntropyGate,
+    EntropyQuantileGate,
+    Gate,
+    LinearDecay,
+    LogRatioAdvantage,
+    LogRatioFactor,
+    LogRatioGate,
+    ProbabilityGapGate,
+    RewardAdvantage,
+    ShapedProbability,
+    ShapingAdvantage,
+    SigmoidGate,
+    Switch,
+    TeacherRatio,
+    TopKAdvantage,
+    TrustGate,
+    Weight,
+    WrongGate,
+)
+from megatron_opd.config.terms import (
+    CrossEntropyTerm,
+    DivergenceTerm,
+    EntropyTerm,
+    MethodConfig,
+    PolicyGradientTerm,
+    Term,
+    TopKTerm,
+)
+
+_OF_TEACHER_AND_STUDENT = (LogRatioGate, ProbabilityGapGate, TrustGate)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The signals that the terms of a method read."""
+
+    rollouts: bool  # the student samples (otherwise the data set's traces are the text)
+    traces: bool  # the data set's responses, alone or mixed with samples
+    rewards: bool
+    teacher: bool  # a forward pass of the teacher
+    topk: int  # how many of the teacher's best ids
+    teacher_head: bool  # the teacher's whole distribution, within the student's forward pass
+    reference: bool  # the student as the run found it
+    student_pass: bool  # the student's logprobs and entropy before the first update of a step
+
+
+def plan(method: MethodConfig, updates_per_step: int = 1) -> Plan:
+    """With several updates per step the importance ratio needs the student as it was before the first of them."""
+    terms = list(method.terms.values())
+    advantages = [each for term in terms for each in _advantages(term)]
+    gates = [each for term in terms for each in _gates(term)]
+    ratios = [term.ratio for term in terms if isinstance(term, PolicyGradientTerm)]
+    topk = [each.k for each in (*terms, *advantages) if isinstance(each, TopKTerm | TopKAdvantage)]
+    teacher = [
+        any(reads_teacher(each) for each in (*advantages, *gates, *ratios)),
+        any(isinstance(term, CrossEntropyTerm) and term.targets == "teacher_argmax" for term in terms),
+        bool(topk),
+    ]
+    return Plan(
+        rollouts=not all(reads_traces(term) for term in terms),
+        traces=any(reads_traces(term) for term in terms) or method.traces_per_group > 0 or method.prefix is not None,
+        rewards=any(isinstance(each, RewardAdvantage | WrongGate) for each in (*advantages, *gates)),
+        teacher=any(teacher),
+        topk=max(topk, default=0),
+        teacher_head=any(isinstance(term, DivergenceTerm) for term in terms),
+        reference=any(isinstance(each, LogRatioAdvantage) and each.model == "reference" for each in advantages),
+        student_pass=updates_per_step > 1
+        or any(_reads_student(gate) for gate in gates)
+        or any(getattr(term, "correction", None) for term in terms),
+    )
+
+
+def active(method: MethodConfig, step: int) -> MethodConfig:
+    """The method without what has a weight of 0 at `step`: signals that only it reads need not be made."""
+    terms: dict[str, Term] = {}
+    for name, term in method.terms.items():
+        if weight_at(term.weight, step) > 0:
+            terms[name] = term
+            if isinstance(term, PolicyGradientTerm):
+                left = {key: each for key, each in term.advantages.items() if weight_at(each.weight, step) > 0}
+                terms[name] = replace(term, advantages=left)
+    return replace(method, terms=terms)
+
+
+def reads_traces(term: Term) -> bool:
+    """Whether a term is of tokens that the student did not sample: of traces, and of prefixes."""
+    if isinstance(term, PolicyGradientTerm):
+        return isinstance(term.ratio, ShapedProbability)
+    return isinstance(term, CrossEntropyTerm) and term.targets == "trace"
+
+
+def reads_teacher(part: object) -> bool:
+    """Whether an advantage, a gate or a ratio needs the teacher's opinion of the token."""
+    if isinstance(part, LogRatioAdvantage):
+        return part.model == "teacher"
+    if isinstance(part, EntropyGate):
+        return part.model == "teacher"
+    if isinstance(part, SigmoidGate):
+        return part.signal == "log_ratio"
+    return isinstance(part, (ShapingAdvantage, TopKAdvantage, LogRatioFactor, TeacherRatio, *_OF_TEACHER_AND_STUDENT))
+
+
+def _reads_student(gate: Gate) -> bool:
+    if isinstance(gate, EntropyGate):
+        return gate.model == "student"
+    return isinstance(gate, (EntropyQuantileGate, SigmoidGate, *_OF_TEACHER_AND_STUDENT))
+
+
+def _advantages(term: Term) -> Iterator[Advantage]:
+    yield from term.advantages.values() if isinstance(term, PolicyGradientTerm) else ()
+
+
+def _gates(term: Term) -> Iterator[Gate]:
+    yield from () if isinstance(term, EntropyTerm) else term.gates.values()
+
+
+def weight_at(weight: Weight, step: int) -> float:
+    """The weight of a term at `step` (counted from 0)."""
+    if isinstance(weight, LinearDecay):
+        return max(weight.start - weight.decay * step, weight.floor)
+    if isinstance(weight, CosineDecay):
+        return weight.end + (weight.start - weight.end) * cosine(step, weight.steps)
+    if isinstance(weight, Switch):
+        return weight.before if step < weight.at else weight.after
+    return weight
+
+
+def cosine(step: int, steps: int) -> float:
+    """From 1 at step 0 to 0 at `steps` and later."""
+    return 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))

@@ -1,0 +1,121 @@
+"""The terms of a method, and the method. No torch.
+
+A loss is a weighted sum of terms. Terms of five kinds share one forward pass of the student; what makes the methods of
+the literature different are the advantages, ratios, gates and weights (`parts.py`) they are made of.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Gt, Le
+
+from megatron_opd.config.parts import (
+    Advantage,
+    Aggregate,
+    ClippedRatio,
+    Correction,
+    Gate,
+    NonNegativeInt,
+    PositiveInt,
+    Ratio,
+    RewardAdvantage,
+    Weight,
+)
+
+
+# ------------------------------------------------------------------------------------------------ terms
+@dataclass(frozen=True)
+class PolicyGradientTerm:
+    """-ratio * advantage of the sampled token. A default one is GRPO's."""
+
+    kind: Literal["policy_gradient"]
+    weight: Weight = 1.0
+    advantages: dict[str, Advantage] = field(default_factory=lambda: {"reward": RewardAdvantage("reward")})
+    ratio: Ratio = field(default_factory=lambda: ClippedRatio("old"))
+    gates: dict[str, Gate] = field(default_factory=dict)
+    correction: Correction | None = None
+    aggregate: Aggregate = "token-mean"
+    denominator: Literal["tokens", "gated"] = "tokens"  # gated: the sum of the gates in the place of the tokens
+
+
+@dataclass(frozen=True)
+class CrossEntropyTerm:
+    """-log p_student(target): the teacher's argmax token on the student's prefix, or the next token of a trace."""
+
+    kind: Literal["cross_entropy"]
+    targets: Literal["teacher_argmax", "trace"]
+    weight: Weight = 1.0
+    gates: dict[str, Gate] = field(default_factory=dict)
+    correction: Correction | None = None
+    aggregate: Aggregate = "token-mean"
+    denominator: Literal["tokens", "gated"] = "tokens"
+
+
+@dataclass(frozen=True)
+class TopKTerm:
+    """A divergence on the teacher's k best ids, differentiated through the student's log-probabilities of them.
+
+    jsd_teacher_side: beta sum q (log q - log m), m = beta q + (1 - beta) p: the first half of TrOPD's JSD.
+    """
+
+    kind: Literal["topk"]
+    k: PositiveInt
+    weight: Weight = 1.0
+    divergence: Literal["forward_kl", "jsd_teacher_side"] = "forward_kl"
+    tail: Literal["none", "renormalise", "ghost", "generalised"] = "none"  # of forward_kl: the rest of the vocabulary
+    beta: Annotated[float, Gt(0), Le(1)] | None = None  # of jsd_teacher_side
+    divide_by_k: bool = False
+    gates: dict[str, Gate] = field(default_factory=dict)
+    correction: Correction | None = None
+    aggregate: Aggregate = "token-mean"
+    denominator: Literal["tokens", "gated"] = "tokens"
+
+
+@dataclass(frozen=True)
+class DivergenceTerm:
+    """A divergence over the whole vocabulary. Student and teacher need one layout, without pipeline stages."""
+
+    kind: Literal["divergence"]
+    divergence: Literal[
+        "forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd", "alpha_beta"
+    ]  # fmt: skip
+    weight: Weight = 1.0
+    alpha: float | None = None
+    beta: float | None = None
+    gates: dict[str, Gate] = field(default_factory=dict)
+    aggregate: Aggregate = "token-mean"
+    denominator: Literal["tokens", "gated"] = "tokens"
+
+
+@dataclass(frozen=True)
+class EntropyTerm:
+    """Minus the student's entropy: a bonus for staying undecided."""
+
+    kind: Literal["entropy"]
+    weight: Weight = 1e-3
+    aggregate: Aggregate = "token-mean"
+
+
+Term = PolicyGradientTerm | CrossEntropyTerm | TopKTerm | DivergenceTerm | EntropyTerm
+
+
+# ------------------------------------------------------------------------------------------------ the method
+@dataclass(frozen=True)
+class PrefixConfig:
+    """Responses that begin with the first tokens of the prompt's trace, TrOPD's off-policy guidance.
+
+    At step k at most L(k) = max_completion_tokens (1 + cos(pi k / steps)) / 2 tokens, none from step `steps` on.
+    """
+
+    steps: PositiveInt
+    law: Literal["uniform", "full"] = "uniform"  # of the length: uniform on 0..L(k) | L(k), where the trace has as many
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """A name for the logs, the terms of the loss, and what the student's samples are mixed with."""
+
+    name: str
+    terms: dict[str, Term]
+    traces_per_group: NonNegativeInt = 0  # traces that join the samples of each prompt (LUFFY)
+    prefix: PrefixConfig | None = None

@@ -1,0 +1,68 @@
+"""What a token is worth: rewards within a group, and functions of the teacher's log-ratio. All of it is detached."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_opd.config.parts import LogRatioAdvantage
+
+LOWEST = -30.0  # a token the teacher gives less than e^-30, or does not have, counts as this
+
+
+def group_advantages(rewards_N: np.ndarray, groups_N: np.ndarray, normalise: str, eps: float) -> np.ndarray:
+    """Rewards relative to their group, float64 [N]; `groups_N` names each rollout's group.
+
+    std: (r - mean) / (std + eps), the unbiased deviation, as in the implementations the papers ran; 0 where all rewards
+    are equal. mean: r - mean. leave_one_out: r - mean of the others. none: r.
+    Source: GRPO, arXiv 2402.03300, section 4.1.2; Dr. GRPO, arXiv 2503.20783.
+    """
+    if normalise == "none":
+        return rewards_N.astype(np.float64)
+    advantages_N = np.zeros(len(rewards_N), dtype=np.float64)
+    for group in np.unique(groups_N):
+        members = groups_N == group
+        size = int(members.sum())
+        centred = rewards_N[members] - rewards_N[members].mean()
+        if normalise == "std" and size > 1:
+            centred = centred / (centred.std(ddof=1) + eps)
+        elif normalise == "leave_one_out" and size > 1:
+            centred = centred * size / (size - 1)
+        advantages_N[members] = centred
+    return advantages_N
+
+
+def log_ratio(model_logprobs_T: Tensor, student_logprobs_T: Tensor) -> Tensor:
+    """D = log p_model - log p_student of the tokens, detached; above 0 the model likes the token better."""
+    return model_logprobs_T.clamp(min=LOWEST) - student_logprobs_T.detach()
+
+
+def transformed(delta_T: Tensor, advantage: LogRatioAdvantage) -> Tensor:
+    """f(D) of an advantage: with -sg[f(D)] log p as the loss, the expected gradient is that of a divergence.
+
+    identity: reverse KL. expm1: forward KL. mixture: (1 - b) ln(1 - b + b e^D), the JSD with beta = b.
+    floor: REOPOLD's lower bound ln(l) / (1 - l), arXiv 2603.11137, Eq. 5 and 7.
+    """
+    if advantage.transform == "identity":
+        return delta_T
+    if advantage.transform == "expm1":
+        return delta_T.expm1()
+    assert advantage.mix is not None, "checked before the run"
+    if advantage.transform == "floor":
+        return delta_T.clamp(min=floor(advantage.mix))
+    beta = advantage.mix
+    # log(1 - b + b e^D) without overflow
+    logs = torch.stack([torch.full_like(delta_T, math.log1p(-beta)), math.log(beta) + delta_T])
+    return (1 - beta) * logs.logsumexp(dim=0)
+
+
+def floor(mix: float) -> float:
+    """The limit of log[((1 - l) q + l p) / p] / (1 - l) where the teacher's q goes to 0."""
+    return math.log(mix) / (1 - mix)
+
+
+def factor(advantages_T: Tensor, delta_T: Tensor, weight: float, clip: float) -> Tensor:
+    """RLSD's multiplier, arXiv 2604.03128, Algorithm 1: larger where the teacher agrees with the advantage's sign."""
+    agreement_T = (advantages_T.sign() * delta_T).exp().clamp(1 - clip, 1 + clip)
+    return 1 - weight + weight * agreement_T

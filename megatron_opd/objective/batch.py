@@ -1,0 +1,97 @@
+"""An update's rollouts and signals as flat columns on the host: what gates and denominators are computed from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_opd.records import Rollout, Signals
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All completion tokens of one update, T of N rollouts. Every rank holds the same one."""
+
+    rollouts: Sequence[Rollout]
+    signals: Signals
+    seed: int
+    step: int
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.sequence_T)
+
+    @cached_property
+    def lengths_N(self) -> np.ndarray:
+        return np.array([r.num_tokens for r in self.rollouts], dtype=np.int64)
+
+    @cached_property
+    def sequence_T(self) -> Tensor:
+        """The rollout each token belongs to."""
+        return torch.from_numpy(np.repeat(np.arange(len(self.rollouts)), self.lengths_N))
+
+    @cached_property
+    def sampled_T(self) -> Tensor:
+        """Whether the student sampled the token: not one of a trace or of a prefix."""
+        return _column([np.arange(r.num_tokens) >= r.given for r in self.rollouts]).bool()
+
+    @cached_property
+    def rollout_T(self) -> Tensor:
+        return _column([r.logprobs for r in self.rollouts]).double()
+
+    @property
+    def old_T(self) -> Tensor:
+        assert self.signals.student is not None, "the plan asks for the student's pass"
+        return torch.from_numpy(self.signals.student.logprobs_T).double()
+
+    @property
+    def student_entropy_T(self) -> Tensor:
+        assert self.signals.student is not None, "the plan asks for the student's pass"
+        return torch.from_numpy(self.signals.student.entropy_T).double()
+
+    @property
+    def teacher_T(self) -> Tensor:
+        assert self.signals.teacher is not None, "the plan asks for the teacher"
+        return torch.from_numpy(self.signals.teacher.logprobs_T).double()
+
+    @property
+    def teacher_entropy_T(self) -> Tensor:
+        assert self.signals.teacher is not None, "the plan asks for the teacher"
+        return torch.from_numpy(self.signals.teacher.entropy_T).double()
+
+    @cached_property
+    def uniform_T(self) -> Tensor:
+        """Uniform numbers in [0, 1) that depend on (seed, step, prompt, sample) and the token's place alone."""
+        draws = [
+            np.random.default_rng([self.seed, self.step, r.prompt.index, r.sample]).random(r.num_tokens)
+            for r in self.rollouts
+        ]
+        return _column(draws)
+
+    @cached_property
+    def end_T(self) -> Tensor:
+        """The end-of-sequence token of a response that has one."""
+        return _column([np.arange(r.num_tokens) == r.num_tokens - (r.finish_reason == "stop") for r in self.rollouts])
+
+    @cached_property
+    def finished_T(self) -> Tensor:
+        return _column([np.full(r.num_tokens, r.finish_reason == "stop") for r in self.rollouts])
+
+    def wrong_T(self, scope: str) -> Tensor:
+        rewards_N = np.array([r.reward for r in self.rollouts])
+        if scope == "group":
+            groups_N = np.array([r.group for r in self.rollouts])
+            rewards_N = np.array([rewards_N[groups_N == group].max() for group in groups_N])
+        return torch.from_numpy(np.repeat(rewards_N == 0, self.lengths_N))
+
+    def over_sequences(self, values_T: Tensor) -> Tensor:
+        """Each token gets the sum of its sequence, float64 [T]."""
+        sums_N = torch.zeros(len(self.rollouts), dtype=torch.float64)
+        return sums_N.index_add(0, self.sequence_T, values_T.double())[self.sequence_T]
+
+
+def _column(arrays: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays)) if arrays else torch.empty(0)

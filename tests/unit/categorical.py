@@ -1,0 +1,83 @@
+"""One state, seven tokens: a student, a teacher and a reference whose expected gradients can be enumerated."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from megatron_opd.config.parts import TopKAdvantage
+from megatron_opd.config.terms import MethodConfig, PolicyGradientTerm, TopKTerm
+from megatron_opd.mcore.vocab_parallel import divergence, logprobs
+from megatron_opd.objective.batch import Batch
+from megatron_opd.objective.columns import build_columns
+from megatron_opd.objective.loss import Objective
+from megatron_opd.records import Prompt, Rollout, Signals, StudentSignals, TeacherSignals
+
+V, K = 7, 3
+_random = np.random.default_rng(0)
+STUDENT_LOGITS = torch.from_numpy(_random.normal(size=V)).float()
+_normal = lambda scale: torch.from_numpy(_random.normal(size=V) * scale).float()  # noqa: E731
+TEACHER, REFERENCE = _normal(1.5).log_softmax(0), _normal(1.0).log_softmax(0)
+REWARDS = torch.tensor([1.0, 0, 0, 1, 0, 1, 0])
+
+
+@dataclass
+class OnLogits:
+    """A head whose logits are given."""
+
+    logits_TV: torch.Tensor
+
+    def logprobs(self, ids_TK, **settings):
+        return logprobs(self.logits_TV, ids_TK, None, **settings)
+
+    def divergence(self, teacher, **settings):
+        return divergence(self.logits_TV, teacher.logits_TV, None, **settings)
+
+
+def small(method: MethodConfig) -> MethodConfig:
+    """The method with the teacher's top 3 in the place of its top 64."""
+
+    def part(each):
+        return replace(each, k=min(each.k, K)) if isinstance(each, TopKTerm | TopKAdvantage) else each
+
+    terms = {name: part(term) for name, term in method.terms.items()}
+    for name, term in terms.items():
+        if isinstance(term, PolicyGradientTerm):
+            terms[name] = replace(term, advantages={key: part(each) for key, each in term.advantages.items()})
+    return replace(method, terms=terms)
+
+
+def every_token(step: int = 0, rewards: torch.Tensor = REWARDS) -> Batch:
+    """One group of V rollouts: number v sampled token v and nothing else."""
+    prompt = Prompt(0, "", "", "", np.array([1], np.int32))
+    student = STUDENT_LOGITS.log_softmax(0)
+    rollouts = [
+        Rollout(
+            prompt, v, np.array([v], np.int32), student[v : v + 1].numpy(), "", "length", 0, reward=float(rewards[v])
+        )
+        for v in range(V)
+    ]
+    best = TEACHER.topk(K)
+    repeat = lambda row: np.tile(row.numpy(), (V, 1))  # noqa: E731
+    entropy = lambda log_p: np.full(V, float(-(log_p.exp() * log_p).sum()), np.float32)  # noqa: E731
+    teacher = TeacherSignals(
+        np.full(V, int(TEACHER.argmax()), np.int32), TEACHER.numpy(), entropy(TEACHER),
+        repeat(best.indices).astype(np.int32), repeat(best.values),
+    )  # fmt: skip
+    return Batch(
+        rollouts, Signals(teacher, REFERENCE.numpy(), StudentSignals(student.numpy(), entropy(student))), 0, step
+    )
+
+
+def expected_gradient(method: MethodConfig, step: int = 0, rewards: torch.Tensor = REWARDS) -> torch.Tensor:
+    """Of the loss by the student's logits, the expectation over the token the student samples; float64 [V]."""
+    batch = every_token(step, rewards)
+    columns = build_columns(small(method), batch, max_completion_tokens=V)
+    logits_TV = STUDENT_LOGITS.repeat(V, 1).requires_grad_()
+    # The batch counts every token once; the student samples them with its probabilities.
+    frequencies_V = V * STUDENT_LOGITS.softmax(0)
+    columns = replace(columns, scales_TJ=columns.scales_TJ * frequencies_V[:, None])
+    teacher = OnLogits(TEACHER.repeat(V, 1))
+    loss, _ = Objective(small(method), V, 1.0)(OnLogits(logits_TV), columns, step, lambda: teacher)
+    (gradient,) = torch.autograd.grad(loss, logits_TV)
+    return gradient.double().sum(0)
