@@ -126,7 +126,9 @@ def test_a_written_recipe_loads_as_itself(
 
 
 def test_the_generated_pages_cover_every_key_and_go_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CONFIG_PAGE", "METHODS_PAGE"):
+    for name in ("CONFIG_PAGE", "METHODS_PAGE", "VOCAB_PAGE"):
+        without_tables = re.sub(r"(?m)^\|.*\n", "", getattr(make_docs, name).read_text())
+        (tmp_path / f"{name}.md").write_text(without_tables)
         monkeypatch.setattr(make_docs, name, tmp_path / f"{name}.md")
     monkeypatch.setattr(make_docs, "REPOSITORY", tmp_path)
     monkeypatch.setattr("sys.argv", ["make_docs.py", "--check"])
