@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron_opd.config.architecture import Architecture, read_architecture
 from megatron_opd.config.load import dump_config
 from megatron_opd.config.model_files import common_vocabulary
-from megatron_opd.config.plan import Plan, active, plan
+from megatron_opd.config.plan import Plan, active, fit_topk, plan
 from megatron_opd.config.schema import ModelConfig, RunConfig
 from megatron_opd.errors import Interrupted
 from megatron_opd.mcore import parallel as groups
@@ -154,7 +154,9 @@ def open_run(config: RunConfig, *, resume: bool) -> Iterator[Run]:
 
 
 def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: contextlib.ExitStack) -> Run:
-    needs = plan(config.method, config.train.updates_per_step)
+    recipe, needs = config, plan(config.method, config.train.updates_per_step)
+    vocabularies = [read_architecture(each.path).vocab_size for each in (config.student, config.teacher) if each]
+    config = replace(config, method=fit_topk(config.method, min(vocabularies)))
     directory = Path(config.directory)
     rewards = None
     if needs.rewards or config.eval:
@@ -195,7 +197,7 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
             seed=config.seed,
         )
         closing.callback(engine.close)
-    sinks = _open_sinks(config, directory, tokenizer, state["step"] if resume else None, closing)
+    sinks = _open_sinks(recipe, directory, tokenizer, state["step"] if resume else None, closing)
     run = Run(
         config, needs, directory, student, teacher, reference, objective, trainer, engine, rewards, source, heldout,
         sinks, stop, resumed_at=state["step"], step=state["step"],

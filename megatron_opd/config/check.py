@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_opd.config.architecture import Architecture, read_architecture
 from megatron_opd.config.check_method import check_method
+from megatron_opd.config.methods import CATALOGUE
 from megatron_opd.config.model_files import check_vocabulary, check_weights, common_vocabulary, end_tokens
 from megatron_opd.config.plan import plan
 from megatron_opd.config.schema import (
@@ -31,7 +32,7 @@ def preflight(config: RunConfig, *, world_size: int | None) -> list[str]:
     """
     warnings = check_method(config)
     _check_settings_have_effect(config)
-    _check_models(config)
+    warnings += _check_models(config)
     warnings += _compare_models(config)
     _check_lengths(config)
     if config.num_steps <= config.train.optimizer.warmup_steps:
@@ -115,14 +116,13 @@ def _check_eval(evaluation: EvalConfig, heldout: str | None) -> None:
         raise ConfigError("eval.top_p: must be above 0")
 
 
-def _check_models(config: RunConfig) -> None:
+def _check_models(config: RunConfig) -> list[str]:
     architectures = {}
     for name, model in _models(config):
         architectures[name] = read_architecture(model.path)
         check_weights(Path(model.path))
         check_vocabulary(Path(model.path), architectures[name].vocab_size)
         _check_layout(name, model, architectures[name])
-    _check_vocabularies(config, architectures)
     for name, architecture in architectures.items():
         longest = architecture.max_position_embeddings
         if config.max_sequence_length > longest:
@@ -130,6 +130,7 @@ def _check_models(config: RunConfig) -> None:
                 f"max_sequence_length: {config.max_sequence_length} is more than the {name}'s "
                 f"max_position_embeddings={longest}"
             )
+    return _check_vocabularies(config, architectures)
 
 
 def _compare_models(config: RunConfig) -> list[str]:
@@ -151,18 +152,21 @@ def _compare_models(config: RunConfig) -> list[str]:
     return warnings
 
 
-def _check_vocabularies(config: RunConfig, architectures: dict[str, Architecture]) -> None:
-    needs = plan(config.method)
-    sizes = {name: each.vocab_size for name, each in architectures.items()}
-    if needs.topk > min(sizes.values()):
-        readers = [name for name, term in config.method.terms.items() if getattr(term, "k", 0) > min(sizes.values())]
-        key = f"method.{readers[0]}.k" if readers else "method"
-        raise ConfigError(f"{key}: {needs.topk} is more than the vocabulary of {min(sizes.values())}")
+def _check_vocabularies(config: RunConfig, architectures: dict[str, Architecture]) -> list[str]:
+    method, sizes = config.method, {name: each.vocab_size for name, each in architectures.items()}
+    needs, smallest = plan(method), min(sizes.values())
     if needs.teacher_head and len(set(sizes.values())) > 1:
         raise ConfigError(
             f"teacher.path: its vocabulary has {sizes['teacher']} rows, the student's {sizes['student']}; a term on "
             "whole distributions needs them equal"
         )
+    if needs.topk <= smallest:
+        return []
+    if method.name in CATALOGUE and plan(CATALOGUE[method.name].method).topk == needs.topk:
+        return [f"method: the top {needs.topk} of {method.name} are all {smallest} tokens of this vocabulary"]
+    readers = [name for name, term in method.terms.items() if getattr(term, "k", 0) > smallest]
+    key = f"method.{readers[0]}.k" if readers else "method"
+    raise ConfigError(f"{key}: {needs.topk} is more than the {smallest} tokens of the vocabulary")
 
 
 def _check_layout(name: str, model: ModelConfig, architecture: Architecture) -> None:

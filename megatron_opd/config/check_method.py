@@ -155,16 +155,19 @@ def _check_weight(key: str, weight: Weight, num_steps: int) -> list[str]:
 # ------------------------------------------------------------------------------------------------ the expected gradient
 def _check_gradient(method: MethodConfig) -> list[str]:
     """A teacher that is asked, and yet not in the expected gradient, is a mistake; a paper's own is a warning."""
-    needs = plan(method)
-    if not needs.teacher or needs.teacher_head or any(_has_teacher(part) for part in _parts(method)):
+    if not plan(method).teacher or _teaches(method):
         return []
     problem = (
         f"method {method.name}: what reads the teacher depends on the state alone, so its expected gradient is 0 (a "
         "baseline, in the sense of REINFORCE): the teacher is asked and teaches nothing"
     )
-    if method.name in CATALOGUE and CATALOGUE[method.name].method == method:
+    if method.name in CATALOGUE and not _teaches(CATALOGUE[method.name].method):
         return [f"{problem}; it is so in the paper"]
     raise ConfigError(f"{problem}; use a log_ratio advantage, a topk or a cross_entropy term")
+
+
+def _teaches(method: MethodConfig) -> bool:
+    return plan(method).teacher_head or any(_has_teacher(part) for part in _parts(method))
 
 
 def _parts(method: MethodConfig) -> Iterator[object]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from megatron_opd.config.parts import (
     Advantage,
@@ -88,6 +89,19 @@ def active(method: MethodConfig, step: int) -> MethodConfig:
             if isinstance(term, PolicyGradientTerm):
                 left = {key: each for key, each in term.advantages.items() if weight_at(each.weight, step) > 0}
                 terms[name] = replace(term, advantages=left)
+    return replace(method, terms=terms)
+
+
+def fit_topk(method: MethodConfig, vocab_size: int) -> MethodConfig:
+    """The method with every k at most the vocabulary: a paper's top 64 of fewer tokens is all of them."""
+
+    def fit(each: Any) -> Any:
+        return replace(each, k=min(each.k, vocab_size)) if isinstance(each, TopKTerm | TopKAdvantage) else each
+
+    terms = {name: fit(term) for name, term in method.terms.items()}
+    for name, term in terms.items():
+        if isinstance(term, PolicyGradientTerm):
+            terms[name] = replace(term, advantages={key: fit(each) for key, each in term.advantages.items()})
     return replace(method, terms=terms)
 
 

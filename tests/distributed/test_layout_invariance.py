@@ -6,6 +6,8 @@ layout then takes several optimizer steps (with Megatron's optimizer, distribute
 
 import json
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,15 +71,16 @@ def recorded_rollouts():
 
 def method_of(name):
     from megatron_opd.config.methods import CATALOGUE
-    from megatron_opd.config.schema import CrossEntropyTerm, MethodConfig, PolicyGradientTerm
+    from megatron_opd.config.parts import ClippedRatio
+    from megatron_opd.config.terms import CrossEntropyTerm, MethodConfig, PolicyGradientTerm
 
     if not name.startswith("tgpo"):
         return CATALOGUE[name].method
     return MethodConfig(
         "tgpo",
         {
-            "policy": PolicyGradientTerm("policy_gradient", clip_low=0.02, clip_high=0.03),
-            "guidance": CrossEntropyTerm("cross_entropy", "teacher_argmax", 0.7, "seq-mean-token-mean"),
+            "policy": PolicyGradientTerm("policy_gradient", ratio=ClippedRatio("old", 0.02, 0.03)),
+            "guidance": CrossEntropyTerm("cross_entropy", "teacher_argmax", 0.7, aggregate="seq-mean-token-mean"),
         },
     )
 
@@ -191,8 +194,8 @@ def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int, fused: bool)
     )  # fmt: skip
     from megatron_opd.mcore import parallel as groups
     from megatron_opd.mcore.model import build_model
-    from megatron_opd.objective.columns import build_columns
     from megatron_opd.objective.loss import Objective, finish
+    from megatron_opd.records import Signals
     from megatron_opd.teacher.score import Teacher
     from megatron_opd.train.step import Trainer
     from megatron_opd.train.student import prepare
@@ -233,11 +236,21 @@ def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int, fused: bool)
             student, objective, updates_per_step=updates, micro_size=micro, temperature=1.0, max_skipped=0
         )
 
-        def build(rows, tokens, method=config.method):
-            return build_columns(method, rollouts[rows], signals.part(tokens))
-
-        out[name] = [finish(u) for step in range(STEPS) for u in trainer.step(rollouts, build, step=step)]
+        # Of supervised data no token is the student's own.
+        samples = [replace(r, given=r.num_tokens) for r in rollouts] if name == "sft" else rollouts
+        out[name] = []
+        for step in range(STEPS):
+            whole = Signals(signals, student=trainer.signals(samples) if updates > 1 else None)
+            columns = partial(columns_of, config.method, samples, whole, step)
+            out[name] += [finish(update) for update in trainer.step(samples, columns, step=step)]
     return out
+
+
+def columns_of(method, samples, signals, step, rows, tokens):
+    from megatron_opd.objective.batch import Batch
+    from megatron_opd.objective.columns import build_columns
+
+    return build_columns(method, Batch(samples[rows], signals.part(tokens), 0, step), max_completion_tokens=64)
 
 
 def main() -> int:

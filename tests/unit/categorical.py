@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from megatron_opd.config.parts import TopKAdvantage
-from megatron_opd.config.terms import MethodConfig, PolicyGradientTerm, TopKTerm
+from megatron_opd.config.plan import fit_topk
+from megatron_opd.config.terms import MethodConfig
 from megatron_opd.mcore.vocab_parallel import divergence, logprobs
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
@@ -36,15 +36,7 @@ class OnLogits:
 
 def small(method: MethodConfig) -> MethodConfig:
     """The method with the teacher's top 3 in the place of its top 64."""
-
-    def part(each):
-        return replace(each, k=min(each.k, K)) if isinstance(each, TopKTerm | TopKAdvantage) else each
-
-    terms = {name: part(term) for name, term in method.terms.items()}
-    for name, term in terms.items():
-        if isinstance(term, PolicyGradientTerm):
-            terms[name] = replace(term, advantages={key: part(each) for key, each in term.advantages.items()})
-    return replace(method, terms=terms)
+    return fit_topk(method, K)
 
 
 def every_token(step: int = 0, rewards: torch.Tensor = REWARDS) -> Batch:

@@ -162,12 +162,12 @@ REFUSED = {
     "rollout=": "must be a mapping of keys, got nothing",
     "teacher={}": "teacher.path: missing; it has no default",
     "name.x=3": "name: is 'tiny', which has no keys; set name itself",
-    "method=gpro": "'gpro': unknown method; did you mean tgpo or grpo?",
+    "method=tgop": "'tgop': unknown method; did you mean tgpo?",
     "method=[a]": "must be a name or a mapping; names: sft",
     "method.name=grpo": "cannot be overridden; method=NAME chooses another method",
     "method.guidence.weight=1": "unknown term; did you mean guidance? known: policy, guidance",
     "method={name: tgpo, guidence: {weight: 1}}": "unknown term; did you mean guidance? known: policy, guidance",
-    "method.guidance.wieght=1": "unknown key; did you mean weight? known: kind, targets, weight, gates,",
+    "method.guidance.wieght=1": "unknown key; did you mean weight?",
     "method.guidance.weight=abc": "must be a number, got 'abc'",
     "method.guidance.weight=-1": "must be greater than or equal to 0, got -1",
     "method.guidance.weight={}": "method.guidance.weight.start: missing",
@@ -277,6 +277,29 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
     "method.t: is on traces beside terms on samples; set method.traces_per_group or method.prefix": (
         ["method={name: m, terms: {t: {kind: cross_entropy, targets: trace}, p: {kind: policy_gradient}}}",
          "teacher=null"], None),
+    "method.a.gates.x: with its own opposite no token is left": (
+        ["method={name: m, terms: {a: {kind: policy_gradient, gates: {x: {kind: trust}, "
+         "y: {kind: trust, invert: true}}}}}"], None),
+    "method.guidance.weight.after: equals before=1.0": (
+        ["method.guidance.weight={kind: switch, before: 1.0, at: 2, after: 1.0}"], None),
+    "method.guidance.weight.end: 2.0 is not below start=1.0": (
+        ["method.guidance.weight={kind: cosine, start: 1.0, steps: 4, end: 2.0}"], None),
+    "method.forward.k: 99 is more than the 16 tokens of the vocabulary": (
+        ["method=full_fkl", "method.forward.k=99"], None),
+    "method.prefix: no effect, no term of tgpo is on traces": (["method.prefix={steps: 3}"], None),
+    "method.traces_per_group: no effect, every term of sft is on traces alone": (
+        ["method=sft", "method.traces_per_group=1", "teacher=null", "rollout={num_prompts: 4}"], None),
+    "method.off_policy.ratio: shaped is of traces in a group": (
+        ["method={name: luffy, traces_per_group: 0, prefix: {steps: 3}}", "teacher=null"], None),
+    "method.distil.advantages.teacher.mix: belongs to transform=floor": (
+        ["method=opd", "method.distil.advantages.teacher.mix=0.5"], None),
+    "method.forward.beta: belongs to divergence=jsd_teacher_side": (
+        ["method=full_fkl", "method.forward.k=4", "method.forward.beta=0.5"], None),
+    "method.jsd.beta: missing with jsd": (["method=gkd", "method.jsd.beta=null"], None),
+    "teacher.layout: method.jsd compares whole distributions": (
+        ["method=gkd", "teacher.layout.tensor_model_parallel_size=2"], None),
+    "method.policy.advantages: empty": (
+        ["method={name: m, terms: {policy: {kind: policy_gradient, advantages: {}}}}", "teacher=null"], None),
     "max_sequence_length: 65 is more than the student's max_position_embeddings=64": (["max_sequence_length=65"], None),
     "rollout.max_completion_tokens: 32 leaves no room for a prompt within max_sequence_length=32": (
         ["rollout.max_completion_tokens=32"], None),
@@ -335,9 +358,6 @@ def broken(folder: Path, what: str) -> None:
     if what == "order":
         shutil.rmtree(teacher)
         write_model(teacher, tokens=[*TOKENS[:2], TOKENS[3], TOKENS[2], *TOKENS[4:]])
-    if what == "shorter":
-        shutil.rmtree(teacher)
-        write_model(teacher, tokens=TOKENS[:-1])
     if what == "vocab_size":
         shutil.rmtree(teacher)
         write_model(teacher, vocab_size=8)
@@ -352,7 +372,6 @@ def broken(folder: Path, what: str) -> None:
         ("tokenizer.json", "teacher/tokenizer.json: missing"),
         ("json", "teacher/tokenizer.json: not valid JSON"),
         ("order", "id 2 is '0' there and '1' here"),
-        ("shorter", "id 14 is ' ' there and no token here"),
         ("vocab_size", "its highest token id is 14, outside vocab_size=8"),
     ],
 )
@@ -360,6 +379,37 @@ def test_a_damaged_model_directory_is_named(tmp_path: Path, what: str, problem: 
     path = write_recipe(tmp_path)
     broken(tmp_path, what)
     assert problem in refusal(str(path))
+
+
+def test_one_vocabulary_may_go_on_where_the_other_ends(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    shutil.rmtree(tmp_path / "teacher")
+    write_model(tmp_path / "teacher", tokens=TOKENS[:-1])
+    assert preflight(load_config(str(path)), world_size=1) == [
+        "teacher.path: student and teacher share their first 14 ids; the others never become targets"
+    ]
+
+
+def test_models_that_end_differently_are_reported(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    for name, ids in (("student", 1), ("teacher", [2, 3])):
+        (tmp_path / name / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    (warning,) = preflight(load_config(str(path)), world_size=1)
+    assert warning.startswith("teacher.path: ends a response with [2, 3], the student with [1]")
+
+
+def test_a_teacher_without_a_gradient_is_refused_and_in_a_papers_own_method_reported(recipe: str) -> None:
+    (warning,) = preflight(load_config(recipe, ["method=tgpo_r"]), world_size=1)
+    assert "its expected gradient is 0" in warning and warning.endswith("it is so in the paper")
+    shaping = "{kind: policy_gradient, advantages: {a: {kind: shaping, signal: argmax_logprob}}}"
+    assert "use a log_ratio advantage" in refusal(recipe, f"method={{name: mine, terms: {{p: {shaping}}}}}")
+    assert preflight(load_config(recipe, ["method=tgpo_r_indicator"]), world_size=1) == []
+
+
+def test_every_method_of_the_catalogue_passes(recipe: str) -> None:
+    for name in CATALOGUE:
+        overrides = [f"method={name}"] + (["rollout={num_prompts: 4}"] if name == "sft" else [])
+        preflight(load_config(recipe, overrides), world_size=1)
 
 
 def test_embeddings_may_differ_in_width(tmp_path: Path) -> None:

@@ -1,0 +1,164 @@
+"""Every method of the catalogue takes a real update on Megatron models: the same one on every layout.
+
+Student, teacher and reference are Megatron models. Some rollouts begin with tokens of a trace, and some are traces.
+What the formulas should give is in tests/unit/test_method_gradients.py; here splitting the work must not change it.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_opd.config.methods import CATALOGUE
+from megatron_opd.config.plan import active
+from tests.distributed import test_layout_invariance as replayed
+
+STEP = 1
+# processes -> (name, TP, sequence parallel, micro-batch size, fused output layer)
+LAYOUTS = {
+    1: [
+        ("whole", 1, False, 24, False),
+        ("2 micro-batches", 1, False, 12, True),
+        ("4 micro-batches", 1, False, 6, False),
+    ],
+    2: [("tp2", 2, True, 24, False), ("dp2", 1, False, 5, False)],
+}
+NAMES = [name for layouts in LAYOUTS.values() for name, *_ in layouts]
+
+
+@pytest.fixture(scope="module")
+def updates(run_distributed, tmp_path_factory):
+    """layout -> method -> metrics of its update."""
+    directory = tmp_path_factory.mktemp("methods")
+    replayed.make_models(directory)
+    results = {}
+    for nproc in LAYOUTS:
+        run_distributed(__file__, nproc, directory, timeout=280)
+        results |= json.loads((directory / f"{nproc}.json").read_text())
+    return results
+
+
+@pytest.mark.parametrize("method", CATALOGUE)
+def test_an_update_is_finite_and_has_every_term(updates, method):
+    metrics = updates["whole"][method]
+    assert all(np.isfinite(value) for value in metrics.values())
+    losses = {key for key in metrics if key.startswith("objective/") and key.endswith("/loss")}
+    assert losses == {f"objective/{name}/loss" for name in active(CATALOGUE[method].method, STEP).terms}
+    assert metrics["train/grad_norm"] > 0
+
+
+@pytest.mark.parametrize("method", CATALOGUE)
+@pytest.mark.parametrize("layout", NAMES[1:])
+def test_the_update_does_not_depend_on_the_layout(updates, layout, method):
+    got, want = updates[layout][method], updates["whole"][method]
+    assert got.keys() == want.keys()
+    for key in want:
+        assert got[key] == pytest.approx(want[key], rel=5e-5, abs=5e-6), key
+
+
+def test_methods_differ(updates):
+    """No two methods make the same update, but those that are equal on policy, at this step, or on these rewards."""
+    equal = [{"grpo", "gspo"}, {"grpo++", "dapo", "cispo", "kdrl_group_mask"}, {"opd", "opd_then_rl"},
+             {"tgpo", "tgpo_annealing"}]  # fmt: skip
+    norms: dict[float, set[str]] = {}
+    for method, metrics in updates["whole"].items():
+        norms.setdefault(round(metrics["train/grad_norm"], 6), set()).add(method)
+    together = [methods for methods in norms.values() if len(methods) > 1]
+    assert all(any(methods <= each for each in equal) for methods in together), together
+
+
+# ------------------------------------------------------------------------------------------------ the program
+def rollouts_of(name):
+    """Recorded rollouts; where a method mixes in traces every fourth is one, where it has prefixes some have one."""
+    from megatron_opd.config.plan import plan
+
+    needs, method = plan(CATALOGUE[name].method), CATALOGUE[name].method
+    samples = replayed.recorded_rollouts()
+    if not needs.rollouts:
+        return [replace(r, given=r.num_tokens) for r in samples]
+    if method.traces_per_group:
+        return [replace(r, given=r.num_tokens * (i % 4 == 3)) for i, r in enumerate(samples)]
+    if method.prefix:
+        return [replace(r, given=min(i % 3, r.num_tokens - 1)) for i, r in enumerate(samples)]
+    return samples
+
+
+def run(directory: Path, tp: int, sp: bool, micro: int, fused: bool) -> dict:
+    from megatron_opd.config.architecture import read_architecture
+    from megatron_opd.config.plan import fit_topk, plan
+    from megatron_opd.config.schema import (
+        DataConfig,
+        LayoutConfig,
+        ModelConfig,
+        OptimizerConfig,
+        RunConfig,
+        TrainConfig,
+    )  # fmt: skip
+    from megatron_opd.mcore import parallel as groups
+    from megatron_opd.mcore.model import build_model
+    from megatron_opd.objective.loss import Objective, finish
+    from megatron_opd.records import Signals
+    from megatron_opd.teacher.score import Teacher
+    from megatron_opd.train.step import Trainer
+    from megatron_opd.train.student import prepare
+    from megatron_opd.weights.load import load_hf
+
+    layout = LayoutConfig(tp, 1, sp)
+
+    def model(name):
+        arch, parallel = read_architecture(directory / name), groups.create(layout)
+        chunks = build_model(arch, parallel, precision="float32")
+        load_hf(chunks, directory / name, arch, parallel)
+        return chunks, arch, parallel
+
+    scoring = {"student_vocab_size": replayed.VOCAB, "micro_batch_size": micro, "temperature": 1.0}
+    teacher, reference = (Teacher(*model(name), **scoring) for name in ("teacher", "teacher"))
+    chunks, arch, parallel = model("student")
+    config = RunConfig(
+        name="", num_steps=1000, max_sequence_length=64, method=CATALOGUE["grpo"].method, precision="float32",
+        student=ModelConfig("", layout), data=DataConfig(""),
+        train=TrainConfig(OptimizerConfig(lr=1e-30), fused_output_layer=fused),  # the weights stay as they are
+    )  # fmt: skip
+    student = prepare(chunks, arch, parallel, config)
+    out = {}
+    for name in CATALOGUE:
+        method, samples = fit_topk(CATALOGUE[name].method, 8), rollouts_of(name)
+        needs = plan(active(method, STEP))
+        objective = Objective(method, arch.vocab_size, 1.0)
+        trainer = Trainer(
+            student, objective, updates_per_step=1, micro_size=micro, temperature=1.0, max_skipped=0,
+            teacher_head=teacher.head if needs.teacher_head else None,
+        )  # fmt: skip
+        signals = Signals(
+            teacher.score(samples, needs.topk) if needs.teacher else None,
+            reference.score(samples).logprobs_T if needs.reference else None,
+            trainer.signals(samples) if needs.student_pass else None,
+        )
+        columns = partial(replayed.columns_of, method, samples, signals, STEP)
+        (metrics,) = trainer.step(samples, columns, step=STEP)
+        out[name] = finish(metrics)
+    return out
+
+
+def main() -> int:
+    from megatron_opd.mcore import parallel as groups
+    from megatron_opd.mcore.vocab_parallel import linear
+
+    directory = Path(sys.argv[1])
+    groups.start()
+    linear.CHUNK_TOKENS = 8
+    world = torch.distributed.get_world_size()
+    results = {name: run(directory, *layout) for name, *layout in LAYOUTS[world]}
+    if torch.distributed.get_rank() == 0:
+        (directory / f"{world}.json").write_text(json.dumps(results))
+    groups.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
