@@ -172,7 +172,9 @@ def test_later_steps_equal_one_process(replayed, layout, method):
     for got, want in zip(results[layout][method], results["tp1"][method], strict=True):
         assert got.keys() == want.keys()
         for key in want:
-            assert got[key] == pytest.approx(want[key], rel=2e-4, abs=2e-5), key
+            # A difference of logprobs near 4 has their error.
+            close = 8e-4 if key == "teacher/log_ratio/mean" else 2e-5
+            assert got[key] == pytest.approx(want[key], rel=2e-4, abs=close), key
 
 
 def test_clipping_is_active_once_the_policy_has_moved(replayed):
