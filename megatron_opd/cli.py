@@ -23,6 +23,7 @@ examples:
   megatron-opd train runs/demo --nproc 2 --resume num_steps=200
   torchrun --nproc-per-node 2 -m megatron_opd train demo
   megatron-opd eval demo --model runs/demo/hf
+  megatron-opd traces demo --out runs/demo_traces.parquet
   megatron-opd report runs/demo
 
 RECIPE is a YAML file, the name of one in recipes/, or a run directory. KEY=VALUE sets a key of it (docs/config.md).
@@ -116,6 +117,11 @@ def _parser() -> argparse.ArgumentParser:
     convert = command("convert", _convert, "write a checkpoint as a Hugging Face directory")
     convert.add_argument("checkpoint", metavar="CHECKPOINT", help="RUN/checkpoints/step-NNNNNN")
     convert.add_argument("out", metavar="OUT", help="a new directory")
+    traces = recipe_command("traces", _traces, "sample a model's right responses to a recipe's prompts, as traces")
+    traces.add_argument("--out", metavar="FILE", type=Path, required=True, help="a new .parquet file")
+    traces.add_argument("--model", metavar="DIR", help="Hugging Face directory; default: the recipe's teacher")
+    traces.add_argument("--samples", metavar="N", type=_positive, default=4, help="at most N per prompt; default 4")
+    traces.add_argument("--temperature", metavar="T", type=float, default=1.0, help="0: greedy; default 1")
     report = command("report", _report, "write report.html and the plots of a run")
     report.add_argument("run_dir", metavar="RUN_DIR", type=Path)
     recipe_command("doctor", _doctor, "say what is installed, what is missing, and what that costs", optional=True)
@@ -125,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
 def _positive(text: str) -> int:
     number = int(text) if text.isdigit() else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
     return number
 
 
@@ -230,6 +236,25 @@ def _convert(arguments: argparse.Namespace) -> None:
     from megatron_opd.convert import run
 
     run(arguments.checkpoint, arguments.out)
+
+
+def _traces(arguments: argparse.Namespace) -> None:
+    from megatron_opd.config.architecture import read_architecture
+    from megatron_opd.config.load import load_config
+    from megatron_opd.config.model_files import check_weights
+
+    config = load_config(arguments.recipe, arguments.overrides)
+    model = arguments.model or (config.teacher and config.teacher.path)
+    if not model:
+        raise ConfigError("--model: missing, and the recipe has no teacher; give the model that writes the traces")
+    if not 0 <= arguments.temperature < float("inf"):
+        raise ConfigError(f"--temperature: {arguments.temperature:g} must be 0 or more")
+    read_architecture(model)
+    check_weights(Path(model))
+    from megatron_opd.traces import check_out, run
+
+    check_out(arguments.out)
+    run(config, model, arguments.out, samples=arguments.samples, temperature=arguments.temperature)
 
 
 def _report(arguments: argparse.Namespace) -> None:

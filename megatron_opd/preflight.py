@@ -24,7 +24,7 @@ def check_recipe(config: RunConfig, *, world_size: int | None) -> list[str]:
 def check_data(config: RunConfig) -> list[str]:
     """Reads the data files as the run will."""
     tokenizer, needs = load_tokenizer(config.student.path), plan(config.method)
-    prompts = load_training(config, tokenizer, need_answer=needs.rewards, need_trace=not needs.rollouts)
+    prompts = load_training(config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces)
     if config.data.heldout is not None:
         load_heldout(config, tokenizer)
     if len(prompts) < config.rollout.num_prompts:

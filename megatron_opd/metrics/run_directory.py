@@ -85,6 +85,7 @@ def rollout_row(step: int, rollout: Rollout, tokens: list[str] | None) -> Row:
         "finish_reason": rollout.finish_reason,
         "policy_version": rollout.policy_version,
         "prompt_token_ids": rollout.prompt.token_ids.tolist(),
+        "given": rollout.given,
         "token_ids": rollout.token_ids.tolist(),
         "tokens": tokens,
         "logprobs": _floats(rollout.logprobs),

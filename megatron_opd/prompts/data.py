@@ -25,6 +25,7 @@ from megatron_opd.records import Prompt
 
 logger = logging.getLogger(__name__)
 
+TRACE_IDS_OF, TRACE_IDS_COLUMN = "response", "token_ids"  # as `megatron-opd traces` writes them
 TOKENISE_ROWS = 1000  # per call of the tokenizer
 
 
@@ -36,6 +37,7 @@ class _Example:
     problem: str
     answer: str
     trace: str | None
+    trace_ids: list[int] | None  # the trace's own tokens, from a file of `megatron-opd traces`
 
 
 def load_training(config: RunConfig, tokenizer: Tokenizer, *, need_answer: bool, need_trace: bool) -> list[Prompt]:
@@ -93,7 +95,7 @@ def load_prompts(
     examples = _read_examples(path, columns, found, need_answer=need_answer, need_trace=need_trace)
     prompts, dropped = [], 0
     for batch in batched(examples, TOKENISE_ROWS):
-        for example, prompt in zip(batch, _tokenise(batch, config, tokenizer), strict=True):
+        for example, prompt in zip(batch, _tokenise(path, batch, config, tokenizer), strict=True):
             problem = _misfit(prompt, max_prompt_tokens, max_sequence_length)
             if problem is None:
                 prompts.append(prompt)
@@ -111,7 +113,8 @@ def load_prompts(
 def _read_examples(
     path: Path, columns: Columns, found: list[str], *, need_answer: bool, need_trace: bool
 ) -> Iterator[_Example]:
-    to_read = list(dict.fromkeys(columns.to_read + (verified_columns(found) if need_trace else [])))
+    own_tokens = [TRACE_IDS_COLUMN] if columns.trace == TRACE_IDS_OF and TRACE_IDS_COLUMN in found else []
+    to_read = list(dict.fromkeys(columns.to_read + own_tokens + (verified_columns(found) if need_trace else [])))
     for number, row in read_rows(path, to_read):
         problem, answer, trace = read_problem(row, columns), read_answer(row, columns), read_trace(row, columns)
         if problem is None:
@@ -120,10 +123,10 @@ def _read_examples(
             raise RowError(path, number, f"no answer in column {columns.answer}; fill it or remove the row")
         if need_trace and trace is None:
             raise RowError(path, number, f"no (verified) trace in column {columns.trace}; fill it or remove the row")
-        yield _Example(number, problem, answer or "", trace)
+        yield _Example(number, problem, answer or "", trace, row[TRACE_IDS_COLUMN] if own_tokens else None)
 
 
-def _tokenise(examples: tuple[_Example, ...], config: DataConfig, tokenizer: Tokenizer) -> list[Prompt]:
+def _tokenise(path: Path, examples: tuple[_Example, ...], config: DataConfig, tokenizer: Tokenizer) -> list[Prompt]:
     template = config.template
     texts = [render(template, tokenizer, example.problem) for example in examples]
     # A chat template writes the special tokens itself.
@@ -132,9 +135,29 @@ def _tokenise(examples: tuple[_Example, ...], config: DataConfig, tokenizer: Tok
     encoded = iter(_encode(tokenizer, [trace for trace in traces if trace is not None], add_special_tokens=False))
     prompts = []
     for example, text, ids, trace in zip(examples, texts, prompt_ids, traces, strict=True):
-        trace_ids = None if trace is None else _end_with_eos(next(encoded), eos_token_id(tokenizer))
+        trace_ids = None if trace is None else next(encoded)
+        if trace is not None and example.trace_ids is not None:
+            trace, trace_ids = example.trace, _own_tokens(path, example, tokenizer)
+        if trace_ids is not None:
+            trace_ids = _end_with_eos(trace_ids, eos_token_id(tokenizer))
         prompts.append(Prompt(example.number - 1, example.problem, example.answer, text, ids, trace, trace_ids))
     return prompts
+
+
+def _own_tokens(path: Path, example: _Example, tokenizer: Tokenizer) -> np.ndarray:
+    """The tokens as they were sampled; tokenising their text again may give others."""
+    ids = example.trace_ids
+    if not isinstance(ids, list) or max(ids, default=-1) >= len(tokenizer) or min(ids, default=0) < 0:
+        text = None
+    else:
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+    if text != example.trace:
+        raise RowError(
+            path, example.number,
+            f"its {TRACE_IDS_COLUMN} are not its {TRACE_IDS_OF} under the student's tokenizer; make the traces anew, "
+            f"or remove the column {TRACE_IDS_COLUMN} to tokenise the text",
+        )  # fmt: skip
+    return np.asarray(ids, dtype=np.int32)
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str], *, add_special_tokens: bool) -> list[np.ndarray]:

@@ -104,6 +104,18 @@ def test_a_completion_ends_with_eos_or_at_the_limit(student: Student) -> None:
         assert len(rollout.logprobs) == rollout.num_tokens and rollout.policy_version == student.version
 
 
+def test_a_completion_may_begin_with_given_tokens(student: Student) -> None:
+    given = {0: np.array([5, 9, 7], np.int32), 1: np.array([], np.int32)}
+    rollouts = student.generate(tiny_hf.prompts(4, 9), prefix_of=lambda prompt, sample: given[prompt.index][:sample])
+    for rollout in rollouts:
+        prefix = given[rollout.prompt.index][: rollout.sample]
+        assert rollout.given == len(prefix) and rollout.token_ids[: len(prefix)].tolist() == prefix.tolist()
+        assert (rollout.logprobs[: len(prefix)] == 0).all() and len(rollout.logprobs) == rollout.num_tokens
+        assert len(prefix) < rollout.num_tokens <= 32
+        expected = tiny_hf.logprobs(student.model, rollout, 1.0, 1.0)[len(prefix) :]
+        np.testing.assert_allclose(rollout.logprobs[len(prefix) :], expected, rtol=0, atol=1e-4)
+
+
 def test_prompt_and_completion_fit_the_sequence_length(student: Student) -> None:
     rollouts = student.generate(tiny_hf.prompts(295), samples_per_prompt=16)
     assert max(r.num_tokens for r in rollouts) == 5

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 from safetensors.numpy import load_file
 
@@ -215,3 +216,37 @@ def test_eval_convert_and_report_agree_with_the_run(whole_run: Path, tmp_path: P
     finished(megatron_opd("report", whole_run))
     _, stderr = finished(megatron_opd("convert", whole_run / "hf", out), code=2)
     assert stderr.count("\n") == 1
+
+
+def test_traces_are_made_and_learned_from(bench: Bench, tmp_path: Path) -> None:
+    """A model's right responses become a file, and the methods that mix traces in read it."""
+    data, out = tmp_path / "some.jsonl", tmp_path / "traces.parquet"
+    data.write_text("\n".join((bench.assets / "train.jsonl").read_text().splitlines()[:100]) + "\n")
+    recipe = [f"data.train={data}" if each.startswith("data.train=") else each
+              for each in bench.recipe(tmp_path / "unused", "teacher=null", "method=grpo")]  # fmt: skip
+    command = ["traces", *recipe, "--model", bench.student, "--samples", "3", "--out", out]
+    stdout, _ = finished(megatron_opd(*command))
+    table = pyarrow.parquet.read_table(out)
+    rows = table.to_pylist()
+    assert 8 <= len(rows) < 100 and f"{len(rows)} traces for 100 prompts" in stdout
+    for row in rows:
+        assert row["response"].endswith(f"\\boxed{{{row['answer']}}}") and row["token_ids"][-1] == 1
+    provenance = json.loads(table.schema.metadata[b"megatron-opd"])
+    assert provenance["model"] == str(bench.student) and provenance["samples"] == 3
+    _, stderr = finished(megatron_opd(*command), code=2)
+    assert stderr == f"megatron-opd: error: --out: {out} exists already; give another file, or remove it\n"
+
+    for method in ("tropd", "luffy"):
+        run = tmp_path / method
+        changes = [
+            f"method={method}",
+            "num_steps=2",
+            f"data.train={out}",
+            "student.layout.tensor_model_parallel_size=2",
+        ]
+        changes += ["teacher=null"] if method == "luffy" else []
+        recipe = [each for each in bench.recipe(run, *changes) if each != f"data.train={bench.assets / 'train.jsonl'}"]
+        finished(megatron_opd("train", *recipe, "--nproc", "2"))
+        assert all(row["train/loss"] != 0 for row in rows_of(run)[:2])
+        texts = [json.loads(line) for line in (run / "rollouts" / "step-000000.jsonl").read_text().splitlines()]
+        assert {text["given"] > 0 for text in texts} == {True, False}

@@ -1,0 +1,128 @@
+"""Teacher traces: a model's own verified responses to a recipe's training prompts, as a Parquet file."""
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from megatron_opd import __version__
+from megatron_opd.config.model_files import common_vocabulary
+from megatron_opd.config.schema import RunConfig
+from megatron_opd.errors import ConfigError, RunError
+from megatron_opd.prompts.data import load_training
+from megatron_opd.prompts.tokenizer import load_tokenizer
+from megatron_opd.records import Prompt, Rollout
+from megatron_opd.reward.pool import RewardPool
+from megatron_opd.rollout.engine import RolloutEngine
+
+
+def run(config: RunConfig, model_dir: str, out: Path, *, samples: int, temperature: float) -> None:
+    """Samples up to `samples` responses per prompt and keeps the first that is right and ended by itself.
+
+    Columns: problem, answer, response (text), sample, and token_ids where the student has the model's vocabulary. The
+    file's metadata (key `megatron-opd`) says where it comes from. Prompts without a right response are left out.
+    Raises ConfigError when `out` exists or is not a .parquet, RunError when nothing was right.
+    """
+    check_out(out)
+    prompts = load_training(config, load_tokenizer(model_dir), need_answer=True, need_trace=False)
+    engine = RolloutEngine(
+        model_dir,
+        config.rollout,
+        precision=config.precision,
+        max_sequence_length=config.max_sequence_length,
+        seed=config.seed,
+    )
+    rewards = RewardPool(config.reward)
+    try:
+        kept = _first_right(prompts, engine, rewards, config, samples, temperature)
+    finally:
+        rewards.close()
+        engine.close()
+    if not kept:
+        raise RunError(f"{model_dir}: no response to the {len(prompts)} prompts of {config.data.train} was right")
+    same_tokens = common_vocabulary(Path(config.student.path), Path(model_dir)) is None
+    provenance = _provenance(config, model_dir, samples, temperature, len(prompts))
+    _write(out, kept, provenance, with_tokens=same_tokens)
+    print(f"{out}: {len(kept)} traces for {len(prompts)} prompts")
+
+
+def check_out(out: Path) -> None:
+    if out.suffix != ".parquet":
+        raise ConfigError(f"--out: {out} must end in .parquet")
+    if out.exists():
+        raise ConfigError(f"--out: {out} exists already; give another file, or remove it")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out: {out.absolute().parent} is not a directory")
+
+
+def _first_right(
+    prompts: list[Prompt], engine: RolloutEngine, rewards: RewardPool, config: RunConfig, samples: int,
+    temperature: float,
+) -> list[Rollout]:  # fmt: skip
+    """One sample of every prompt, then another of those without a right one, and so on; in the order of the prompts."""
+    right: dict[int, Rollout] = {}
+    size, start = config.rollout.num_prompts, time.perf_counter()
+    for round_ in range(samples if temperature > 0 else 1):
+        open_ = [prompt for prompt in prompts if prompt.index not in right]
+        for first in range(0, len(open_), size):
+            answers = engine.generate(
+                open_[first : first + size],
+                version=0,
+                step=round_,  # every round draws anew
+                samples_per_prompt=1,
+                max_completion_tokens=config.rollout.max_completion_tokens,
+                temperature=temperature,
+                seed=config.seed,
+            )
+            scored = (replace(each, sample=round_) for each in rewards.score(answers))
+            right |= {r.prompt.index: r for r in scored if r.reward == 1.0 and r.finish_reason == "stop"}
+            done = min(first + size, len(open_))
+            print(
+                f"sample {round_ + 1} of {samples}: {done}/{len(open_)} prompts, {len(right)} traces, "
+                f"{time.perf_counter() - start:.0f} s",
+                flush=True,
+            )
+    return [right[prompt.index] for prompt in prompts if prompt.index in right]
+
+
+def _provenance(config: RunConfig, model_dir: str, samples: int, temperature: float, prompts: int) -> dict[str, Any]:
+    return {
+        "megatron_opd": __version__,
+        "model": str(Path(model_dir).resolve()),
+        "model_config_sha256": _sha256(Path(model_dir) / "config.json"),
+        "tokenizer_sha256": _sha256(Path(model_dir) / "tokenizer.json"),
+        "data": config.data.train,
+        "data_sha256": _sha256(Path(config.data.train)),
+        "template": asdict(config.data.template),
+        "prompts": prompts,
+        "samples": samples,
+        "temperature": temperature,
+        "max_completion_tokens": config.rollout.max_completion_tokens,
+        "seed": config.seed,
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(out: Path, kept: list[Rollout], provenance: dict[str, Any], *, with_tokens: bool) -> None:
+    """Whole or not at all."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {
+        "problem": [r.prompt.problem for r in kept],
+        "answer": [r.prompt.answer for r in kept],
+        "response": [r.text for r in kept],
+        "sample": [r.sample for r in kept],
+    }
+    if with_tokens:
+        columns["token_ids"] = [r.token_ids.tolist() for r in kept]
+    table = pyarrow.table(columns).replace_schema_metadata({"megatron-opd": json.dumps(provenance)})
+    partial = out.with_name(f".{out.name}.partial")
+    pyarrow.parquet.write_table(table, partial)
+    partial.replace(out)
