@@ -3,16 +3,15 @@
 from dataclasses import replace
 from functools import partial
 
+from megatron_opd.collect import collect
 from megatron_opd.config.schema import RunConfig
 from megatron_opd.evaluate import held_out
 from megatron_opd.mcore.batch import Columns
-from megatron_opd.mcore.parallel import gather_shares, share
 from megatron_opd.metrics.summary import Clock, summarise
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import finish
-from megatron_opd.records import Prompt, Rollout, Signals, StepRecord
-from megatron_opd.rollout.prefix import prefix_law
+from megatron_opd.records import Rollout, Signals, StepRecord
 from megatron_opd.run import Run, open_run
 
 
@@ -34,14 +33,7 @@ def train(config: RunConfig, *, resume: bool) -> None:
 def one_step(run: Run, step: int) -> StepRecord:
     metrics = held_out(run, step) if run.evaluates_at(step) else {}
     clock = Clock()
-    prompts = run.source.next(run.config.rollout.num_prompts)
-    with clock("generate"):
-        rollouts = sample(run, prompts, step) if run.plan.rollouts else traces(prompts)
-    with clock("reward"):
-        rollouts = run.rewards.score(rollouts) if run.rewards else rollouts
-    with clock("gather"):
-        if run.plan.rollouts:
-            rollouts = sorted(gather_shares(rollouts), key=lambda r: (r.group, r.sample))
+    rollouts = collect(run, step, clock)  # generate, verify, gather
     with clock("teacher"):
         signals = run.frozen_signals(rollouts, step)
     with clock("train"):
@@ -53,34 +45,6 @@ def one_step(run: Run, step: int) -> StepRecord:
     weights = run.objective.weights(step)
     metrics |= summarise([finish(sums) for sums in updates], rollouts, signals.teacher, weights) | clock.metrics()
     return StepRecord(step, metrics, rollouts, signals.teacher)
-
-
-def sample(run: Run, prompts: list[Prompt], step: int) -> list[Rollout]:
-    """A group for each prompt of this rank's share: completions, and traces where the method mixes them in."""
-    assert run.engine is not None, "a method that samples has an engine"
-    settings, method = run.config.rollout, run.config.method
-    mine = run.engine.generate(
-        share(prompts),
-        version=step,
-        step=step,
-        samples_per_prompt=settings.samples_per_prompt,
-        max_completion_tokens=settings.max_completion_tokens,
-        temperature=settings.temperature,
-        seed=run.config.seed,
-        prefix_of=prefix_law(method.prefix, settings, step, run.config.seed) if method.prefix else None,
-    )
-    group_of = share(list(range(len(prompts))))
-    sampled = [replace(r, group=group_of[i // settings.samples_per_prompt]) for i, r in enumerate(mine)]
-    return sampled + [
-        Rollout.of_trace(prompt, group, settings.samples_per_prompt + i)
-        for prompt, group in zip(share(prompts), group_of, strict=True)
-        for i in range(method.traces_per_group)
-    ]
-
-
-def traces(prompts: list[Prompt]) -> list[Rollout]:
-    """The data set's own responses in the place of rollouts."""
-    return [Rollout.of_trace(prompt, group) for group, prompt in enumerate(prompts)]
 
 
 def columns(run: Run, rollouts: list[Rollout], signals: Signals, step: int, mine: slice, tokens: slice) -> Columns:

@@ -50,7 +50,9 @@ def _reader(method: MethodConfig) -> str:
 
 
 def _check_mixture(method: MethodConfig) -> None:
-    """Terms on traces need traces, and traces need such a term."""
+    """Terms on traces need traces, and traces need such a term; groups are sampled anew for their rewards."""
+    if method.max_refills and not plan(method).rewards:
+        raise ConfigError(f"method.max_refills: no effect, {method.name} reads no rewards; remove it")
     on_traces = [name for name, term in method.terms.items() if reads_traces(term)]
     mixed = [key for key in ("traces_per_group", "prefix") if getattr(method, key)]
     if len(on_traces) == len(method.terms) and mixed:

@@ -112,9 +112,11 @@ _add("dr_grpo", "rewards only centred, sums over tokens divided by the longest r
 _add("simplerl_zero", "GRPO with a reference KL of 1e-4 and an entropy bonus of 1e-3", 
      "SimpleRL-Zero, arXiv 2503.18892",
      {"policy": _grpo, "reference": _reference(1e-4), "entropy": EntropyTerm("entropy", weight=1e-3)})
-_add("dapo", "GRPO averaged over tokens with clip-higher 0.2 / 0.28", "arXiv 2503.14476",
-     {"policy": _policy(ratio=ClippedRatio("old", 0.2, 0.28))},
-     left_open="dynamic sampling and the soft overlong punishment are not part of the loss, and not here yet")
+_add("dapo", "GRPO++ with clip-higher 0.2 / 0.28, overlong punishment, and groups of equal rewards sampled anew",
+     "arXiv 2503.14476",
+     {"policy": _policy(ratio=ClippedRatio("old", 0.2, 0.28),
+                        advantages={"reward": RewardAdvantage("reward", overlong=0.2)})},
+     max_refills=10)
 _add("gspo", "GRPO whose ratio is the sequence's geometric mean", "arXiv 2507.18071, Eq. 14",
      {"policy": _policy(ratio=ClippedRatio("sequence", 3e-4, 4e-4), aggregate=SEQUENCES)})
 _add("cispo", "GRPO whose clipped ratio is a detached weight: no token loses its gradient", "arXiv 2506.13585",

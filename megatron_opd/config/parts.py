@@ -64,6 +64,8 @@ class RewardAdvantage:
     # divide by the group's deviation | only centre | the reward itself | minus the mean of the others
     normalise: Literal["std", "mean", "none", "leave_one_out"] = "std"
     std_eps: PositiveFloat = 1e-6
+    # over this last part of max_completion_tokens up to 1 is taken from the reward: DAPO's soft overlong punishment
+    overlong: Fraction = 0.0
 
 
 @dataclass(frozen=True)

@@ -119,3 +119,4 @@ class MethodConfig:
     terms: dict[str, Term]
     traces_per_group: NonNegativeInt = 0  # traces that join the samples of each prompt (LUFFY)
     prefix: PrefixConfig | None = None
+    max_refills: NonNegativeInt = 0  # times a step samples further prompts for groups of equal rewards (DAPO)

@@ -21,7 +21,7 @@ class Clock:
     def __call__(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self._phases[phase] = time.perf_counter() - start
+        self._phases[phase] = self._phases.get(phase, 0.0) + time.perf_counter() - start
 
     def metrics(self) -> dict[str, float]:
         """timing/<phase>_seconds, and timing/step_seconds since the clock was made."""

@@ -33,6 +33,14 @@ def group_advantages(rewards_N: np.ndarray, groups_N: np.ndarray, normalise: str
     return advantages_N
 
 
+def overlong_penalty(lengths_N: np.ndarray, max_completion_tokens: int, overlong: float) -> np.ndarray:
+    """From 0 down to -1 over the last `overlong` of the longest response, float64 [N]. Source: DAPO, Eq. 13."""
+    if overlong == 0:
+        return np.zeros(len(lengths_N))
+    buffer = overlong * max_completion_tokens
+    return -np.clip((lengths_N - (max_completion_tokens - buffer)) / buffer, 0.0, 1.0)
+
+
 def log_ratio(model_logprobs_T: Tensor, student_logprobs_T: Tensor) -> Tensor:
     """D = log p_model - log p_student of the tokens, detached; above 0 the model likes the token better."""
     return model_logprobs_T.clamp(min=LOWEST) - student_logprobs_T.detach()

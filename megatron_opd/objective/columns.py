@@ -11,7 +11,7 @@ from megatron_opd.config.parts import Aggregate, RewardAdvantage
 from megatron_opd.config.plan import reads_traces, weight_at
 from megatron_opd.config.terms import EntropyTerm, MethodConfig, PolicyGradientTerm, Term
 from megatron_opd.mcore.batch import Columns, flatten
-from megatron_opd.objective.advantages import group_advantages
+from megatron_opd.objective.advantages import group_advantages, overlong_penalty
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.gates import correction, gates
 
@@ -29,7 +29,7 @@ def build_columns(method: MethodConfig, batch: Batch, *, max_completion_tokens: 
         scale_T = gate_T * denominators(base_T, batch, term.aggregate, max_completion_tokens)
         gates_J.append(gate_T)
         scales_J.append(scale_T * correction(getattr(term, "correction", None), batch))
-        advantages_J.append(_reward_part(term, batch))
+        advantages_J.append(_reward_part(term, batch, max_completion_tokens))
     signals = batch.signals
     teacher, student = signals.teacher, signals.student
     return Columns(
@@ -68,12 +68,13 @@ def denominators(counted_T: Tensor, batch: Batch, aggregate: Aggregate, max_comp
     return torch.full_like(counted_T, 1.0 / (max(sequences, 1) * length))
 
 
-def _reward_part(term: Term, batch: Batch) -> Tensor:
+def _reward_part(term: Term, batch: Batch, max_completion_tokens: int) -> Tensor:
     """The sum of a term's weighted reward advantages, float64 [T]."""
     total_N = np.zeros(len(batch.rollouts))
     for advantage in term.advantages.values() if isinstance(term, PolicyGradientTerm) else ():
         if isinstance(advantage, RewardAdvantage):
             rewards_N = np.array([r.reward for r in batch.rollouts], dtype=np.float64)
+            rewards_N += overlong_penalty(batch.lengths_N, max_completion_tokens, advantage.overlong)
             groups_N = np.array([r.group for r in batch.rollouts])
             relative_N = group_advantages(rewards_N, groups_N, advantage.normalise, advantage.std_eps)
             total_N = total_N + weight_at(advantage.weight, batch.step) * relative_N

@@ -218,6 +218,18 @@ def test_eval_convert_and_report_agree_with_the_run(whole_run: Path, tmp_path: P
     assert stderr.count("\n") == 1
 
 
+def test_groups_of_equal_rewards_are_sampled_anew(bench: Bench, tmp_path: Path) -> None:
+    """DAPO's dynamic sampling: every group that trains has a right and a wrong response, however many it takes."""
+    run = tmp_path / "dapo"
+    changes = ["method=dapo", "teacher=null", "num_steps=2", "train.optimizer.lr=1e-5", "rollout.num_prompts=4"]
+    finished(megatron_opd("train", *bench.recipe(run, *changes), "--nproc", "2"))
+    steps = rows_of(run)[:2]
+    assert [row["reward/uniform_groups/mean"] for row in steps] == [0, 0]
+    assert all(0 < row["reward/mean"] < 1 for row in steps)
+    state = json.loads((run / "checkpoints" / "step-000002" / "state.json").read_text())
+    assert state["source"]["epoch"] > 0 or state["source"]["position"] > 8
+
+
 def test_traces_are_made_and_learned_from(bench: Bench, tmp_path: Path) -> None:
     """A model's right responses become a file, and the methods that mix traces in read it."""
     data, out = tmp_path / "some.jsonl", tmp_path / "traces.parquet"

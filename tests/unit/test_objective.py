@@ -26,7 +26,7 @@ from megatron_opd.config.parts import (
 from megatron_opd.config.plan import active, plan, weight_at
 from megatron_opd.config.terms import CrossEntropyTerm, MethodConfig, PolicyGradientTerm, TopKTerm
 from megatron_opd.mcore.batch import Columns
-from megatron_opd.objective.advantages import factor, group_advantages
+from megatron_opd.objective.advantages import factor, group_advantages, overlong_penalty
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns, denominators
 from megatron_opd.objective.estimators import Policies, clipped, policy_gradient
@@ -101,6 +101,15 @@ def test_leave_one_out_and_raw_rewards():
     rewards, groups = np.array([1.0, 0, 0, 0.5]), np.array([0, 0, 0, 1])
     np.testing.assert_allclose(group_advantages(rewards, groups, "leave_one_out", 1e-6), [1, -0.5, -0.5, 0])
     np.testing.assert_allclose(group_advantages(rewards, groups, "none", 1e-6), rewards)
+
+
+def test_overlong_responses_are_punished_softly():
+    penalty = overlong_penalty(np.array([1, 80, 90, 100]), 100, 0.2)
+    np.testing.assert_allclose(penalty, [0, 0, -0.5, -1])
+    advantage = {"reward": RewardAdvantage("reward", normalise="none", overlong=0.5)}
+    method = MethodConfig("", {"t": PolicyGradientTerm("policy_gradient", advantages=advantage)})
+    columns = columns_of(method, rollout([1] * 10, reward=1.0), rollout([1] * 5, reward=1.0))
+    assert columns.advantages_TJ[:, 0].tolist() == [0.0] * 10 + [1.0] * 5
 
 
 # ------------------------------------------------------------------------------------------------ denominators

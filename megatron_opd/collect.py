@@ -1,0 +1,78 @@
+"""The rollouts of a step: sampled, verified, and the same on every rank."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from megatron_opd.mcore.parallel import gather_shares, share
+from megatron_opd.metrics.summary import Clock
+from megatron_opd.records import Prompt, Rollout
+from megatron_opd.rollout.prefix import prefix_law
+from megatron_opd.run import Run
+
+
+def collect(run: Run, step: int, clock: Clock) -> list[Rollout]:
+    """`num_prompts` groups, in order of group and sample. Collective.
+
+    With `max_refills`, groups whose rewards are all equal are replaced with those of further prompts, as often as that;
+    then equal ones fill up what is missing (DAPO's dynamic sampling, arXiv 2503.14476, Eq. 11).
+    """
+    wanted = run.config.rollout.num_prompts
+    kept: list[list[Rollout]] = []
+    uniform: list[list[Rollout]] = []
+    for _ in range(1 + run.config.method.max_refills):
+        found = _groups(_scored(run, run.source.next(wanted - len(kept)), step, clock))
+        if not run.config.method.max_refills:
+            kept = found
+            break
+        kept += [group for group in found if len({r.reward for r in group}) > 1]
+        uniform += [group for group in found if len({r.reward for r in group}) == 1]
+        if len(kept) == wanted:
+            break
+    groups = (kept + uniform)[:wanted]
+    return [replace(r, group=number) for number, group in enumerate(groups) for r in group]
+
+
+def _scored(run: Run, prompts: list[Prompt], step: int, clock: Clock) -> list[Rollout]:
+    with clock("generate"):
+        rollouts = sample(run, prompts, step) if run.plan.rollouts else traces(prompts)
+    with clock("reward"):
+        rollouts = run.rewards.score(rollouts) if run.rewards else rollouts
+    with clock("gather"):
+        if run.plan.rollouts:
+            rollouts = sorted(gather_shares(rollouts), key=lambda r: (r.group, r.sample))
+    return rollouts
+
+
+def _groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
+    by_number: dict[int, list[Rollout]] = {}
+    for rollout in rollouts:
+        by_number.setdefault(rollout.group, []).append(rollout)
+    return [by_number[number] for number in sorted(by_number)]
+
+
+def sample(run: Run, prompts: list[Prompt], step: int) -> list[Rollout]:
+    """A group for each prompt of this rank's share: completions, and traces where the method mixes them in."""
+    assert run.engine is not None, "a method that samples has an engine"
+    settings, method = run.config.rollout, run.config.method
+    mine = run.engine.generate(
+        share(prompts),
+        version=step,
+        step=step,
+        samples_per_prompt=settings.samples_per_prompt,
+        max_completion_tokens=settings.max_completion_tokens,
+        temperature=settings.temperature,
+        seed=run.config.seed,
+        prefix_of=prefix_law(method.prefix, settings, step, run.config.seed) if method.prefix else None,
+    )
+    group_of = share(list(range(len(prompts))))
+    sampled = [replace(r, group=group_of[i // settings.samples_per_prompt]) for i, r in enumerate(mine)]
+    return sampled + [
+        Rollout.of_trace(prompt, group, settings.samples_per_prompt + i)
+        for prompt, group in zip(share(prompts), group_of, strict=True)
+        for i in range(method.traces_per_group)
+    ]
+
+
+def traces(prompts: list[Prompt]) -> list[Rollout]:
+    """The data set's own responses in the place of rollouts."""
+    return [Rollout.of_trace(prompt, group) for group, prompt in enumerate(prompts)]
