@@ -17,7 +17,7 @@ from megatron_opd.config.parts import (
     TopKAdvantage,
     Weight,
 )
-from megatron_opd.config.plan import plan, reads_teacher, reads_traces
+from megatron_opd.config.plan import of_sequence, plan, reads_teacher, reads_traces
 from megatron_opd.config.schema import RunConfig
 from megatron_opd.config.terms import DivergenceTerm, MethodConfig, PolicyGradientTerm, Term, TopKTerm
 from megatron_opd.errors import ConfigError
@@ -111,6 +111,12 @@ def _check_policy(key: str, term: PolicyGradientTerm, config: RunConfig) -> list
 def _check_log_ratio(key: str, advantage: LogRatioAdvantage) -> None:
     if (advantage.mix is not None) != (advantage.transform in ("floor", "mixture")):
         raise ConfigError(f"{key}.mix: belongs to transform=floor and transform=mixture, and to these alone")
+    if of_sequence(advantage) and advantage.anchor == "current":
+        raise ConfigError(
+            f"{key}.anchor: returns and whitening are of the student before the update; set old or rollout"
+        )
+    if advantage.mean_to_go and not advantage.discount:
+        raise ConfigError(f"{key}.mean_to_go: no effect with discount=0; remove it")
     if advantage.mix == 1:
         raise ConfigError(f"{key}.mix: must be below 1")
 
@@ -125,11 +131,12 @@ def _check_divergence(key: str, term: DivergenceTerm, config: RunConfig) -> None
             raise ConfigError(f"{key}.{name}: {value} must lie between 0 and 1")
     if term.divergence == "alpha_beta" and 0 in (term.alpha, term.beta, (term.alpha or 0) + (term.beta or 0)):
         raise ConfigError(f"{key}.alpha: alpha, beta and their sum must not be 0")
-    layout = config.student.layout
-    if layout.pipeline_model_parallel_size > 1 or (config.teacher and config.teacher.layout != layout):
+    layout, teacher = config.student.layout, config.teacher.layout if config.teacher else config.student.layout
+    if max(layout.pipeline_model_parallel_size, teacher.pipeline_model_parallel_size) > 1:
+        raise ConfigError(f"teacher.layout: {key} compares whole distributions, which pipeline stages cannot yet")
+    if teacher.tensor_model_parallel_size not in (1, layout.tensor_model_parallel_size):
         raise ConfigError(
-            f"teacher.layout: {key} compares whole distributions: student and teacher need one layout, without "
-            "pipeline stages"
+            f"teacher.layout.tensor_model_parallel_size: {key} compares whole distributions: 1, or the student's"
         )
 
 

@@ -260,4 +260,12 @@ _add("jsd_tropd", "TrOPD's JSD row as printed: its first half on the top 64, the
 _add("gkd", "JSD with beta 0.5 over the whole vocabulary, differentiated", "arXiv 2306.13649",
      {"jsd": DivergenceTerm("divergence", "jsd", beta=0.5)},
      left_open="on-policy batches alone (lambda = 1); the paper's 0.5 mixes in batches of the data set's responses")
+_add("minillm", "PPO on the whitened, length-normalised, discounted return of the log-ratio, plus reverse KL over the "
+     "whole vocabulary", "arXiv 2306.08543",
+     {
+         "long": _distil(ratio=ClippedRatio("old"),
+                         advantages=_of_teacher(anchor="old", discount=0.95, mean_to_go=True, whiten=True)),
+         "single": DivergenceTerm("divergence", "reverse_kl"),
+     },
+     left_open="samples are the student's own (the paper mixes in the teacher with 0.2), no pre-training loss beside")
 # fmt: on

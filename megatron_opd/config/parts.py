@@ -82,6 +82,9 @@ class LogRatioAdvantage:
     transform: Literal["identity", "floor", "mixture", "expm1"] = "identity"
     mix: Annotated[float, Gt(0), Le(1)] | None = None  # of floor and mixture
     anchor: Literal["current", "old", "rollout"] = "current"  # the student: now, at the step's start, as it sampled
+    discount: Fraction = 0.0  # weight of the next token's return: the sum to the end of the sequence; needs an anchor
+    mean_to_go: bool = False  # that sum over the number of tokens to the end
+    whiten: bool = False  # mean 0 and deviation 1 over the batch's sampled tokens; needs an anchor
 
 
 @dataclass(frozen=True)

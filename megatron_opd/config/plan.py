@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from megatron_opd.config.parts import (
     Advantage,
@@ -76,6 +76,7 @@ def plan(method: MethodConfig, updates_per_step: int = 1) -> Plan:
         reference=any(isinstance(each, LogRatioAdvantage) and each.model == "reference" for each in advantages),
         student_pass=updates_per_step > 1
         or any(_reads_student(gate) for gate in gates)
+        or any(of_sequence(each) and each.anchor == "old" for each in advantages)
         or any(getattr(term, "correction", None) for term in terms),
     )
 
@@ -110,6 +111,11 @@ def reads_traces(term: Term) -> bool:
     if isinstance(term, PolicyGradientTerm):
         return isinstance(term.ratio, ShapedProbability)
     return isinstance(term, CrossEntropyTerm) and term.targets == "trace"
+
+
+def of_sequence(part: object) -> TypeGuard[LogRatioAdvantage]:
+    """Whether an advantage of a token depends on other tokens: it is computed once, before the update."""
+    return isinstance(part, LogRatioAdvantage) and (part.discount > 0 or part.whiten)
 
 
 def reads_teacher(part: object) -> bool:

@@ -73,7 +73,7 @@ class TopKTerm:
 
 @dataclass(frozen=True)
 class DivergenceTerm:
-    """A divergence over the whole vocabulary. Student and teacher need one layout, without pipeline stages."""
+    """A divergence over the whole vocabulary. No pipeline stages; the teacher's TP size is 1 or the student's."""
 
     kind: Literal["divergence"]
     divergence: Literal[

@@ -48,11 +48,19 @@ class Head:
     ) -> Tensor:  # fmt: skip
         """See `vocab_parallel.divergence`; both models' logits exist at once, whether or not the head is fused."""
         with torch.no_grad():
-            teacher_logits_TV = teacher.hidden_TD @ teacher.weight_VD.T
+            teacher_logits_TV = teacher.hidden_TD @ self._same_rows(teacher).T
         return divergence(
             self._logits(), teacher_logits_TV, self.group,
             kind=kind, alpha=alpha, beta=beta, temperature=temperature, valid_vocab_size=valid_vocab_size,
         )  # fmt: skip
+
+    def _same_rows(self, teacher: "Head") -> Tensor:
+        """The rows of the teacher's output layer for this rank's ids; a teacher of one shard holds them all."""
+        if teacher.group.size() == self.group.size():
+            return teacher.weight_VD
+        width = len(self.weight_VD)
+        rows_VD = teacher.weight_VD[self.group.rank() * width :][:width]
+        return torch.nn.functional.pad(rows_VD, (0, 0, 0, width - len(rows_VD)))  # padding ids have probability 0
 
     def _logits(self) -> Tensor:
         hidden_TD = self.hidden_TD

@@ -65,6 +65,29 @@ def transformed(delta_T: Tensor, advantage: LogRatioAdvantage) -> Tensor:
     return (1 - beta) * logs.logsumexp(dim=0)
 
 
+def returns_to_go(values_T: Tensor, lengths_N: np.ndarray, discount: float, *, mean: bool) -> Tensor:
+    """R_t = v_t + discount R_(t+1) within each sequence; with `mean` over the number of tokens to its end.
+
+    Source: MiniLLM, arXiv 2306.08543, section 2.2 (length-normalised, discounted return).
+    """
+    to_go_N, longest = torch.from_numpy(lengths_N)[:, None], int(lengths_N.max(initial=0))
+    inside_NL = torch.arange(longest) < to_go_N
+    returns_NL = values_T.new_zeros(inside_NL.shape).masked_scatter(inside_NL, values_T)
+    for t in range(longest - 2, -1, -1):  # over the places in a response, for all of them at once
+        returns_NL[:, t] += discount * returns_NL[:, t + 1]
+    if mean:
+        returns_NL /= (to_go_N - torch.arange(longest)).clamp(min=1)
+    return returns_NL[inside_NL]
+
+
+def whitened(values_T: Tensor, counted_T: Tensor) -> Tensor:
+    """Mean 0 and deviation 1 over the tokens that count; those that do not are 0."""
+    counted = values_T[counted_T]
+    if len(counted) < 2:
+        return torch.zeros_like(values_T)
+    return ((values_T - counted.mean()) / (counted.std() + 1e-8)).masked_fill(~counted_T, 0.0)
+
+
 def floor(mix: float) -> float:
     """The limit of log[((1 - l) q + l p) / p] / (1 - l) where the teacher's q goes to 0."""
     return math.log(mix) / (1 - mix)

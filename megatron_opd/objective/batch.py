@@ -62,6 +62,11 @@ class Batch:
         assert self.signals.teacher is not None, "the plan asks for the teacher"
         return torch.from_numpy(self.signals.teacher.entropy_T).double()
 
+    @property
+    def reference_T(self) -> Tensor:
+        assert self.signals.reference_logprobs_T is not None, "the plan asks for the reference"
+        return torch.from_numpy(self.signals.reference_logprobs_T).double()
+
     @cached_property
     def uniform_T(self) -> Tensor:
         """Uniform numbers in [0, 1) that depend on (seed, step, prompt, sample) and the token's place alone."""

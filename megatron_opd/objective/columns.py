@@ -7,11 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_opd.config.parts import Aggregate, RewardAdvantage
-from megatron_opd.config.plan import reads_traces, weight_at
+from megatron_opd.config.parts import Aggregate, LogRatioAdvantage, RewardAdvantage
+from megatron_opd.config.plan import of_sequence, reads_traces, weight_at
 from megatron_opd.config.terms import EntropyTerm, MethodConfig, PolicyGradientTerm, Term
 from megatron_opd.mcore.batch import Columns, flatten
-from megatron_opd.objective.advantages import group_advantages, overlong_penalty
+from megatron_opd.objective.advantages import (
+    group_advantages,
+    log_ratio,
+    overlong_penalty,
+    returns_to_go,
+    transformed,
+    whitened,
+)
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.gates import correction, gates
 
@@ -29,7 +36,7 @@ def build_columns(method: MethodConfig, batch: Batch, *, max_completion_tokens: 
         scale_T = gate_T * denominators(base_T, batch, term.aggregate, max_completion_tokens)
         gates_J.append(gate_T)
         scales_J.append(scale_T * correction(getattr(term, "correction", None), batch))
-        advantages_J.append(_reward_part(term, batch, max_completion_tokens))
+        advantages_J.append(_fixed_part(term, batch, max_completion_tokens))
     signals = batch.signals
     teacher, student = signals.teacher, signals.student
     return Columns(
@@ -68,17 +75,35 @@ def denominators(counted_T: Tensor, batch: Batch, aggregate: Aggregate, max_comp
     return torch.full_like(counted_T, 1.0 / (max(sequences, 1) * length))
 
 
-def _reward_part(term: Term, batch: Batch, max_completion_tokens: int) -> Tensor:
-    """The sum of a term's weighted reward advantages, float64 [T]."""
-    total_N = np.zeros(len(batch.rollouts))
+def _fixed_part(term: Term, batch: Batch, max_completion_tokens: int) -> Tensor:
+    """The sum of those of a term's weighted advantages that are known before the update, float64 [T]."""
+    total_T = torch.zeros(batch.num_tokens, dtype=torch.float64)
     for advantage in term.advantages.values() if isinstance(term, PolicyGradientTerm) else ():
         if isinstance(advantage, RewardAdvantage):
-            rewards_N = np.array([r.reward for r in batch.rollouts], dtype=np.float64)
-            rewards_N += overlong_penalty(batch.lengths_N, max_completion_tokens, advantage.overlong)
-            groups_N = np.array([r.group for r in batch.rollouts])
-            relative_N = group_advantages(rewards_N, groups_N, advantage.normalise, advantage.std_eps)
-            total_N = total_N + weight_at(advantage.weight, batch.step) * relative_N
-    return torch.from_numpy(np.repeat(total_N, batch.lengths_N))
+            value_T = _of_rewards(advantage, batch, max_completion_tokens)
+        elif of_sequence(advantage):
+            value_T = _of_returns(advantage, batch)
+        else:
+            continue
+        total_T = total_T + weight_at(advantage.weight, batch.step) * value_T
+    return total_T
+
+
+def _of_rewards(advantage: RewardAdvantage, batch: Batch, max_completion_tokens: int) -> Tensor:
+    rewards_N = np.array([r.reward for r in batch.rollouts], dtype=np.float64)
+    rewards_N += overlong_penalty(batch.lengths_N, max_completion_tokens, advantage.overlong)
+    groups_N = np.array([r.group for r in batch.rollouts])
+    relative_N = group_advantages(rewards_N, groups_N, advantage.normalise, advantage.std_eps)
+    return torch.from_numpy(np.repeat(relative_N, batch.lengths_N))
+
+
+def _of_returns(advantage: LogRatioAdvantage, batch: Batch) -> Tensor:
+    model_T = batch.teacher_T if advantage.model == "teacher" else batch.reference_T
+    delta_T = log_ratio(model_T, batch.old_T if advantage.anchor == "old" else batch.rollout_T)
+    value_T = transformed(delta_T, advantage).masked_fill(~batch.sampled_T, 0.0)
+    if advantage.discount:
+        value_T = returns_to_go(value_T, batch.lengths_N, advantage.discount, mean=advantage.mean_to_go)
+    return whitened(value_T, batch.sampled_T) if advantage.whiten else value_T
 
 
 def _column(values: np.ndarray | None) -> Tensor | None:

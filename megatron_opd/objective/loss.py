@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from megatron_opd.config.parts import LogRatioAdvantage, LogRatioFactor, ShapingAdvantage, TopKAdvantage
-from megatron_opd.config.plan import active, plan, reads_traces, weight_at
+from megatron_opd.config.plan import active, of_sequence, plan, reads_traces, weight_at
 from megatron_opd.config.terms import (
     CrossEntropyTerm,
     DivergenceTerm,
@@ -157,7 +157,7 @@ def _advantages(term: PolicyGradientTerm, j: int, view: View) -> Tensor:
     total_T, factors = columns.advantages_TJ[:, j], []
     for each in term.advantages.values():
         weight = weight_at(each.weight, step)
-        if isinstance(each, LogRatioAdvantage):
+        if isinstance(each, LogRatioAdvantage) and not of_sequence(each):
             total_T = total_T + weight * transformed(_delta(each, view), each)
         elif isinstance(each, ShapingAdvantage):
             total_T = total_T + weight * _shaping(each, view)

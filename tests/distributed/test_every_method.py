@@ -19,14 +19,14 @@ from megatron_opd.config.plan import active
 from tests.distributed import test_layout_invariance as replayed
 
 STEP = 1
-# processes -> (name, TP, sequence parallel, micro-batch size, fused output layer)
+# processes -> (name, TP, sequence parallel, micro-batch size, fused output layer, the teacher's TP)
 LAYOUTS = {
     1: [
-        ("whole", 1, False, 24, False),
-        ("2 micro-batches", 1, False, 12, True),
-        ("4 micro-batches", 1, False, 6, False),
+        ("whole", 1, False, 24, False, 1),
+        ("2 micro-batches", 1, False, 12, True, 1),
+        ("4 micro-batches", 1, False, 6, False, 1),
     ],
-    2: [("tp2", 2, True, 24, False), ("dp2", 1, False, 5, False)],
+    2: [("tp2", 2, True, 24, False, 2), ("tp2, teacher tp1", 2, False, 9, True, 1), ("dp2", 1, False, 5, False, 1)],
 }
 NAMES = [name for layouts in LAYOUTS.values() for name, *_ in layouts]
 
@@ -88,7 +88,7 @@ def rollouts_of(name):
     return samples
 
 
-def run(directory: Path, tp: int, sp: bool, micro: int, fused: bool) -> dict:
+def run(directory: Path, tp: int, sp: bool, micro: int, fused: bool, teacher_tp: int) -> dict:
     from megatron_opd.config.architecture import read_architecture
     from megatron_opd.config.plan import fit_topk, plan
     from megatron_opd.config.schema import (
@@ -108,17 +108,17 @@ def run(directory: Path, tp: int, sp: bool, micro: int, fused: bool) -> dict:
     from megatron_opd.train.student import prepare
     from megatron_opd.weights.load import load_hf
 
-    layout = LayoutConfig(tp, 1, sp)
+    layout, frozen = LayoutConfig(tp, 1, sp), LayoutConfig(teacher_tp)
 
-    def model(name):
+    def model(name, layout):
         arch, parallel = read_architecture(directory / name), groups.create(layout)
         chunks = build_model(arch, parallel, precision="float32")
         load_hf(chunks, directory / name, arch, parallel)
         return chunks, arch, parallel
 
     scoring = {"student_vocab_size": replayed.VOCAB, "micro_batch_size": micro, "temperature": 1.0}
-    teacher, reference = (Teacher(*model(name), **scoring) for name in ("teacher", "teacher"))
-    chunks, arch, parallel = model("student")
+    teacher, reference = (Teacher(*model("teacher", frozen), **scoring) for _ in range(2))
+    chunks, arch, parallel = model("student", layout)
     config = RunConfig(
         name="", num_steps=1000, max_sequence_length=64, method=CATALOGUE["grpo"].method, precision="float32",
         student=ModelConfig("", layout), data=DataConfig(""),

@@ -296,8 +296,12 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
     "method.forward.beta: belongs to divergence=jsd_teacher_side": (
         ["method=full_fkl", "method.forward.k=4", "method.forward.beta=0.5"], None),
     "method.jsd.beta: missing with jsd": (["method=gkd", "method.jsd.beta=null"], None),
-    "teacher.layout: method.jsd compares whole distributions": (
+    "teacher.layout.tensor_model_parallel_size: method.jsd compares whole distributions: 1, or the student's": (
         ["method=gkd", "teacher.layout.tensor_model_parallel_size=2"], None),
+    "teacher.layout: method.jsd compares whole distributions, which pipeline stages cannot": (
+        ["method=gkd", "teacher.layout.pipeline_model_parallel_size=2"], None),
+    "method.long.advantages.teacher.anchor: returns and whitening": (
+        ["method=minillm", "method.long.advantages.teacher.anchor=current"], None),
     "method.policy.advantages: empty": (
         ["method={name: m, terms: {policy: {kind: policy_gradient, advantages: {}}}}", "teacher=null"], None),
     "max_sequence_length: 65 is more than the student's max_position_embeddings=64": (["max_sequence_length=65"], None),

@@ -69,6 +69,7 @@ def trrd():
     return sampled(ADVANTAGES * rho * live * (0.5 + 0.5 * inside))
 
 
+WHITE = (DELTA - DELTA.mean()) / DELTA.std()  # the batch of the test holds every token once
 JSD_ADVANTAGE = 0.5 * (0.5 + 0.5 * DELTA.exp()).log()
 EXPECTED = {
     "grpo": GRPO,
@@ -109,6 +110,7 @@ EXPECTED = {
     "jsd": JSD,
     "jsd_tropd": TEACHER_HALF + sampled(JSD_ADVANTAGE),
     "gkd": JSD,
+    "minillm": sampled(WHITE) + RKL,
 }
 
 
