@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from megatron_opd.config.plan import is_on_policy
 from megatron_opd.mcore.parallel import gather_shares, share
 from megatron_opd.metrics.summary import Clock
 from megatron_opd.records import Prompt, Rollout
@@ -16,6 +17,9 @@ def collect(run: Run, step: int, clock: Clock) -> list[Rollout]:
     With `max_refills`, groups whose rewards are all equal are replaced with those of further prompts, as often as that;
     then equal ones fill up what is missing (DAPO's dynamic sampling, arXiv 2503.14476, Eq. 11).
     """
+    if not is_on_policy(run.config.method, run.config.seed, step):
+        # Every term of such a method is of the text at hand, whoever wrote it.
+        return [replace(trace, given=0) for trace in traces(run.source.next(run.config.rollout.num_prompts))]
     wanted = run.config.rollout.num_prompts
     kept: list[list[Rollout]] = []
     uniform: list[list[Rollout]] = []

@@ -53,6 +53,11 @@ def _check_mixture(method: MethodConfig) -> None:
     """Terms on traces need traces, and traces need such a term; groups are sampled anew for their rewards."""
     if method.max_refills and not plan(method).rewards:
         raise ConfigError(f"method.max_refills: no effect, {method.name} reads no rewards; remove it")
+    if method.on_policy_fraction < 1:
+        of_samples = [name for name, term in method.terms.items() if isinstance(term, PolicyGradientTerm)]
+        if of_samples or not plan(method).rollouts:
+            what = f"method.{of_samples[0]} needs samples" if of_samples else "every term is on traces already"
+            raise ConfigError(f"method.on_policy_fraction: {what}; set it to 1")
     on_traces = [name for name, term in method.terms.items() if reads_traces(term)]
     mixed = [key for key in ("traces_per_group", "prefix") if getattr(method, key)]
     if len(on_traces) == len(method.terms) and mixed:

@@ -258,8 +258,8 @@ _add("jsd_tropd", "TrOPD's JSD row as printed: its first half on the top 64, the
      },
      left_open="the printed second half, differentiated, points away from the teacher: a policy gradient")
 _add("gkd", "JSD with beta 0.5 over the whole vocabulary, differentiated", "arXiv 2306.13649",
-     {"jsd": DivergenceTerm("divergence", "jsd", beta=0.5)},
-     left_open="on-policy batches alone (lambda = 1); the paper's 0.5 mixes in batches of the data set's responses")
+     {"jsd": DivergenceTerm("divergence", "jsd", beta=0.5)}, on_policy_fraction=0.5,
+     left_open="lambda, the share of on-policy batches, is 0.5 as in the implementation in TRL")
 _add("minillm", "PPO on the whitened, length-normalised, discounted return of the log-ratio, plus reverse KL over the "
      "whole vocabulary", "arXiv 2306.08543",
      {

@@ -1,6 +1,7 @@
 """What a method asks of the stations, derived from its terms. There are no flags to forget."""
 
 import math
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
@@ -68,7 +69,10 @@ def plan(method: MethodConfig, updates_per_step: int = 1) -> Plan:
     ]
     return Plan(
         rollouts=not all(reads_traces(term) for term in terms),
-        traces=any(reads_traces(term) for term in terms) or method.traces_per_group > 0 or method.prefix is not None,
+        traces=any(reads_traces(term) for term in terms)
+        or method.traces_per_group > 0
+        or method.prefix is not None
+        or method.on_policy_fraction < 1,
         rewards=any(isinstance(each, RewardAdvantage | WrongGate) for each in (*advantages, *gates)),
         teacher=any(teacher),
         topk=max(topk, default=0),
@@ -91,6 +95,11 @@ def active(method: MethodConfig, step: int) -> MethodConfig:
                 left = {key: each for key, each in term.advantages.items() if weight_at(each.weight, step) > 0}
                 terms[name] = replace(term, advantages=left)
     return replace(method, terms=terms)
+
+
+def is_on_policy(method: MethodConfig, seed: int, step: int) -> bool:
+    """Whether the student samples at `step`: with probability `on_policy_fraction`, drawn from (seed, step) alone."""
+    return random.Random(f"{seed} {step} on policy").random() < method.on_policy_fraction
 
 
 def fit_topk(method: MethodConfig, vocab_size: int) -> MethodConfig:

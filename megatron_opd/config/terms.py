@@ -14,6 +14,7 @@ from megatron_opd.config.parts import (
     Aggregate,
     ClippedRatio,
     Correction,
+    Fraction,
     Gate,
     NonNegativeInt,
     PositiveInt,
@@ -119,4 +120,5 @@ class MethodConfig:
     terms: dict[str, Term]
     traces_per_group: NonNegativeInt = 0  # traces that join the samples of each prompt (LUFFY)
     prefix: PrefixConfig | None = None
+    on_policy_fraction: Fraction = 1.0  # of the steps; the others are on traces in the place of samples (GKD's lambda)
     max_refills: NonNegativeInt = 0  # times a step samples further prompts for groups of equal rewards (DAPO)

@@ -46,7 +46,7 @@ def build_columns(method: MethodConfig, batch: Batch, *, max_completion_tokens: 
         sampled_T=batch.sampled_T,
         gates_TJ=torch.stack(gates_J, dim=1).float(),
         advantages_TJ=torch.stack(advantages_J, dim=1).float(),
-        rollout_logprobs_T=batch.rollout_T.float() if batch.sampled_T.any() else None,
+        rollout_logprobs_T=batch.rollout_T.float() if any(r.policy_version >= 0 for r in batch.rollouts) else None,
         old_logprobs_T=_column(student.logprobs_T if student else None),
         teacher_argmax_T=_column(teacher.argmax_ids_T if teacher else None),
         teacher_logprobs_T=_column(teacher.logprobs_T if teacher else None),

@@ -86,7 +86,8 @@ class Objective:
         # Means are of the student's own tokens, or, for a method on traces alone, of all.
         counted_T = columns.sampled_T if plan(self.method).rollouts else torch.ones_like(columns.sampled_T)
         sums = _common_sums(view, counted_T)
-        total = view.student_T.sum() * 0.0  # a loss to differentiate even where no term is active
+        # Something to differentiate even where no term is active.
+        total = 0.0 * view.student_T.nan_to_num(neginf=0.0).sum()
         for j, (name, term) in enumerate(self.method.terms.items()):
             if name not in now.terms:
                 continue

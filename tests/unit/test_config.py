@@ -300,6 +300,7 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
         ["method=gkd", "teacher.layout.tensor_model_parallel_size=2"], None),
     "teacher.layout: method.jsd compares whole distributions, which pipeline stages cannot": (
         ["method=gkd", "teacher.layout.pipeline_model_parallel_size=2"], None),
+    "method.on_policy_fraction: method.policy needs samples": (["method.on_policy_fraction=0.5"], None),
     "method.long.advantages.teacher.anchor: returns and whitening": (
         ["method=minillm", "method.long.advantages.teacher.anchor=current"], None),
     "method.policy.advantages: empty": (

@@ -23,7 +23,7 @@ from megatron_opd.config.parts import (
     Switch,
     TrustGate,
 )
-from megatron_opd.config.plan import active, plan, weight_at
+from megatron_opd.config.plan import active, is_on_policy, plan, weight_at
 from megatron_opd.config.terms import CrossEntropyTerm, MethodConfig, PolicyGradientTerm, TopKTerm
 from megatron_opd.mcore.batch import Columns
 from megatron_opd.objective.advantages import factor, group_advantages, overlong_penalty, returns_to_go, whitened
@@ -359,9 +359,17 @@ def test_signals_follow_from_the_terms(name):
     needs = plan(CATALOGUE[name].method)
     got = (needs.teacher, needs.topk, needs.teacher_head, needs.reference, needs.student_pass)
     assert got == SIGNALS[name]
-    assert needs.rollouts == (name != "sft") and needs.traces == (name in ("sft", "luffy", "tropd"))
+    assert needs.rollouts == (name != "sft") and needs.traces == (name in ("sft", "luffy", "tropd", "gkd"))
     assert needs.rewards == (name in ("grpo", "simplerl_zero", "luffy", "tgpo", "trrd"))
     assert plan(CATALOGUE[name].method, updates_per_step=2).student_pass
+
+
+def test_a_share_of_the_steps_is_on_policy():
+    gkd = CATALOGUE["gkd"].method
+    drawn = [is_on_policy(gkd, 3, step) for step in range(2000)]
+    assert drawn == [is_on_policy(gkd, 3, step) for step in range(2000)]
+    assert np.mean(drawn) == pytest.approx(0.5, abs=0.05)
+    assert all(is_on_policy(CATALOGUE["tgpo"].method, 3, step) for step in range(50))
 
 
 def test_means_are_over_tokens_and_losses_are_sums():
