@@ -45,6 +45,8 @@ def summarise(
     if rollouts[0].policy_version >= 0:
         metrics["rollout/truncated/mean"] = float(np.mean([r.finish_reason == "length" for r in rollouts]))
         metrics["rollout/policy_version"] = rollouts[0].policy_version
+        if any(r.given for r in rollouts):  # of traces and prefixes; rewards are of whole responses
+            metrics["rollout/given_tokens/mean"] = float(np.mean([r.given for r in rollouts]))
         metrics |= reward_metrics(rollouts)
     if teacher is not None:
         metrics["teacher/entropy/mean"] = float(teacher.entropy_T.mean(dtype=np.float64))

@@ -259,6 +259,6 @@ def test_traces_are_made_and_learned_from(bench: Bench, tmp_path: Path) -> None:
         changes += ["teacher=null"] if method == "luffy" else []
         recipe = [each for each in bench.recipe(run, *changes) if each != f"data.train={bench.assets / 'train.jsonl'}"]
         finished(megatron_opd("train", *recipe, "--nproc", "2"))
-        assert all(row["train/loss"] != 0 for row in rows_of(run)[:2])
+        assert all(row["train/loss"] != 0 and row["rollout/given_tokens/mean"] > 0 for row in rows_of(run)[:2])
         texts = [json.loads(line) for line in (run / "rollouts" / "step-000000.jsonl").read_text().splitlines()]
         assert {text["given"] > 0 for text in texts} == {True, False}
