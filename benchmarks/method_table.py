@@ -25,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.tgpo_vs_grpo import execute  # noqa: E402
 from megatron_opd.config.methods import CATALOGUE  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "method_table.json"
@@ -117,11 +118,6 @@ def tens_first(row: dict[str, str]) -> dict[str, str]:
     a, b = map(int, row["problem"].rstrip("=").split("+"))
     tens, units = 10 * (a // 10 + b // 10), a % 10 + b % 10
     return row | {"response": f"{tens}+{units} \\boxed{{{a + b}}}"}
-
-
-def execute(command: list[str]) -> None:
-    if subprocess.run(command).returncode:
-        sys.exit(f"this command failed: {' '.join(command)}")
 
 
 # ------------------------------------------------------------------------------------------------ runs

@@ -1,6 +1,5 @@
 """Whether a method can be run: its signals exist, its parts fit together, and its gradient has the teacher in it."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from megatron_opd.config.methods import CATALOGUE
@@ -17,7 +16,7 @@ from megatron_opd.config.parts import (
     TopKAdvantage,
     Weight,
 )
-from megatron_opd.config.plan import of_sequence, plan, reads_teacher, reads_traces
+from megatron_opd.config.plan import gates_of, of_sequence, parts, plan, reads_teacher, reads_traces
 from megatron_opd.config.schema import RunConfig
 from megatron_opd.config.terms import DivergenceTerm, MethodConfig, PolicyGradientTerm, Term, TopKTerm
 from megatron_opd.errors import ConfigError
@@ -75,7 +74,7 @@ def _check_mixture(method: MethodConfig) -> None:
 
 def _check_term(key: str, term: Term, config: RunConfig) -> list[str]:
     warnings = _check_weight(f"{key}.weight", term.weight, config.num_steps)
-    gates = getattr(term, "gates", {})
+    gates = gates_of(term)
     for name, gate in gates.items():
         if replace(gate, invert=not gate.invert) in gates.values():
             raise ConfigError(f"{key}.gates.{name}: with its own opposite no token is left; take one of them out")
@@ -181,16 +180,7 @@ def _check_gradient(method: MethodConfig) -> list[str]:
 
 
 def _teaches(method: MethodConfig) -> bool:
-    return plan(method).teacher_head or any(_has_teacher(part) for part in _parts(method))
-
-
-def _parts(method: MethodConfig) -> Iterator[object]:
-    for term in method.terms.values():
-        yield term
-        yield from getattr(term, "gates", {}).values()
-        if isinstance(term, PolicyGradientTerm):
-            yield from term.advantages.values()
-            yield term.ratio
+    return plan(method).teacher_head or any(_has_teacher(part) for part in parts(method))
 
 
 def _has_teacher(part: object) -> bool:
@@ -199,5 +189,4 @@ def _has_teacher(part: object) -> bool:
         return part.signal != "argmax_logprob"
     if isinstance(part, TopKAdvantage | EntropyGate):
         return False
-    targets = getattr(part, "targets", None)
-    return isinstance(part, TopKTerm) or targets == "teacher_argmax" or reads_teacher(part)
+    return reads_teacher(part)

@@ -4,6 +4,7 @@
 Formulas, and what the papers leave open: docs/methods.md.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,7 +98,7 @@ def _topk(k: int, **keys: Any) -> TopKTerm:
 
 _grpo = _policy()
 _trace = CrossEntropyTerm("cross_entropy", targets="trace")
-_FLOOR = -1.7199610612993434  # ln(0.3) / 0.7
+_FLOOR = math.log(0.3) / 0.7
 
 # fmt: off
 # ------------------------------------------------------------------------------------------------ rewards alone

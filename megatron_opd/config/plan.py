@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 from megatron_opd.config.parts import (
     Advantage,
+    Correction,
     CosineDecay,
     EntropyGate,
     EntropyQuantileGate,
@@ -57,32 +58,41 @@ class Plan:
 
 def plan(method: MethodConfig, updates_per_step: int = 1) -> Plan:
     """With several updates per step the importance ratio needs the student as it was before the first of them."""
-    terms = list(method.terms.values())
-    advantages = [each for term in terms for each in _advantages(term)]
-    gates = [each for term in terms for each in _gates(term)]
-    ratios = [term.ratio for term in terms if isinstance(term, PolicyGradientTerm)]
-    topk = [each.k for each in (*terms, *advantages) if isinstance(each, TopKTerm | TopKAdvantage)]
-    teacher = [
-        any(reads_teacher(each) for each in (*advantages, *gates, *ratios)),
-        any(isinstance(term, CrossEntropyTerm) and term.targets == "teacher_argmax" for term in terms),
-        bool(topk),
-    ]
+    terms, found = method.terms.values(), list(parts(method))
+    topk = [each.k for each in found if isinstance(each, TopKTerm | TopKAdvantage)]
     return Plan(
         rollouts=not all(reads_traces(term) for term in terms),
         traces=any(reads_traces(term) for term in terms)
         or method.traces_per_group > 0
         or method.prefix is not None
         or method.on_policy_fraction < 1,
-        rewards=any(isinstance(each, RewardAdvantage | WrongGate) for each in (*advantages, *gates)),
-        teacher=any(teacher),
+        rewards=any(isinstance(each, RewardAdvantage | WrongGate) for each in found),
+        teacher=any(reads_teacher(each) for each in found),
         topk=max(topk, default=0),
-        teacher_head=any(isinstance(term, DivergenceTerm) for term in terms),
-        reference=any(isinstance(each, LogRatioAdvantage) and each.model == "reference" for each in advantages),
-        student_pass=updates_per_step > 1
-        or any(_reads_student(gate) for gate in gates)
-        or any(of_sequence(each) and each.anchor == "old" for each in advantages)
-        or any(getattr(term, "correction", None) for term in terms),
+        teacher_head=any(isinstance(each, DivergenceTerm) for each in found),
+        reference=any(isinstance(each, LogRatioAdvantage) and each.model == "reference" for each in found),
+        student_pass=updates_per_step > 1 or any(_reads_student(each) for each in found),
     )
+
+
+def parts(method: MethodConfig) -> Iterator[object]:
+    """The terms, and everything they are made of that may read a signal."""
+    for term in method.terms.values():
+        yield term
+        yield from gates_of(term).values()
+        yield from advantages_of(term).values()
+        if isinstance(term, PolicyGradientTerm):
+            yield term.ratio
+        if not isinstance(term, DivergenceTerm | EntropyTerm) and term.correction:
+            yield term.correction
+
+
+def gates_of(term: Term) -> dict[str, Gate]:
+    return {} if isinstance(term, EntropyTerm) else term.gates
+
+
+def advantages_of(term: Term) -> dict[str, Advantage]:
+    return term.advantages if isinstance(term, PolicyGradientTerm) else {}
 
 
 def active(method: MethodConfig, step: int) -> MethodConfig:
@@ -128,28 +138,26 @@ def of_sequence(part: object) -> TypeGuard[LogRatioAdvantage]:
 
 
 def reads_teacher(part: object) -> bool:
-    """Whether an advantage, a gate or a ratio needs the teacher's opinion of the token."""
+    """Whether a part needs a forward pass of the teacher over the text."""
     if isinstance(part, LogRatioAdvantage):
         return part.model == "teacher"
     if isinstance(part, EntropyGate):
         return part.model == "teacher"
     if isinstance(part, SigmoidGate):
         return part.signal == "log_ratio"
-    return isinstance(part, (ShapingAdvantage, TopKAdvantage, LogRatioFactor, TeacherRatio, *_OF_TEACHER_AND_STUDENT))
+    if isinstance(part, CrossEntropyTerm):
+        return part.targets == "teacher_argmax"
+    always = (ShapingAdvantage, TopKAdvantage, LogRatioFactor, TeacherRatio, TopKTerm)
+    return isinstance(part, always + _OF_TEACHER_AND_STUDENT)
 
 
-def _reads_student(gate: Gate) -> bool:
-    if isinstance(gate, EntropyGate):
-        return gate.model == "student"
-    return isinstance(gate, (EntropyQuantileGate, SigmoidGate, *_OF_TEACHER_AND_STUDENT))
-
-
-def _advantages(term: Term) -> Iterator[Advantage]:
-    yield from term.advantages.values() if isinstance(term, PolicyGradientTerm) else ()
-
-
-def _gates(term: Term) -> Iterator[Gate]:
-    yield from () if isinstance(term, EntropyTerm) else term.gates.values()
+def _reads_student(part: object) -> bool:
+    """Whether a part needs the student as it was before the first update of a step."""
+    if isinstance(part, EntropyGate):
+        return part.model == "student"
+    if of_sequence(part):
+        return part.anchor == "old"
+    return isinstance(part, (EntropyQuantileGate, SigmoidGate, Correction, *_OF_TEACHER_AND_STUDENT))
 
 
 def weight_at(weight: Weight, step: int) -> float:

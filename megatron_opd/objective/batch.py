@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_opd.mcore.batch import flatten
 from megatron_opd.records import Rollout, Signals
 
 
@@ -36,11 +37,11 @@ class Batch:
     @cached_property
     def sampled_T(self) -> Tensor:
         """Whether the student sampled the token: not one of a trace or of a prefix."""
-        return _column([np.arange(r.num_tokens) >= r.given for r in self.rollouts]).bool()
+        return flatten([np.arange(r.num_tokens) >= r.given for r in self.rollouts], torch.bool)
 
     @cached_property
     def rollout_T(self) -> Tensor:
-        return _column([r.logprobs for r in self.rollouts]).double()
+        return flatten([r.logprobs for r in self.rollouts], torch.float64)
 
     @property
     def old_T(self) -> Tensor:
@@ -74,16 +75,17 @@ class Batch:
             np.random.default_rng([self.seed, self.step, r.prompt.index, r.sample]).random(r.num_tokens)
             for r in self.rollouts
         ]
-        return _column(draws)
+        return flatten(draws, torch.float64)
 
     @cached_property
     def end_T(self) -> Tensor:
         """The end-of-sequence token of a response that has one."""
-        return _column([np.arange(r.num_tokens) == r.num_tokens - (r.finish_reason == "stop") for r in self.rollouts])
+        ends = [np.arange(r.num_tokens) == r.num_tokens - (r.finish_reason == "stop") for r in self.rollouts]
+        return flatten(ends, torch.bool)
 
     @cached_property
     def finished_T(self) -> Tensor:
-        return _column([np.full(r.num_tokens, r.finish_reason == "stop") for r in self.rollouts])
+        return flatten([np.full(r.num_tokens, r.finish_reason == "stop") for r in self.rollouts], torch.bool)
 
     def wrong_T(self, scope: str) -> Tensor:
         rewards_N = np.array([r.reward for r in self.rollouts])
@@ -96,7 +98,3 @@ class Batch:
         """Each token gets the sum of its sequence, float64 [T]."""
         sums_N = torch.zeros(len(self.rollouts), dtype=torch.float64)
         return sums_N.index_add(0, self.sequence_T, values_T.double())[self.sequence_T]
-
-
-def _column(arrays: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate(arrays)) if arrays else torch.empty(0)

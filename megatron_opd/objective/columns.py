@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from megatron_opd.config.parts import Aggregate, LogRatioAdvantage, RewardAdvantage
-from megatron_opd.config.plan import of_sequence, reads_traces, weight_at
-from megatron_opd.config.terms import EntropyTerm, MethodConfig, PolicyGradientTerm, Term
+from megatron_opd.config.plan import advantages_of, gates_of, of_sequence, reads_traces, weight_at
+from megatron_opd.config.terms import MethodConfig, Term
 from megatron_opd.mcore.batch import Columns, flatten
 from megatron_opd.objective.advantages import (
     group_advantages,
@@ -31,7 +31,7 @@ def build_columns(method: MethodConfig, batch: Batch, *, max_completion_tokens: 
     gates_J, scales_J, advantages_J = [], [], []
     for term in method.terms.values():
         counted_T = (~batch.sampled_T if reads_traces(term) else batch.sampled_T).double()
-        gate_T = counted_T if isinstance(term, EntropyTerm) else counted_T * gates(term.gates, batch)
+        gate_T = counted_T * gates(gates_of(term), batch)
         base_T = gate_T if getattr(term, "denominator", "tokens") == "gated" else counted_T
         scale_T = gate_T * denominators(base_T, batch, term.aggregate, max_completion_tokens)
         gates_J.append(gate_T)
@@ -78,7 +78,7 @@ def denominators(counted_T: Tensor, batch: Batch, aggregate: Aggregate, max_comp
 def _fixed_part(term: Term, batch: Batch, max_completion_tokens: int) -> Tensor:
     """The sum of those of a term's weighted advantages that are known before the update, float64 [T]."""
     total_T = torch.zeros(batch.num_tokens, dtype=torch.float64)
-    for advantage in term.advantages.values() if isinstance(term, PolicyGradientTerm) else ():
+    for advantage in advantages_of(term).values():
         if isinstance(advantage, RewardAdvantage):
             value_T = _of_rewards(advantage, batch, max_completion_tokens)
         elif of_sequence(advantage):

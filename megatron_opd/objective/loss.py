@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from megatron_opd.config.parts import LogRatioAdvantage, LogRatioFactor, ShapingAdvantage, TopKAdvantage
-from megatron_opd.config.plan import active, of_sequence, plan, reads_traces, weight_at
+from megatron_opd.config.plan import active, gates_of, of_sequence, plan, reads_traces, weight_at
 from megatron_opd.config.terms import (
     CrossEntropyTerm,
     DivergenceTerm,
@@ -96,7 +96,7 @@ class Objective:
             scale_T = columns.scales_TJ[:, j]
             value = (scale_T * value_T.where(scale_T != 0, 0.0)).sum()
             sums[f"objective/{name}/loss"] = value.detach()
-            if getattr(term, "gates", None) and columns.gates_TJ is not None:
+            if gates_of(term) and columns.gates_TJ is not None:
                 facts["gate"] = columns.gates_TJ[:, j]
             for fact, fact_T in () if reads_traces(term) else facts.items():
                 sums[f"objective/{name}/{fact}"] = fact_T.float().where(columns.sampled_T, 0.0).sum()

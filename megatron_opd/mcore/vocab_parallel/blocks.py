@@ -12,7 +12,7 @@ from torch import Tensor
 from megatron_opd.mcore.vocab_parallel.shards import Shard, Statistics
 
 BLOCK_ELEMENTS = 2**20  # 4 MiB of float32: fits a usual last-level cache, and is long against the cost of a call
-_FINITE = -1e25  # in the place of -inf where it meets a probability of 0
+FINITE = -1e25  # in the place of -inf where it meets a probability of 0
 
 
 def statistics(
@@ -41,7 +41,7 @@ def _dot(exp: Tensor, z: Tensor) -> Tensor:
     """Row sums of exp * z; a token of probability 0 contributes nothing, even where its logit is -inf."""
     dot_B = torch.linalg.vecdot(exp, z)
     if dot_B.isnan().any():  # 0 times -inf, or a NaN that the second try keeps
-        dot_B = exp.mul_(z.clamp_(min=_FINITE)).sum(dim=1)
+        dot_B = exp.mul_(z.clamp_(min=FINITE)).sum(dim=1)
     return dot_B
 
 
@@ -77,7 +77,7 @@ def gradient(
             p = torch.exp(log_p, out=scratch.buffer(rows, -1))
             entropy_B1, weight_B1 = (each[rows, None] for each in entropy)
             shift_B1 = -total_T[rows, None] - weight_B1 * entropy_B1
-            grad = log_p.clamp_(min=_FINITE).mul_(-weight_B1).add_(shift_B1).mul_(p)
+            grad = log_p.clamp_(min=FINITE).mul_(-weight_B1).add_(shift_B1).mul_(p)
         grad.scatter_add_(1, columns_TK[rows], held_TK[rows])
         if temperature != 1.0:
             grad.div_(temperature)

@@ -12,14 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_opd.mcore.vocab_parallel.blocks import blocks_of
+from megatron_opd.mcore.vocab_parallel.blocks import FINITE, blocks_of
 from megatron_opd.mcore.vocab_parallel.checks import check_logits
 from megatron_opd.mcore.vocab_parallel.ops import no_ids, passes
 from megatron_opd.mcore.vocab_parallel.shards import Group, Shard, Statistics, combine, size
 
 # (log p, log q) of some ids -> (h, dh / d log p)
 Pointwise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-_FINITE = -1e25
 
 
 def divergence(
@@ -173,11 +172,8 @@ def _both_lse(
         passes(each).statistics(each, columns_TK, here_TK, shard, temperature, with_entropy=False)
         for each in (student_TV, teacher_TV)
     ]
-    stacked = Statistics(
-        *(torch.cat([getattr(part, name) for part in parts]) for name in ("max_T", "sum_T", "dot_T", "at_TK"))
-    )
     none_TK = torch.cat([ids_TK, ids_TK])
-    lse_T, teacher_lse_T = combine(stacked, none_TK, none_TK.bool(), group, None).lse_T.chunk(2)
+    lse_T, teacher_lse_T = combine(Statistics.joined(parts), none_TK, none_TK.bool(), group, None).lse_T.chunk(2)
     return lse_T, teacher_lse_T
 
 
@@ -188,5 +184,5 @@ def _log_pairs(student_TV, teacher_TV, lse_T, teacher_lse_T, shard, temperature)
     student = blocks_of(student_TV, shard, temperature, lse_T.dtype)
     teacher = blocks_of(teacher_TV, shard, temperature, lse_T.dtype)
     for (rows, z), (_, teacher_z) in zip(student, teacher, strict=True):
-        lp = z.sub_(lse_T[rows, None]).clamp_(min=_FINITE)
-        yield rows, lp, teacher_z.sub_(teacher_lse_T[rows, None]).clamp_(min=_FINITE)
+        lp = z.sub_(lse_T[rows, None]).clamp_(min=FINITE)
+        yield rows, lp, teacher_z.sub_(teacher_lse_T[rows, None]).clamp_(min=FINITE)

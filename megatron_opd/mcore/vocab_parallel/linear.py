@@ -81,7 +81,7 @@ def linear_topk(
         parts.append(local(logits_TV, columns_TJ[rows], here_TJ[rows], shard, temperature, with_entropy=True))
         best.append(blocks.best(logits_TV, k, shard, temperature))
     values_TK, ids_TK = (torch.cat(each) for each in zip(*best, strict=True))
-    return merge_topk(_joined(parts), (values_TK, ids_TK), ids_TJ, here_TJ, k, group, valid_vocab_size)
+    return merge_topk(Statistics.joined(parts), (values_TK, ids_TK), ids_TJ, here_TJ, k, group, valid_vocab_size)
 
 
 # ------------------------------------------------------------------------------------------------------- internals
@@ -98,11 +98,6 @@ def _chunks(tokens: int, chunk: int) -> list[slice]:
     return [slice(start, min(start + chunk, tokens)) for start in range(0, max(tokens, 1), chunk)]
 
 
-def _joined(parts: list[Statistics]) -> Statistics:
-    columns = zip(*((p.max_T, p.sum_T, p.dot_T, p.at_TK) for p in parts), strict=True)
-    return Statistics(*(torch.cat(column) for column in columns))
-
-
 class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_TD, weight_VD, ids_TK, group, shard, temperature, valid, with_entropy, chunk, reduce):
@@ -115,7 +110,7 @@ class _LinearLogprobs(torch.autograd.Function):
                 local(logits_TV, columns_TK[rows], here_TK[rows], shard, temperature, with_entropy=with_entropy)
             )
             del logits_TV  # before the next chunk's
-        whole = combine(_joined(parts), ids_TK, here_TK, group, valid)
+        whole = combine(Statistics.joined(parts), ids_TK, here_TK, group, valid)
         entropy_T = whole.entropy_T if with_entropy else whole.entropy_T.new_zeros(0)
         ctx.save_for_backward(hidden_TD, weight_VD, columns_TK, here_TK, ids_TK, whole.lse_T, entropy_T)
         ctx.set_materialize_grads(False)

@@ -9,6 +9,7 @@ d_r of exp(z - m_r) (z - m_r), and z at the ids that lie on it. With m the maxim
 so one maximum and one sum over the group make every result, and the backward pass needs no communication.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,12 @@ class Statistics:
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         new = lambda *shape: torch.zeros(shape, dtype=dtype, device=like.device)  # noqa: E731
         return Statistics(torch.full_like(new(tokens), -torch.inf), new(tokens), new(tokens), new(tokens, ids))
+
+    @staticmethod
+    def joined(parts: Sequence["Statistics"]) -> "Statistics":
+        """Those of several pieces of tokens, one after the other."""
+        columns = zip(*((p.max_T, p.sum_T, p.dot_T, p.at_TK) for p in parts), strict=True)
+        return Statistics(*(torch.cat(column) for column in columns))
 
 
 @dataclass(frozen=True)
