@@ -3,9 +3,10 @@
     python benchmarks/method_table.py [--seeds 0 1 2]
 
 The task is the demo's: two-digit sums with worked columns. The near teacher works as the student does (`13,13` for
-47+86, lowest column first). The distant one was taught another way of working (`120+13`, tens first), so that what the
-student writes is unlikely under it, although it is right as often. Every method gets the same start, steps, samples and
-learning rate; the weights of teacher terms that the papers chose for a learning rate of 1e-6 are raised (CHANGES).
+47+86, lowest column first). The distant one was taught another way of working (`120+13`, tens first) for nine sums in
+ten: it can read what the student writes, but would hardly write it itself, although it is right as often. Every method
+gets the same start, steps, samples and learning rate; the weights of teacher terms beside rewards, which the papers
+chose for a learning rate of 1e-6, are raised (CHANGES).
 
 Writes JSON, docs/method_table.md and its picture. About half a minute per run on two cores, two at a time; what is
 finished is not repeated.
@@ -41,12 +42,13 @@ BUDGET = [
 ]  # fmt: skip
 _GUIDANCE = "method.guidance.weight="
 CHANGES = {
-    "tgpo": [f"{_GUIDANCE}1.0"],
-    "tgpo_annealing": [f"{_GUIDANCE}{{start: 2.0, decay: 0.075}}"],  # 0 after two thirds of the steps
-    "kdrl": ["method.distil.weight=1.0"],
-    "kdrl_annealing": ["method.distil.weight={start: 2.0, decay: 0.05, floor: 0.4}"],
-    "kdrl_response_mask": ["method.distil.weight=1.0"],
-    "kdrl_group_mask": ["method.distil.weight=1.0"],
+    "tgpo": [f"{_GUIDANCE}0.1"],
+    "tgpo_annealing": [f"{_GUIDANCE}{{start: 0.2, decay: 0.0075}}"],  # 0 after two thirds of the steps
+    "kdrl": ["method.distil.weight=0.1"],
+    "kdrl_annealing": ["method.distil.weight={start: 0.25, decay: 0.00625, floor: 0.05}"],
+    "kdrl_response_mask": ["method.distil.weight=0.1"],
+    "kdrl_group_mask": ["method.distil.weight=0.1"],
+    "prime": ["method.policy.advantages.process.lr=1e-3"],
     "opd_then_rl": ["method.distil.weight.at=20", "method.policy.weight.at=20"],
     "reopold_2stage": ["method.above_floor.weight.at=13", "method.uncertain.weight.at=13"],
     "luffy": ["rollout.samples_per_prompt=3"],  # with the trace a group of 4
@@ -106,7 +108,8 @@ def prepare(out: Path, seed: int) -> None:
     traces = assets / "train_distant.jsonl"
     if not traces.exists():
         rows = [json.loads(line) for line in (assets / "train.jsonl").read_text().splitlines()]
-        traces.write_text("".join(json.dumps(tens_first(row)) + "\n" for row in rows))
+        worked = [row if i % 10 == 0 else tens_first(row) for i, row in enumerate(rows)]
+        traces.write_text("".join(json.dumps(row) + "\n" for row in worked))
     if not (distant / "hf").exists():
         shutil.rmtree(distant, ignore_errors=True)
         settings = [f"student.path={assets / 'teacher'}", f"data.train={traces}", f"seed={seed}", f"run_dir={distant}"]

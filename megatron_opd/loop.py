@@ -11,6 +11,7 @@ from megatron_opd.metrics.summary import Clock, summarise
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import finish
+from megatron_opd.objective.process_reward import process_columns
 from megatron_opd.records import Rollout, Signals, StepRecord
 from megatron_opd.run import Run, open_run
 
@@ -35,16 +36,25 @@ def one_step(run: Run, step: int) -> StepRecord:
     clock = Clock()
     rollouts = collect(run, step, clock)  # generate, verify, gather
     with clock("teacher"):
-        signals = run.frozen_signals(rollouts, step)
+        signals = run.signals(rollouts, step)
     with clock("train"):
         signals = replace(signals, student=run.trainer.signals(rollouts) if run.plan.student_pass else None)
         updates = run.trainer.step(rollouts, partial(columns, run, rollouts, signals, step), step=step)
+        metrics |= learn_rewards(run, rollouts, signals, step)
     with clock("refit"):
         if run.plan.rollouts:
             metrics |= run.refit(step + 1)
     weights = run.objective.weights(step)
     metrics |= summarise([finish(sums) for sums in updates], rollouts, signals.teacher, weights) | clock.metrics()
     return StepRecord(step, metrics, rollouts, signals.teacher)
+
+
+def learn_rewards(run: Run, rollouts: list[Rollout], signals: Signals, step: int) -> dict[str, float]:
+    """The update of the process model, whose logprobs of before it the student's update has used."""
+    if run.process is None or signals.process_logprobs_T is None:
+        return {}
+    batch = Batch(rollouts, signals, run.config.seed, step)
+    return run.process.learn(rollouts, process_columns(batch), step=step)
 
 
 def columns(run: Run, rollouts: list[Rollout], signals: Signals, step: int, mine: slice, tokens: slice) -> Columns:

@@ -96,14 +96,16 @@ class Signals:
     teacher: TeacherSignals | None = None
     reference_logprobs_T: np.ndarray | None = None  # float32, of the student as the run found it
     student: StudentSignals | None = None
+    process_logprobs_T: np.ndarray | None = None  # float32, of the process model before its update
 
     def part(self, tokens: slice) -> "Signals":
         """The rows of some tokens."""
-        reference = self.reference_logprobs_T
+        reference, process = self.reference_logprobs_T, self.process_logprobs_T
         return Signals(
             self.teacher and self.teacher.part(tokens),
             None if reference is None else reference[tokens],
             self.student and self.student.part(tokens),
+            None if process is None else process[tokens],
         )
 
 

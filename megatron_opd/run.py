@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron_opd.config.architecture import Architecture, read_architecture
 from megatron_opd.config.load import dump_config
 from megatron_opd.config.model_files import common_vocabulary
-from megatron_opd.config.plan import Plan, active, fit_topk, plan
+from megatron_opd.config.plan import Plan, active, fit_topk, plan, process_reward
 from megatron_opd.config.schema import ModelConfig, RunConfig
 from megatron_opd.errors import Interrupted
 from megatron_opd.mcore import parallel as groups
@@ -23,6 +23,7 @@ from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.metrics.run_directory import write_atomically
 from megatron_opd.metrics.sinks import Sinks
 from megatron_opd.objective.loss import Objective
+from megatron_opd.objective.process_reward import ProcessRewardObjective
 from megatron_opd.prompts.data import load_heldout, load_training
 from megatron_opd.prompts.source import PromptSource
 from megatron_opd.prompts.tokenizer import load_tokenizer
@@ -32,6 +33,7 @@ from megatron_opd.reward.pool import RewardPool
 from megatron_opd.rollout.engine import RolloutEngine
 from megatron_opd.teacher.score import Teacher
 from megatron_opd.train import checkpoint
+from megatron_opd.train.process_reward import ProcessModel, prepare_process_model
 from megatron_opd.train.step import Trainer
 from megatron_opd.train.student import Student, prepare
 from megatron_opd.weights.export import export_hf, iter_hf_tensors
@@ -48,6 +50,7 @@ class Run:
     student: Student
     teacher: Teacher | None
     reference: Teacher | None  # the student as the run found it
+    process: ProcessModel | None  # trained beside the student, for rewards of every token
     objective: Objective
     trainer: Trainer
     engine: RolloutEngine | None
@@ -64,12 +67,13 @@ class Run:
         settings = self.config.eval
         return settings is not None and (step == 0 or (settings.every > 0 and step % settings.every == 0))
 
-    def frozen_signals(self, rollouts: list[Rollout], step: int) -> Signals:
-        """What teacher and reference say of the rollouts, as far as a term with a weight at `step` reads it."""
+    def signals(self, rollouts: list[Rollout], step: int) -> Signals:
+        """What the models beside the student say of the rollouts, as far as a term with a weight at `step` reads it."""
         needs = plan(active(self.config.method, step))
         teacher = self.teacher.score(rollouts, needs.topk) if self.teacher and needs.teacher else None
         reference = self.reference.score(rollouts).logprobs_T if self.reference and needs.reference else None
-        return Signals(teacher, reference)
+        process = self.process.logprobs(rollouts) if self.process and needs.process else None
+        return Signals(teacher, reference, process_logprobs_T=process)
 
     def refit(self, version: int) -> dict[str, float]:
         """The student's present weights into the engine. Collective."""
@@ -96,7 +100,8 @@ class Run:
         if last or stopping or (settings.every and self.step % settings.every == 0):
             state = {"source": self.source.state_dict(), "skipped_in_a_row": self.trainer.skipped_in_a_row}
             start = time.perf_counter()
-            checkpoint.save(self.directory / "checkpoints", self.step, self.student, state, keep=settings.keep)
+            models = _trained(self.student, self.process)
+            checkpoint.save(self.directory / "checkpoints", self.step, models, state, keep=settings.keep)
             self.carried["timing/checkpoint_seconds"] = time.perf_counter() - start
         if stopping and not last:
             raise Interrupted(
@@ -169,6 +174,7 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
     teacher = _frozen(config, config.teacher, arch) if needs.teacher or needs.teacher_head else None
     reference = _frozen(config, config.student, arch) if needs.reference else None
     temperature = config.rollout.temperature if needs.rollouts else 1.0
+    process = _process(config, arch, layout, temperature)
     objective = Objective(config.method, arch.vocab_size, temperature)
     trainer = Trainer(
         student,
@@ -183,7 +189,7 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
     prompts = load_training(config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces)
     source = PromptSource(prompts, seed=config.seed, shuffle=config.data.shuffle)
     heldout = load_heldout(config, tokenizer) if config.eval else []
-    state, warnings = _resume_state(directory, student) if resume else ({"step": 0}, [])
+    state, warnings = _resume_state(directory, _trained(student, process)) if resume else ({"step": 0}, [])
     if "source" in state:
         source.load_state_dict(state["source"])
         trainer.skipped_in_a_row = state["skipped_in_a_row"]
@@ -199,8 +205,8 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
         closing.callback(engine.close)
     sinks = _open_sinks(recipe, directory, tokenizer, state["step"] if resume else None, closing)
     run = Run(
-        config, needs, directory, student, teacher, reference, objective, trainer, engine, rewards, source, heldout,
-        sinks, stop, resumed_at=state["step"], step=state["step"],
+        config, needs, directory, student, teacher, reference, process, objective, trainer, engine, rewards, source,
+        heldout, sinks, stop, resumed_at=state["step"], step=state["step"],
     )  # fmt: skip
     for line in warnings:
         run.note(line)
@@ -232,14 +238,29 @@ def _frozen(config: RunConfig, model: ModelConfig | None, student_arch: Architec
     )
 
 
-def _resume_state(directory: Path, student: Student) -> tuple[dict[str, Any], list[str]]:
+def _process(config: RunConfig, arch: Architecture, layout: Parallel, temperature: float) -> ProcessModel | None:
+    advantage = process_reward(config.method)
+    if advantage is None:
+        return None
+    chunks = _load(config.student, arch, layout, config.precision)
+    model = prepare_process_model(chunks, arch, layout, config, advantage)
+    objective = ProcessRewardObjective(advantage.beta, arch.vocab_size, temperature)
+    return ProcessModel(model, objective, config.train.micro_batch_size, temperature)
+
+
+def _trained(student: Student, process: ProcessModel | None) -> dict[str, Student]:
+    """What a checkpoint holds."""
+    return {"model": student} | ({"process": process.model} if process else {})
+
+
+def _resume_state(directory: Path, models: dict[str, Student]) -> tuple[dict[str, Any], list[str]]:
     """Loads the newest whole checkpoint; rank 0 decides which. A run stopped before its first one starts again."""
     choice: list[Any] = [None]
     if dist.get_rank() == 0:
         choice = [checkpoint.newest(directory / "checkpoints")]
     dist.broadcast_object_list(choice, src=0)
     path, warnings = choice[0]
-    return ({"step": 0} if path is None else checkpoint.load(path, student)), warnings
+    return ({"step": 0} if path is None else checkpoint.load(path, models)), warnings
 
 
 def _open_sinks(

@@ -202,7 +202,7 @@ def catalogue_table() -> str:
 
 def signals(needs: Plan) -> str:
     names = {"rollouts": "samples", "traces": "traces", "rewards": "rewards", "teacher": "teacher's logprob and argmax",
-             "teacher_head": "teacher's distribution", "reference": "reference",
+             "teacher_head": "teacher's distribution", "reference": "reference", "process": "process model",
              "student_pass": "a pass before the update"}  # fmt: skip
     asked = [words for key, words in names.items() if getattr(needs, key)]
     return ", ".join([*asked, *([f"teacher's top {needs.topk}"] if needs.topk else [])])

@@ -9,6 +9,7 @@ from megatron_opd.config.parts import (
     EntropyGate,
     LinearDecay,
     LogRatioAdvantage,
+    ProcessRewardAdvantage,
     RewardAdvantage,
     ShapedProbability,
     ShapingAdvantage,
@@ -21,6 +22,7 @@ from megatron_opd.config.schema import RunConfig
 from megatron_opd.config.terms import DivergenceTerm, MethodConfig, PolicyGradientTerm, Term, TopKTerm
 from megatron_opd.errors import ConfigError
 
+_BEFORE_THE_UPDATE = (RewardAdvantage, ProcessRewardAdvantage)
 # Parameters of the whole-vocabulary divergences.
 _PARAMETERS = {"jsd": ("beta",), "skew_forward_kl": ("alpha",), "skew_reverse_kl": ("alpha",),
                "alpha_beta": ("alpha", "beta")}  # fmt: skip
@@ -35,6 +37,8 @@ def check_method(config: RunConfig) -> list[str]:
     if config.teacher and not (needs.teacher or needs.teacher_head):
         warnings.append(f"teacher: not loaded, method {method.name} reads no teacher")
     _check_mixture(method)
+    if sum(isinstance(part, ProcessRewardAdvantage) for part in parts(method)) > 1:
+        raise ConfigError(f"method: {method.name} has several process_reward advantages; one model is trained for one")
     for name, term in method.terms.items():
         warnings += _check_term(f"method.{name}", term, config)
     if all(term.weight == 0 for term in method.terms.values()):
@@ -99,8 +103,12 @@ def _check_policy(key: str, term: PolicyGradientTerm, config: RunConfig) -> list
         warnings += _check_weight(f"{where}.weight", advantage.weight, config.num_steps)
         if isinstance(advantage, RewardAdvantage) and advantage.normalise != "none" and group == 1:
             raise ConfigError(f"rollout.samples_per_prompt: 1 gives {key} no group to compare; set 2 or more")
+        if isinstance(advantage, ProcessRewardAdvantage) and group == 1:
+            raise ConfigError(f"rollout.samples_per_prompt: 1 gives {key} no group to compare; set 2 or more")
         if isinstance(advantage, LogRatioAdvantage):
             _check_log_ratio(where, advantage)
+        if term.whiten and not (of_sequence(advantage) or isinstance(advantage, _BEFORE_THE_UPDATE)):
+            raise ConfigError(f"{key}.whiten: {name} changes within the update; its advantages must be known before it")
     ratio, default = term.ratio, ClippedRatio("old")
     if isinstance(ratio, ClippedRatio) and ratio.kind in ("old", "sequence") and config.train.updates_per_step == 1:
         for name in ("clip_low", "clip_high"):
@@ -116,9 +124,7 @@ def _check_log_ratio(key: str, advantage: LogRatioAdvantage) -> None:
     if (advantage.mix is not None) != (advantage.transform in ("floor", "mixture")):
         raise ConfigError(f"{key}.mix: belongs to transform=floor and transform=mixture, and to these alone")
     if of_sequence(advantage) and advantage.anchor == "current":
-        raise ConfigError(
-            f"{key}.anchor: returns and whitening are of the student before the update; set old or rollout"
-        )
+        raise ConfigError(f"{key}.anchor: returns are of the student before the update; set old or rollout")
     if advantage.mean_to_go and not advantage.discount:
         raise ConfigError(f"{key}.mean_to_go: no effect with discount=0; remove it")
     if advantage.mix == 1:

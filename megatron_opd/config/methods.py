@@ -20,6 +20,7 @@ from megatron_opd.config.parts import (
     LogRatioGate,
     NoRatio,
     ProbabilityGapGate,
+    ProcessRewardAdvantage,
     Ratio,
     RewardAdvantage,
     ShapedProbability,
@@ -118,6 +119,13 @@ _add("dapo", "GRPO++ with clip-higher 0.2 / 0.28, overlong punishment, and group
      {"policy": _policy(ratio=ClippedRatio("old", 0.2, 0.28),
                         advantages={"reward": RewardAdvantage("reward", overlong=0.2)})},
      max_refills=10)
+_add("prime", "leave-one-out rewards plus the log-ratio of a model, trained beside to tell right from wrong, as reward "
+     "of every token", "arXiv 2502.01456, Eq. 5 and Algorithm 1",
+     {"policy": _policy(advantages=_reward("leave_one_out") | {"process": ProcessRewardAdvantage("process_reward")},
+                        whiten=True)},
+     max_refills=10,
+     left_open="tokens are scored before the process model's update, one update a step, their rewards not normalised "
+     "(the code base has other options); its filter, 0.2 to 0.8 of 4 samples right, is that of unequal rewards")
 _add("gspo", "GRPO whose ratio is the sequence's geometric mean", "arXiv 2507.18071, Eq. 14",
      {"policy": _policy(ratio=ClippedRatio("sequence", 3e-4, 4e-4), aggregate=SEQUENCES)})
 _add("cispo", "GRPO whose clipped ratio is a detached weight: no token loses its gradient", "arXiv 2506.13585",
@@ -265,7 +273,7 @@ _add("minillm", "PPO on the whitened, length-normalised, discounted return of th
      "whole vocabulary", "arXiv 2306.08543",
      {
          "long": _distil(ratio=ClippedRatio("old"),
-                         advantages=_of_teacher(anchor="old", discount=0.95, mean_to_go=True, whiten=True)),
+                         advantages=_of_teacher(anchor="old", discount=0.95, mean_to_go=True), whiten=True),
          "single": DivergenceTerm("divergence", "reverse_kl"),
      },
      left_open="samples are the student's own (the paper mixes in the teacher with 0.2), no pre-training loss beside")

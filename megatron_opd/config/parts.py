@@ -84,7 +84,6 @@ class LogRatioAdvantage:
     anchor: Literal["current", "old", "rollout"] = "current"  # the student: now, at the step's start, as it sampled
     discount: Fraction = 0.0  # weight of the next token's return: the sum to the end of the sequence; needs an anchor
     mean_to_go: bool = False  # that sum over the number of tokens to the end
-    whiten: bool = False  # mean 0 and deviation 1 over the batch's sampled tokens; needs an anchor
 
 
 @dataclass(frozen=True)
@@ -107,6 +106,22 @@ class TopKAdvantage:
 
 
 @dataclass(frozen=True)
+class ProcessRewardAdvantage:
+    """beta (log p_process(token) - log p_reference(token)) of this token and those after it: PRIME's implicit rewards.
+
+    The process model begins as the student and is trained beside it, to tell right responses from wrong ones:
+    cross-entropy of sigmoid(the response's sum of rewards) with the verifier's reward. Each reward is taken relative
+    to the mean of those in the other responses of the group.
+    """
+
+    kind: Literal["process_reward"]
+    weight: Weight = 1.0
+    beta: PositiveFloat = 0.05
+    lr: PositiveFloat = 1e-6  # of the process model; the rest of its optimizer is as train.optimizer
+    clip_grad: NonNegativeFloat = 10.0
+
+
+@dataclass(frozen=True)
 class LogRatioFactor:
     """Multiplies the sum of the others with 1 - weight + weight * clip(e^(sign(A) D), 1 - clip, 1 + clip): RLSD."""
 
@@ -115,7 +130,9 @@ class LogRatioFactor:
     clip: PositiveFloat = 0.2
 
 
-Advantage = RewardAdvantage | LogRatioAdvantage | ShapingAdvantage | TopKAdvantage | LogRatioFactor
+Advantage = (
+    RewardAdvantage | LogRatioAdvantage | ShapingAdvantage | TopKAdvantage | ProcessRewardAdvantage | LogRatioFactor
+)
 
 
 # ------------------------------------------------------------------------------------------------ ratios

@@ -18,6 +18,7 @@ from megatron_opd.config.parts import (
     LogRatioFactor,
     LogRatioGate,
     ProbabilityGapGate,
+    ProcessRewardAdvantage,
     RewardAdvantage,
     ShapedProbability,
     ShapingAdvantage,
@@ -53,6 +54,7 @@ class Plan:
     topk: int  # how many of the teacher's best ids
     teacher_head: bool  # the teacher's whole distribution, within the student's forward pass
     reference: bool  # the student as the run found it
+    process: bool  # a model trained beside the student, whose log-ratio to the reference is a reward
     student_pass: bool  # the student's logprobs and entropy before the first update of a step
 
 
@@ -60,17 +62,19 @@ def plan(method: MethodConfig, updates_per_step: int = 1) -> Plan:
     """With several updates per step the importance ratio needs the student as it was before the first of them."""
     terms, found = method.terms.values(), list(parts(method))
     topk = [each.k for each in found if isinstance(each, TopKTerm | TopKAdvantage)]
+    process = process_reward(method) is not None
     return Plan(
         rollouts=not all(reads_traces(term) for term in terms),
         traces=any(reads_traces(term) for term in terms)
         or method.traces_per_group > 0
         or method.prefix is not None
         or method.on_policy_fraction < 1,
-        rewards=any(isinstance(each, RewardAdvantage | WrongGate) for each in found),
+        rewards=process or any(isinstance(each, RewardAdvantage | WrongGate) for each in found),
         teacher=any(reads_teacher(each) for each in found),
         topk=max(topk, default=0),
         teacher_head=any(isinstance(each, DivergenceTerm) for each in found),
-        reference=any(isinstance(each, LogRatioAdvantage) and each.model == "reference" for each in found),
+        reference=process or any(isinstance(each, LogRatioAdvantage) and each.model == "reference" for each in found),
+        process=process,
         student_pass=updates_per_step > 1 or any(_reads_student(each) for each in found),
     )
 
@@ -93,6 +97,11 @@ def gates_of(term: Term) -> dict[str, Gate]:
 
 def advantages_of(term: Term) -> dict[str, Advantage]:
     return term.advantages if isinstance(term, PolicyGradientTerm) else {}
+
+
+def process_reward(method: MethodConfig) -> ProcessRewardAdvantage | None:
+    """The advantage that has a model trained for it; a method has at most one."""
+    return next((part for part in parts(method) if isinstance(part, ProcessRewardAdvantage)), None)
 
 
 def active(method: MethodConfig, step: int) -> MethodConfig:
@@ -133,8 +142,8 @@ def reads_traces(term: Term) -> bool:
 
 
 def of_sequence(part: object) -> TypeGuard[LogRatioAdvantage]:
-    """Whether an advantage of a token depends on other tokens: it is computed once, before the update."""
-    return isinstance(part, LogRatioAdvantage) and (part.discount > 0 or part.whiten)
+    """Whether a log-ratio of a token depends on the tokens after it: it is computed once, before the update."""
+    return isinstance(part, LogRatioAdvantage) and part.discount > 0
 
 
 def reads_teacher(part: object) -> bool:

@@ -32,6 +32,7 @@ class PolicyGradientTerm:
     kind: Literal["policy_gradient"]
     weight: Weight = 1.0
     advantages: dict[str, Advantage] = field(default_factory=lambda: {"reward": RewardAdvantage("reward")})
+    whiten: bool = False  # the sum of the advantages gets mean 0 and deviation 1 over the update's tokens
     ratio: Ratio = field(default_factory=lambda: ClippedRatio("old"))
     gates: dict[str, Gate] = field(default_factory=dict)
     correction: Correction | None = None

@@ -68,6 +68,11 @@ class Batch:
         assert self.signals.reference_logprobs_T is not None, "the plan asks for the reference"
         return torch.from_numpy(self.signals.reference_logprobs_T).double()
 
+    @property
+    def process_T(self) -> Tensor:
+        assert self.signals.process_logprobs_T is not None, "the plan asks for the process model"
+        return torch.from_numpy(self.signals.process_logprobs_T).double()
+
     @cached_property
     def uniform_T(self) -> Tensor:
         """Uniform numbers in [0, 1) that depend on (seed, step, prompt, sample) and the token's place alone."""

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_opd.config.parts import Aggregate, LogRatioAdvantage, RewardAdvantage
+from megatron_opd.config.parts import Aggregate, LogRatioAdvantage, ProcessRewardAdvantage, RewardAdvantage
 from megatron_opd.config.plan import advantages_of, gates_of, of_sequence, reads_traces, weight_at
-from megatron_opd.config.terms import MethodConfig, Term
+from megatron_opd.config.terms import MethodConfig, PolicyGradientTerm, Term
 from megatron_opd.mcore.batch import Columns, flatten
 from megatron_opd.objective.advantages import (
     group_advantages,
@@ -36,7 +36,9 @@ def build_columns(method: MethodConfig, batch: Batch, *, max_completion_tokens: 
         scale_T = gate_T * denominators(base_T, batch, term.aggregate, max_completion_tokens)
         gates_J.append(gate_T)
         scales_J.append(scale_T * correction(getattr(term, "correction", None), batch))
-        advantages_J.append(_fixed_part(term, batch, max_completion_tokens))
+        fixed_T = _fixed_part(term, batch, max_completion_tokens)
+        whitens = isinstance(term, PolicyGradientTerm) and term.whiten
+        advantages_J.append(whitened(fixed_T, counted_T > 0) if whitens else fixed_T)
     signals = batch.signals
     teacher, student = signals.teacher, signals.student
     return Columns(
@@ -81,6 +83,8 @@ def _fixed_part(term: Term, batch: Batch, max_completion_tokens: int) -> Tensor:
     for advantage in advantages_of(term).values():
         if isinstance(advantage, RewardAdvantage):
             value_T = _of_rewards(advantage, batch, max_completion_tokens)
+        elif isinstance(advantage, ProcessRewardAdvantage):
+            value_T = _of_process(advantage, batch)
         elif of_sequence(advantage):
             value_T = _of_returns(advantage, batch)
         else:
@@ -101,9 +105,21 @@ def _of_returns(advantage: LogRatioAdvantage, batch: Batch) -> Tensor:
     model_T = batch.teacher_T if advantage.model == "teacher" else batch.reference_T
     delta_T = log_ratio(model_T, batch.old_T if advantage.anchor == "old" else batch.rollout_T)
     value_T = transformed(delta_T, advantage).masked_fill(~batch.sampled_T, 0.0)
-    if advantage.discount:
-        value_T = returns_to_go(value_T, batch.lengths_N, advantage.discount, mean=advantage.mean_to_go)
-    return whitened(value_T, batch.sampled_T) if advantage.whiten else value_T
+    return returns_to_go(value_T, batch.lengths_N, advantage.discount, mean=advantage.mean_to_go)
+
+
+def _of_process(advantage: ProcessRewardAdvantage, batch: Batch) -> Tensor:
+    """The sum, from a token on, of rewards relative to their mean in the others of the group (PRIME, Eq. 5)."""
+    sampled_T = batch.sampled_T.double()
+    reward_T = advantage.beta * (batch.process_T - batch.reference_T) * sampled_T
+    mean_T = batch.over_sequences(reward_T) / batch.over_sequences(sampled_T).clamp(min=1)
+    first_N = np.cumsum(batch.lengths_N) - batch.lengths_N
+    mean_N = mean_T.numpy()[first_N]
+    groups_N = np.array([r.group for r in batch.rollouts])
+    # r - mean of the others' = (r minus its own mean) + (its own mean minus the mean of the others')
+    relative_N = group_advantages(mean_N, groups_N, "leave_one_out", eps=1.0)
+    baseline_T = torch.from_numpy(np.repeat(mean_N - relative_N, batch.lengths_N))
+    return returns_to_go((reward_T - baseline_T) * sampled_T, batch.lengths_N, 1.0, mean=False)
 
 
 def _column(values: np.ndarray | None) -> Tensor | None:

@@ -2,6 +2,7 @@
 
     checkpoints/step-000050/
       model/         Megatron distributed checkpoint: weights and optimizer
+      process/       the same of a model trained beside the student (PRIME)
       state.json     step, policy version, data position, learning-rate schedule, number of processes
       manifest.json  size and SHA-256 of every file; its presence under the final name makes the checkpoint complete
 
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +27,25 @@ from megatron_opd.train import optimizer_state
 from megatron_opd.train.student import Student
 
 _PREFIX = "step-"
+Models = Mapping[str, Student]  # "model", the student, and what is trained beside it
 
 
-def save(directory: Path, step: int, student: Student, state: dict[str, Any], *, keep: int) -> Path:
+def save(directory: Path, step: int, models: Models, state: dict[str, Any], *, keep: int) -> Path:
     """Writes checkpoint `step` (steps done) and removes all but the newest `keep`. Collective over the world."""
     final = directory / f"{_PREFIX}{step:06d}"
     temporary = directory / f".{final.name}.partial"
     if dist.get_rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)
-        (temporary / "model").mkdir(parents=True)
+        for name in models:
+            (temporary / name).mkdir(parents=True)
     dist.barrier()
-    with student.parallel.active():
-        dist_checkpointing.save(_sharded(student, loading=False), str(temporary / "model"), async_strategy="mcore")
+    for name, model in models.items():
+        with model.parallel.active():
+            dist_checkpointing.save(_sharded(model, loading=False), str(temporary / name), async_strategy="mcore")
     dist.barrier()
     if dist.get_rank() == 0:
-        full = {**state, "step": step, "world_size": dist.get_world_size(), "scheduler": student.scheduler.state_dict()}
+        schedulers = {name: model.scheduler.state_dict() for name, model in models.items()}
+        full = {**state, "step": step, "world_size": dist.get_world_size(), "schedulers": schedulers}
         (temporary / "state.json").write_text(json.dumps(full, indent=1))
         _write_manifest(temporary)
         shutil.rmtree(final, ignore_errors=True)
@@ -51,19 +57,20 @@ def save(directory: Path, step: int, student: Student, state: dict[str, Any], *,
     return final
 
 
-def load(checkpoint: Path, student: Student) -> dict[str, Any]:
-    """Fills the student from a checkpoint of the same layout; returns the state given to `save`. Collective."""
+def load(checkpoint: Path, models: Models) -> dict[str, Any]:
+    """Fills the models from a checkpoint of the same layout; returns the state given to `save`. Collective."""
     state = read_state(checkpoint)
     if state["world_size"] != dist.get_world_size():
         raise DataError(
             f"{checkpoint}: saved by {state['world_size']} processes, this is a run of {dist.get_world_size()}; "
             f"resume with --nproc {state['world_size']}"
         )
-    with student.parallel.active():
-        loaded = dist_checkpointing.load(_sharded(student, loading=True), str(checkpoint / "model"))
-        _only(student.bare_chunks).load_state_dict(loaded["model"])
-        optimizer_state.load_state(student.optimizer, loaded["optimizer"])
-    student.scheduler.load_state_dict(state["scheduler"])
+    for name, model in models.items():
+        with model.parallel.active():
+            loaded = dist_checkpointing.load(_sharded(model, loading=True), str(checkpoint / name))
+            _only(model.bare_chunks).load_state_dict(loaded["model"])
+            optimizer_state.load_state(model.optimizer, loaded["optimizer"])
+        model.scheduler.load_state_dict(state["schedulers"][name])
     return state
 
 

@@ -72,7 +72,7 @@ def saved(student: Student, tmp_path: Path) -> Path:
     """Checkpoints of steps 2, 4 and 6, of which the newest two are kept."""
     for step in (2, 4, 6):
         one_update(student)
-        checkpoint.save(tmp_path, step, student, {"source": {"position": step}}, keep=2)
+        checkpoint.save(tmp_path, step, {"model": student}, {"source": {"position": step}}, keep=2)
     return tmp_path
 
 
@@ -85,7 +85,7 @@ def test_weights_optimizer_and_schedule_come_back(
     newest, warnings = checkpoint.newest(saved)
     assert (newest, warnings) == (saved / "step-000006", [])
     resumed = new_student()
-    state = checkpoint.load(newest, resumed)
+    state = checkpoint.load(newest, {"model": resumed})
     assert (state["step"], state["source"]) == (6, {"position": 6})
     assert_equal(state_of(resumed), at_save)
     one_update(resumed)  # the moments count: the next update is the same too
@@ -122,7 +122,7 @@ def test_what_a_killed_save_leaves_is_not_a_checkpoint(student: Student, saved: 
     shutil.copytree(saved / "step-000004", saved / "step-000008")
     (saved / "step-000008" / "manifest.json").unlink()
     assert checkpoint.newest(saved) == (saved / "step-000004", [])
-    checkpoint.save(saved, 6, student, {}, keep=2)  # over the rest of the killed one
+    checkpoint.save(saved, 6, {"model": student}, {}, keep=2)  # over the rest of the killed one
     assert checkpoint.newest(saved) == (saved / "step-000006", [])
 
 
@@ -130,4 +130,4 @@ def test_another_number_of_processes_is_refused(student: Student, saved: Path) -
     path = saved / "step-000006" / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"world_size": 4}))
     with pytest.raises(DataError, match="saved by 4 processes, this is a run of 1; resume with --nproc 4"):
-        checkpoint.load(saved / "step-000006", student)
+        checkpoint.load(saved / "step-000006", {"model": student})

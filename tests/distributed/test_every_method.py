@@ -90,7 +90,7 @@ def rollouts_of(name):
 
 def run(directory: Path, tp: int, sp: bool, micro: int, fused: bool, teacher_tp: int) -> dict:
     from megatron_opd.config.architecture import read_architecture
-    from megatron_opd.config.plan import fit_topk, plan
+    from megatron_opd.config.plan import fit_topk, plan, process_reward
     from megatron_opd.config.schema import (
         DataConfig,
         LayoutConfig,
@@ -101,9 +101,12 @@ def run(directory: Path, tp: int, sp: bool, micro: int, fused: bool, teacher_tp:
     )  # fmt: skip
     from megatron_opd.mcore import parallel as groups
     from megatron_opd.mcore.model import build_model
+    from megatron_opd.objective.batch import Batch
     from megatron_opd.objective.loss import Objective, finish
+    from megatron_opd.objective.process_reward import ProcessRewardObjective, process_columns
     from megatron_opd.records import Signals
     from megatron_opd.teacher.score import Teacher
+    from megatron_opd.train.process_reward import ProcessModel, prepare_process_model
     from megatron_opd.train.step import Trainer
     from megatron_opd.train.student import prepare
     from megatron_opd.weights.load import load_hf
@@ -125,6 +128,15 @@ def run(directory: Path, tp: int, sp: bool, micro: int, fused: bool, teacher_tp:
         train=TrainConfig(OptimizerConfig(lr=1e-30), fused_output_layer=fused),  # the weights stay as they are
     )  # fmt: skip
     student = prepare(chunks, arch, parallel, config)
+    advantage = replace(process_reward(CATALOGUE["prime"].method), lr=1e-2)
+    process = ProcessModel(
+        prepare_process_model(*model("student", layout), config, advantage),
+        ProcessRewardObjective(advantage.beta, arch.vocab_size, 1.0), micro, 1.0,
+    )  # fmt: skip
+    learned = process.learn(
+        samples := replayed.recorded_rollouts(),
+        process_columns(Batch(samples, Signals(None, reference.score(samples).logprobs_T), 0, STEP)), step=STEP,
+    )  # fmt: skip
     out = {}
     for name in CATALOGUE:
         method, samples = fit_topk(CATALOGUE[name].method, 8), rollouts_of(name)
@@ -138,10 +150,11 @@ def run(directory: Path, tp: int, sp: bool, micro: int, fused: bool, teacher_tp:
             teacher.score(samples, needs.topk) if needs.teacher else None,
             reference.score(samples).logprobs_T if needs.reference else None,
             trainer.signals(samples) if needs.student_pass else None,
+            process.logprobs(samples) if needs.process else None,
         )
         columns = partial(replayed.columns_of, method, samples, signals, STEP)
         (metrics,) = trainer.step(samples, columns, step=STEP)
-        out[name] = finish(metrics)
+        out[name] = finish(metrics) | (learned if needs.process else {})
     return out
 
 

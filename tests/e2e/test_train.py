@@ -6,6 +6,7 @@ that are resumed must leave exactly what the uninterrupted one left.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,6 +163,18 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     assert steps_logged(run) < STEPS + 1
     finished(megatron_opd("train", run, "--resume", "--nproc", "2"))
     assert_same_run(run, whole_run)
+
+
+def test_a_model_trained_beside_the_student_goes_on_too(bench: Bench, tmp_path: Path) -> None:
+    run, again = tmp_path / "prime", tmp_path / "again"
+    beside = ["method=prime", "method.policy.advantages.process.lr=1e-3", "teacher=null", "num_steps=3"]
+    finished(megatron_opd("train", *bench.recipe(run, *LAYOUTS["dp2"], *beside)))
+    assert [row["process_reward/loss"] > 0 for row in rows_of(run)[:3]] == [True] * 3
+    shutil.copytree(run, again)
+    shutil.rmtree(again / "checkpoints" / "step-000003")
+    shutil.rmtree(again / "hf")
+    finished(megatron_opd("train", again, "--resume"))
+    assert_same_run(again, run)
 
 
 def test_one_process_needs_no_launcher_and_draws_the_same_samples(

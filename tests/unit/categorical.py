@@ -17,7 +17,7 @@ V, K = 7, 3
 _random = np.random.default_rng(0)
 STUDENT_LOGITS = torch.from_numpy(_random.normal(size=V)).float()
 _normal = lambda scale: torch.from_numpy(_random.normal(size=V) * scale).float()  # noqa: E731
-TEACHER, REFERENCE = _normal(1.5).log_softmax(0), _normal(1.0).log_softmax(0)
+TEACHER, REFERENCE, PROCESS = (_normal(scale).log_softmax(0) for scale in (1.5, 1.0, 1.0))
 REWARDS = torch.tensor([1.0, 0, 0, 1, 0, 1, 0])
 
 
@@ -57,7 +57,10 @@ def every_token(step: int = 0, rewards: torch.Tensor = REWARDS) -> Batch:
         repeat(best.indices).astype(np.int32), repeat(best.values),
     )  # fmt: skip
     return Batch(
-        rollouts, Signals(teacher, REFERENCE.numpy(), StudentSignals(student.numpy(), entropy(student))), 0, step
+        rollouts,
+        Signals(teacher, REFERENCE.numpy(), StudentSignals(student.numpy(), entropy(student)), PROCESS.numpy()),
+        0,
+        step,
     )
 
 

@@ -301,8 +301,14 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
     "teacher.layout: method.jsd compares whole distributions, which pipeline stages cannot": (
         ["method=gkd", "teacher.layout.pipeline_model_parallel_size=2"], None),
     "method.on_policy_fraction: method.policy needs samples": (["method.on_policy_fraction=0.5"], None),
-    "method.long.advantages.teacher.anchor: returns and whitening": (
+    "method.long.advantages.teacher.anchor: returns are of the student before": (
         ["method=minillm", "method.long.advantages.teacher.anchor=current"], None),
+    "method.distil.whiten: teacher changes within the update": (["method=opd", "method.distil.whiten=true"], None),
+    "method: prime has several process_reward advantages": (
+        ["method=prime", "method.policy.advantages.another={kind: process_reward}", "teacher=null"], None),
+    "rollout.samples_per_prompt: 1 gives method.p no group": (
+        ["method={name: m, terms: {p: {kind: policy_gradient, advantages: {a: {kind: process_reward}}}}}",
+         "rollout.samples_per_prompt=1", "teacher=null"], None),
     "method.policy.advantages: empty": (
         ["method={name: m, terms: {policy: {kind: policy_gradient, advantages: {}}}}", "teacher=null"], None),
     "max_sequence_length: 65 is more than the student's max_position_embeddings=64": (["max_sequence_length=65"], None),

@@ -8,7 +8,17 @@ import torch
 from megatron_opd.config.methods import CATALOGUE
 from megatron_opd.config.parts import ClippedRatio, LogRatioAdvantage, NoRatio, TeacherRatio
 from megatron_opd.config.terms import MethodConfig, PolicyGradientTerm
-from tests.unit.categorical import REFERENCE, REWARDS, STUDENT_LOGITS, TEACHER, K, V, every_token, expected_gradient
+from tests.unit.categorical import (
+    PROCESS,
+    REFERENCE,
+    REWARDS,
+    STUDENT_LOGITS,
+    TEACHER,
+    K,
+    V,
+    every_token,
+    expected_gradient,
+)
 
 z = STUDENT_LOGITS.double()
 S, T, R = z.softmax(0), TEACHER.double().exp(), REFERENCE.double().exp()
@@ -69,6 +79,13 @@ def trrd():
     return sampled(ADVANTAGES * rho * live * (0.5 + 0.5 * inside))
 
 
+def prime():
+    """Rewards and implicit rewards, each minus the mean of the others', whitened together."""
+    implicit = 0.05 * (PROCESS.double() - R.log())
+    alone = [each - (each.sum() - each) / (V - 1) for each in (REWARDS.double(), implicit)]
+    return sampled((sum(alone) - sum(alone).mean()) / sum(alone).std())
+
+
 WHITE = (DELTA - DELTA.mean()) / DELTA.std()  # the batch of the test holds every token once
 JSD_ADVANTAGE = 0.5 * (0.5 + 0.5 * DELTA.exp()).log()
 EXPECTED = {
@@ -78,6 +95,7 @@ EXPECTED = {
     "gspo": GRPO,
     "cispo": GRPO,
     "dr_grpo": sampled(CENTRED) / V,
+    "prime": prime(),
     "luffy": 7 / 8 * sampled(CENTRED) / V - 1e-3 * ENTROPY,
     "simplerl_zero": GRPO + 1e-4 * REFERENCE_KL - 1e-3 * ENTROPY,
     "tgpo": GRPO + 2e-3 * GUIDANCE,
