@@ -217,19 +217,27 @@ def _launch(nproc: int, arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    from megatron_opd.config.architecture import read_architecture
     from megatron_opd.config.load import load_config
-    from megatron_opd.config.model_files import check_weights
 
     config = load_config(arguments.recipe, arguments.overrides)
     if config.data.heldout is None:
         raise ConfigError("data.heldout: missing; eval measures on held-out prompts, give data.heldout=FILE")
-    model = arguments.model or config.student.path
-    read_architecture(model)
-    check_weights(Path(model))
+    model = _model_to_sample(arguments.model, config.student)
     from megatron_opd.evaluate import run
 
     run(config, model)
+
+
+def _model_to_sample(directory: str | None, otherwise: Any) -> Any:
+    """The model that --model names, as it is on disk, or the recipe's. Raises DataError where it is not whole."""
+    from megatron_opd.config.architecture import architecture_of
+    from megatron_opd.config.model_files import check_weights
+    from megatron_opd.config.schema import ModelConfig
+
+    model = ModelConfig(directory) if directory else otherwise
+    architecture_of(model)
+    check_weights(Path(model.path))
+    return model
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -239,18 +247,14 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _traces(arguments: argparse.Namespace) -> None:
-    from megatron_opd.config.architecture import read_architecture
     from megatron_opd.config.load import load_config
-    from megatron_opd.config.model_files import check_weights
 
     config = load_config(arguments.recipe, arguments.overrides)
-    model = arguments.model or (config.teacher and config.teacher.path)
-    if not model:
+    if not arguments.model and not config.teacher:
         raise ConfigError("--model: missing, and the recipe has no teacher; give the model that writes the traces")
     if not 0 <= arguments.temperature < float("inf"):
         raise ConfigError(f"--temperature: {arguments.temperature:g} must be 0 or more")
-    read_architecture(model)
-    check_weights(Path(model))
+    model = _model_to_sample(arguments.model, config.teacher)
     from megatron_opd.traces import check_out, run
 
     check_out(arguments.out)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megatron_opd.config.architecture import read_architecture
+from megatron_opd.config.architecture import architecture_of
 from megatron_opd.config.load import load_config
 from megatron_opd.config.schema import LayoutConfig
 from megatron_opd.errors import DataError
@@ -30,7 +30,7 @@ def run(checkpoint: str, out: str) -> Path:
         raise DataError(f"{checkpoint}: {problem}; convert another checkpoint of the run")
     check_out_dir(target)
     config = load_config(str(recipe), [])
-    arch = read_architecture(config.student.path)
+    arch = architecture_of(config.student)
     groups.start()
     try:
         layout = groups.create(LayoutConfig())

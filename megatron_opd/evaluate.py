@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from megatron_opd.config.schema import EvalConfig, RunConfig
+from megatron_opd.config.schema import EvalConfig, ModelConfig, RunConfig
 from megatron_opd.errors import ConfigError
 from megatron_opd.mcore.parallel import gather_shares, share
 from megatron_opd.prompts.data import load_heldout
@@ -14,6 +14,7 @@ from megatron_opd.prompts.tokenizer import load_tokenizer
 from megatron_opd.records import Prompt, Rollout
 from megatron_opd.reward.pool import RewardPool
 from megatron_opd.rollout.engine import RolloutEngine
+from megatron_opd.sampler import open_sampler
 
 if TYPE_CHECKING:
     from megatron_opd.run import Run
@@ -73,26 +74,15 @@ def accuracy(groups: list[list[Rollout]], settings: EvalConfig) -> dict[str, flo
     return metrics
 
 
-def run(config: RunConfig, model_dir: str) -> dict[str, float]:
+def run(config: RunConfig, model: ModelConfig) -> dict[str, float]:
     """Evaluates a Hugging Face directory on the recipe's held-out prompts, in one process. Prints as it goes."""
     settings = config.eval or EvalConfig()
     if config.data.heldout is None:
         raise ConfigError("data.heldout: not set; an evaluation needs held-out prompts")
-    config = replace(config, student=replace(config.student, path=model_dir))
-    prompts = load_heldout(config, load_tokenizer(model_dir))
-    engine = RolloutEngine(
-        model_dir,
-        config.rollout,
-        precision=config.precision,
-        max_sequence_length=config.max_sequence_length,
-        seed=config.seed,
-    )
-    rewards = RewardPool(config.reward)
-    try:
+    config = replace(config, student=model)
+    prompts = load_heldout(config, load_tokenizer(model.path))
+    with open_sampler(config, model) as (engine, rewards):
         metrics = accuracy(answers(engine, rewards, prompts, config, settings, version=0), settings)
-    finally:
-        rewards.close()
-        engine.close()
     for name, value in metrics.items():
         print(f"{name} {value:.4f}")
     print(f"({len(prompts)} prompts of {config.data.heldout}, temperature {settings.temperature:g})")

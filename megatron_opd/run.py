@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_opd.config.architecture import Architecture, read_architecture
+from megatron_opd.config.architecture import Architecture, architecture_of
 from megatron_opd.config.load import dump_config
 from megatron_opd.config.model_files import common_vocabulary
 from megatron_opd.config.plan import Plan, active, fit_topk, plan, process_reward
@@ -160,7 +160,7 @@ def open_run(config: RunConfig, *, resume: bool) -> Iterator[Run]:
 
 def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: contextlib.ExitStack) -> Run:
     recipe, needs = config, plan(config.method, config.train.updates_per_step)
-    vocabularies = [read_architecture(each.path).vocab_size for each in (config.student, config.teacher) if each]
+    vocabularies = [architecture_of(each).vocab_size for each in (config.student, config.teacher) if each]
     config = replace(config, method=fit_topk(config.method, min(vocabularies)))
     directory = Path(config.directory)
     rewards = None
@@ -168,7 +168,7 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
         rewards = RewardPool(config.reward)
         closing.callback(rewards.close)
         rewards.warm_up()
-    arch = read_architecture(config.student.path)
+    arch = architecture_of(config.student)
     layout = groups.create(config.student.layout, seed=config.seed)
     student = prepare(_load(config.student, arch, layout, config.precision), arch, layout, config)
     teacher = _frozen(config, config.teacher, arch) if needs.teacher or needs.teacher_head else None
@@ -196,7 +196,7 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
     engine = None
     if needs.rollouts or config.eval:
         engine = RolloutEngine(
-            config.student.path,
+            config.student,
             config.rollout,
             precision=config.precision,
             max_sequence_length=config.max_sequence_length,
@@ -225,7 +225,7 @@ def _load(model: ModelConfig, arch: Architecture, layout: Parallel, precision: s
 def _frozen(config: RunConfig, model: ModelConfig | None, student_arch: Architecture) -> Teacher:
     """A model that only scores: the teacher, or the student as it is on disk."""
     assert model is not None, "checked before the run"
-    arch = read_architecture(model.path)
+    arch = architecture_of(model)
     layout = groups.create(model.layout, seed=config.seed)
     common = common_vocabulary(Path(config.student.path), Path(model.path))
     return Teacher(

@@ -9,16 +9,17 @@ from typing import Any
 
 from megatron_opd import __version__
 from megatron_opd.config.model_files import common_vocabulary
-from megatron_opd.config.schema import RunConfig
+from megatron_opd.config.schema import ModelConfig, RunConfig
 from megatron_opd.errors import ConfigError, RunError
 from megatron_opd.prompts.data import load_training
 from megatron_opd.prompts.tokenizer import load_tokenizer
 from megatron_opd.records import Prompt, Rollout
 from megatron_opd.reward.pool import RewardPool
 from megatron_opd.rollout.engine import RolloutEngine
+from megatron_opd.sampler import open_sampler
 
 
-def run(config: RunConfig, model_dir: str, out: Path, *, samples: int, temperature: float) -> None:
+def run(config: RunConfig, model: ModelConfig, out: Path, *, samples: int, temperature: float) -> None:
     """Samples up to `samples` responses per prompt and keeps the first that is right and ended by itself.
 
     Columns: problem, answer, response (text), sample, and token_ids where the student has the model's vocabulary. The
@@ -26,24 +27,13 @@ def run(config: RunConfig, model_dir: str, out: Path, *, samples: int, temperatu
     Raises ConfigError when `out` exists or is not a .parquet, RunError when nothing was right.
     """
     check_out(out)
-    prompts = load_training(config, load_tokenizer(model_dir), need_answer=True, need_trace=False)
-    engine = RolloutEngine(
-        model_dir,
-        config.rollout,
-        precision=config.precision,
-        max_sequence_length=config.max_sequence_length,
-        seed=config.seed,
-    )
-    rewards = RewardPool(config.reward)
-    try:
+    prompts = load_training(config, load_tokenizer(model.path), need_answer=True, need_trace=False)
+    with open_sampler(config, model) as (engine, rewards):
         kept = _first_right(prompts, engine, rewards, config, samples, temperature)
-    finally:
-        rewards.close()
-        engine.close()
     if not kept:
-        raise RunError(f"{model_dir}: no response to the {len(prompts)} prompts of {config.data.train} was right")
-    same_tokens = common_vocabulary(Path(config.student.path), Path(model_dir)) is None
-    provenance = _provenance(config, model_dir, samples, temperature, len(prompts))
+        raise RunError(f"{model.path}: no response to the {len(prompts)} prompts of {config.data.train} was right")
+    same_tokens = common_vocabulary(Path(config.student.path), Path(model.path)) is None
+    provenance = _provenance(config, model.path, samples, temperature, len(prompts))
     _write(out, kept, provenance, with_tokens=same_tokens)
     print(f"{out}: {len(kept)} traces for {len(prompts)} prompts")
 

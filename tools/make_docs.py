@@ -17,11 +17,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from megatron_opd.config import parts, schema, terms  # noqa: E402
-from megatron_opd.config.methods import CATALOGUE  # noqa: E402
 from megatron_opd.config.parts import CosineDecay, LinearDecay, Switch  # noqa: E402
-from megatron_opd.config.plan import Plan, plan  # noqa: E402
 from megatron_opd.config.schema import RunConfig  # noqa: E402
 from megatron_opd.config.terms import MethodConfig  # noqa: E402
+from tools.methods_table import catalogue_table  # noqa: E402
 
 CONFIG_PAGE = REPOSITORY / "docs" / "config.md"
 METHODS_PAGE = REPOSITORY / "docs" / "methods.md"
@@ -35,6 +34,9 @@ CONFIG_HEAD = """\
 A recipe is a YAML 1.2 file. Every key can be set on the command line too: `rollout.num_prompts=32`, the value in YAML.
 An unknown key, a value out of range and a setting that would have no effect are errors. `megatron-opd show RECIPE`
 prints a recipe with every default filled in.
+
+A recipe may say `base: NAME`, the file of another one beside it or its name: it then holds what differs. Mappings are
+merged key by key, `method` is replaced, and `name` is its own.
 """
 
 METHOD_FORMS = """\
@@ -178,7 +180,7 @@ def default(each: Any) -> str:
     return "see below" if is_dataclass(each.default) else f"`{json.dumps(each.default)}`"
 
 
-# ------------------------------------------------------------------------------------------------ docs/methods.md
+# ------------------------------------------------------------------------------------------------ pages with a table
 def with_table(page: Path, name: str, table: str) -> str:
     """The page with `table` between its two marks."""
     begins, ends = f"<!-- {name}: begin (make docs) -->", f"<!-- {name}: end -->"
@@ -187,57 +189,6 @@ def with_table(page: Path, name: str, table: str) -> str:
     if not (found and ended):
         sys.exit(f"{page}: the lines {begins} and {ends} are missing; put them where the table goes")
     return f"{before}{begins}\n{table}{ends}{after}"
-
-
-def catalogue_table() -> str:
-    """One row per method, and under it what the papers leave open."""
-    rows = ["| method | loss | source | signals | terms |", "| --- | --- | --- | --- | --- |"]
-    for name, entry in CATALOGUE.items():
-        each_term = "<br>".join(f"`{key}`: {describe(term)}" for key, term in entry.method.terms.items())
-        cells = [f"`{name}`", entry.summary, entry.source, signals(plan(entry.method)), each_term]
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    choices = [f"- `{name}`: {entry.open}." for name, entry in CATALOGUE.items() if entry.open]
-    return "\n".join([*rows, "", "What the papers leave open, and what is chosen here:", "", *choices]) + "\n"
-
-
-def signals(needs: Plan) -> str:
-    names = {"rollouts": "samples", "traces": "traces", "rewards": "rewards", "teacher": "teacher's logprob and argmax",
-             "teacher_head": "teacher's distribution", "reference": "reference", "process": "process model",
-             "student_pass": "a pass before the update"}  # fmt: skip
-    asked = [words for key, words in names.items() if getattr(needs, key)]
-    return ", ".join([*asked, *([f"teacher's top {needs.topk}"] if needs.topk else [])])
-
-
-def describe(term: Any) -> str:
-    """The kind, the weight, and every key that differs from its default."""
-    usual = {each.name: each.default_factory() if each.default is MISSING and each.default_factory is not MISSING
-             else each.default for each in fields(term)}  # fmt: skip
-    changed = [
-        f"{each.name} {shown(getattr(term, each.name))}"
-        for each in fields(term)
-        if each.name not in ("kind", "weight") and getattr(term, each.name) != usual[each.name]
-    ]
-    return ", ".join([term.kind, f"weight {shown(term.weight)}", *changed])
-
-
-def shown(value: Any) -> str:
-    """A part in a few words: its kind and the keys that differ from their defaults."""
-    match value:
-        case LinearDecay(start, decay, floor):
-            return f"max({start:g} - {decay:g} * step, {floor:g})"
-        case CosineDecay():
-            return f"cosine from {value.start:g} to {value.end:g} in {value.steps} steps"
-        case Switch():
-            return f"{value.before:g}, from step {value.at} {value.after:g}"
-        case dict():
-            return "(" + " + ".join(shown(each) for each in value.values()) + ")"
-        case float():
-            return f"{value:g}"
-    if not is_dataclass(value):
-        return str(value)
-    keys = [f"{each.name} {shown(getattr(value, each.name))}" for each in fields(value)
-            if each.name != "kind" and getattr(value, each.name) != each.default]  # fmt: skip
-    return " ".join([str(getattr(value, "kind", "")), *keys])
 
 
 # ---------------------------------------------------------------------------------------- docs/vocab_parallel.md

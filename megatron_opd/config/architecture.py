@@ -4,9 +4,11 @@ Both spellings of RoPE are read: `rope_theta`/`rope_scaling` (transformers 4) an
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from megatron_opd.config.schema import ModelConfig
 from megatron_opd.errors import DataError
 
 
@@ -30,6 +32,8 @@ class Architecture:
     qk_norm: bool
 
 
+CHANGEABLE = ("rope_theta", "max_position_embeddings")  # by a recipe: keys of ModelConfig
+
 # model_type -> (qkv_bias, qk_norm). The table later architectures extend.
 SUPPORTED: dict[str, tuple[bool, bool]] = {"qwen2": (True, False), "qwen3": (False, True)}
 
@@ -49,6 +53,29 @@ def read_architecture(model_dir: str | Path) -> Architecture:
         return _parse(config, path)
     except KeyError as error:
         raise DataError(f"{path}: key {error} is missing") from None
+
+
+def architecture_of(model: ModelConfig) -> Architecture:
+    """That of the model's directory, with what the recipe changes. Raises DataError."""
+    changes = {name: getattr(model, name) for name in CHANGEABLE if getattr(model, name) is not None}
+    return replace(read_architecture(model.path), **changes)
+
+
+def config_changes(model_dir: str | Path, arch: Architecture) -> dict[str, Any]:
+    """Keys of `model_dir/config.json` that must change for it to describe `arch`; {} where nothing differs.
+
+    The base of the rotary embedding has two spellings, and readers that know both prefer one or the other: both change.
+    """
+    source = read_architecture(model_dir)
+    config = json.loads((Path(model_dir) / "config.json").read_text())
+    changes: dict[str, Any] = {}
+    if source.max_position_embeddings != arch.max_position_embeddings:
+        changes["max_position_embeddings"] = arch.max_position_embeddings
+    if source.rope_theta != arch.rope_theta:
+        changes["rope_theta"] = arch.rope_theta
+        changes["rope_parameters"] = {"rope_type": "default"} | (config.get("rope_parameters") or {})
+        changes["rope_parameters"]["rope_theta"] = arch.rope_theta
+    return changes
 
 
 def _parse(config: dict, path: Path) -> Architecture:

@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import fields
 from pathlib import Path
 
-from megatron_opd.config.architecture import Architecture, read_architecture
+from megatron_opd.config.architecture import Architecture, architecture_of
 from megatron_opd.config.check_method import check_method
 from megatron_opd.config.methods import CATALOGUE
 from megatron_opd.config.model_files import check_vocabulary, check_weights, common_vocabulary, end_tokens
@@ -119,7 +119,7 @@ def _check_eval(evaluation: EvalConfig, heldout: str | None) -> None:
 def _check_models(config: RunConfig) -> list[str]:
     architectures = {}
     for name, model in _models(config):
-        architectures[name] = read_architecture(model.path)
+        architectures[name] = architecture_of(model)
         check_weights(Path(model.path))
         check_vocabulary(Path(model.path), architectures[name].vocab_size)
         _check_layout(name, model, architectures[name])

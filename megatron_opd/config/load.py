@@ -1,7 +1,8 @@
 """A recipe (YAML) and `key=value` overrides -> a validated `RunConfig`, and back to YAML. Imports no torch.
 
-`method` has three spellings: a catalogue name; `{name: NAME, <term>: {<key>: ...}}`, which changes keys of the
-catalogue's terms; and `{name: ANY, terms: {...}}` in full, which is what `dump_config` writes.
+A recipe may name another as its `base`, and then holds what differs. `method` has three spellings: a catalogue name;
+`{name: NAME, <term>: {<key>: ...}}`, which changes keys of the catalogue's terms; and `{name: ANY, terms: {...}}`,
+which says everything and is what `dump_config` writes.
 """
 
 import io
@@ -92,8 +93,31 @@ def find_recipe(recipe: str) -> Path:
     raise ConfigError(f"{recipe}: {unknown('recipe', recipe, known)}")
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The YAML 1.2 mapping in `path`, not yet validated. Raises ConfigError with the line of a syntax error."""
+def read_recipe(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in `path` over that of its `base`, not yet validated. Raises ConfigError.
+
+    Mappings are merged key by key, but for `method`, which is another one or the same.
+    """
+    tree = _read_yaml(path)
+    if "base" not in tree:
+        return tree
+    base, below = tree.pop("base"), (*below, path.resolve())
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: must be the name of a recipe, got {base!r}")
+    if "name" not in tree:
+        raise ConfigError(f"{path}: name: missing; a recipe with a base needs a name of its own")
+    beside = path.parent / f"{base.removesuffix('.yaml')}.yaml"
+    file = beside if beside.is_file() else find_recipe(base)
+    if file.resolve() in below:
+        raise ConfigError(f"{path}: base: {base} has this recipe as its base")
+    under = read_recipe(file, below)
+    if "method" in tree:
+        under.pop("method", None)
+    return _merge(under, tree)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """The YAML 1.2 mapping in `path`. Raises ConfigError with the line of a syntax error."""
     try:
         tree = _yaml().load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -6,15 +6,14 @@ sleeps outside `reload` and `generate`: its weights wait in host memory and its 
 
 import gc
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_opd.config.architecture import read_architecture
-from megatron_opd.config.schema import RolloutConfig
+from megatron_opd.config.architecture import architecture_of, config_changes
+from megatron_opd.config.schema import ModelConfig, RolloutConfig
 from megatron_opd.errors import ConfigError, OpdError, RunError
 from megatron_opd.mcore.device import device as local_device
 from megatron_opd.records import Prompt, Rollout
@@ -28,7 +27,7 @@ from megatron_opd.rollout.host_process import (
 
 
 class RolloutEngine:
-    """vLLM with `model_dir`'s weights, which count as policy version 0.
+    """vLLM with the weights of `model.path`, which count as policy version 0.
 
     When torch.distributed is initialised, all ranks must construct their engines together, after the trainer's own
     process groups; otherwise vLLM makes a default group of one, and `close` ends it.
@@ -37,14 +36,14 @@ class RolloutEngine:
 
     def __init__(
         self,
-        model_dir: str | Path,
+        model: ModelConfig,
         config: RolloutConfig,
         *,
         precision: Literal["float32", "bfloat16"],
         max_sequence_length: int,
         seed: int,
     ) -> None:
-        _check_context(model_dir, max_sequence_length)
+        _check_context(model, max_sequence_length)
         self._max_sequence_length = max_sequence_length
         self.device = local_device()
         self.dtype: torch.dtype = getattr(torch, precision)
@@ -53,7 +52,7 @@ class RolloutEngine:
         self._owns_default_group = not dist.is_initialized()
         prepare_environment(self.device)
         with trainer_state_kept(self.device):
-            self._llm = _start_vllm(model_dir, config, self.device, precision, max_sequence_length, seed)
+            self._llm = _start_vllm(model, config, self.device, precision, max_sequence_length, seed)
         from megatron_opd.rollout.loaded_weights import LoadedWeights
 
         self._weights = LoadedWeights(self._llm.apply_model(lambda model: model)[0])
@@ -245,7 +244,7 @@ class _Delivery:
 
 
 def _start_vllm(
-    model_dir: str | Path,
+    model: ModelConfig,
     config: RolloutConfig,
     device: torch.device,
     precision: str,
@@ -260,7 +259,8 @@ def _start_vllm(
     else:
         memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
     return LLM(
-        model=str(model_dir),
+        model=model.path,
+        hf_overrides=config_changes(model.path, architecture_of(model)),
         dtype=precision,
         max_model_len=max_sequence_length,
         seed=seed,
@@ -274,11 +274,11 @@ def _start_vllm(
     )
 
 
-def _check_context(model_dir: str | Path, max_sequence_length: int) -> None:
-    limit = read_architecture(model_dir).max_position_embeddings
+def _check_context(model: ModelConfig, max_sequence_length: int) -> None:
+    limit = architecture_of(model).max_position_embeddings
     if max_sequence_length > limit:
         raise ConfigError(
-            f"max_sequence_length={max_sequence_length} is more than {model_dir}/config.json allows "
+            f"max_sequence_length={max_sequence_length} is more than {model.path}/config.json allows "
             f"(max_position_embeddings={limit}); lower it"
         )
 

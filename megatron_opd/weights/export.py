@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from megatron_opd.config.architecture import Architecture, read_architecture
+from megatron_opd.config.architecture import CHANGEABLE, Architecture, config_changes, read_architecture
 from megatron_opd.errors import DataError
 from megatron_opd.weights.hf import check_out_dir, write_hf
 from megatron_opd.weights.load import hf_shapes, named_parameters, refuse_unknown
@@ -54,7 +54,8 @@ def export_hf(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Writes the model as a directory that transformers and vLLM load; tokenizer and config come from `source_dir`.
+    """Writes the model as a directory that transformers and vLLM load; tokenizer and config come from `source_dir`,
+    but for what a recipe may change of the architecture.
 
     Every rank calls it: the first replica's ranks gather, its first rank writes, in `dtype` (None: the parameters').
     The directory is complete when that rank returns; others may return earlier. Raises DataError when `out_dir`
@@ -67,7 +68,8 @@ def export_hf(
     tensors = iter_hf_tensors(chunks, arch, parallel)
     if (parallel.tp_rank, parallel.pp_rank) == (0, 0):
         dtype = dtype or next(chunks[0].parameters()).dtype
-        write_hf(out_dir, source_dir, tensors, hf_shapes(weight_table(arch)), dtype, max_shard_bytes)
+        shapes, changes = hf_shapes(weight_table(arch)), config_changes(source_dir, arch)
+        write_hf(out_dir, source_dir, tensors, shapes, dtype, max_shard_bytes, changes)
     else:
         for _ in tensors:
             pass
@@ -100,5 +102,5 @@ def _owning_stages(table: Sequence[Entry], parameters: Mapping[str, Parameter], 
 def _check_source(source_dir: str | Path, arch: Architecture) -> None:
     source = asdict(read_architecture(source_dir))
     for field, value in asdict(arch).items():
-        if source[field] != value:
+        if source[field] != value and field not in CHANGEABLE:
             raise DataError(f"{Path(source_dir) / 'config.json'}: {field} is {source[field]}, the model's is {value}")

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -97,9 +98,11 @@ def write_hf(
     shapes: Mapping[str, Shape],
     dtype: torch.dtype,
     max_shard_bytes: int,
+    config_changes: Mapping[str, Any],
 ) -> None:
     """Writes `tensors`, which come in the order of `shapes`, beside the config and tokenizer files of `source_dir`.
 
+    `config_changes`: keys of config.json that get other values.
     At most one shard is held in memory. The directory gets its name when it is complete and on disk; a failure leaves
     nothing behind. Raises DataError when `out_dir` exists.
     """
@@ -109,7 +112,7 @@ def write_hf(
     unfinished.mkdir(parents=True)
     try:
         _write_shards(unfinished, tensors, plan_shards(shapes, dtype.itemsize, max_shard_bytes), shapes, dtype)
-        _copy_companions(source_dir, unfinished, dtype)
+        _copy_companions(source_dir, unfinished, dtype, config_changes)
         for path in [*unfinished.iterdir(), unfinished]:
             _fsync(path)
         unfinished.rename(out_dir)
@@ -144,13 +147,13 @@ def _write_shards(
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _copy_companions(source_dir: Path, directory: Path, dtype: torch.dtype) -> None:
+def _copy_companions(source_dir: Path, directory: Path, dtype: torch.dtype, changes: Mapping[str, Any]) -> None:
     """Config, generation config, tokenizer and chat template. The config gets the dtype that is written."""
     for pattern in ("*.json", "*.jinja", "*.txt", "*.model"):
         for path in source_dir.glob(pattern):
             if not path.name.endswith(".index.json"):
                 shutil.copyfile(path, directory / path.name)
-    config = json.loads((source_dir / "config.json").read_text())
+    config = json.loads((source_dir / "config.json").read_text()) | changes
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     config[key] = str(dtype).removeprefix("torch.")
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")

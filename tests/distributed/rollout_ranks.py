@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_opd.config.schema import RolloutConfig
+from megatron_opd.config.schema import ModelConfig, RolloutConfig
 from megatron_opd.records import Rollout
 from megatron_opd.refit.push import push
 from megatron_opd.rollout.engine import RolloutEngine
@@ -39,7 +39,7 @@ def main(directory: str) -> None:
     kept = {name: os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LD_PRELOAD")}
     start = time.perf_counter()
     engine = RolloutEngine(
-        directory, RolloutConfig(kv_cache_gib=0.0625), precision="float32", max_sequence_length=300, seed=0
+        ModelConfig(directory), RolloutConfig(kv_cache_gib=0.0625), precision="float32", max_sequence_length=300, seed=0
     )
     seconds = time.perf_counter() - start
     assert {name: os.environ.get(name) for name in kept} == kept

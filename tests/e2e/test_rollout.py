@@ -3,6 +3,7 @@
 Both models share the process one after the other, so `close` is tried as well.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch.nn import Parameter
 
-from megatron_opd.config.schema import RolloutConfig
+from megatron_opd.config.schema import ModelConfig, RolloutConfig
 from megatron_opd.errors import ConfigError, RunError
 from megatron_opd.records import Rollout
 from megatron_opd.refit.push import push
@@ -51,7 +53,7 @@ def student(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     model_type, _, tied = request.param.partition("-")
     model = tiny_hf.build(model_type, seed=0, tied=bool(tied))
     directory = tiny_hf.write(model, tmp_path_factory.mktemp("model"))
-    engine = RolloutEngine(directory, CONFIG, precision="float32", max_sequence_length=300, seed=0)
+    engine = RolloutEngine(ModelConfig(str(directory)), CONFIG, precision="float32", max_sequence_length=300, seed=0)
     yield Student(engine, model)
     engine.close()
     assert not torch.distributed.is_initialized()
@@ -164,7 +166,28 @@ def test_no_prompts_no_rollouts(student: Student) -> None:
 def test_a_sequence_length_beyond_the_model_is_refused(tmp_path: Path) -> None:
     directory = tiny_hf.write(tiny_hf.build("qwen3", seed=0), tmp_path)
     with pytest.raises(ConfigError, match="max_sequence_length=513"):
-        RolloutEngine(directory, CONFIG, precision="float32", max_sequence_length=513, seed=0)
+        RolloutEngine(ModelConfig(str(directory)), CONFIG, precision="float32", max_sequence_length=513, seed=0)
+
+
+@pytest.mark.parametrize("spelling", ["rope_theta", "rope_parameters"])  # of transformers 4 and 5
+def test_a_recipe_may_change_the_rotary_base_and_the_context(spelling: str, tmp_path: Path) -> None:
+    directory = tiny_hf.write(tiny_hf.build("qwen2", seed=0), tmp_path)
+    config = json.loads((directory / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    old = {spelling: rope if spelling == "rope_parameters" else rope["rope_theta"]}
+    (directory / "config.json").write_text(json.dumps(config | old))
+    changed = ModelConfig(str(directory), rope_theta=30.0, max_position_embeddings=700)
+    engine = RolloutEngine(changed, CONFIG, precision="float32", max_sequence_length=600, seed=0)
+    try:
+        rollouts = Student(engine, None).generate(tiny_hf.prompts(3, 560), samples_per_prompt=1)
+    finally:
+        engine.close()
+    expected = transformers.AutoConfig.from_pretrained(directory)
+    expected.rope_parameters["rope_theta"] = 30.0
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, config=expected)
+    assert_logprobs_of(model, rollouts)
+    with pytest.raises(AssertionError):  # or the base makes no difference here
+        assert_logprobs_of(transformers.AutoModelForCausalLM.from_pretrained(directory), rollouts)
 
 
 # ------------------------------------------------------------------------------------------------------------- refit

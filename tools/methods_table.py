@@ -1,0 +1,70 @@
+"""The catalogue of methods as a table: docs/methods.md holds it, make_docs.py puts it there."""
+
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any
+
+from megatron_opd.config.load import PACKAGED_RECIPES, describe_recipe
+from megatron_opd.config.methods import CATALOGUE
+from megatron_opd.config.parts import CosineDecay, LinearDecay, Switch
+from megatron_opd.config.plan import Plan, plan
+
+
+def catalogue_table() -> str:
+    """One row per method, and under it what the papers leave open."""
+    rows = ["| method | loss | source | signals | terms | recipes |", "| --- | --- | --- | --- | --- | --- |"]
+    recipes = recipes_by_method()
+    for name, entry in CATALOGUE.items():
+        each_term = "<br>".join(f"`{key}`: {describe(term)}" for key, term in entry.method.terms.items())
+        cells = [f"`{name}`", entry.summary, entry.source, signals(plan(entry.method)), each_term]
+        cells.append("<br>".join(f"`{recipe}`" for recipe in recipes.get(name, [])))
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    choices = [f"- `{name}`: {entry.open}." for name, entry in CATALOGUE.items() if entry.open]
+    return "\n".join([*rows, "", "What the papers leave open, and what is chosen here:", "", *choices]) + "\n"
+
+
+def recipes_by_method() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for path in sorted(PACKAGED_RECIPES.rglob("*.yaml")):
+        name = path.relative_to(PACKAGED_RECIPES).with_suffix("")
+        found.setdefault(describe_recipe(path)[0], []).append(str(name))
+    return found
+
+
+def signals(needs: Plan) -> str:
+    names = {"rollouts": "samples", "traces": "traces", "rewards": "rewards", "teacher": "teacher's logprob and argmax",
+             "teacher_head": "teacher's distribution", "reference": "reference", "process": "process model",
+             "student_pass": "a pass before the update"}  # fmt: skip
+    asked = [words for key, words in names.items() if getattr(needs, key)]
+    return ", ".join([*asked, *([f"teacher's top {needs.topk}"] if needs.topk else [])])
+
+
+def describe(term: Any) -> str:
+    """The kind, the weight, and every key that differs from its default."""
+    usual = {each.name: each.default_factory() if each.default is MISSING and each.default_factory is not MISSING
+             else each.default for each in fields(term)}  # fmt: skip
+    changed = [
+        f"{each.name} {shown(getattr(term, each.name))}"
+        for each in fields(term)
+        if each.name not in ("kind", "weight") and getattr(term, each.name) != usual[each.name]
+    ]
+    return ", ".join([term.kind, f"weight {shown(term.weight)}", *changed])
+
+
+def shown(value: Any) -> str:
+    """A part in a few words: its kind and the keys that differ from their defaults."""
+    match value:
+        case LinearDecay(start, decay, floor):
+            return f"max({start:g} - {decay:g} * step, {floor:g})"
+        case CosineDecay():
+            return f"cosine from {value.start:g} to {value.end:g} in {value.steps} steps"
+        case Switch():
+            return f"{value.before:g}, from step {value.at} {value.after:g}"
+        case dict():
+            return "(" + " + ".join(shown(each) for each in value.values()) + ")"
+        case float():
+            return f"{value:g}"
+    if not is_dataclass(value):
+        return str(value)
+    keys = [f"{each.name} {shown(getattr(value, each.name))}" for each in fields(value)
+            if each.name != "kind" and getattr(value, each.name) != each.default]  # fmt: skip
+    return " ".join([str(getattr(value, "kind", "")), *keys])
