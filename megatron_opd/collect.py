@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from megatron_opd.config.plan import is_on_policy
 from megatron_opd.mcore.parallel import gather_shares, share
 from megatron_opd.metrics.summary import Clock
 from megatron_opd.records import Prompt, Rollout
+from megatron_opd.rollout.mixture import generate_mixture
 from megatron_opd.rollout.prefix import prefix_law
 from megatron_opd.run import Run
 
@@ -57,17 +59,22 @@ def _groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
 def sample(run: Run, prompts: list[Prompt], step: int) -> list[Rollout]:
     """A group for each prompt of this rank's share: completions, and traces where the method mixes them in."""
     assert run.engine is not None, "a method that samples has an engine"
-    settings, method = run.config.rollout, run.config.method
-    mine = run.engine.generate(
-        share(prompts),
-        version=step,
-        step=step,
-        samples_per_prompt=settings.samples_per_prompt,
-        max_completion_tokens=settings.max_completion_tokens,
-        temperature=settings.temperature,
-        seed=run.config.seed,
-        prefix_of=prefix_law(method.prefix, settings, step, run.config.seed) if method.prefix else None,
-    )
+    settings, method, seed = run.config.rollout, run.config.method, run.config.seed
+    asked: dict[str, Any] = {
+        "version": step,
+        "step": step,
+        "samples_per_prompt": settings.samples_per_prompt,
+        "max_completion_tokens": settings.max_completion_tokens,
+        "temperature": settings.temperature,
+        "seed": seed,
+    }
+    if method.teacher_mixture:
+        assert run.teacher_engine is not None, "a method that mixes in the teacher's tokens has its engine"
+        engines = (run.engine, run.teacher_engine)
+        mine = generate_mixture(*engines, share(prompts), teacher_share=method.teacher_mixture, **asked)
+    else:
+        prefix_of = prefix_law(method.prefix, settings, step, seed) if method.prefix else None
+        mine = run.engine.generate(share(prompts), prefix_of=prefix_of, **asked)
     group_of = share(list(range(len(prompts))))
     sampled = [replace(r, group=group_of[i // settings.samples_per_prompt]) for i, r in enumerate(mine)]
     return sampled + [

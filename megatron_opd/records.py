@@ -36,6 +36,7 @@ class Rollout:
     group: int = 0  # position of its prompt in the step; rollouts of one group share their reward statistics
     reward: float = 0.0
     reward_reason: str = "unscored"  # why the reward is what it is: "correct", "wrong", "no_answer", "timeout", ...
+    by_teacher: np.ndarray | None = None  # bool [T], tokens that the teacher drew in the student's place; logprob 0
     given: int = 0  # leading tokens that the student did not sample: all of a trace, those of a prefix
 
     @property

@@ -54,6 +54,7 @@ class Run:
     objective: Objective
     trainer: Trainer
     engine: RolloutEngine | None
+    teacher_engine: RolloutEngine | None  # where the teacher draws some of the tokens
     rewards: RewardPool | None
     source: PromptSource
     heldout: list[Prompt]
@@ -193,20 +194,17 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
     if "source" in state:
         source.load_state_dict(state["source"])
         trainer.skipped_in_a_row = state["skipped_in_a_row"]
-    engine = None
+    engine = teacher_engine = None
     if needs.rollouts or config.eval:
-        engine = RolloutEngine(
-            config.student,
-            config.rollout,
-            precision=config.precision,
-            max_sequence_length=config.max_sequence_length,
-            seed=config.seed,
-        )
+        engine = _engine(config, config.student)
         closing.callback(engine.close)
+    if config.method.teacher_mixture and config.teacher:
+        teacher_engine = _engine(config, config.teacher, sleeps=False)
+        closing.callback(teacher_engine.close, groups_too=False)
     sinks = _open_sinks(recipe, directory, tokenizer, state["step"] if resume else None, closing)
     run = Run(
-        config, needs, directory, student, teacher, reference, process, objective, trainer, engine, rewards, source,
-        heldout, sinks, stop, resumed_at=state["step"], step=state["step"],
+        config, needs, directory, student, teacher, reference, process, objective, trainer, engine, teacher_engine,
+        rewards, source, heldout, sinks, stop, resumed_at=state["step"], step=state["step"],
     )  # fmt: skip
     for line in warnings:
         run.note(line)
@@ -220,6 +218,17 @@ def _load(model: ModelConfig, arch: Architecture, layout: Parallel, precision: s
     chunks = build_model(arch, layout, precision=precision)
     load_hf(chunks, model.path, arch, layout)
     return chunks
+
+
+def _engine(config: RunConfig, model: ModelConfig, *, sleeps: bool = True) -> RolloutEngine:
+    return RolloutEngine(
+        model,
+        config.rollout,
+        precision=config.precision,
+        max_sequence_length=config.max_sequence_length,
+        seed=config.seed,
+        sleeps=sleeps,
+    )
 
 
 def _frozen(config: RunConfig, model: ModelConfig | None, student_arch: Architecture) -> Teacher:

@@ -143,6 +143,8 @@ def _compare_models(config: RunConfig) -> list[str]:
         warnings.append(
             f"teacher.path: student and teacher share their first {common} ids; the others never become targets"
         )
+    if config.method.teacher_mixture and common is not None:
+        raise ConfigError("method.teacher_mixture: needs a teacher with the student's vocabulary; theirs differ")
     mine, theirs = end_tokens(student), end_tokens(teacher)
     if mine and theirs and not mine & theirs:
         warnings.append(

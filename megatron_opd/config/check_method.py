@@ -5,6 +5,7 @@ from dataclasses import replace
 from megatron_opd.config.methods import CATALOGUE
 from megatron_opd.config.parts import (
     ClippedRatio,
+    Correction,
     CosineDecay,
     EntropyGate,
     LinearDecay,
@@ -49,11 +50,29 @@ def check_method(config: RunConfig) -> list[str]:
 def _reader(method: MethodConfig) -> str:
     """The first term that reads the teacher."""
     alone = {name: plan(MethodConfig("", {name: term})) for name, term in method.terms.items()}
-    return next(name for name, needs in alone.items() if needs.teacher or needs.teacher_head)
+    readers = (name for name, needs in alone.items() if needs.teacher or needs.teacher_head)
+    return next(readers, "teacher_mixture")
+
+
+def _check_teacher_mixture(method: MethodConfig) -> None:
+    """Of tokens that the teacher drew the engine has no logprob of the student's; given tokens are nobody's turn."""
+    key = "method.teacher_mixture"
+    if not plan(method).rollouts:
+        raise ConfigError(f"{key}: no effect, {method.name} samples nothing; remove it")
+    for other in ("prefix", "on_policy_fraction"):
+        if getattr(method, other) != getattr(MethodConfig("", {}), other):
+            raise ConfigError(f"{key}: does not go with method.{other}; remove one of them")
+    for name, term in method.terms.items():
+        of_rollout = [part for part in parts(MethodConfig("", {name: term})) if isinstance(part, Correction)
+                      or "rollout" in (getattr(part, "kind", ""), getattr(part, "anchor", ""))]  # fmt: skip
+        if of_rollout:
+            raise ConfigError(f"{key}: method.{name} reads the sampler's logprobs, which the teacher's tokens lack")
 
 
 def _check_mixture(method: MethodConfig) -> None:
     """Terms on traces need traces, and traces need such a term; groups are sampled anew for their rewards."""
+    if method.teacher_mixture:
+        _check_teacher_mixture(method)
     if method.max_refills and not plan(method).rewards:
         raise ConfigError(f"method.max_refills: no effect, {method.name} reads no rewards; remove it")
     if method.on_policy_fraction < 1:

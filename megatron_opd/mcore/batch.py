@@ -24,6 +24,7 @@ class Columns:
     scales_TJ: Tensor  # float32, one column per term: gate x correction / global denominator
     sequence_T: Tensor  # int64, the sequence a token belongs to
     sampled_T: Tensor  # bool, the student's own token, not one of a trace or a prefix
+    by_teacher_T: Tensor | None = None  # bool, sampled by the teacher in the student's place
     gates_TJ: Tensor | None = None  # float32, the gates alone, for the metrics
     advantages_TJ: Tensor | None = None  # float32, the part of each term's advantage that the rewards make
     rollout_logprobs_T: Tensor | None = None  # float32, the engine's

@@ -86,6 +86,7 @@ def rollout_row(step: int, rollout: Rollout, tokens: list[str] | None) -> Row:
         "policy_version": rollout.policy_version,
         "prompt_token_ids": rollout.prompt.token_ids.tolist(),
         "given": rollout.given,
+        **({} if rollout.by_teacher is None else {"by_teacher": rollout.by_teacher.astype(int).tolist()}),
         "token_ids": rollout.token_ids.tolist(),
         "tokens": tokens,
         "logprobs": _floats(rollout.logprobs),

@@ -47,6 +47,8 @@ def summarise(
         metrics["rollout/policy_version"] = rollouts[0].policy_version
         if any(r.given for r in rollouts):  # of traces and prefixes; rewards are of whole responses
             metrics["rollout/given_tokens/mean"] = float(np.mean([r.given for r in rollouts]))
+        if drawn := [r.by_teacher for r in rollouts if r.by_teacher is not None]:
+            metrics["rollout/teacher_tokens/mean"] = float(np.mean([each.sum() for each in drawn]))
         metrics |= reward_metrics(rollouts)
     if teacher is not None:
         metrics["teacher/entropy/mean"] = float(teacher.entropy_T.mean(dtype=np.float64))

@@ -40,6 +40,14 @@ class Batch:
         return flatten([np.arange(r.num_tokens) >= r.given for r in self.rollouts], torch.bool)
 
     @cached_property
+    def by_teacher_T(self) -> Tensor | None:
+        """Whether the teacher drew the token in the student's place; None where it drew none."""
+        if all(r.by_teacher is None for r in self.rollouts):
+            return None
+        drawn = [np.zeros(r.num_tokens, bool) if r.by_teacher is None else r.by_teacher for r in self.rollouts]
+        return flatten(drawn, torch.bool)
+
+    @cached_property
     def rollout_T(self) -> Tensor:
         return flatten([r.logprobs for r in self.rollouts], torch.float64)
 

@@ -30,10 +30,13 @@ def build_columns(method: MethodConfig, batch: Batch, *, max_completion_tokens: 
     """
     gates_J, scales_J, advantages_J = [], [], []
     for term in method.terms.values():
-        counted_T = (~batch.sampled_T if reads_traces(term) else batch.sampled_T).double()
+        of_traces = reads_traces(term)
+        counted_T = (~batch.sampled_T if of_traces else batch.sampled_T).double()
         gate_T = counted_T * gates(gates_of(term), batch)
         base_T = gate_T if getattr(term, "denominator", "tokens") == "gated" else counted_T
         scale_T = gate_T * denominators(base_T, batch, term.aggregate, max_completion_tokens)
+        if method.teacher_mixture and not of_traces:
+            scale_T = scale_T * mixture_weights(method.teacher_mixture, batch)
         gates_J.append(gate_T)
         scales_J.append(scale_T * correction(getattr(term, "correction", None), batch))
         fixed_T = _fixed_part(term, batch, max_completion_tokens)
@@ -46,6 +49,7 @@ def build_columns(method: MethodConfig, batch: Batch, *, max_completion_tokens: 
         scales_TJ=torch.stack(scales_J, dim=1).float(),
         sequence_T=batch.sequence_T,
         sampled_T=batch.sampled_T,
+        by_teacher_T=batch.by_teacher_T,
         gates_TJ=torch.stack(gates_J, dim=1).float(),
         advantages_TJ=torch.stack(advantages_J, dim=1).float(),
         rollout_logprobs_T=batch.rollout_T.float() if any(r.policy_version >= 0 for r in batch.rollouts) else None,
@@ -56,6 +60,15 @@ def build_columns(method: MethodConfig, batch: Batch, *, max_completion_tokens: 
         topk_logprobs_TK=_column(teacher.topk_logprobs_TK if teacher else None),
         reference_logprobs_T=_column(signals.reference_logprobs_T),
     )
+
+
+def mixture_weights(share: float, batch: Batch) -> Tensor:
+    """p_student / ((1 - share) p_student + share p_teacher) of each token, float64 [T], at the step's first weights.
+
+    What is drawn from the mixture then has the student's expectation. MiniLLM, arXiv 2306.08543, section 2.2, which
+    weights a token for its own draw and not for those before it.
+    """
+    return 1.0 / (1.0 - share + share * log_ratio(batch.teacher_T, batch.old_T).exp())
 
 
 def denominators(counted_T: Tensor, batch: Batch, aggregate: Aggregate, max_completion_tokens: int) -> Tensor:

@@ -203,6 +203,8 @@ def _common_sums(view: View, counted_T: Tensor) -> dict[str, Tensor]:
     }
     if columns.rollout_logprobs_T is not None:
         difference_T = old_T - columns.rollout_logprobs_T
+        if columns.by_teacher_T is not None:  # the engine has no logprob of the student's there
+            difference_T = difference_T.where(~columns.by_teacher_T, 0.0)
         sums["mismatch/logprob_abs/mean"] = count(difference_T.abs())
         # k3 estimate of KL(rollout engine || trainer): non-negative, zero only when equal
         sums["mismatch/kl/mean"] = count(difference_T.expm1() - difference_T)

@@ -5,7 +5,7 @@ sleeps outside `reload` and `generate`: its weights wait in host memory and its 
 """
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from megatron_opd.config.schema import ModelConfig, RolloutConfig
 from megatron_opd.errors import ConfigError, OpdError, RunError
 from megatron_opd.mcore.device import device as local_device
 from megatron_opd.records import Prompt, Rollout
+from megatron_opd.rollout.delivery import Delivery
 from megatron_opd.rollout.host_process import (
     destroy_engine_groups,
     executor_backend,
@@ -24,6 +25,7 @@ from megatron_opd.rollout.host_process import (
     torch_generators_kept,
     trainer_state_kept,
 )
+from megatron_opd.rollout.requests import Completion, Request, request_seed, room
 
 
 class RolloutEngine:
@@ -31,7 +33,8 @@ class RolloutEngine:
 
     When torch.distributed is initialised, all ranks must construct their engines together, after the trainer's own
     process groups; otherwise vLLM makes a default group of one, and `close` ends it.
-    `policy_version` is the version of the weights in the engine, None while they are unverified.
+    `policy_version` is the version of the weights in the engine, None while they are unverified. With CUDA one engine
+    of a process sleeps between calls; a second one has `sleeps=False`, for vLLM cannot tell their memory apart.
     """
 
     def __init__(
@@ -42,17 +45,19 @@ class RolloutEngine:
         precision: Literal["float32", "bfloat16"],
         max_sequence_length: int,
         seed: int,
+        sleeps: bool = True,
     ) -> None:
         _check_context(model, max_sequence_length)
-        self._max_sequence_length = max_sequence_length
+        self.max_sequence_length = max_sequence_length
         self.device = local_device()
         self.dtype: torch.dtype = getattr(torch, precision)
         self.policy_version: int | None = 0
+        self._sleeps = sleeps and self.device.type == "cuda"
         self._asleep = False
         self._owns_default_group = not dist.is_initialized()
         prepare_environment(self.device)
         with trainer_state_kept(self.device):
-            self._llm = _start_vllm(model, config, self.device, precision, max_sequence_length, seed)
+            self._llm = _start_vllm(model, config, self.device, precision, max_sequence_length, seed, self._sleeps)
         from megatron_opd.rollout.loaded_weights import LoadedWeights
 
         self._weights = LoadedWeights(self._llm.apply_model(lambda model: model)[0])
@@ -82,45 +87,78 @@ class RolloutEngine:
         completion, at least one fewer than it may have. `on_progress(done, total)` counts completions.
         Raises RunError when the engine does not hold `version` or fails; it then has no requests left.
         """
+        samples = [(prompt, sample) for prompt in prompts for sample in range(samples_per_prompt)]
+        requests = []
+        for prompt, sample in samples:
+            given = prefix_of(prompt, sample) if prefix_of else np.empty(0, np.int32)
+            left = room(prompt, max_completion_tokens, self.max_sequence_length) - len(given)
+            requests.append(Request(prompt, given, left, request_seed(seed, step, prompt.index, sample)))
+        completions = self.complete(
+            requests, version=version, temperature=temperature, top_p=top_p, on_progress=on_progress
+        )  # fmt: skip
+        return [
+            self.rollout(
+                request.prompt,
+                sample,
+                [*request.given.tolist(), *completion.token_ids],
+                [0.0] * len(request.given) + completion.logprobs,
+                completion.finish_reason,
+                given=len(request.given),
+            )
+            for (_, sample), request, completion in zip(samples, requests, completions, strict=True)
+        ]
+
+    def complete(
+        self,
+        requests: Sequence[Request],
+        *,
+        version: int,
+        temperature: float,
+        top_p: float = 1.0,
+        keep_cache: bool = False,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Completion]:
+        """Continues every request, in order. `keep_cache`: keys and values of the call before may be used again.
+
+        Raises RunError as `generate` does.
+        """
         if version != self.policy_version:
             raise RunError(f"rollouts of policy version {version} asked of an engine that holds {self.policy_version}")
-        requests = [(prompt, sample) for prompt in prompts for sample in range(samples_per_prompt)]
         if not requests:
             return []
         from vllm import SamplingParams
 
-        given = [prefix_of(*request) if prefix_of else np.empty(0, np.int32) for request in requests]
         params = [
             SamplingParams(
                 temperature=temperature,
                 top_p=top_p,
-                max_tokens=self._room(prompt, max_completion_tokens) - len(prefix),
-                seed=_sample_seed(seed, step, prompt.index, sample),
+                max_tokens=request.max_tokens,
+                seed=request.seed,
                 logprobs=0,  # the sampled token's only
                 flat_logprobs=True,
                 detokenize=False,  # text is decoded once, at the end
             )
-            for (prompt, sample), prefix in zip(requests, given, strict=True)
+            for request in requests
         ]
-        contexts = [np.concatenate([p.token_ids, prefix]) for (p, _), prefix in zip(requests, given, strict=True)]
+        contexts = [np.concatenate([request.prompt.token_ids, request.given]) for request in requests]
         self._wake()
         try:
-            outputs = self._run(contexts, params, on_progress)
+            outputs = self._run(contexts, params, keep_cache, on_progress)
         except OpdError:
             raise
         except Exception as error:
-            raise RunError(f"vLLM failed while generating for step {step}: {error!r}") from error
+            raise RunError(f"vLLM failed while generating: {error!r}") from error
         finally:
             self._sleep()
-        return [
-            self._rollout(prompt, sample, prefix, output, version)
-            for (prompt, sample), prefix, output in zip(requests, given, outputs, strict=True)
-        ]
+        return [_completion(request, output) for request, output in zip(requests, outputs, strict=True)]
 
-    def _run(self, contexts: list[np.ndarray], params: list, on_progress: Callable[[int, int], None] | None) -> list:
+    def _run(
+        self, contexts: list[np.ndarray], params: list, keep_cache: bool,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> list:  # fmt: skip
         # Keys and values of older weights must not be seen; those of an earlier call would make the numbers of this
         # one depend on the run's history, and a resumed run differ.
-        if not self._llm.reset_prefix_cache():
+        if not keep_cache and not self._llm.reset_prefix_cache():
             raise RunError("vLLM did not give up its prefix cache: requests of another call are still running")
         token_ids = [{"prompt_token_ids": context.tolist()} for context in contexts]
         engine = self._llm.llm_engine
@@ -138,30 +176,20 @@ class RolloutEngine:
             raise
         return sorted(outputs, key=lambda output: int(output.request_id))
 
-    def _room(self, prompt: Prompt, max_completion_tokens: int) -> int:
-        room = self._max_sequence_length - len(prompt.token_ids)
-        if room < 1:
-            raise RunError(
-                f"prompt {prompt.index} has {len(prompt.token_ids)} tokens and leaves no room for a completion "
-                f"(max_sequence_length={self._max_sequence_length}); set data.long_prompts=drop or raise the limit"
-            )
-        return min(max_completion_tokens, room)
-
-    def _rollout(self, prompt: Prompt, sample: int, given: np.ndarray, output: Any, version: int) -> Rollout:
-        completion = output.outputs[0]
-        if completion.finish_reason not in ("stop", "length"):
-            raise RunError(f"vLLM ended the completion of prompt {prompt.index} with {completion.finish_reason!r}")
-        token_ids = [*given.tolist(), *completion.token_ids]
-        logprobs = [0.0] * len(given) + list(completion.logprobs.logprobs)
+    def rollout(
+        self, prompt: Prompt, sample: int, token_ids: list[int], logprobs: list[float], finish_reason: str, **keys: Any
+    ) -> Rollout:
+        """A completion as a record, with its text, of the policy the engine holds."""
+        assert self.policy_version is not None, "a completion is of weights that were verified"
         return Rollout(
             prompt=prompt,
             sample=sample,
             token_ids=np.array(token_ids, np.int32),
             logprobs=np.array(logprobs, np.float32),
             text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
-            finish_reason=completion.finish_reason,
-            policy_version=version,
-            given=len(given),
+            finish_reason=finish_reason,
+            policy_version=self.policy_version,
+            **keys,
         )
 
     # ------------------------------------------------------------------------------------------------ weights
@@ -173,7 +201,7 @@ class RolloutEngine:
         """
         self.policy_version = None
         self._wake()
-        delivery = _Delivery(named_tensors, self._weights.shapes)
+        delivery = Delivery(named_tensors, self._weights.shapes)
         try:
             # Layer by layer through vLLM's loaders: on the host they pack anew what a plain copy would not reach.
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(delivery)})
@@ -194,53 +222,22 @@ class RolloutEngine:
             self._asleep = False
 
     def _sleep(self) -> None:
-        if self.device.type == "cuda" and not self._asleep:
+        if self._sleeps and not self._asleep:
             self._llm.sleep(level=1)
             self._asleep = True
 
-    def close(self) -> None:
-        """Ends the engine and its process groups. The trainer's groups stay."""
+    def close(self, *, groups_too: bool = True) -> None:
+        """Ends the engine and, where no other engine uses them, vLLM's process groups. The trainer's groups stay."""
         self._wake()
         # EngineCore.shutdown would destroy the trainer's default process group with its own.
         core = self._llm.llm_engine.engine_core.engine_core
         core.model_executor.shutdown()
         core.scheduler.shutdown()
         gc.unfreeze()  # vLLM froze every object alive when it started
-        destroy_engine_groups(default_group_too=self._owns_default_group)
+        if groups_too:
+            destroy_engine_groups(default_group_too=self._owns_default_group)
         self.policy_version = None
         del self._llm, self._weights
-
-
-class _Delivery:
-    """Hands vLLM the tensors it knows and keeps count of the rest: an exception inside its loaders would leave it half
-    loaded, with layers that have no storage."""
-
-    def __init__(self, named_tensors: Iterable[tuple[str, torch.Tensor]], shapes: dict[str, tuple[int, ...]]) -> None:
-        self._source = named_tensors
-        self._shapes = shapes
-        self._arrived: set[str] = set()
-        self._problem: Exception | None = None
-        self.last = "the first tensor"
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        try:
-            for name, tensor in self._source:
-                self.last = name
-                if self._shapes.get(name) == tuple(tensor.shape):
-                    self._arrived.add(name)
-                    yield name, tensor
-                elif self._problem is None:
-                    expected = self._shapes.get(name, "no such tensor")
-                    self._problem = RunError(f"weights for vLLM: {name} has shape {tuple(tensor.shape)}, {expected=}")
-        except Exception as error:
-            self._problem = error
-
-    def check(self) -> None:
-        if self._problem is not None:
-            raise self._problem
-        missing = sorted(self._shapes.keys() - self._arrived)
-        if missing:
-            raise RunError(f"weights for vLLM: {len(missing)} tensors did not arrive, first {missing[0]}")
 
 
 def _start_vllm(
@@ -250,12 +247,13 @@ def _start_vllm(
     precision: str,
     max_sequence_length: int,
     seed: int,
+    sleeps: bool,
 ) -> Any:
     from vllm import LLM
 
     memory: dict[str, Any]
     if device.type == "cuda":
-        memory = {"gpu_memory_utilization": config.gpu_memory_utilization, "enable_sleep_mode": True}
+        memory = {"gpu_memory_utilization": config.gpu_memory_utilization, "enable_sleep_mode": sleeps}
     else:
         memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
     return LLM(
@@ -283,6 +281,8 @@ def _check_context(model: ModelConfig, max_sequence_length: int) -> None:
         )
 
 
-def _sample_seed(seed: int, step: int, prompt_index: int, sample: int) -> int:
-    """63 bits that depend on nothing else, so any rank draws the same sample."""
-    return int(np.random.SeedSequence([seed, step, prompt_index, sample]).generate_state(1, np.uint64)[0] >> 1)
+def _completion(request: Request, output: Any) -> Completion:
+    sampled = output.outputs[0]
+    if sampled.finish_reason not in ("stop", "length"):
+        raise RunError(f"vLLM ended the completion of prompt {request.prompt.index} with {sampled.finish_reason!r}")
+    return Completion(list(sampled.token_ids), list(sampled.logprobs.logprobs), sampled.finish_reason)

@@ -74,7 +74,9 @@ def test_methods_differ(updates):
 
 # ------------------------------------------------------------------------------------------------ the program
 def rollouts_of(name):
-    """Recorded rollouts; where a method mixes in traces every fourth is one, where it has prefixes some have one."""
+    """Recorded rollouts. Where a method mixes in traces every fourth is one, where it has prefixes some have one, and
+    where the teacher draws some of the tokens every third is its own.
+    """
     from megatron_opd.config.plan import plan
 
     needs, method = plan(CATALOGUE[name].method), CATALOGUE[name].method
@@ -83,6 +85,8 @@ def rollouts_of(name):
         return [replace(r, given=r.num_tokens) for r in samples]
     if method.traces_per_group:
         return [replace(r, given=r.num_tokens * (i % 4 == 3)) for i, r in enumerate(samples)]
+    if method.teacher_mixture:
+        return [replace(r, by_teacher=np.arange(r.num_tokens) % 3 == i % 3) for i, r in enumerate(samples)]
     if method.prefix:
         return [replace(r, given=min(i % 3, r.num_tokens - 1)) for i, r in enumerate(samples)]
     return samples

@@ -20,6 +20,7 @@ from megatron_opd.errors import ConfigError, RunError
 from megatron_opd.records import Rollout
 from megatron_opd.refit.push import push
 from megatron_opd.rollout.engine import RolloutEngine
+from megatron_opd.rollout.mixture import generate_mixture
 from tests.e2e import tiny_hf
 
 pytestmark = pytest.mark.slow
@@ -188,6 +189,70 @@ def test_a_recipe_may_change_the_rotary_base_and_the_context(spelling: str, tmp_
     assert_logprobs_of(model, rollouts)
     with pytest.raises(AssertionError):  # or the base makes no difference here
         assert_logprobs_of(transformers.AutoModelForCausalLM.from_pretrained(directory), rollouts)
+
+
+# ---------------------------------------------------------------------------------------------- the teacher's tokens
+def test_tokens_of_a_mixture_come_from_both_models(tmp_path: Path) -> None:
+    """Two engines in one process; a token is likelier under the model whose turn it was."""
+    models = {"student": tiny_hf.build("qwen3", seed=0), "teacher": tiny_hf.build("qwen2", seed=1)}
+    engines = []
+    for name, model in models.items():
+        directory = ModelConfig(str(tiny_hf.write(model, tmp_path / name)))
+        engines.append(RolloutEngine(directory, CONFIG, precision="float32", max_sequence_length=300, seed=0))
+    student, teacher = engines
+    asked = dict(version=0, step=3, samples_per_prompt=64, max_completion_tokens=12, temperature=1.0, seed=5)
+    try:
+        rollouts = generate_mixture(*engines, tiny_hf.prompts(3, 40), teacher_share=0.3, **asked)
+        again = generate_mixture(*engines, tiny_hf.prompts(3, 40), teacher_share=0.3, **asked)
+        alone = generate_mixture(*engines, tiny_hf.prompts(3, 40)[1:], teacher_share=0.3, **asked)
+        none = generate_mixture(*engines, tiny_hf.prompts(3), teacher_share=0.0, **asked)
+    finally:
+        teacher.close(groups_too=False)
+        student.close()
+    assert_same(again, rollouts, logprob_atol=0)
+    assert_same(alone, rollouts[64:], logprob_atol=1e-5)
+    assert not any(r.by_teacher.any() for r in none)
+    by_teacher = np.concatenate([r.by_teacher for r in rollouts])
+    assert abs(by_teacher.mean() - 0.3) < 4 * (0.21 / len(by_teacher)) ** 0.5
+    of = {name: [tiny_hf.logprobs(model, r, 1.0, 1.0) for r in rollouts] for name, model in models.items()}
+    for rollout, expected in zip(rollouts, of["student"], strict=True):
+        np.testing.assert_allclose(rollout.logprobs, np.where(rollout.by_teacher, 0, expected), rtol=0, atol=1e-4)
+        ends = rollout.token_ids == tiny_hf.EOS_ID
+        assert not ends[:-1].any() and ends[-1] == (rollout.finish_reason == "stop")
+        assert rollout.finish_reason == "stop" or rollout.num_tokens == 12
+    ours, theirs = (np.concatenate(of[name]) for name in models)
+    # A token is likelier under the model that drew it.
+    assert theirs[by_teacher].mean() > ours[by_teacher].mean() + 0.5
+    assert ours[~by_teacher].mean() > theirs[~by_teacher].mean() + 0.5
+
+
+def test_the_first_token_of_a_mixture_has_its_frequencies(tmp_path: Path) -> None:
+    models = [tiny_hf.build("qwen3", seed=0), tiny_hf.build("qwen3", seed=1)]
+    engines = [
+        RolloutEngine(ModelConfig(str(tiny_hf.write(model, tmp_path / str(i)))), CONFIG, precision="float32",
+                      max_sequence_length=300, seed=0)
+        for i, model in enumerate(models)
+    ]  # fmt: skip
+    (prompt,) = tiny_hf.prompts(9)
+    try:
+        rollouts = generate_mixture(*engines, [prompt], teacher_share=0.4, version=0, step=0, samples_per_prompt=4000,
+                                    max_completion_tokens=1, temperature=1.0, seed=1)  # fmt: skip
+    finally:
+        engines[1].close(groups_too=False)
+        engines[0].close()
+    with torch.no_grad():
+        context = torch.from_numpy(prompt.token_ids.astype(np.int64))[None]
+        student, teacher = (model(context).logits[0, -1].softmax(0).numpy() for model in models)
+    mixture = 0.6 * student + 0.4 * teacher
+    drawn = np.bincount([r.token_ids[0] for r in rollouts], minlength=len(mixture))
+
+    def chi_squared(probabilities: np.ndarray) -> float:
+        expected = len(rollouts) * probabilities
+        return float(((drawn - expected) ** 2 / expected).sum())
+
+    # 95 degrees of freedom: mean 95, deviation 14.
+    assert chi_squared(mixture) < 95 + 5 * 14
+    assert min(chi_squared(student), chi_squared(teacher)) > 95 + 20 * 14
 
 
 # ------------------------------------------------------------------------------------------------------------- refit

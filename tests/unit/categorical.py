@@ -69,8 +69,11 @@ def expected_gradient(method: MethodConfig, step: int = 0, rewards: torch.Tensor
     batch = every_token(step, rewards)
     columns = build_columns(small(method), batch, max_completion_tokens=V)
     logits_TV = STUDENT_LOGITS.repeat(V, 1).requires_grad_()
-    # The batch counts every token once; the student samples them with its probabilities.
-    frequencies_V = V * STUDENT_LOGITS.softmax(0)
+    # The batch counts every token once; the student, or its mixture with the teacher, samples them.
+    sampler_V = STUDENT_LOGITS.softmax(0)
+    if method.teacher_mixture:
+        sampler_V = (1 - method.teacher_mixture) * sampler_V + method.teacher_mixture * TEACHER.exp()
+    frequencies_V = V * sampler_V
     columns = replace(columns, scales_TJ=columns.scales_TJ * frequencies_V[:, None])
     teacher = OnLogits(TEACHER.repeat(V, 1))
     loss, _ = Objective(small(method), V, 1.0)(OnLogits(logits_TV), columns, step, lambda: teacher)

@@ -304,6 +304,15 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
     "method.on_policy_fraction: method.policy needs samples": (["method.on_policy_fraction=0.5"], None),
     "method.long.advantages.teacher.anchor: returns are of the student before": (
         ["method=minillm", "method.long.advantages.teacher.anchor=current"], None),
+    "method.teacher_mixture: no effect, sft samples nothing": (
+        ["method=sft", "method.teacher_mixture=0.2", "rollout={num_prompts: 4}"], None),
+    "method.teacher_mixture: does not go with method.prefix": (["method=tropd", "method.teacher_mixture=0.2"], None),
+    "method.teacher_mixture: does not go with method.on_policy_fraction": (
+        ["method=gkd", "method.teacher_mixture=0.2"], None),
+    "method.teacher_mixture: method.distil reads the sampler's logprobs": (
+        ["method=rkl", "method.teacher_mixture=0.2"], None),
+    "teacher: missing; method.teacher_mixture of grpo": (
+        ["method=grpo", "method.teacher_mixture=0.2", "teacher=null"], None),
     "method.distil.whiten: teacher changes within the update": (["method=opd", "method.distil.whiten=true"], None),
     "method: prime has several process_reward advantages": (
         ["method=prime", "method.policy.advantages.another={kind: process_reward}", "teacher=null"], None),

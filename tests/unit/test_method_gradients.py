@@ -1,6 +1,7 @@
 """The expected gradient of every method of the catalogue, enumerated on one state, against its formula in float64."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -135,6 +136,12 @@ EXPECTED = {
 @pytest.mark.parametrize("name", [name for name in CATALOGUE if name != "sft"])
 def test_expected_gradient_is_the_formula(name):
     torch.testing.assert_close(expected_gradient(CATALOGUE[name].method), EXPECTED[name], rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["grpo", "opd", "tgpo", "tropd_expected", "full_fkl", "gkd", "simplerl_zero"])
+def test_tokens_of_a_mixture_have_the_students_expectation(name):
+    method = replace(CATALOGUE[name].method, teacher_mixture=0.3, on_policy_fraction=1.0)
+    torch.testing.assert_close(expected_gradient(method), EXPECTED[name], rtol=2e-5, atol=2e-6)
 
 
 LATER = {

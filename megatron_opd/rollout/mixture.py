@@ -1,0 +1,90 @@
+"""Completions whose tokens come from the student or from the teacher: MiniLLM's teacher-mixed sampling.
+
+Every token is drawn from the mixture (1 - a) p_student + a p_teacher: a coin decides whose turn it is, and runs of
+equal turns are sampled at a time by that model's own engine. Source: MiniLLM, arXiv 2306.08543, section 2.2.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from megatron_opd.records import Prompt, Rollout
+from megatron_opd.rollout.engine import RolloutEngine
+from megatron_opd.rollout.requests import Completion, Request, request_seed, room
+
+
+@dataclass
+class Draft:
+    """A completion on its way."""
+
+    prompt: Prompt
+    sample: int
+    by_teacher_L: np.ndarray  # bool, whose turn it is at every place it may come to
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: str = ""
+
+    def turn(self) -> bool:
+        """Whether the next token is the teacher's."""
+        return bool(self.by_teacher_L[len(self.token_ids)])
+
+    def request(self, *place: int) -> Request:
+        """For the run of equal turns that begins here."""
+        rest_L = self.by_teacher_L[len(self.token_ids) :]
+        changes = np.flatnonzero(rest_L != rest_L[0])
+        length = int(changes[0]) if len(changes) else len(rest_L)
+        seed = request_seed(*place, self.prompt.index, self.sample, len(self.token_ids))
+        return Request(self.prompt, np.array(self.token_ids, np.int32), length, seed)
+
+    def extend(self, completion: Completion) -> None:
+        self.token_ids += completion.token_ids
+        # The student's engine has not seen the teacher's tokens: like given ones, they have no logprob of its own.
+        of_teacher = self.by_teacher_L[len(self.logprobs)]
+        self.logprobs += [0.0] * len(completion.token_ids) if of_teacher else completion.logprobs
+        if completion.finish_reason == "stop" or len(self.token_ids) == len(self.by_teacher_L):
+            self.finish_reason = completion.finish_reason
+
+
+def generate_mixture(
+    student: RolloutEngine,
+    teacher: RolloutEngine,
+    prompts: list[Prompt],
+    *,
+    teacher_share: float,
+    version: int,
+    step: int,
+    samples_per_prompt: int,
+    max_completion_tokens: int,
+    temperature: float,
+    seed: int,
+) -> list[Rollout]:
+    """`samples_per_prompt` completions of each prompt, prompt-major; a token is the teacher's with probability
+    `teacher_share`.
+
+    Seeds and errors are as in `RolloutEngine.generate`. The engines alternate, once per change of turns of the sample
+    that has most; what they computed of a context is kept within the call. `Rollout.by_teacher` says whose a token is.
+    """
+    drafts = []
+    for prompt in prompts:
+        length = room(prompt, max_completion_tokens, student.max_sequence_length)
+        for sample in range(samples_per_prompt):
+            draws_L = np.random.default_rng([seed, step, prompt.index, sample, 2]).random(length)
+            drafts.append(Draft(prompt, sample, draws_L < teacher_share))
+    used = set()
+    while any(not draft.finish_reason for draft in drafts):
+        for engine, turn, of_version in ((student, False, version), (teacher, True, 0)):
+            due = [draft for draft in drafts if not draft.finish_reason and draft.turn() == turn]
+            requests = [draft.request(seed, step) for draft in due]
+            completions = engine.complete(
+                requests, version=of_version, temperature=temperature, keep_cache=turn in used
+            )
+            used |= {turn} if due else set()
+            for draft, completion in zip(due, completions, strict=True):
+                draft.extend(completion)
+    return [
+        student.rollout(
+            draft.prompt, draft.sample, draft.token_ids, draft.logprobs, draft.finish_reason,
+            by_teacher=draft.by_teacher_L[: len(draft.token_ids)],
+        )
+        for draft in drafts
+    ]  # fmt: skip

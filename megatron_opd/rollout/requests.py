@@ -1,0 +1,43 @@
+"""What an engine is asked for and what it gives back; the seeds of the draws."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_opd.errors import RunError
+from megatron_opd.records import Prompt
+
+
+@dataclass(frozen=True)
+class Request:
+    """Tokens to continue."""
+
+    prompt: Prompt
+    given: np.ndarray  # int32, the completion so far
+    max_tokens: int  # at most this many more
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was sampled for a request."""
+
+    token_ids: list[int]
+    logprobs: list[float]  # nats, of the distribution sampled from
+    finish_reason: str  # "stop" (EOS) | "length"
+
+
+def room(prompt: Prompt, max_completion_tokens: int, max_sequence_length: int) -> int:
+    """How many tokens the prompt's completion may have. Raises RunError where there is no room for one."""
+    left = max_sequence_length - len(prompt.token_ids)
+    if left < 1:
+        raise RunError(
+            f"prompt {prompt.index} has {len(prompt.token_ids)} tokens and leaves no room for a completion "
+            f"(max_sequence_length={max_sequence_length}); set data.long_prompts=drop or raise the limit"
+        )
+    return min(max_completion_tokens, left)
+
+
+def request_seed(*place: int) -> int:
+    """63 bits that depend on nothing but (seed, step, prompt, sample, ...), so any rank draws the same sample."""
+    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
