@@ -68,10 +68,10 @@ def sample(run: Run, prompts: list[Prompt], step: int) -> list[Rollout]:
         "temperature": settings.temperature,
         "seed": seed,
     }
-    if method.teacher_mixture:
+    if method.teacher_share:
         assert run.teacher_engine is not None, "a method that mixes in the teacher's tokens has its engine"
         engines = (run.engine, run.teacher_engine)
-        mine = generate_mixture(*engines, share(prompts), teacher_share=method.teacher_mixture, **asked)
+        mine = generate_mixture(*engines, share(prompts), teacher_share=method.teacher_share, **asked)
     else:
         prefix_of = prefix_law(method.prefix, settings, step, seed) if method.prefix else None
         mine = run.engine.generate(share(prompts), prefix_of=prefix_of, **asked)

@@ -198,7 +198,7 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
     if needs.rollouts or config.eval:
         engine = _engine(config, config.student)
         closing.callback(engine.close)
-    if config.method.teacher_mixture and config.teacher:
+    if config.method.teacher_share and config.teacher:
         teacher_engine = _engine(config, config.teacher, sleeps=False)
         closing.callback(teacher_engine.close, groups_too=False)
     sinks = _open_sinks(recipe, directory, tokenizer, state["step"] if resume else None, closing)

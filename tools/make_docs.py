@@ -158,6 +158,7 @@ RANGES = {
     "PositiveFloat": "float > 0",
     "NonNegativeFloat": "float >= 0",
     "Fraction": "float, 0 to 1",
+    "ProperFraction": "float, 0 to below 1",
     "Weight": "float >= 0, or a weight over steps",
     "Ratio": "a ratio",
     "dict[str, Advantage]": "advantages by name",

@@ -13,10 +13,20 @@ from megatron_opd.errors import DataError
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The mixture of experts in the place of every layer's MLP."""
+
+    count: int
+    per_token: int
+    intermediate_size: int  # of one expert
+    normalise_top: bool  # whether the weights of a token's experts add up to 1
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Sizes and switches of a decoder-only model; the input of `mcore.model.build` and of the weight table."""
 
-    model_type: str  # "qwen2" | "qwen3"
+    model_type: str  # "qwen2" | "qwen3" | "qwen3_moe"
     vocab_size: int
     hidden_size: int
     num_layers: int
@@ -30,12 +40,17 @@ class Architecture:
     tie_word_embeddings: bool
     qkv_bias: bool
     qk_norm: bool
+    experts: Experts | None = None
 
 
 CHANGEABLE = ("rope_theta", "max_position_embeddings")  # by a recipe: keys of ModelConfig
 
 # model_type -> (qkv_bias, qk_norm). The table later architectures extend.
-SUPPORTED: dict[str, tuple[bool, bool]] = {"qwen2": (True, False), "qwen3": (False, True)}
+SUPPORTED: dict[str, tuple[bool, bool]] = {
+    "qwen2": (True, False),
+    "qwen3": (False, True),
+    "qwen3_moe": (False, True),
+}
 
 
 def read_architecture(model_dir: str | Path) -> Architecture:
@@ -107,4 +122,17 @@ def _parse(config: dict, path: Path) -> Architecture:
         tie_word_embeddings=config.get("tie_word_embeddings", False),
         qkv_bias=qkv_bias,
         qk_norm=qk_norm,
+        experts=_experts(config, path) if model_type.endswith("_moe") else None,
+    )
+
+
+def _experts(config: dict, path: Path) -> Experts:
+    if config.get("decoder_sparse_step", 1) != 1 or config.get("mlp_only_layers"):
+        raise DataError(f"{path}: layers without experts among those with (decoder_sparse_step, mlp_only_layers) "
+                        "are not supported")  # fmt: skip
+    return Experts(
+        count=config["num_experts"] if "num_experts" in config else config["num_local_experts"],
+        per_token=config["num_experts_per_tok"],
+        intermediate_size=config["moe_intermediate_size"],
+        normalise_top=config.get("norm_topk_prob", False),
     )

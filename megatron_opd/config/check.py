@@ -59,13 +59,18 @@ def check_run_directory(config: RunConfig, *, resume: bool) -> None:
 
 
 def processes_needed(config: RunConfig) -> int:
-    """Every layout's TP x PP divides the number of processes: their least common multiple."""
-    return math.lcm(*(_model_parallel_size(model) for _, model in _models(config)))
+    """Every layout's TP x PP, and EP x PP, divides the number of processes: their least common multiple."""
+    return math.lcm(*(size for _, model in _models(config) for size in _sizes(model)))
 
 
 def _models(config: RunConfig) -> list[tuple[str, ModelConfig]]:
     teacher = [("teacher", config.teacher)] if config.teacher else []
     return [("student", config.student), *teacher]
+
+
+def _sizes(model: ModelConfig) -> tuple[int, int]:
+    layout = model.layout
+    return (_model_parallel_size(model), layout.expert_model_parallel_size * layout.pipeline_model_parallel_size)
 
 
 def _model_parallel_size(model: ModelConfig) -> int:
@@ -143,8 +148,8 @@ def _compare_models(config: RunConfig) -> list[str]:
         warnings.append(
             f"teacher.path: student and teacher share their first {common} ids; the others never become targets"
         )
-    if config.method.teacher_mixture and common is not None:
-        raise ConfigError("method.teacher_mixture: needs a teacher with the student's vocabulary; theirs differ")
+    if config.method.teacher_share and common is not None:
+        raise ConfigError("method.teacher_share: needs a teacher with the student's vocabulary; theirs differ")
     mine, theirs = end_tokens(student), end_tokens(teacher)
     if mine and theirs and not mine & theirs:
         warnings.append(
@@ -177,7 +182,7 @@ def _check_layout(name: str, model: ModelConfig, architecture: Architecture) -> 
     split = {
         "attention heads": architecture.num_attention_heads,
         "key-value heads": architecture.num_key_value_heads,
-        "intermediate size": architecture.intermediate_size,
+        **({} if architecture.experts else {"intermediate size": architecture.intermediate_size}),
     }
     for what, size in split.items():
         if size % tensor:
@@ -189,8 +194,20 @@ def _check_layout(name: str, model: ModelConfig, architecture: Architecture) -> 
             f"{key}.pipeline_model_parallel_size: {pipeline} does not divide the "
             f"{architecture.num_layers} layers of {model.path}"
         )
+    _check_experts(name, model, architecture)
     if layout.sequence_parallel and tensor == 1:
         raise ConfigError(f"{key}.sequence_parallel: no effect with tensor_model_parallel_size=1; remove it")
+
+
+def _check_experts(name: str, model: ModelConfig, architecture: Architecture) -> None:
+    experts, size = architecture.experts, model.layout.expert_model_parallel_size
+    key = f"{name}.layout.expert_model_parallel_size"
+    if experts is None and size > 1:
+        raise ConfigError(f"{key}: no effect, {model.path} has no experts; remove it")
+    if experts and experts.count % size:
+        raise ConfigError(f"{key}: {size} does not divide the {experts.count} experts of {model.path}")
+    if experts and name == "student":
+        raise ConfigError(f"student.path: {model.path} is a mixture of experts, which only the teacher can be so far")
 
 
 def _check_lengths(config: RunConfig) -> None:
@@ -211,10 +228,12 @@ def _check_batch(config: RunConfig) -> None:
 
 def _check_processes(config: RunConfig, world_size: int) -> None:
     needed = processes_needed(config)
-    widest, model = max(_models(config), key=lambda named: _model_parallel_size(named[1]))
+    widest, model = max(_models(config), key=lambda named: max(_sizes(named[1])))
     layout = model.layout
     if world_size % needed:
         sizes = f"TP {layout.tensor_model_parallel_size} x PP {layout.pipeline_model_parallel_size}"
+        if layout.expert_model_parallel_size > 1:
+            sizes += f" with EP {layout.expert_model_parallel_size}"
         at_least = "at least" if world_size < needed else "a multiple of"
         rounded = max(needed, world_size // needed * needed)
         raise ConfigError(

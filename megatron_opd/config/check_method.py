@@ -51,12 +51,12 @@ def _reader(method: MethodConfig) -> str:
     """The first term that reads the teacher."""
     alone = {name: plan(MethodConfig("", {name: term})) for name, term in method.terms.items()}
     readers = (name for name, needs in alone.items() if needs.teacher or needs.teacher_head)
-    return next(readers, "teacher_mixture")
+    return next(readers, "teacher_share")
 
 
-def _check_teacher_mixture(method: MethodConfig) -> None:
+def _check_teacher_share(method: MethodConfig) -> None:
     """Of tokens that the teacher drew the engine has no logprob of the student's; given tokens are nobody's turn."""
-    key = "method.teacher_mixture"
+    key = "method.teacher_share"
     if not plan(method).rollouts:
         raise ConfigError(f"{key}: no effect, {method.name} samples nothing; remove it")
     for other in ("prefix", "on_policy_fraction"):
@@ -71,8 +71,8 @@ def _check_teacher_mixture(method: MethodConfig) -> None:
 
 def _check_mixture(method: MethodConfig) -> None:
     """Terms on traces need traces, and traces need such a term; groups are sampled anew for their rewards."""
-    if method.teacher_mixture:
-        _check_teacher_mixture(method)
+    if method.teacher_share:
+        _check_teacher_share(method)
     if method.max_refills and not plan(method).rewards:
         raise ConfigError(f"method.max_refills: no effect, {method.name} reads no rewards; remove it")
     if method.on_policy_fraction < 1:

@@ -276,5 +276,5 @@ _add("minillm", "PPO on the whitened, length-normalised, discounted return of th
                          advantages=_of_teacher(anchor="old", discount=0.95, mean_to_go=True), whiten=True),
          "single": DivergenceTerm("divergence", "reverse_kl"),
      },
-     teacher_mixture=0.2, left_open="one update a step, no clip of the returns, no pre-training loss beside")
+     teacher_share=0.2, left_open="one update a step, no clip of the returns, no pre-training loss beside")
 # fmt: on

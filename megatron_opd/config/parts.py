@@ -6,13 +6,14 @@ Formulas: docs/methods.md. Every class here is a mapping in a recipe; its `kind`
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 PositiveInt = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
+ProperFraction = Annotated[float, Ge(0), Lt(1)]
 
 # How a term's tokens are averaged. "-norm" divides by rollout.max_completion_tokens in the place of the length.
 Aggregate = Literal[

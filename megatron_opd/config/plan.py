@@ -70,12 +70,12 @@ def plan(method: MethodConfig, updates_per_step: int = 1) -> Plan:
         or method.prefix is not None
         or method.on_policy_fraction < 1,
         rewards=process or any(isinstance(each, RewardAdvantage | WrongGate) for each in found),
-        teacher=method.teacher_mixture > 0 or any(reads_teacher(each) for each in found),
+        teacher=method.teacher_share > 0 or any(reads_teacher(each) for each in found),
         topk=max(topk, default=0),
         teacher_head=any(isinstance(each, DivergenceTerm) for each in found),
         reference=process or any(isinstance(each, LogRatioAdvantage) and each.model == "reference" for each in found),
         process=process,
-        student_pass=updates_per_step > 1 or method.teacher_mixture > 0 or any(_reads_student(each) for each in found),
+        student_pass=updates_per_step > 1 or method.teacher_share > 0 or any(_reads_student(each) for each in found),
     )
 
 

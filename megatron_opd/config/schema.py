@@ -19,6 +19,7 @@ class LayoutConfig:
     tensor_model_parallel_size: PositiveInt = 1
     pipeline_model_parallel_size: PositiveInt = 1
     sequence_parallel: bool = False  # shard activations between tensor-parallel regions; needs TP > 1
+    expert_model_parallel_size: PositiveInt = 1  # ranks of a pipeline stage among which whole experts are shared out
 
 
 @dataclass(frozen=True)

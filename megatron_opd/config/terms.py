@@ -7,7 +7,7 @@ the literature different are the advantages, ratios, gates and weights (`parts.p
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Gt, Le
 
 from megatron_opd.config.parts import (
     Advantage,
@@ -18,6 +18,7 @@ from megatron_opd.config.parts import (
     Gate,
     NonNegativeInt,
     PositiveInt,
+    ProperFraction,
     Ratio,
     RewardAdvantage,
     Weight,
@@ -122,5 +123,5 @@ class MethodConfig:
     traces_per_group: NonNegativeInt = 0  # traces that join the samples of each prompt (LUFFY)
     prefix: PrefixConfig | None = None
     on_policy_fraction: Fraction = 1.0  # of the steps; the others are on traces in the place of samples (GKD's lambda)
-    teacher_mixture: Annotated[float, Ge(0), Lt(1)] = 0.0  # of the tokens, drawn from the teacher (MiniLLM's alpha)
+    teacher_share: ProperFraction = 0.0  # of the tokens, drawn from the teacher (MiniLLM's alpha)
     max_refills: NonNegativeInt = 0  # times a step samples further prompts for groups of equal rewards (DAPO)

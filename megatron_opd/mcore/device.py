@@ -67,6 +67,7 @@ def prepare_platform() -> None:
             module.torch = stand_in  # type: ignore[attr-defined]
     _map_generator()
     _map_tensor_methods()
+    _give_split_sizes_as_integers()
     _keep_checkpoint_queue_in_process()
 
 
@@ -173,6 +174,22 @@ def _map_tensor_methods() -> None:
     type_.for_megatron_on_host = True  # type: ignore[attr-defined]
     torch.Tensor.type = type_  # type: ignore[method-assign]
     torch.Tensor.cuda = cuda  # type: ignore[method-assign]
+
+
+def _give_split_sizes_as_integers() -> None:
+    """Megatron's token dispatcher makes its split sizes integers on their way from the device; here they are there."""
+    dispatcher: Any = importlib.import_module("megatron.core.transformer.moe.token_dispatcher")
+    move = dispatcher.maybe_move_tensor_to_cpu
+    if getattr(move, "for_megatron_on_host", False):
+        return
+
+    def on_host(tensor, as_numpy=False, record_stream=False):
+        if as_numpy and isinstance(tensor, torch.Tensor):
+            return tensor.numpy()
+        return move(tensor, as_numpy, False)
+
+    on_host.for_megatron_on_host = True  # type: ignore[attr-defined]
+    dispatcher.maybe_move_tensor_to_cpu = on_host
 
 
 def _keep_checkpoint_queue_in_process() -> None:

@@ -1,7 +1,9 @@
-"""A Hugging Face architecture as a Megatron `GPTModel`, for any tensor- and pipeline-parallel size.
+"""A Hugging Face architecture as a Megatron `GPTModel`, for any tensor-, pipeline- and expert-parallel size.
 
 Weights are left unset: `weights.load_hf` or a checkpoint fills every one of them.
 """
+
+from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
@@ -10,7 +12,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_opd.config.architecture import Architecture
+from megatron_opd.config.architecture import Architecture, Experts
 from megatron_opd.mcore.layers import RMSNorm, SdpaCoreAttention
 from megatron_opd.mcore.parallel import Parallel
 
@@ -43,6 +45,8 @@ def transformer_config(arch: Architecture, parallel: Parallel, *, precision: str
         attention_dropout=0.0,
         tensor_model_parallel_size=layout.tensor_model_parallel_size,
         pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        expert_model_parallel_size=layout.expert_model_parallel_size,
+        expert_tensor_parallel_size=1,
         sequence_parallel=layout.sequence_parallel,
         pipeline_dtype=dtype,
         params_dtype=dtype,
@@ -61,11 +65,28 @@ def transformer_config(arch: Architecture, parallel: Parallel, *, precision: str
         # Dense models too: the default dispatcher forbids sequences whose length changes between steps.
         moe_token_dispatcher_type="alltoall",
         variable_seq_lengths=True,
+        **_experts(arch.experts),
     )
 
 
+def _experts(experts: Experts | None) -> dict[str, Any]:
+    if experts is None:
+        return {}
+    return {
+        "num_moe_experts": experts.count,
+        "moe_router_topk": experts.per_token,
+        "moe_ffn_hidden_size": experts.intermediate_size,
+        # The softmax is over a token's experts, or over all of them before the choice.
+        "moe_router_pre_softmax": not experts.normalise_top,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "none",
+        "moe_aux_loss_coeff": 0.0,
+    }
+
+
 def _layer_spec(arch: Architecture) -> ModuleSpec:
-    spec = get_gpt_layer_local_spec(qk_layernorm=arch.qk_norm, normalization="RMSNorm")
+    num_experts = arch.experts.count if arch.experts else None
+    spec = get_gpt_layer_local_spec(num_experts=num_experts, qk_layernorm=arch.qk_norm, normalization="RMSNorm")
     layer = spec.submodules
     layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
     attention = layer.self_attention.submodules

@@ -68,6 +68,18 @@ class Parallel:
         return self.groups.dp.rank()
 
     @property
+    def ep_group(self) -> dist.ProcessGroup:
+        return self.groups.ep
+
+    @property
+    def ep_size(self) -> int:
+        return self.groups.ep.size()
+
+    @property
+    def ep_rank(self) -> int:
+        return self.groups.ep.rank()
+
+    @property
     def is_last_stage(self) -> bool:
         return self.pp_rank == self.pp_size - 1
 
@@ -104,12 +116,17 @@ def start(timeout_minutes: float = 30.0) -> None:
 
 
 def create(layout: LayoutConfig, *, seed: int = 0) -> Parallel:
-    """Collective over the world: the groups of `layout`. The data-parallel size is world / (TP x PP)."""
+    """Collective over the world: the groups of `layout`. The data-parallel size is world / (TP x PP).
+
+    The experts of a stage lie on EP of its ranks, whatever tensor- or data-parallel rank these have.
+    """
     empty = _snapshot() if not parallel_state.is_initialized() else None
     assert empty is not None, "create() is called outside of active()"
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor_model_parallel_size,
         pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        expert_model_parallel_size=layout.expert_model_parallel_size,
+        expert_tensor_parallel_size=1,
     )
     # Dropout is 0 everywhere: the seed only satisfies Megatron's tracker, which some forward passes enter.
     model_parallel_cuda_manual_seed(seed)

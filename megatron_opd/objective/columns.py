@@ -35,8 +35,8 @@ def build_columns(method: MethodConfig, batch: Batch, *, max_completion_tokens: 
         gate_T = counted_T * gates(gates_of(term), batch)
         base_T = gate_T if getattr(term, "denominator", "tokens") == "gated" else counted_T
         scale_T = gate_T * denominators(base_T, batch, term.aggregate, max_completion_tokens)
-        if method.teacher_mixture and not of_traces:
-            scale_T = scale_T * mixture_weights(method.teacher_mixture, batch)
+        if method.teacher_share and not of_traces:
+            scale_T = scale_T * mixture_weights(method.teacher_share, batch)
         gates_J.append(gate_T)
         scales_J.append(scale_T * correction(getattr(term, "correction", None), batch))
         fixed_T = _fixed_part(term, batch, max_completion_tokens)

@@ -26,7 +26,8 @@ MAX_SHARD_BYTES = 4 * 10**9
 def iter_hf_tensors(chunks: Sequence[Module], arch: Architecture, parallel: "Parallel") -> Iterator[tuple[str, Tensor]]:
     """Every Hugging Face tensor of the model, whole, by name, in the table's order, on `parallel.device`.
 
-    Collective over the model-parallel group: each of its ranks must exhaust the iterator, and gets the same tensors.
+    Collective over the model-parallel group, and with experts over the ranks that share them: each of these must
+    exhaust the iterator, and gets the same tensors.
     One Megatron tensor is in flight at a time. A tensor may share memory with a parameter: use or copy it before
     taking the next one, and do not write to it.
     """
@@ -36,10 +37,13 @@ def iter_hf_tensors(chunks: Sequence[Module], arch: Architecture, parallel: "Par
     refuse_unknown({name: p for name, p in parameters.items() if name not in known})
     dtype = next(iter(parameters.values())).dtype
     for entry, stage in zip(table, _owning_stages(table, parameters, parallel), strict=True):
-        if stage == parallel.pp_rank:
+        if entry.megatron_name in parameters:
             full = _gather(entry, parameters[entry.megatron_name], parallel)
         else:
             full = torch.empty(entry.full_shape, dtype=dtype, device=parallel.device)
+        if entry.expert is not None and parallel.ep_size > 1 and stage == parallel.pp_rank:
+            owner = entry.expert * parallel.ep_size // (arch.experts.count if arch.experts else 1)
+            dist.broadcast(full, group=parallel.ep_group, group_src=owner)
         if parallel.pp_size > 1:
             dist.broadcast(full, group=parallel.pp_group, group_src=stage)
         yield from entry.to_hf(full).items()
@@ -57,16 +61,17 @@ def export_hf(
     """Writes the model as a directory that transformers and vLLM load; tokenizer and config come from `source_dir`,
     but for what a recipe may change of the architecture.
 
-    Every rank calls it: the first replica's ranks gather, its first rank writes, in `dtype` (None: the parameters').
+    Every rank calls it: the first replica's ranks gather (all ranks where experts lie on several replicas), the first
+    rank writes, in `dtype` (None: the parameters').
     The directory is complete when that rank returns; others may return earlier. Raises DataError when `out_dir`
     exists or `source_dir` describes another model.
     """
-    if parallel.dp_rank != 0:
+    if parallel.dp_rank != 0 and parallel.ep_size == 1:
         return
     check_out_dir(out_dir)
     _check_source(source_dir, arch)
     tensors = iter_hf_tensors(chunks, arch, parallel)
-    if (parallel.tp_rank, parallel.pp_rank) == (0, 0):
+    if (parallel.tp_rank, parallel.pp_rank, parallel.dp_rank) == (0, 0, 0):
         dtype = dtype or next(chunks[0].parameters()).dtype
         shapes, changes = hf_shapes(weight_table(arch)), config_changes(source_dir, arch)
         write_hf(out_dir, source_dir, tensors, shapes, dtype, max_shard_bytes, changes)
@@ -78,7 +83,7 @@ def export_hf(
 def _gather(entry: Entry, parameter: Parameter, parallel: "Parallel") -> Tensor:
     """The whole Megatron tensor, contiguous, on every tensor-parallel rank of the stage that owns it."""
     shard = parameter.detach().contiguous()
-    if parallel.tp_size == 1 or entry.partition.dim is None:
+    if entry.expert is not None or parallel.tp_size == 1 or entry.partition.dim is None:
         shards = [shard]
     else:
         shards = [torch.empty_like(shard) for _ in range(parallel.tp_size)]
@@ -87,13 +92,14 @@ def _gather(entry: Entry, parameter: Parameter, parallel: "Parallel") -> Tensor:
 
 
 def _owning_stages(table: Sequence[Entry], parameters: Mapping[str, Parameter], parallel: "Parallel") -> list[int]:
-    """The pipeline rank that holds each entry. One small reduction, so that any split into stages will do."""
+    """The pipeline rank that holds each entry. A small reduction, so that any split into stages will do."""
     rank = parallel.pp_rank
     mine = [rank if entry.megatron_name in parameters else -1 for entry in table]
-    if parallel.pp_size > 1:
-        owners = torch.tensor(mine, device=parallel.device)
-        dist.all_reduce(owners, op=dist.ReduceOp.MAX, group=parallel.pp_group)
-        mine = owners.tolist()
+    owners = torch.tensor(mine, device=parallel.device)
+    for size, group in ((parallel.pp_size, parallel.pp_group), (parallel.ep_size, parallel.ep_group)):
+        if size > 1:
+            dist.all_reduce(owners, op=dist.ReduceOp.MAX, group=group)
+    mine = owners.tolist()
     if -1 in mine:
         raise ValueError(f"no stage of the model has {table[mine.index(-1)].megatron_name}")
     return mine

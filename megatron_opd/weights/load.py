@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # a checkpoint is checked before Megatron, which takes second
 
 # Constants that old checkpoints hold beside the weights.
 IGNORED = re.compile(r"\.rotary_emb\.inv_freq$")
+EXPERT = re.compile(r"(mlp\.experts\.local_experts\.)(\d+)")
 TIED_HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -49,7 +50,7 @@ def hf_shapes(table: Sequence[Entry]) -> dict[str, tuple[int, ...]]:
 
 
 def named_parameters(chunks: Sequence[Module]) -> dict[str, Parameter]:
-    """The parameters of this rank by the table's names: whatever wraps the chunk is gone, layers count globally."""
+    """The parameters of this rank by the table's names: no wrapper's prefix, layers and experts count globally."""
     named: dict[str, Parameter] = {}
     for chunk in chunks:
         model: Any = chunk
@@ -57,8 +58,10 @@ def named_parameters(chunks: Sequence[Module]) -> dict[str, Parameter]:
             model = model.module
         for name, parameter in model.named_parameters():
             if match := re.match(r"decoder\.layers\.(\d+)\.", name):
-                layer = model.decoder.layers[int(match[1])].layer_number - 1
-                name = f"decoder.layers.{layer}.{name[match.end() :]}"
+                layer, rest = model.decoder.layers[int(match[1])], name[match.end() :]
+                if expert := EXPERT.match(rest):
+                    rest = f"{expert[1]}{layer.mlp.local_expert_indices[int(expert[2])]}{rest[expert.end() :]}"
+                name = f"decoder.layers.{layer.layer_number - 1}.{rest}"
             named[name] = parameter
     return named
 
@@ -74,7 +77,7 @@ def load_hf(chunks: Sequence[Module], model_dir: str | Path, arch: Architecture,
     for entry in weight_table(arch):
         parameter = parameters.pop(entry.megatron_name, None)
         if parameter is None:
-            continue  # another stage's
+            continue  # another stage's, or another rank's expert
         parts = [checkpoint.read(name) for name in entry.hf_names]
         parameter.copy_(entry.shard(parts, parallel.tp_rank, parallel.tp_size, tuple(parameter.shape)))
     refuse_unknown(parameters)

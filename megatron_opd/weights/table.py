@@ -124,6 +124,7 @@ class Entry:
     hf_shapes: Mapping[str, Shape]  # the checkpoint's tensors in the transform's order
     partition: Partition
     transform: Transform = field(default=Same())
+    expert: int | None = None  # of an expert: its number in the layer; it lies whole on one expert-parallel rank
     is_copy: bool = False  # the same tensor is another entry's: loaded, never exported, absent from some layouts
 
     @property
@@ -175,7 +176,7 @@ def _layer(arch: Architecture, layer: int) -> list[Entry]:
         Entry(f"{megatron}.input_layernorm.weight", {f"{hf}.input_layernorm.weight": norm}, REPLICATED),
         *_attention(arch, f"{megatron}.self_attention", f"{hf}.self_attn"),
         Entry(f"{megatron}.pre_mlp_layernorm.weight", {f"{hf}.post_attention_layernorm.weight": norm}, REPLICATED),
-        *_gated_mlp(arch, f"{megatron}.mlp", f"{hf}.mlp"),
+        *(_experts if arch.experts else _gated_mlp)(arch, f"{megatron}.mlp", f"{hf}.mlp"),
     ]
 
 
@@ -207,3 +208,18 @@ def _gated_mlp(arch: Architecture, megatron: str, hf: str) -> list[Entry]:
         Entry(f"{megatron}.linear_fc1.weight", gate_up, GATED_ROWS, Stacked(2)),
         Entry(f"{megatron}.linear_fc2.weight", down, COLUMNS),
     ]
+
+
+def _experts(arch: Architecture, megatron: str, hf: str) -> list[Entry]:
+    """Router and experts; in the Megatron name an expert has its number in the whole layer."""
+    assert arch.experts is not None
+    wide = (arch.experts.intermediate_size, arch.hidden_size)
+    router = {f"{hf}.gate.weight": (arch.experts.count, arch.hidden_size)}
+    entries = [Entry(f"{megatron}.router.weight", router, REPLICATED)]
+    for e in range(arch.experts.count):
+        ours, theirs = f"{megatron}.experts.local_experts.{e}", f"{hf}.experts.{e}"
+        gate_up = {f"{theirs}.gate_proj.weight": wide, f"{theirs}.up_proj.weight": wide}
+        down = {f"{theirs}.down_proj.weight": (wide[1], wide[0])}
+        entries.append(Entry(f"{ours}.linear_fc1.weight", gate_up, REPLICATED, Stacked(2), expert=e))
+        entries.append(Entry(f"{ours}.linear_fc2.weight", down, REPLICATED, expert=e))
+    return entries

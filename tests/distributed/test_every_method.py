@@ -85,7 +85,7 @@ def rollouts_of(name):
         return [replace(r, given=r.num_tokens) for r in samples]
     if method.traces_per_group:
         return [replace(r, given=r.num_tokens * (i % 4 == 3)) for i, r in enumerate(samples)]
-    if method.teacher_mixture:
+    if method.teacher_share:
         return [replace(r, by_teacher=np.arange(r.num_tokens) % 3 == i % 3) for i, r in enumerate(samples)]
     if method.prefix:
         return [replace(r, given=min(i % 3, r.num_tokens - 1)) for i, r in enumerate(samples)]

@@ -23,8 +23,11 @@ MODELS = {
     "qwen2-tied": ("qwen2", True, 4, 4, 2),
     "qwen3": ("qwen3", False, 8, 2, 4),
     "qwen3-tied": ("qwen3", True, 4, 2, 2),
+    "qwen3_moe": ("qwen3_moe", False, 4, 2, 4),
+    "qwen3_moe-tied": ("qwen3_moe", True, 4, 2, 2),  # and the weights of a token's experts do not add up to 1
 }
-LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2)]  # TP, PP
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+LAYOUTS = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1), (1, 1, 2), (2, 1, 2), (2, 2, 2), (1, 2, 2)]  # TP, PP, EP
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ def make_reference(
         max_position_embeddings=64,
         tie_word_embeddings=tied,
         initializer_range=0.15,
-        **({"head_dim": 24} if model_type == "qwen3" else {}),
+        **({"head_dim": 24} if model_type != "qwen2" else {}),
+        **(EXPERTS | {"norm_topk_prob": not tied} if model_type == "qwen3_moe" else {}),
     )
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -78,17 +82,19 @@ def checksum(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
 
 
-@pytest.mark.parametrize(("tp_size", "pp_size"), LAYOUTS)
+@pytest.mark.parametrize(("tp_size", "pp_size", "ep_size"), LAYOUTS)
 def test_logits_refit_stream_and_export_equal_transformers(
     tp_size: int,
     pp_size: int,
+    ep_size: int,
     references: dict[str, Reference],
     tmp_path: Path,
     run_distributed: Callable[..., CompletedProcess],
 ) -> None:
-    num_ranks = tp_size * pp_size
-    run_distributed(WORKER, num_ranks, tp_size, pp_size, tmp_path, *(r.directory for r in references.values()))
-    for name, reference in references.items():
+    num_ranks = max(tp_size, ep_size) * pp_size
+    models = {name: each for name, each in references.items() if ep_size == 1 or name.startswith("qwen3_moe")}
+    run_distributed(WORKER, num_ranks, tp_size, pp_size, ep_size, tmp_path, *(r.directory for r in models.values()))
+    for name, reference in models.items():
         logits_BSV = load_file(tmp_path / f"{name}.safetensors")["logits_BSV"]
         torch.testing.assert_close(logits_BSV, reference.logits_BSV, atol=2e-5, rtol=0)
 

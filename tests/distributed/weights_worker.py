@@ -49,18 +49,19 @@ def logits_BSV(chunks: list, arch: Architecture, parallel: Parallel) -> torch.Te
 
 
 @torch.no_grad()
-def main(tp_size: int, pp_size: int, out_dir: Path, model_dirs: list[Path]) -> None:
+def main(tp_size: int, pp_size: int, ep_size: int, out_dir: Path, model_dirs: list[Path]) -> None:
     process_groups.start()
-    parallel = process_groups.create(LayoutConfig(tp_size, pp_size))
+    parallel = process_groups.create(LayoutConfig(tp_size, pp_size, tp_size > 1 and ep_size > 1, ep_size))
     for model_dir in model_dirs:
         arch = read_architecture(model_dir)
         chunks = build_model(arch, parallel, precision="float32")
+        chunks[0].eval()  # Megatron trains experts under tensor parallelism with sequence parallelism alone
         for parameter in chunks[0].parameters():
             parameter.fill_(float("nan"))  # so that one left unfilled shows
         load_hf(chunks, model_dir, arch, parallel)
 
         logits = logits_BSV(chunks, arch, parallel)
-        if logits is not None and parallel.is_signal_source:
+        if logits is not None and parallel.is_signal_source and parallel.dp_rank == 0:
             save_file({"logits_BSV": logits}, out_dir / f"{model_dir.name}.safetensors")
 
         stream = iter_hf_tensors(chunks, arch, parallel)
@@ -73,4 +74,5 @@ def main(tp_size: int, pp_size: int, out_dir: Path, model_dirs: list[Path]) -> N
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), [Path(name) for name in sys.argv[4:]])
+    sizes, paths = map(int, sys.argv[1:4]), map(Path, sys.argv[4:])
+    main(*sizes, next(paths), list(paths))

@@ -246,6 +246,27 @@ def test_groups_of_equal_rewards_are_sampled_anew(bench: Bench, tmp_path: Path) 
     assert state["source"]["epoch"] > 0 or state["source"]["position"] > 8
 
 
+def test_a_mixture_of_experts_teaches(bench: Bench, tmp_path: Path) -> None:
+    """With a layout of its own: its experts lie on two ranks of the student's data parallelism."""
+    import transformers
+
+    teacher, run = tmp_path / "teacher", tmp_path / "moe"
+    shutil.copytree(bench.assets / "teacher", teacher, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    sizes = json.loads((bench.assets / "teacher" / "config.json").read_text())
+    kept = ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings")
+    config = transformers.Qwen3MoeConfig(
+        **{key: sizes[key] for key in kept}, num_hidden_layers=2, head_dim=32, num_experts=8, num_experts_per_tok=2,
+        moe_intermediate_size=32, intermediate_size=64, norm_topk_prob=True,
+    )  # fmt: skip
+    transformers.Qwen3MoeForCausalLM(config).save_pretrained(teacher)
+    changes = ["method=opd", "num_steps=2", "teacher.layout.tensor_model_parallel_size=2",
+               "teacher.layout.expert_model_parallel_size=2"]  # fmt: skip
+    recipe = [each for each in bench.recipe(run, *LAYOUTS["dp2"], *changes) if "assets/teacher" not in each]
+    finished(megatron_opd("train", *recipe, f"teacher.path={teacher}", "--nproc", "2"))
+    rows = rows_of(run)[:2]
+    assert all(row["teacher/log_ratio/mean"] < -0.1 and row["train/grad_norm"] > 0 for row in rows)
+
+
 def test_traces_are_made_and_learned_from(bench: Bench, tmp_path: Path) -> None:
     """A model's right responses become a file, and the methods that mix traces in read it."""
     data, out = tmp_path / "some.jsonl", tmp_path / "traces.parquet"

@@ -71,8 +71,8 @@ def expected_gradient(method: MethodConfig, step: int = 0, rewards: torch.Tensor
     logits_TV = STUDENT_LOGITS.repeat(V, 1).requires_grad_()
     # The batch counts every token once; the student, or its mixture with the teacher, samples them.
     sampler_V = STUDENT_LOGITS.softmax(0)
-    if method.teacher_mixture:
-        sampler_V = (1 - method.teacher_mixture) * sampler_V + method.teacher_mixture * TEACHER.exp()
+    if method.teacher_share:
+        sampler_V = (1 - method.teacher_share) * sampler_V + method.teacher_share * TEACHER.exp()
     frequencies_V = V * sampler_V
     columns = replace(columns, scales_TJ=columns.scales_TJ * frequencies_V[:, None])
     teacher = OnLogits(TEACHER.repeat(V, 1))

@@ -304,15 +304,15 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
     "method.on_policy_fraction: method.policy needs samples": (["method.on_policy_fraction=0.5"], None),
     "method.long.advantages.teacher.anchor: returns are of the student before": (
         ["method=minillm", "method.long.advantages.teacher.anchor=current"], None),
-    "method.teacher_mixture: no effect, sft samples nothing": (
-        ["method=sft", "method.teacher_mixture=0.2", "rollout={num_prompts: 4}"], None),
-    "method.teacher_mixture: does not go with method.prefix": (["method=tropd", "method.teacher_mixture=0.2"], None),
-    "method.teacher_mixture: does not go with method.on_policy_fraction": (
-        ["method=gkd", "method.teacher_mixture=0.2"], None),
-    "method.teacher_mixture: method.distil reads the sampler's logprobs": (
-        ["method=rkl", "method.teacher_mixture=0.2"], None),
-    "teacher: missing; method.teacher_mixture of grpo": (
-        ["method=grpo", "method.teacher_mixture=0.2", "teacher=null"], None),
+    "method.teacher_share: no effect, sft samples nothing": (
+        ["method=sft", "method.teacher_share=0.2", "rollout={num_prompts: 4}"], None),
+    "method.teacher_share: does not go with method.prefix": (["method=tropd", "method.teacher_share=0.2"], None),
+    "method.teacher_share: does not go with method.on_policy_fraction": (
+        ["method=gkd", "method.teacher_share=0.2"], None),
+    "method.teacher_share: method.distil reads the sampler's logprobs": (
+        ["method=rkl", "method.teacher_share=0.2"], None),
+    "teacher: missing; method.teacher_share of grpo": (
+        ["method=grpo", "method.teacher_share=0.2", "teacher=null"], None),
     "method.distil.whiten: teacher changes within the update": (["method=opd", "method.distil.whiten=true"], None),
     "method: prime has several process_reward advantages": (
         ["method=prime", "method.policy.advantages.another={kind: process_reward}", "teacher=null"], None),
@@ -448,6 +448,9 @@ def test_every_recipe_of_a_paper_passes(name: str, tmp_path: Path) -> None:
     for role in ("student", "teacher"):
         if model := getattr(recipe, role):
             sizes = dict(zip(SIZE_KEYS, SIZES[Path(model.path).name], strict=True))
+            if "A3B" in model.path:
+                sizes |= {"model_type": "qwen3_moe", "num_experts": 128, "num_experts_per_tok": 8,
+                          "moe_intermediate_size": 768}  # fmt: skip
             write_model(tmp_path / role, vocab_size=80, **sizes)
             paths.append(f"{role}.path={tmp_path / role}")
     config = load_config(name, [*paths, f"run_dir={tmp_path / 'run'}"])
@@ -485,6 +488,22 @@ def test_a_wrong_base_is_one_line(tmp_path: Path, text: str, problem: str) -> No
     (tmp_path / "b.yaml").write_text("base: a\nname: b")
     with pytest.raises(ConfigError, match="^[^\n]*" + re.escape(problem)):
         load_config(str(tmp_path / "a.yaml"))
+
+
+def test_experts_are_shared_out_whole(tmp_path: Path) -> None:
+    experts = {"model_type": "qwen3_moe", "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 5}
+    write_model(tmp_path / "teacher", **experts)
+    path, key = str(write_recipe(tmp_path)), "teacher.layout.expert_model_parallel_size"
+    assert preflight(load_config(path, [f"{key}=2"]), world_size=2) == []
+    assert processes_needed(load_config(path, [f"{key}=3"])) == 3
+    assert refusal(path, f"{key}=4").startswith(f"{key}: 4 does not divide the 6 experts")
+    assert "TP 1 x PP 1 with EP 2 needs a multiple of 2 processes" in refusal(path, f"{key}=2", world_size=3)
+    assert "student.layout.expert_model_parallel_size: no effect" in refusal(
+        path, "student.layout.expert_model_parallel_size=2"
+    )
+    assert "a mixture of experts, which only the teacher" in refusal(path, f"student.path={tmp_path / 'teacher'}")
+    write_model(tmp_path / "mixed", **experts, mlp_only_layers=[0])
+    assert "layers without experts" in refusal(path, f"teacher.path={tmp_path / 'mixed'}")
 
 
 def test_a_recipe_may_change_a_models_context(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_expected_gradient_is_the_formula(name):
 
 @pytest.mark.parametrize("name", ["grpo", "opd", "tgpo", "tropd_expected", "full_fkl", "gkd", "simplerl_zero"])
 def test_tokens_of_a_mixture_have_the_students_expectation(name):
-    method = replace(CATALOGUE[name].method, teacher_mixture=0.3, on_policy_fraction=1.0)
+    method = replace(CATALOGUE[name].method, teacher_share=0.3, on_policy_fraction=1.0)
     torch.testing.assert_close(expected_gradient(method), EXPECTED[name], rtol=2e-5, atol=2e-6)
 
 
@@ -187,7 +187,7 @@ def test_k2_differentiated_is_the_policy_gradient_of_the_log_ratio_sample_by_sam
 def test_trrd_at_alpha_one_is_grpo_bit_for_bit():
     by_ratio = [
         expected_gradient(MethodConfig("", {"p": PolicyGradientTerm("policy_gradient", ratio=ratio)}))
-        for ratio in (TeacherRatio("teacher_mixture", alpha=1.0), ClippedRatio("old"))
+        for ratio in (TeacherRatio("teacher_share", alpha=1.0), ClippedRatio("old"))
     ]
     assert torch.equal(*by_ratio)
 

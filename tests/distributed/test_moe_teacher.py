@@ -1,0 +1,113 @@
+"""A mixture-of-experts teacher says the same on every layout: what transformers computes in float64."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.distributed import test_layout_invariance as replayed
+
+K = 5
+# processes -> (name, TP, PP, sequence parallel, EP, micro-batch size)
+LAYOUTS = {
+    1: [("whole", 1, 1, False, 1, 24), ("micro 5", 1, 1, False, 1, 5)],
+    2: [
+        ("ep2", 1, 1, False, 2, 5),  # the experts of two replicas are shared out among them
+        ("tp2", 2, 1, False, 1, 7),
+        ("tp2 ep2", 2, 1, False, 2, 7),
+        ("tp2 sp ep2", 2, 1, True, 2, 7),
+        ("pp2", 1, 2, False, 1, 7),
+    ],
+    4: [("tp2 ep4", 2, 1, False, 4, 5), ("pp2 ep2", 1, 2, False, 2, 5)],
+}
+SIGNALS = ("argmax", "logprobs", "entropy", "topk_ids", "topk_logprobs")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=replayed.VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=64, num_experts=8, num_experts_per_tok=2,
+        moe_intermediate_size=24, norm_topk_prob=True, tie_word_embeddings=False, initializer_range=0.2,
+    )  # fmt: skip
+    directory = tmp_path_factory.mktemp("moe")
+    Qwen3MoeForCausalLM(config).save_pretrained(directory / "teacher")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def reference(directory):
+    """Plain torch in float64."""
+    from transformers import AutoModelForCausalLM
+
+    teacher = AutoModelForCausalLM.from_pretrained(
+        directory / "teacher", dtype=torch.float64, experts_implementation="eager"
+    )  # fmt: skip
+    columns = {name: [] for name in SIGNALS}
+    for r in replayed.recorded_rollouts():
+        ids = torch.from_numpy(np.concatenate([r.prompt.token_ids, r.token_ids])).long()
+        start = len(r.prompt.token_ids) - 1
+        with torch.no_grad():
+            log_p = teacher(ids[None]).logits[0, start : start + r.num_tokens].log_softmax(-1)
+        best = log_p.topk(K)
+        columns["argmax"] += log_p.argmax(-1).tolist()
+        columns["logprobs"] += log_p[torch.arange(r.num_tokens), torch.from_numpy(r.token_ids).long()].tolist()
+        columns["entropy"] += (-(log_p.exp() * log_p).sum(-1)).tolist()
+        columns["topk_ids"] += best.indices.tolist()
+        columns["topk_logprobs"] += best.values.tolist()
+    return columns
+
+
+@pytest.mark.parametrize("nproc", LAYOUTS)
+def test_signals_are_those_of_plain_torch(nproc, directory, reference, run_distributed):
+    run_distributed(__file__, nproc, directory)
+    results = json.loads((directory / f"{nproc}.json").read_text())
+    assert list(results) == [name for name, *_ in LAYOUTS[nproc]]
+    for layout, got in results.items():
+        for name in SIGNALS:
+            np.testing.assert_allclose(got[name], reference[name], rtol=0, atol=2e-5, err_msg=f"{layout}: {name}")
+
+
+# ------------------------------------------------------------------------------------------------ the program
+def signals(directory: Path, tp: int, pp: int, sp: bool, ep: int, micro: int) -> dict:
+    from megatron_opd.config.architecture import read_architecture
+    from megatron_opd.config.schema import LayoutConfig
+    from megatron_opd.mcore import parallel as groups
+    from megatron_opd.mcore.model import build_model
+    from megatron_opd.teacher.score import Teacher
+    from megatron_opd.weights.load import load_hf
+
+    arch, parallel = read_architecture(directory / "teacher"), groups.create(LayoutConfig(tp, pp, sp, ep))
+    chunks = build_model(arch, parallel, precision="float32")
+    load_hf(chunks, directory / "teacher", arch, parallel)
+    held = sum("local_experts" in name and "fc1" in name for name, _ in chunks[0].named_parameters())
+    assert held == arch.num_layers // pp * arch.experts.count // ep
+    teacher = Teacher(
+        chunks, arch, parallel, student_vocab_size=replayed.VOCAB, micro_batch_size=micro, temperature=1.0
+    )  # fmt: skip
+    said = teacher.score(replayed.recorded_rollouts(), K)
+    columns = (said.argmax_ids_T, said.logprobs_T, said.entropy_T, said.topk_ids_TK, said.topk_logprobs_TK)
+    return {name: column.tolist() for name, column in zip(SIGNALS, columns, strict=True)}
+
+
+def main() -> int:
+    from megatron_opd.mcore import parallel as groups
+
+    directory = Path(sys.argv[1])
+    groups.start()
+    world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    results = {name: signals(directory, *layout) for name, *layout in LAYOUTS[world]}
+    if rank == 0:
+        (directory / f"{world}.json").write_text(json.dumps(results))
+    groups.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
