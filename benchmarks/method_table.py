@@ -34,7 +34,7 @@ PAGE = ROOT / "docs" / "method_table.md"
 PICTURE = ROOT / "docs" / "images" / "method_table.png"
 FAMILIES = ("near", "distant")
 STEPS = 40
-TOGETHER = 8  # runs per process, which saves their start; gloo leaves threads of every run behind
+TOGETHER = 3  # runs per process, which saves their start; gloo leaves threads of every run behind, which spin
 BUDGET = [
     f"num_steps={STEPS}", "rollout.num_prompts=32", "rollout.samples_per_prompt=4", "train.optimizer.lr=1e-3",
     "train.optimizer.warmup_steps=5", "student.layout.tensor_model_parallel_size=1", "checkpoint.every=0",

@@ -93,7 +93,6 @@ def rollouts_of(name):
 
 
 def run(directory: Path, tp: int, sp: bool, micro: int, fused: bool, teacher_tp: int) -> dict:
-    from megatron_opd.config.architecture import read_architecture
     from megatron_opd.config.plan import fit_topk, plan, process_reward
     from megatron_opd.config.schema import (
         DataConfig,
@@ -103,8 +102,6 @@ def run(directory: Path, tp: int, sp: bool, micro: int, fused: bool, teacher_tp:
         RunConfig,
         TrainConfig,
     )  # fmt: skip
-    from megatron_opd.mcore import parallel as groups
-    from megatron_opd.mcore.model import build_model
     from megatron_opd.objective.batch import Batch
     from megatron_opd.objective.loss import Objective, finish
     from megatron_opd.objective.process_reward import ProcessRewardObjective, process_columns
@@ -113,16 +110,9 @@ def run(directory: Path, tp: int, sp: bool, micro: int, fused: bool, teacher_tp:
     from megatron_opd.train.process_reward import ProcessModel, prepare_process_model
     from megatron_opd.train.step import Trainer
     from megatron_opd.train.student import prepare
-    from megatron_opd.weights.load import load_hf
 
     layout, frozen = LayoutConfig(tp, 1, sp), LayoutConfig(teacher_tp)
-
-    def model(name, layout):
-        arch, parallel = read_architecture(directory / name), groups.create(layout)
-        chunks = build_model(arch, parallel, precision="float32")
-        load_hf(chunks, directory / name, arch, parallel)
-        return chunks, arch, parallel
-
+    model = lambda name, layout: replayed.load_model(directory / name, layout)  # noqa: E731
     scoring = {"student_vocab_size": replayed.VOCAB, "micro_batch_size": micro, "temperature": 1.0}
     teacher, reference = (Teacher(*model("teacher", frozen), **scoring) for _ in range(2))
     chunks, arch, parallel = model("student", layout)

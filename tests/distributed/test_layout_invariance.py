@@ -184,8 +184,20 @@ def test_clipping_is_active_once_the_policy_has_moved(replayed):
 
 
 # ------------------------------------------------------------------------------------------------ the program
-def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int, fused: bool) -> dict:
+def load_model(model_dir, layout):
+    """(chunks with weights, architecture, groups) in float32. Collective over the world."""
     from megatron_opd.config.architecture import read_architecture
+    from megatron_opd.mcore import parallel as groups
+    from megatron_opd.mcore.model import build_model
+    from megatron_opd.weights.load import load_hf
+
+    arch, parallel = read_architecture(model_dir), groups.create(layout)
+    chunks = build_model(arch, parallel, precision="float32")
+    load_hf(chunks, model_dir, arch, parallel)
+    return chunks, arch, parallel
+
+
+def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int, fused: bool) -> dict:
     from megatron_opd.config.schema import (
         DataConfig,
         LayoutConfig,
@@ -194,29 +206,16 @@ def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int, fused: bool)
         RunConfig,
         TrainConfig,
     )  # fmt: skip
-    from megatron_opd.mcore import parallel as groups
-    from megatron_opd.mcore.model import build_model
     from megatron_opd.objective.loss import Objective, finish
     from megatron_opd.records import Signals
     from megatron_opd.teacher.score import Teacher
     from megatron_opd.train.step import Trainer
     from megatron_opd.train.student import prepare
-    from megatron_opd.weights.load import load_hf
 
-    rollouts = recorded_rollouts()
-
-    def model(name, layout):
-        arch, parallel = read_architecture(directory / name), groups.create(layout)
-        chunks = build_model(arch, parallel, precision="float32")
-        load_hf(chunks, directory / name, arch, parallel)
-        return chunks, arch, parallel
-
-    layout = LayoutConfig(tp, pp, sp)
+    rollouts, layout = recorded_rollouts(), LayoutConfig(tp, pp, sp)
     # The teacher's layout is another one wherever that is possible.
-    chunks, arch, parallel = model("teacher", LayoutConfig(pp, tp) if pp != tp else LayoutConfig())
-    teacher = Teacher(
-        chunks, arch, parallel, student_vocab_size=VOCAB, micro_batch_size=micro + 1, temperature=1.0
-    )  # fmt: skip
+    frozen = load_model(directory / "teacher", LayoutConfig(pp, tp) if pp != tp else LayoutConfig())
+    teacher = Teacher(*frozen, student_vocab_size=VOCAB, micro_batch_size=micro + 1, temperature=1.0)
     signals = teacher.score(rollouts)
     out: dict = {
         "argmax": signals.argmax_ids_T.tolist(),
@@ -225,7 +224,7 @@ def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int, fused: bool)
     }
     for name in METHODS:
         updates = 2 if name.endswith("2 updates") else 1
-        chunks, arch, parallel = model("student", layout)
+        chunks, arch, parallel = load_model(directory / "student", layout)
         config = RunConfig(
             name="replay", num_steps=STEPS, max_sequence_length=64, method=method_of(name), precision="float32",
             student=ModelConfig("", layout), data=DataConfig(""),

@@ -76,16 +76,10 @@ def test_signals_are_those_of_plain_torch(nproc, directory, reference, run_distr
 
 # ------------------------------------------------------------------------------------------------ the program
 def signals(directory: Path, tp: int, pp: int, sp: bool, ep: int, micro: int) -> dict:
-    from megatron_opd.config.architecture import read_architecture
     from megatron_opd.config.schema import LayoutConfig
-    from megatron_opd.mcore import parallel as groups
-    from megatron_opd.mcore.model import build_model
     from megatron_opd.teacher.score import Teacher
-    from megatron_opd.weights.load import load_hf
 
-    arch, parallel = read_architecture(directory / "teacher"), groups.create(LayoutConfig(tp, pp, sp, ep))
-    chunks = build_model(arch, parallel, precision="float32")
-    load_hf(chunks, directory / "teacher", arch, parallel)
+    chunks, arch, parallel = replayed.load_model(directory / "teacher", LayoutConfig(tp, pp, sp, ep))
     held = sum("local_experts" in name and "fc1" in name for name, _ in chunks[0].named_parameters())
     assert held == arch.num_layers // pp * arch.experts.count // ep
     teacher = Teacher(
