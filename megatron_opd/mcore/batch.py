@@ -24,7 +24,6 @@ class Columns:
     scales_TJ: Tensor  # float32, one column per term: gate x correction / global denominator
     sequence_T: Tensor  # int64, the sequence a token belongs to
     sampled_T: Tensor  # bool, the student's own token, not one of a trace or a prefix
-    by_teacher_T: Tensor | None = None  # bool, sampled by the teacher in the student's place
     gates_TJ: Tensor | None = None  # float32, the gates alone, for the metrics
     advantages_TJ: Tensor | None = None  # float32, the part of each term's advantage that the rewards make
     rollout_logprobs_T: Tensor | None = None  # float32, the engine's
@@ -34,6 +33,7 @@ class Columns:
     topk_ids_TK: Tensor | None = None  # int64, the teacher's
     topk_logprobs_TK: Tensor | None = None  # float32, the teacher's
     reference_logprobs_T: Tensor | None = None  # float32, of ids_T
+    by_teacher_T: Tensor | None = None  # bool, sampled by the teacher in the student's place
 
     def take(self, rows_T: Tensor, device: torch.device) -> "Columns":
         present: dict[str, Any] = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}

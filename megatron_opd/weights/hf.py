@@ -98,7 +98,7 @@ def write_hf(
     shapes: Mapping[str, Shape],
     dtype: torch.dtype,
     max_shard_bytes: int,
-    config_changes: Mapping[str, Any],
+    config_changes: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `tensors`, which come in the order of `shapes`, beside the config and tokenizer files of `source_dir`.
 
@@ -112,7 +112,7 @@ def write_hf(
     unfinished.mkdir(parents=True)
     try:
         _write_shards(unfinished, tensors, plan_shards(shapes, dtype.itemsize, max_shard_bytes), shapes, dtype)
-        _copy_companions(source_dir, unfinished, dtype, config_changes)
+        _copy_companions(source_dir, unfinished, dtype, config_changes or {})
         for path in [*unfinished.iterdir(), unfinished]:
             _fsync(path)
         unfinished.rename(out_dir)

@@ -63,7 +63,7 @@ def test_the_process_model_learns_to_tell_right_responses(batch):
         right.append(float((probability > 0.5) == bool(r.reward)))
     (want,) = torch.autograd.grad(torch.stack(losses).mean(), logits_TV)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-8)
-    assert float(loss) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-6)
+    assert float(loss.detach()) == pytest.approx(float(torch.stack(losses).mean().detach()), rel=1e-6)
     assert float(sums["accuracy"]) == pytest.approx(np.mean(right))
 
 
