@@ -170,7 +170,7 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
         closing.callback(rewards.close)
         rewards.warm_up()
     arch = architecture_of(config.student)
-    layout = groups.create(config.student.layout, seed=config.seed)
+    layout = groups.create(config.student.layout)
     student = prepare(_load(config.student, arch, layout, config.precision), arch, layout, config)
     teacher = _frozen(config, config.teacher, arch) if needs.teacher or needs.teacher_head else None
     reference = _frozen(config, config.student, arch) if needs.reference else None
@@ -235,7 +235,7 @@ def _frozen(config: RunConfig, model: ModelConfig | None, student_arch: Architec
     """A model that only scores: the teacher, or the student as it is on disk."""
     assert model is not None, "checked before the run"
     arch = architecture_of(model)
-    layout = groups.create(model.layout, seed=config.seed)
+    layout = groups.create(model.layout)
     common = common_vocabulary(Path(config.student.path), Path(model.path))
     return Teacher(
         _load(model, arch, layout, config.precision),

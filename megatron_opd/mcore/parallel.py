@@ -115,29 +115,44 @@ def start(timeout_minutes: float = 30.0) -> None:
         dist.init_process_group(backend(), timeout=timedelta(minutes=timeout_minutes))
 
 
-def create(layout: LayoutConfig, *, seed: int = 0) -> Parallel:
+# (TP, PP, EP) -> the groups of that shape and Megatron's globals of it. Groups are never freed before `stop()`: gloo
+# keeps three polling threads for each of the twenty or so that Megatron makes, so equal layouts must share theirs.
+_created: dict[tuple[int, int, int], tuple[ProcessGroupCollection, dict[str, Any]]] = {}
+
+
+def create(layout: LayoutConfig) -> Parallel:
     """Collective over the world: the groups of `layout`. The data-parallel size is world / (TP x PP).
 
-    The experts of a stage lie on EP of its ranks, whatever tensor- or data-parallel rank these have.
+    The experts of a stage lie on EP of its ranks, whatever tensor- or data-parallel rank these have. Layouts of the
+    same sizes share one set of groups.
     """
-    empty = _snapshot() if not parallel_state.is_initialized() else None
-    assert empty is not None, "create() is called outside of active()"
+    tp, pp = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
+    shape = tp, pp, layout.expert_model_parallel_size
+    if shape not in _created:
+        _created[shape] = _initialize(*shape)
+    groups, megatron_globals = _created[shape]
+    return Parallel(layout, groups, device(), megatron_globals)
+
+
+def _initialize(tp: int, pp: int, ep: int) -> tuple[ProcessGroupCollection, dict[str, Any]]:
+    assert not parallel_state.is_initialized(), "create() is called outside of active()"
+    empty = _snapshot()
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=layout.tensor_model_parallel_size,
-        pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
-        expert_model_parallel_size=layout.expert_model_parallel_size,
+        tensor_model_parallel_size=tp,
+        pipeline_model_parallel_size=pp,
+        expert_model_parallel_size=ep,
         expert_tensor_parallel_size=1,
     )
     # Dropout is 0 everywhere: the seed only satisfies Megatron's tracker, which some forward passes enter.
-    model_parallel_cuda_manual_seed(seed)
-    groups = ProcessGroupCollection.use_mpu_process_groups()
-    parallel = Parallel(layout, groups, device(), _snapshot())
+    model_parallel_cuda_manual_seed(0)
+    created = ProcessGroupCollection.use_mpu_process_groups(), _snapshot()
     vars(parallel_state).update(empty)
-    return parallel
+    return created
 
 
 def stop() -> None:
-    """Leaves the default process group."""
+    """Leaves the default process group, and all others with it."""
+    _created.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -131,3 +131,9 @@ def test_another_number_of_processes_is_refused(student: Student, saved: Path) -
     path.write_text(json.dumps(json.loads(path.read_text()) | {"world_size": 4}))
     with pytest.raises(DataError, match="saved by 4 processes, this is a run of 1; resume with --nproc 4"):
         checkpoint.load(saved / "step-000006", {"model": student})
+
+
+def test_layouts_of_the_same_sizes_share_their_groups(new_student: Callable[[], Student]) -> None:
+    parallel = new_student().parallel
+    assert groups.create(LayoutConfig(sequence_parallel=True)).groups is parallel.groups
+    assert groups.create(LayoutConfig(sequence_parallel=True)).layout != parallel.layout
