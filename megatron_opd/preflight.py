@@ -12,7 +12,10 @@ from megatron_opd.prompts.data import load_heldout, load_training
 from megatron_opd.prompts.tokenizer import load_tokenizer
 
 # Keys that a resumed run may change.
-RESUMABLE = {"num_steps", "checkpoint", "log", "eval", "run_dir"}
+RESUMABLE = (
+    "num_steps", "checkpoint", "log", "eval", "run_dir", "student.layout", "teacher.layout",
+    "train.micro_batch_size", "train.recompute_granularity", "train.fused_output_layer",
+)  # fmt: skip
 
 
 def check_recipe(config: RunConfig, *, world_size: int | None) -> list[str]:
@@ -37,9 +40,11 @@ def check_resumed(config: RunConfig) -> None:
     stored_file = Path(config.directory) / "config.yaml"
     check_run_directory(config, resume=True)
     stored = load_config(str(stored_file))
-    changed = [key for key in differences(stored, config) if key.partition(".")[0] not in RESUMABLE]
+    changed = [key for key in differences(stored, config) if not _may_change(key)]
     if changed:
-        raise ConfigError(
-            f"{changed[0]}: differs from {stored_file}; a resumed run may change only "
-            f"{', '.join(sorted(RESUMABLE - {'run_dir'}))}"
-        )
+        may = ", ".join(key for key in RESUMABLE if key != "run_dir")
+        raise ConfigError(f"{changed[0]}: differs from {stored_file}; a resumed run may change only {may}")
+
+
+def _may_change(key: str) -> bool:
+    return any(f"{key}.".startswith(f"{resumable}.") for resumable in RESUMABLE)

@@ -171,7 +171,7 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
         rewards.warm_up()
     arch = architecture_of(config.student)
     layout = groups.create(config.student.layout)
-    student = prepare(_load(config.student, arch, layout, config.precision), arch, layout, config)
+    student = prepare(_load(config, config.student, arch, layout), arch, layout, config)
     teacher = _frozen(config, config.teacher, arch) if needs.teacher or needs.teacher_head else None
     reference = _frozen(config, config.student, arch) if needs.reference else None
     temperature = config.rollout.temperature if needs.rollouts else 1.0
@@ -214,8 +214,8 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
     return run
 
 
-def _load(model: ModelConfig, arch: Architecture, layout: Parallel, precision: str) -> list[Any]:
-    chunks = build_model(arch, layout, precision=precision)
+def _load(config: RunConfig, model: ModelConfig, arch: Architecture, layout: Parallel) -> list[Any]:
+    chunks = build_model(arch, layout, precision=config.precision, recompute=config.train.recompute_granularity)
     load_hf(chunks, model.path, arch, layout)
     return chunks
 
@@ -238,7 +238,7 @@ def _frozen(config: RunConfig, model: ModelConfig | None, student_arch: Architec
     layout = groups.create(model.layout)
     common = common_vocabulary(Path(config.student.path), Path(model.path))
     return Teacher(
-        _load(model, arch, layout, config.precision),
+        _load(config, model, arch, layout),
         arch,
         layout,
         student_vocab_size=student_arch.vocab_size if common is None else common,
@@ -251,7 +251,7 @@ def _process(config: RunConfig, arch: Architecture, layout: Parallel, temperatur
     advantage = process_reward(config.method)
     if advantage is None:
         return None
-    chunks = _load(config.student, arch, layout, config.precision)
+    chunks = _load(config, config.student, arch, layout)
     model = prepare_process_model(chunks, arch, layout, config, advantage)
     objective = ProcessRewardObjective(advantage.beta, arch.vocab_size, temperature)
     return ProcessModel(model, objective, config.train.micro_batch_size, temperature)

@@ -21,3 +21,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in gpu_tests:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and this machine has none"))
+
+
+# ------------------------------------------------------------------------------------------------ the parity matrix
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints what tests/distributed/test_parity_matrix.py measured."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
+    rows = [value for report in reports for name, value in report.user_properties if name == "parity"]
+    if not rows:
+        return
+    terminalreporter.section("parity with one process after three TGPO steps, relative errors")
+    width = max(len(name) for _, name, _ in rows)
+    terminalreporter.line(f"{'':5}  {'layout':{width}}  {'loss':>8}  {'norm':>8}  parameters")
+    for kind, name, errors in rows:
+        numbers = f"{errors['loss']:8.0e}  {errors['norm']:8.0e}  {errors['parameters']:8.0e}"
+        terminalreporter.line(f"{kind:5}  {name:{width}}  {numbers}")

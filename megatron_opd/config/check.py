@@ -178,7 +178,7 @@ def _check_vocabularies(config: RunConfig, architectures: dict[str, Architecture
 
 def _check_layout(name: str, model: ModelConfig, architecture: Architecture) -> None:
     layout, key = model.layout, f"{name}.layout"
-    tensor, pipeline = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
+    tensor = layout.tensor_model_parallel_size
     split = {
         "attention heads": architecture.num_attention_heads,
         "key-value heads": architecture.num_key_value_heads,
@@ -189,14 +189,26 @@ def _check_layout(name: str, model: ModelConfig, architecture: Architecture) -> 
             raise ConfigError(
                 f"{key}.tensor_model_parallel_size: {tensor} does not divide the {size} {what} of {model.path}"
             )
-    if architecture.num_layers % pipeline:
-        raise ConfigError(
-            f"{key}.pipeline_model_parallel_size: {pipeline} does not divide the "
-            f"{architecture.num_layers} layers of {model.path}"
-        )
+    _check_stages(key, model, architecture)
     _check_experts(name, model, architecture)
     if layout.sequence_parallel and tensor == 1:
         raise ConfigError(f"{key}.sequence_parallel: no effect with tensor_model_parallel_size=1; remove it")
+
+
+def _check_stages(key: str, model: ModelConfig, architecture: Architecture) -> None:
+    stages, chunks = model.layout.pipeline_model_parallel_size, model.layout.virtual_pipeline_model_parallel_size
+    if architecture.num_layers % stages:
+        raise ConfigError(
+            f"{key}.pipeline_model_parallel_size: {stages} does not divide the "
+            f"{architecture.num_layers} layers of {model.path}"
+        )
+    if chunks > 1 and stages == 1:
+        raise ConfigError(f"{key}.virtual_pipeline_model_parallel_size: no effect without pipeline stages; remove it")
+    if architecture.num_layers % (stages * chunks):
+        raise ConfigError(
+            f"{key}.virtual_pipeline_model_parallel_size: {stages} stages of {chunks} chunks do not divide the "
+            f"{architecture.num_layers} layers of {model.path}"
+        )
 
 
 def _check_experts(name: str, model: ModelConfig, architecture: Architecture) -> None:
@@ -206,8 +218,9 @@ def _check_experts(name: str, model: ModelConfig, architecture: Architecture) ->
         raise ConfigError(f"{key}: no effect, {model.path} has no experts; remove it")
     if experts and experts.count % size:
         raise ConfigError(f"{key}: {size} does not divide the {experts.count} experts of {model.path}")
-    if experts and name == "student":
-        raise ConfigError(f"student.path: {model.path} is a mixture of experts, which only the teacher can be so far")
+    whole_sequences = model.layout.tensor_model_parallel_size > 1 and not model.layout.sequence_parallel
+    if experts and name == "student" and whole_sequences:
+        raise ConfigError(f"{name}.layout.sequence_parallel: must be true to train experts with tensor parallelism")
 
 
 def _check_lengths(config: RunConfig) -> None:

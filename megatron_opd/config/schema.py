@@ -20,6 +20,7 @@ class LayoutConfig:
     pipeline_model_parallel_size: PositiveInt = 1
     sequence_parallel: bool = False  # shard activations between tensor-parallel regions; needs TP > 1
     expert_model_parallel_size: PositiveInt = 1  # ranks of a pipeline stage among which whole experts are shared out
+    virtual_pipeline_model_parallel_size: PositiveInt = 1  # chunks per stage: shorter bubbles, more messages; PP > 1
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class TrainConfig:
     micro_batch_size: PositiveInt = 8  # sequences per forward pass
     updates_per_step: PositiveInt = 1  # optimizer updates on one step's rollouts
     fused_output_layer: bool = False  # logits for some tokens at a time: less memory, one more product with the layer
+    recompute_granularity: Literal["none", "selective", "full"] = "none"  # in the backward pass: MLPs, or whole layers
     max_skipped_updates: NonNegativeInt = 3  # consecutive non-finite updates before the run stops
 
 

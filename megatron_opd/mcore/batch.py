@@ -68,7 +68,8 @@ def micro_batches(rollouts: Sequence[Rollout], parallel: Parallel, micro_batch_s
     """This rank's share of `rollouts`: the same number of micro-batches, of the same shapes, on every replica.
 
     Sorted by length, each window of (replicas x micro_batch_size) sequences becomes one micro-batch per replica; the
-    last window is filled up with sequences of one token and no completion.
+    last window is filled up with sequences of one token and no completion. Interleaved pipeline stages want a multiple
+    of their number: the rest are micro-batches of such sequences.
     """
     offsets = token_offsets(rollouts)
     lengths = np.array([len(r.prompt.token_ids) + r.num_tokens for r in rollouts], dtype=np.int64)
@@ -79,6 +80,9 @@ def micro_batches(rollouts: Sequence[Rollout], parallel: Parallel, micro_batch_s
         longest = int(lengths[order[start]])
         mine = order[start:][parallel.dp_rank :: parallel.dp_size][:micro_batch_size]
         batches.append(_pad(rollouts, offsets, mine, micro_batch_size, _padded_length(longest, parallel), parallel))
+    while batches and parallel.num_chunks > 1 and len(batches) % parallel.pp_size:
+        nobody = np.empty(0, dtype=np.int64)
+        batches.append(_pad(rollouts, offsets, nobody, micro_batch_size, _padded_length(1, parallel), parallel))
     return batches
 
 

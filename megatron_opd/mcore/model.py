@@ -24,8 +24,10 @@ def padded_vocab_size(arch: Architecture, tp_size: int) -> int:
     return -(-arch.vocab_size // tp_size) * tp_size
 
 
-def transformer_config(arch: Architecture, parallel: Parallel, *, precision: str) -> TransformerConfig:
-    layout = parallel.layout
+def transformer_config(
+    arch: Architecture, parallel: Parallel, *, precision: str, recompute: str = "none"
+) -> TransformerConfig:
+    layout, interleaved = parallel.layout, parallel.num_chunks > 1
     dtype = DTYPES[precision]
     return TransformerConfig(
         num_layers=arch.num_layers,
@@ -48,6 +50,10 @@ def transformer_config(arch: Architecture, parallel: Parallel, *, precision: str
         expert_model_parallel_size=layout.expert_model_parallel_size,
         expert_tensor_parallel_size=1,
         sequence_parallel=layout.sequence_parallel,
+        virtual_pipeline_model_parallel_size=parallel.num_chunks if interleaved else None,
+        # Interleaved stages with Megatron's batched messages compute wrong gradients on gloo, without an error.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
         pipeline_dtype=dtype,
         params_dtype=dtype,
         bf16=dtype is torch.bfloat16,
@@ -66,7 +72,17 @@ def transformer_config(arch: Architecture, parallel: Parallel, *, precision: str
         moe_token_dispatcher_type="alltoall",
         variable_seq_lengths=True,
         **_experts(arch.experts),
+        **_recompute(recompute, arch),
     )
+
+
+def _recompute(granularity: str, arch: Architecture) -> dict[str, Any]:
+    if granularity == "none":
+        return {}
+    if granularity == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    # Attention keeps no scores to recompute; what a layer keeps is mostly the wide activations of its MLP.
+    return {"recompute_granularity": "selective", "recompute_modules": ["moe" if arch.experts else "mlp"]}
 
 
 def _experts(experts: Experts | None) -> dict[str, Any]:
@@ -96,25 +112,33 @@ def _layer_spec(arch: Architecture) -> ModuleSpec:
     return spec
 
 
-def build_model(arch: Architecture, parallel: Parallel, *, precision: str) -> list[GPTModel]:
-    """This rank's chunks of the model (one, without interleaving), on its device, in `precision`."""
-    config = transformer_config(arch, parallel, precision=precision)
+def build_model(
+    arch: Architecture, parallel: Parallel, *, precision: str, recompute: str = "none"
+) -> list[torch.nn.Module]:
+    """This rank's chunks of the model (one, unless stages are interleaved), on its device, in `precision`.
+
+    `recompute`: what the backward pass computes again and training need not keep, see `TrainConfig`.
+    """
+    config = transformer_config(arch, parallel, precision=precision, recompute=recompute)
     with parallel.active():
-        blocks = TransformerBlockSubmodules(
-            layer_specs=[_layer_spec(arch)] * get_num_layers_to_build(config, pp_rank=parallel.pp_rank),
-            layer_norm=RMSNorm,
-        )
-        model = GPTModel(
-            config,
-            transformer_layer_spec=blocks,
-            vocab_size=padded_vocab_size(arch, parallel.tp_size),
-            max_sequence_length=arch.max_position_embeddings,
-            pre_process=parallel.pp_rank == 0,
-            post_process=parallel.is_last_stage,
-            parallel_output=True,
-            share_embeddings_and_output_weights=arch.tie_word_embeddings,
-            position_embedding_type="rope",
-            rotary_base=arch.rope_theta,
-            pg_collection=parallel.groups,
-        )
-    return [model.to(device=parallel.device, dtype=DTYPES[precision])]
+        chunks = [_chunk(arch, parallel, config, i) for i in range(parallel.num_chunks)]
+    return [chunk.to(device=parallel.device, dtype=DTYPES[precision]) for chunk in chunks]
+
+
+def _chunk(arch: Architecture, parallel: Parallel, config: TransformerConfig, index: int) -> GPTModel:
+    vp_stage = index if parallel.num_chunks > 1 else None
+    num_layers = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=parallel.pp_rank)
+    return GPTModel(
+        config,
+        transformer_layer_spec=TransformerBlockSubmodules([_layer_spec(arch)] * num_layers, layer_norm=RMSNorm),
+        vocab_size=padded_vocab_size(arch, parallel.tp_size),
+        max_sequence_length=arch.max_position_embeddings,
+        pre_process=parallel.pp_rank == 0 and index == 0,
+        post_process=parallel.is_last_stage and index == parallel.num_chunks - 1,
+        parallel_output=True,
+        share_embeddings_and_output_weights=arch.tie_word_embeddings,
+        position_embedding_type="rope",
+        rotary_base=arch.rope_theta,
+        pg_collection=parallel.groups,
+        vp_stage=vp_stage,
+    )

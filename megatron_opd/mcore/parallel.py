@@ -60,6 +60,11 @@ class Parallel:
         return self.groups.pp.rank()
 
     @property
+    def num_chunks(self) -> int:
+        """Model chunks on every rank; more than one only with interleaved pipeline stages."""
+        return self.layout.virtual_pipeline_model_parallel_size
+
+    @property
     def dp_size(self) -> int:
         return self.groups.dp.size()
 
@@ -131,7 +136,12 @@ def create(layout: LayoutConfig) -> Parallel:
     if shape not in _created:
         _created[shape] = _initialize(*shape)
     groups, megatron_globals = _created[shape]
-    return Parallel(layout, groups, device(), megatron_globals)
+    chunks = layout.virtual_pipeline_model_parallel_size
+    interleaving = {
+        "_VIRTUAL_PIPELINE_MODEL_PARALLEL_WORLD_SIZE": chunks if chunks > 1 else None,
+        "_VIRTUAL_PIPELINE_MODEL_PARALLEL_RANK": 0 if chunks > 1 else None,
+    }
+    return Parallel(layout, groups, device(), megatron_globals | interleaving)
 
 
 def _initialize(tp: int, pp: int, ep: int) -> tuple[ProcessGroupCollection, dict[str, Any]]:

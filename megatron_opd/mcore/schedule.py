@@ -42,7 +42,7 @@ def run(
     with parallel.active():
         return get_forward_backward_func()(
             forward_step_func=forward_step,
-            data_iterator=iter(batches),
+            data_iterator=[iter(batches) for _ in chunks],
             model=chunks,
             num_microbatches=len(batches),
             # With variable sequence lengths the stages tell each other the shapes; these two are upper bounds.

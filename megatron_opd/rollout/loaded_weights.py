@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+from megatron_opd.rollout.loaded_experts import ExpertSlot, expert_slots
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,18 @@ class _Slot:
     parameter: str  # "weight" | "bias"
     first_row: int
     shape: tuple[int, ...]
+
+    def project(self, probes_KI: torch.Tensor) -> list[torch.Tensor]:
+        rows = slice(self.first_row, self.first_row + self.shape[0])
+        tensor = getattr(self.module, self.parameter)
+        copies = []
+        if tensor.numel():
+            matrix_OI = tensor[rows].reshape(self.shape[0], -1)
+            copies.append(functional.linear(probes_KI.float(), matrix_OI.float()))
+        if self.parameter == "weight" and hasattr(self.module, "cpu_linear"):
+            probes_KI = probes_KI.to(self.module.params_dtype)
+            copies.append(self.module.quant_method.apply(self.module, probes_KI, None)[:, rows].float())
+        return copies
 
 
 class LoadedWeights:
@@ -42,21 +57,14 @@ class LoadedWeights:
         `probes_KI` has the tensor's width I; a vector of O numbers counts as an [O, 1] matrix. A weight may be there
         twice, plain and packed: an embedding that is also the output layer.
         """
-        slot = self._slots[name]
-        rows = slice(slot.first_row, slot.first_row + slot.shape[0])
-        tensor = getattr(slot.module, slot.parameter)
-        copies = []
-        if tensor.numel():
-            matrix_OI = tensor[rows].reshape(slot.shape[0], -1)
-            copies.append(functional.linear(probes_KI.float(), matrix_OI.float()))
-        if slot.parameter == "weight" and hasattr(slot.module, "cpu_linear"):
-            probes_KI = probes_KI.to(slot.module.params_dtype)
-            copies.append(slot.module.quant_method.apply(slot.module, probes_KI, None)[:, rows].float())
-        return copies
+        return self._slots[name].project(probes_KI)
 
 
-def _slots(model: Any) -> Iterator[tuple[str, _Slot]]:
+def _slots(model: Any) -> Iterator[tuple[str, _Slot | ExpertSlot]]:
     for path, module in model.named_modules():
+        if isinstance(module, RoutedExperts):
+            yield from expert_slots(path, module)
+            continue
         parent, _, leaf = path.rpartition(".")
         merged = model.packed_modules_mapping.get(leaf)
         for parameter, tensor in module.named_parameters(recurse=False):

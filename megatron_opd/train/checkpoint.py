@@ -3,9 +3,10 @@
     checkpoints/step-000050/
       model/         Megatron distributed checkpoint: weights and optimizer
       process/       the same of a model trained beside the student (PRIME)
-      state.json     step, policy version, data position, learning-rate schedule, number of processes
+      state.json     step, policy version, data position, learning-rate schedule
       manifest.json  size and SHA-256 of every file; its presence under the final name makes the checkpoint complete
 
+Any layout on any number of processes loads what another one wrote.
 There is no generator state to keep: dropout is 0 and every draw is a function of (seed, step, prompt, sample).
 """
 
@@ -45,7 +46,7 @@ def save(directory: Path, step: int, models: Models, state: dict[str, Any], *, k
     dist.barrier()
     if dist.get_rank() == 0:
         schedulers = {name: model.scheduler.state_dict() for name, model in models.items()}
-        full = {**state, "step": step, "world_size": dist.get_world_size(), "schedulers": schedulers}
+        full = {**state, "step": step, "schedulers": schedulers}
         (temporary / "state.json").write_text(json.dumps(full, indent=1))
         _write_manifest(temporary)
         shutil.rmtree(final, ignore_errors=True)
@@ -58,17 +59,12 @@ def save(directory: Path, step: int, models: Models, state: dict[str, Any], *, k
 
 
 def load(checkpoint: Path, models: Models) -> dict[str, Any]:
-    """Fills the models from a checkpoint of the same layout; returns the state given to `save`. Collective."""
+    """Fills the models from a checkpoint of any layout; returns the state given to `save`. Collective."""
     state = read_state(checkpoint)
-    if state["world_size"] != dist.get_world_size():
-        raise DataError(
-            f"{checkpoint}: saved by {state['world_size']} processes, this is a run of {dist.get_world_size()}; "
-            f"resume with --nproc {state['world_size']}"
-        )
     for name, model in models.items():
         with model.parallel.active():
             loaded = dist_checkpointing.load(_sharded(model, loading=True), str(checkpoint / name))
-            _only(model.bare_chunks).load_state_dict(loaded["model"])
+            _put_weights(model.bare_chunks, loaded)
             optimizer_state.load_state(model.optimizer, loaded["optimizer"])
         model.scheduler.load_state_dict(state["schedulers"][name])
     return state
@@ -77,9 +73,8 @@ def load(checkpoint: Path, models: Models) -> dict[str, Any]:
 def load_weights(checkpoint: Path, chunks: list[torch.nn.Module], parallel: Parallel) -> None:
     """Fills bare model chunks of any layout with the weights of a checkpoint. Collective."""
     with parallel.active():
-        wanted = {"model": _only(chunks).sharded_state_dict(metadata={"dp_cp_group": parallel.groups.dp_cp})}
-        loaded = dist_checkpointing.load(wanted, str(checkpoint / "model"))
-        _only(chunks).load_state_dict(loaded["model"])
+        wanted = _sharded_weights(chunks, parallel)
+        _put_weights(chunks, dist_checkpointing.load(wanted, str(checkpoint / "model")))
 
 
 def newest(directory: Path) -> tuple[Path | None, list[str]]:
@@ -118,16 +113,21 @@ def find_damage(checkpoint: Path) -> str | None:
 
 
 # ------------------------------------------------------------------------------------------------------- internals
-def _only(chunks: list[torch.nn.Module]) -> Any:
-    (chunk,) = chunks  # interleaved pipelines would need one entry per chunk
-    return chunk
+def _sharded_weights(chunks: list[torch.nn.Module], parallel: Parallel) -> dict[str, Any]:
+    """One entry per chunk; the tensors in them are named by their place in the whole model."""
+    parts: list[Any] = list(chunks)
+    metadata = {"dp_cp_group": parallel.groups.dp_cp}
+    return {f"chunk{i}": part.sharded_state_dict(metadata=metadata) for i, part in enumerate(parts)}
+
+
+def _put_weights(chunks: list[torch.nn.Module], loaded: dict[str, Any]) -> None:
+    for i, chunk in enumerate(chunks):
+        chunk.load_state_dict(loaded[f"chunk{i}"])
 
 
 def _sharded(student: Student, *, loading: bool) -> dict[str, Any]:
-    metadata = {**optimizer_state.METADATA, "dp_cp_group": student.parallel.groups.dp_cp}
-    model = _only(student.bare_chunks).sharded_state_dict(metadata=metadata)
-    optimizer = optimizer_state.sharded_state(student.optimizer, model, metadata, loading=loading)
-    return {"model": model, "optimizer": optimizer}
+    weights = _sharded_weights(student.bare_chunks, student.parallel)
+    return {**weights, "optimizer": optimizer_state.sharded_state(student.optimizer, weights, loading=loading)}
 
 
 def _complete(directory: Path) -> list[Path]:

@@ -1,48 +1,126 @@
-"""Optimizer state in a distributed checkpoint, with torch's AdamW (no Transformer Engine, no Apex).
+"""Optimizer state in a distributed checkpoint: by parameter, whatever the layout that wrote it.
 
-megatron-core 0.19.2 loads a distributed optimizer's state with faults when the inner optimizer is torch's: it lacks
-the key "step", wants a step taken before the load, and gives every parameter ONE shared step tensor, which AdamW then
-advances once per parameter (a silently different run). Each is put right here; without the distributed optimizer, or
-with fused Adam, these do nothing.
+Stored are Adam's two moments and the float32 parameters, in the shapes and under the names of the model's own tensors,
+and the number of updates. All else an optimizer holds (learning rate, weight decay) comes from the recipe.
+
+megatron-core 0.19.2's own state dict would not do. It stores how many optimizers share the work, which depends on the
+layout. With an embedding that two pipeline stages share, it takes the numbers of the last stage's parameters from
+places shifted by the padding between its buckets: a resumed run silently starts from other weights. Where the inner
+optimizer is torch's AdamW (no Transformer Engine, no Apex), it gives every parameter ONE step tensor, which AdamW
+advances once per parameter. What is used here is only where a parameter's share of the state lies on this rank.
 """
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
+from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
+from torch import Tensor
+from torch.nn import Parameter
 
-METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+_KEYS = ("param", "exp_avg", "exp_avg_sq")
 
 
-def sharded_state(optimizer: MegatronOptimizer, model_state: dict, metadata: dict, *, loading: bool) -> dict[str, Any]:
-    """The optimizer's part of the checkpoint; with `loading`, a description of what to read into."""
-    if loading:
-        for part in _distributed(optimizer):
-            # A dummy step creates the state; it moves the main parameters, which the load overwrites.
-            part._init_optimizer_states_with_dummy_values()
-    return optimizer.sharded_state_dict(model_state, is_loading=loading, metadata=metadata)
+@torch.no_grad()
+def sharded_state(optimizer: MegatronOptimizer, model_state: dict[str, Any], *, loading: bool) -> dict[str, Any]:
+    """The optimizer's part of the checkpoint; with `loading`, a description of what to read. Collective.
+
+    `model_state`: the sharded state dict of all chunks, which says what each parameter is in the whole model.
+    """
+    tensors, _ = extract_sharded_tensors_and_factories(model_state)
+    described = {sharded.data: sharded for sharded in nested_values(tensors)}
+    parts = _parts(optimizer)
+    states: dict[str, Any] = {}
+    for part in parts:
+        for parameter, bounds in _parameters(part):
+            state = _empty(parameter) if loading else _whole(part, parameter, bounds)
+            states[str(len(states))] = {key: _as(described[parameter], key, state[key]) for key in _KEYS}
+    return {"states": states, "updates": 0.0 if loading else _updates(parts[0])}
 
 
 @torch.no_grad()
 def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
-    """Puts a loaded state into the optimizer."""
-    for part in _distributed(optimizer):
-        _accept_states_without_step(part)
-    optimizer.load_state_dict(state)
-    for part in _distributed(optimizer):
-        step = float(part.optimizer.param_groups[0]["step"])
-        for values in part.optimizer.state.values():
-            values["step"] = torch.tensor(step)
+    """Puts a loaded state into the optimizer: of every parameter, the share that this rank updates."""
+    number = itertools.count()
+    for part in _parts(optimizer):
+        _create_moments(part)
+        for parameter, bounds in _parameters(part):
+            whole = state["states"][str(next(number))]
+            if bounds is not None:
+                for key, mine in part._get_main_param_and_optimizer_states(parameter).items():
+                    if key in _KEYS:
+                        mine.copy_(whole[key].flatten()[slice(*bounds)])
+        _set_updates(part, state["updates"])
 
 
-def _distributed(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
+def _parts(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
+    """One optimizer for the dense parameters and, where experts are spread over ranks, one for these."""
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
-    return [p for p in parts if isinstance(p, DistributedOptimizer) and isinstance(p.optimizer, torch.optim.Optimizer)]
+    assert all(isinstance(part, DistributedOptimizer) for part in parts), "see train.student"
+    return [part for part in parts if not part.is_stub_optimizer]
 
 
-def _accept_states_without_step(part: DistributedOptimizer) -> None:
-    if "_set_main_param_and_optimizer_states" in vars(part):
-        return
-    original = part._set_main_param_and_optimizer_states
-    part._set_main_param_and_optimizer_states = lambda param, tensors: original(param, {"step": None, **tensors})
+def _parameters(part: DistributedOptimizer) -> Iterator[tuple[Parameter, tuple[int, int] | None]]:
+    """Every parameter, in the same order on all replicas, and which of its numbers this rank updates."""
+    for buffer, ranges in zip(part.buffers, part.gbuf_ranges, strict=True):
+        mine = {
+            parameter: (found["param"].start, found["param"].end)
+            for buckets in ranges.values()
+            for bucket in buckets
+            for parameter, found in bucket["param_map"].items()
+        }
+        for parameter in buffer.param_index_map:
+            yield parameter, mine.get(parameter)
+
+
+def _empty(parameter: Parameter) -> dict[str, Tensor]:
+    return {key: torch.empty(parameter.shape, dtype=torch.float32) for key in _KEYS}
+
+
+def _whole(part: DistributedOptimizer, parameter: Parameter, bounds: tuple[int, int] | None) -> dict[str, Tensor]:
+    """A parameter's state on the host: the sum of the replicas' shares, each with zeros around it."""
+    full = torch.zeros(len(_KEYS), parameter.numel(), dtype=torch.float32, device=parameter.device)
+    if bounds is not None:
+        mine = part._get_main_param_and_optimizer_states(parameter)
+        for row, key in zip(full, _KEYS, strict=True):
+            if key in mine:  # no moments before the first update
+                row[slice(*bounds)] = mine[key]
+    dist.all_reduce(full, group=part.data_parallel_group)
+    return {key: row.view(parameter.shape).cpu() for row, key in zip(full, _KEYS, strict=True)}
+
+
+def _as(described: Any, key: str, value: Tensor) -> Any:
+    """`value` as the tensor `optimizer.state.<key>` of the parameter that `described` names and places."""
+    changes: dict[str, Any] = {"key": f"optimizer.state.{key}.{described.key}", "data": value}
+    if not isinstance(described, ShardedTensorFactory):
+        changes["dtype"] = value.dtype
+    return replace(described, **changes)
+
+
+def _updates(part: DistributedOptimizer) -> float:
+    """torch counts per parameter, fused optimizers per group."""
+    counts = [values["step"] for values in part.optimizer.state.values() if "step" in values]
+    counts += [group["step"] for group in part.optimizer.param_groups if "step" in group]
+    return float(counts[0]) if counts else 0.0
+
+
+def _set_updates(part: DistributedOptimizer, updates: float) -> None:
+    for values in part.optimizer.state.values():
+        if "step" in values:
+            values["step"] = torch.tensor(updates)
+    for group in part.optimizer.param_groups:
+        if "step" in group:
+            group["step"] = int(updates)
+
+
+def _create_moments(part: DistributedOptimizer) -> None:
+    """Megatron makes them by a step with gradients of zero, which weight decay makes move the parameters."""
+    if not part.optimizer.state:
+        part._init_optimizer_states_with_dummy_values()

@@ -25,6 +25,7 @@ from tools import demo, make_demo
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
+PHASES = ("generate", "score", "teacher", "forward", "optimizer", "refit", "save", "publish", "evaluate")
 LAYOUTS = {
     "tp2": ["student.layout.tensor_model_parallel_size=2"],
     "dp2": ["student.layout.tensor_model_parallel_size=1"],  # with the distributed optimizer
@@ -168,6 +169,21 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     assert_same_run(run, whole_run)
 
 
+def test_a_run_killed_in_any_phase_goes_on_as_if_nothing_had_happened(bench: Bench, tmp_path: Path) -> None:
+    """kill -9 while sampling, verifying, scoring, in a forward pass, after the optimizer, in the refit, the save ..."""
+    recipe = bench.recipe(tmp_path, *LAYOUTS["dp2"], "num_steps=5", "rollout.num_prompts=4")
+    program = subprocess.Popen(
+        [sys.executable, "-m", "tests.e2e.killed_runs", str(tmp_path), *recipe],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    stdout, stderr = finished(program)
+    lines = [line.split() for line in stdout.splitlines() if line.split()[0] in PHASES]
+    assert lines == [[phase, "9", "0"] for phase in PHASES], stderr[-3000:]
+    for phase in PHASES:
+        assert_same_run(tmp_path / phase, tmp_path / "whole")
+
+
 def test_a_model_trained_beside_the_student_goes_on_too(bench: Bench, tmp_path: Path) -> None:
     run, again = tmp_path / "prime", tmp_path / "again"
     beside = ["method=prime", "method.policy.advantages.process.lr=1e-3", "teacher=null", "num_steps=3"]
@@ -247,25 +263,33 @@ def test_groups_of_equal_rewards_are_sampled_anew(bench: Bench, tmp_path: Path) 
     assert state["source"]["epoch"] > 0 or state["source"]["position"] > 8
 
 
-def test_a_mixture_of_experts_teaches(bench: Bench, tmp_path: Path) -> None:
-    """With a layout of its own: its experts lie on two ranks of the student's data parallelism."""
+def test_mixtures_of_experts_teach_and_learn(bench: Bench, tmp_path: Path) -> None:
+    """Each with a layout of its own: the teacher's experts lie on two ranks of the student's data parallelism."""
+    import torch
     import transformers
 
-    teacher, run = tmp_path / "teacher", tmp_path / "moe"
-    shutil.copytree(bench.assets / "teacher", teacher, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    teacher, student, run = tmp_path / "teacher", tmp_path / "student", tmp_path / "moe"
+    for directory in (teacher, student):
+        ignored = shutil.ignore_patterns("*.safetensors", "config.json")
+        shutil.copytree(bench.assets / "teacher", directory, ignore=ignored)
     sizes = json.loads((bench.assets / "teacher" / "config.json").read_text())
     kept = ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings")
     config = transformers.Qwen3MoeConfig(
         **{key: sizes[key] for key in kept}, num_hidden_layers=2, head_dim=32, num_experts=8, num_experts_per_tok=2,
-        moe_intermediate_size=32, intermediate_size=64, norm_topk_prob=True,
+        moe_intermediate_size=24, intermediate_size=64, norm_topk_prob=True, initializer_range=0.1,
     )  # fmt: skip
-    transformers.Qwen3MoeForCausalLM(config).save_pretrained(teacher)
-    changes = ["method=opd", "num_steps=2", "teacher.layout.tensor_model_parallel_size=2",
-               "teacher.layout.expert_model_parallel_size=2"]  # fmt: skip
-    recipe = [each for each in bench.recipe(run, *LAYOUTS["dp2"], *changes) if "assets/teacher" not in each]
-    finished(megatron_opd("train", *recipe, f"teacher.path={teacher}", "--nproc", "2"))
-    rows = rows_of(run)[:2]
+    for seed, directory in enumerate((teacher, student)):
+        torch.manual_seed(seed)
+        transformers.Qwen3MoeForCausalLM(config).save_pretrained(directory)
+    changes = ["method=opd", "num_steps=3", "teacher.layout.tensor_model_parallel_size=2",
+               "teacher.layout.expert_model_parallel_size=2", "student.layout.expert_model_parallel_size=2",
+               f"teacher.path={teacher}", f"student.path={student}"]  # fmt: skip
+    recipe = [each for each in bench.recipe(run, *LAYOUTS["dp2"]) if not each.startswith(("teacher.", "student.path"))]
+    finished(megatron_opd("train", *recipe, *changes, "--nproc", "2"))
+    rows = rows_of(run)[:3]
     assert all(row["teacher/log_ratio/mean"] < -0.1 and row["train/grad_norm"] > 0 for row in rows)
+    # The engine has the experts that the trainer has moved.
+    assert all(row["mismatch/logprob_abs/mean"] < 1e-5 for row in rows)
 
 
 def test_traces_are_made_and_learned_from(bench: Bench, tmp_path: Path) -> None:

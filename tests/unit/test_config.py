@@ -501,7 +501,8 @@ def test_experts_are_shared_out_whole(tmp_path: Path) -> None:
     assert "student.layout.expert_model_parallel_size: no effect" in refusal(
         path, "student.layout.expert_model_parallel_size=2"
     )
-    assert "a mixture of experts, which only the teacher" in refusal(path, f"student.path={tmp_path / 'teacher'}")
+    experts_learn = [f"student.path={tmp_path / 'teacher'}", "student.layout.tensor_model_parallel_size=2"]
+    assert "student.layout.sequence_parallel: must be true" in refusal(path, *experts_learn)
     write_model(tmp_path / "mixed", **experts, mlp_only_layers=[0])
     assert "layers without experts" in refusal(path, f"teacher.path={tmp_path / 'mixed'}")
 

@@ -1,0 +1,77 @@
+"""What an engine's mixture-of-experts layer holds, under the tensors' Hugging Face names.
+
+vLLM keeps the experts of a layer in two tensors, `w13_weight` [experts, gate rows; up rows, hidden] and `w2_weight`
+[experts, hidden, intermediate], widens the intermediate size to what a kernel wants, and on the host permutes each
+expert's numbers into that kernel's tiles. The permutation is found by packing numbers that say their own place, and
+undone for the one expert that is read.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.nn import functional
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+
+from megatron_opd.errors import RunError
+
+PROJECTIONS = ("gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class ExpertSlot:
+    """One projection of one expert."""
+
+    module: Any  # RoutedExperts
+    expert: int
+    projection: str  # one of PROJECTIONS
+    shape: tuple[int, int]
+
+    def project(self, probes_KI: torch.Tensor) -> list[torch.Tensor]:
+        """`probes @ tensor.T`, float32 [K, O], of the one copy there is."""
+        rows, columns = self.shape
+        matrix_OI = self._matrix()[:, :columns]
+        first = matrix_OI.shape[0] // 2 if self.projection == "up" else 0
+        return [functional.linear(probes_KI.float(), matrix_OI[first : first + rows].float())]
+
+    def _matrix(self) -> torch.Tensor:
+        """This expert's [gate; up], or its down projection, as vLLM widened it."""
+        stored = self.module.w2_weight if self.projection == "down" else self.module.w13_weight
+        kernel = getattr(self.module.quant_method, "cpu_fused_moe", None)
+        if kernel is None:
+            return stored[self.expert]
+        if not hasattr(kernel, "isa"):
+            raise RunError(f"refit: vLLM packs its experts for {type(kernel).__name__}, which cannot be read back")
+        if kernel.isa == "none":
+            return stored[self.expert]
+        rows, columns = stored.shape[1:]
+        places = _places(rows, columns, stored.dtype, kernel.isa)
+        return torch.empty_like(stored[self.expert]).flatten().scatter_(0, places, stored[self.expert].flatten()).view(
+            rows, columns
+        )  # fmt: skip
+
+
+def expert_slots(path: str, module: RoutedExperts) -> Iterator[tuple[str, ExpertSlot]]:
+    """Every tensor of the layer whose module is at `path`, by its Hugging Face name."""
+    prefix = path.removesuffix(".routed_experts")
+    hidden, wide = module.hidden_size, module.moe_config.intermediate_size_per_partition_unpadded
+    for expert in range(module.local_num_experts):
+        for projection in PROJECTIONS:
+            shape = (hidden, wide) if projection == "down" else (wide, hidden)
+            yield f"{prefix}.{expert}.{projection}_proj.weight", ExpertSlot(module, expert, projection, shape)
+
+
+@lru_cache(maxsize=8)
+def _places(rows: int, columns: int, dtype: torch.dtype, isa: str) -> torch.Tensor:
+    """int64 [rows * columns]: where in the plain matrix each number of the packed one comes from."""
+    from vllm._custom_ops import cpu_prepack_moe_weight
+
+    plain = torch.arange(rows * columns)
+    places = torch.zeros_like(plain)
+    for shift in range(0, (rows * columns).bit_length(), 8):
+        digit = (plain >> shift) & 0xFF  # bfloat16 carries integers up to 256 exactly
+        packed = cpu_prepack_moe_weight(digit.to(dtype).view(1, rows, columns), isa)
+        places += packed.flatten().long() << shift
+    return places

@@ -1,0 +1,143 @@
+"""killed_runs.py OUT RECIPE KEY=VALUE...: runs that are killed in a phase of a step, and resumed.
+
+For every phase a process trains into OUT/<phase> and kills itself (SIGKILL) in that phase of step `KILLED_AT`; a second
+one resumes. OUT/whole is a run that nothing disturbs. All are forked from this process, which has imported everything,
+so that a run costs seconds. Prints a line per phase: the signal that ended the first, the exit code of the other.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_opd import loop, run
+from megatron_opd.config.load import load_config
+from megatron_opd.config.schema import RunConfig
+from megatron_opd.objective.loss import Objective
+from megatron_opd.reward.pool import RewardPool
+from megatron_opd.rollout.engine import RolloutEngine
+from megatron_opd.rollout.host_process import prepare_environment
+from megatron_opd.teacher.score import Teacher
+from megatron_opd.train import checkpoint
+from megatron_opd.train import step as train_step
+
+KILLED_AT = 3
+step_now = -1
+
+
+def die() -> None:
+    if step_now == KILLED_AT:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def before(owner: Any, name: str, calls: int = 1) -> None:
+    """Dies when `owner.name` is called for the `calls`-th time in the step."""
+    original, count = getattr(owner, name), [0]
+
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        count[0] += step_now == KILLED_AT
+        if count[0] == calls:
+            die()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, patched)
+
+
+def after(owner: Any, name: str) -> None:
+    original = getattr(owner, name)
+
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        die()
+        return result
+
+    setattr(owner, name, patched)
+
+
+def in_generation() -> None:
+    original = RolloutEngine._run
+
+    def patched(self: RolloutEngine, *args: Any) -> Any:
+        before(self._llm.llm_engine, "step", calls=4)
+        return original(self, *args)
+
+    RolloutEngine._run = patched  # type: ignore[method-assign]
+
+
+def in_the_stream_of_weights() -> None:
+    original = run.iter_hf_tensors
+
+    def patched(*args: Any) -> Iterator[Any]:
+        for i, item in enumerate(original(*args)):
+            if i == 3:
+                die()
+            yield item
+
+    run.iter_hf_tensors = patched
+
+
+PHASES: dict[str, Callable[[], None]] = {
+    "generate": in_generation,
+    "score": lambda: before(RewardPool, "score"),
+    "teacher": lambda: before(Teacher, "_signals"),
+    "forward": lambda: before(Objective, "__call__", calls=2),  # the second micro-batch
+    "optimizer": lambda: after(train_step, "_apply"),
+    "refit": in_the_stream_of_weights,
+    "save": lambda: before(checkpoint, "_write_manifest"),
+    "publish": lambda: after(checkpoint, "_write_manifest"),  # written whole, not yet renamed
+    "evaluate": lambda: after(loop, "held_out"),
+}
+
+
+def train(config: RunConfig, *, phase: str | None = None, resume: bool = False) -> None:
+    one_step = loop.one_step
+
+    def watched(each: Any, step: int) -> Any:
+        global step_now
+        step_now = step
+        return one_step(each, step)
+
+    loop.one_step = watched
+    if phase:
+        PHASES[phase]()
+    loop.train(config, resume=resume)
+
+
+def forked(work: Callable[[], None]) -> int:
+    """The status of a process that does `work`."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            try:
+                work()
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+        os._exit(1)
+    return os.waitpid(pid, 0)[1]
+
+
+def main(out: Path, recipe: str, *overrides: str) -> None:
+    prepare_environment(torch.device("cpu"))
+    import vllm  # noqa: F401 - seconds, once
+
+    config = load_config(recipe, list(overrides))
+    forked(partial(train, replace(config, run_dir=str(out / "whole"))))
+    for phase in PHASES:
+        here = replace(config, run_dir=str(out / phase))
+        killed = forked(partial(train, here, phase=phase))
+        resumed = forked(partial(train, here, resume=True))
+        print(phase, os.WTERMSIG(killed), os.waitstatus_to_exitcode(resumed), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
