@@ -29,7 +29,7 @@ from megatron_opd.teacher.score import Teacher
 from megatron_opd.train import checkpoint
 from megatron_opd.train import step as train_step
 
-KILLED_AT = 3
+KILLED_AT = 1
 step_now = -1
 
 

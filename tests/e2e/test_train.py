@@ -44,9 +44,9 @@ def megatron_opd(*argv: object) -> "subprocess.Popen[str]":
     )
 
 
-def finished(process: "subprocess.Popen[str]", code: int = 0) -> tuple[str, str]:
+def finished(process: "subprocess.Popen[str]", code: int = 0, seconds: float = 240) -> tuple[str, str]:
     try:
-        stdout, stderr = process.communicate(timeout=240)
+        stdout, stderr = process.communicate(timeout=seconds)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -171,13 +171,14 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
 
 def test_a_run_killed_in_any_phase_goes_on_as_if_nothing_had_happened(bench: Bench, tmp_path: Path) -> None:
     """kill -9 while sampling, verifying, scoring, in a forward pass, after the optimizer, in the refit, the save ..."""
-    recipe = bench.recipe(tmp_path, *LAYOUTS["dp2"], "num_steps=5", "rollout.num_prompts=4")
+    recipe = bench.recipe(tmp_path, *LAYOUTS["dp2"], "num_steps=3", "rollout.num_prompts=4", "checkpoint.every=1")
+    recipe += ["eval={every: 1, num_prompts: 8}", "log.tensorboard=false"]
     program = subprocess.Popen(
         [sys.executable, "-m", "tests.e2e.killed_runs", str(tmp_path), *recipe],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    stdout, stderr = finished(program)
+    stdout, stderr = finished(program, seconds=500)
     lines = [line.split() for line in stdout.splitlines() if line.split()[0] in PHASES]
     assert lines == [[phase, "9", "0"] for phase in PHASES], stderr[-3000:]
     for phase in PHASES:

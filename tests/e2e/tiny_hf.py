@@ -19,11 +19,19 @@ MAX_POSITIONS = 512
 HEADS = {
     "qwen2": {"num_attention_heads": 2, "num_key_value_heads": 1},
     "qwen3": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
+    "qwen3_moe": {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+    },
 }
 
 
-def build(model_type: str, seed: int, *, tied: bool = False) -> transformers.PreTrainedModel:
-    """A float32 model whose distributions are far from uniform."""
+def build(model_type: str, seed: int, *, tied: bool = False, **sizes: int) -> transformers.PreTrainedModel:
+    """A float32 model whose distributions are far from uniform; `sizes` are keys of its config."""
     torch.manual_seed(seed)
     config = transformers.AutoConfig.for_model(
         model_type,
@@ -38,6 +46,7 @@ def build(model_type: str, seed: int, *, tied: bool = False) -> transformers.Pre
         bos_token_id=None,
         pad_token_id=0,
         initializer_range=0.15,
+        **sizes,
     )
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for name, parameter in model.named_parameters():
