@@ -83,6 +83,14 @@ class Run:
         report = push(tensors, self.engine, version)
         return {"refit/bytes": report.bytes, "refit/max_error": report.max_error}
 
+    def restart_engine(self) -> None:
+        """A new engine with the student's present weights, on every rank. Collective."""
+        assert self.engine is not None
+        self.note(f"step {self.step}: the engine failed on a rank; starting it again everywhere")
+        self.engine.restart()
+        self.carried["rollout/engine_restarts"] = self.carried.get("rollout/engine_restarts", 0) + 1
+        self.refit(self.step)
+
     def log(self, record: StepRecord) -> None:
         record.metrics |= self.carried
         self.carried = {}

@@ -4,28 +4,29 @@ Every rank holds a whole model (tensor-parallel size 1) and generates its share 
 sleeps outside `reload` and `generate`: its weights wait in host memory and its key-value cache is given up.
 """
 
+import contextlib
 import gc
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_opd.config.architecture import architecture_of, config_changes
 from megatron_opd.config.schema import ModelConfig, RolloutConfig
-from megatron_opd.errors import ConfigError, OpdError, RunError
+from megatron_opd.errors import OpdError, RunError
 from megatron_opd.mcore.device import device as local_device
 from megatron_opd.records import Prompt, Rollout
 from megatron_opd.rollout.delivery import Delivery
 from megatron_opd.rollout.host_process import (
     destroy_engine_groups,
-    executor_backend,
     prepare_environment,
     torch_generators_kept,
     trainer_state_kept,
 )
 from megatron_opd.rollout.requests import Completion, Request, request_seed, room
+from megatron_opd.rollout.start import check_context, start_vllm
 
 
 class RolloutEngine:
@@ -47,22 +48,38 @@ class RolloutEngine:
         seed: int,
         sleeps: bool = True,
     ) -> None:
-        _check_context(model, max_sequence_length)
+        check_context(model, max_sequence_length)
         self.max_sequence_length = max_sequence_length
         self.device = local_device()
         self.dtype: torch.dtype = getattr(torch, precision)
-        self.policy_version: int | None = 0
         self._sleeps = sleeps and self.device.type == "cuda"
+        self._start_llm = partial(
+            start_vllm, model, config, self.device, precision, max_sequence_length, seed, self._sleeps
+        )
+        prepare_environment(self.device)
+        self._start()
+
+    def _start(self) -> None:
+        self.policy_version: int | None = 0
         self._asleep = False
         self._owns_default_group = not dist.is_initialized()
-        prepare_environment(self.device)
         with trainer_state_kept(self.device):
-            self._llm = _start_vllm(model, config, self.device, precision, max_sequence_length, seed, self._sleeps)
+            self._llm = self._start_llm()
         from megatron_opd.rollout.loaded_weights import LoadedWeights
 
         self._weights = LoadedWeights(self._llm.apply_model(lambda model: model)[0])
         self._tokenizer = self._llm.get_tokenizer()
         self._sleep()
+
+    def restart(self) -> None:
+        """A new engine in the place of one that failed, with the weights on disk. All ranks together, as to construct.
+
+        What broke the CUDA context of the process cannot be healed in it.
+        """
+        with contextlib.suppress(Exception):  # of an engine in any state
+            self.close()
+        gc.collect()
+        self._start()
 
     # ------------------------------------------------------------------------------------------------ sampling
     def generate(
@@ -238,47 +255,6 @@ class RolloutEngine:
             destroy_engine_groups(default_group_too=self._owns_default_group)
         self.policy_version = None
         del self._llm, self._weights
-
-
-def _start_vllm(
-    model: ModelConfig,
-    config: RolloutConfig,
-    device: torch.device,
-    precision: str,
-    max_sequence_length: int,
-    seed: int,
-    sleeps: bool,
-) -> Any:
-    from vllm import LLM
-
-    memory: dict[str, Any]
-    if device.type == "cuda":
-        memory = {"gpu_memory_utilization": config.gpu_memory_utilization, "enable_sleep_mode": sleeps}
-    else:
-        memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
-    return LLM(
-        model=model.path,
-        hf_overrides=config_changes(model.path, architecture_of(model)),
-        dtype=precision,
-        max_model_len=max_sequence_length,
-        seed=seed,
-        tensor_parallel_size=1,
-        distributed_executor_backend=executor_backend(),
-        enforce_eager=True,
-        logprobs_mode="processed_logprobs",  # of the distribution sampled from, not of temperature 1
-        enable_prefix_caching=True,
-        use_tqdm_on_load=False,
-        **memory,
-    )
-
-
-def _check_context(model: ModelConfig, max_sequence_length: int) -> None:
-    limit = architecture_of(model).max_position_embeddings
-    if max_sequence_length > limit:
-        raise ConfigError(
-            f"max_sequence_length={max_sequence_length} is more than {model.path}/config.json allows "
-            f"(max_position_embeddings={limit}); lower it"
-        )
 
 
 def _completion(request: Request, output: Any) -> Completion:

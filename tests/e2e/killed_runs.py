@@ -6,6 +6,7 @@ so that a run costs seconds. Prints a line per phase: the signal that ended the 
 """
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from megatron_opd import loop, run
 from megatron_opd.config.load import load_config
 from megatron_opd.config.schema import RunConfig
 from megatron_opd.objective.loss import Objective
+from megatron_opd.prompts.tokenizer import load_tokenizer
 from megatron_opd.reward.pool import RewardPool
 from megatron_opd.rollout.engine import RolloutEngine
 from megatron_opd.rollout.host_process import prepare_environment
@@ -30,6 +32,11 @@ from megatron_opd.train import checkpoint
 from megatron_opd.train import step as train_step
 
 KILLED_AT = 1
+# What a run imports when it comes to it, 15 seconds in all: once, here.
+LATE = (
+    "vllm.entrypoints.llm", "vllm.sampling_params", "vllm.v1.worker.cpu_worker", "vllm.model_executor.models.qwen3",
+    "vllm.model_executor.model_loader.reload", "megatron_opd.rollout.loaded_weights", "megatron_opd.metrics.report",
+)  # fmt: skip
 step_now = -1
 
 
@@ -72,6 +79,24 @@ def in_generation() -> None:
     RolloutEngine._run = patched  # type: ignore[method-assign]
 
 
+def engine_fails() -> None:
+    """In the middle of a generation; the process lives on."""
+    original, calls = RolloutEngine._run, iter(range(10**6))
+
+    def patched(self: RolloutEngine, *args: Any) -> Any:
+        step = self._llm.llm_engine.step
+
+        def failing() -> Any:
+            if step_now == KILLED_AT and next(calls) == 3:
+                raise MemoryError("no block left")
+            return step()
+
+        self._llm.llm_engine.step = failing
+        return original(self, *args)
+
+    RolloutEngine._run = patched  # type: ignore[method-assign]
+
+
 def in_the_stream_of_weights() -> None:
     original = run.iter_hf_tensors
 
@@ -94,6 +119,7 @@ PHASES: dict[str, Callable[[], None]] = {
     "save": lambda: before(checkpoint, "_write_manifest"),
     "publish": lambda: after(checkpoint, "_write_manifest"),  # written whole, not yet renamed
     "evaluate": lambda: after(loop, "held_out"),
+    "engine": engine_fails,
 }
 
 
@@ -127,16 +153,19 @@ def forked(work: Callable[[], None]) -> int:
 
 
 def main(out: Path, recipe: str, *overrides: str) -> None:
-    prepare_environment(torch.device("cpu"))
-    import vllm  # noqa: F401 - seconds, once
-
     config = load_config(recipe, list(overrides))
+    prepare_environment(torch.device("cpu"))
+    for module in LATE:
+        importlib.import_module(module)
+    load_tokenizer(config.student.path)
     forked(partial(train, replace(config, run_dir=str(out / "whole"))))
     for phase in PHASES:
         here = replace(config, run_dir=str(out / phase))
-        killed = forked(partial(train, here, phase=phase))
-        resumed = forked(partial(train, here, resume=True))
-        print(phase, os.WTERMSIG(killed), os.waitstatus_to_exitcode(resumed), flush=True)
+        status = forked(partial(train, here, phase=phase))
+        ended = os.WTERMSIG(status)
+        if ended:
+            status = forked(partial(train, here, resume=True))
+        print(phase, ended, os.waitstatus_to_exitcode(status), flush=True)
 
 
 if __name__ == "__main__":

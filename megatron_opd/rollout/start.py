@@ -1,0 +1,53 @@
+"""How vLLM is started."""
+
+from typing import Any
+
+import torch
+
+from megatron_opd.config.architecture import architecture_of, config_changes
+from megatron_opd.config.schema import ModelConfig, RolloutConfig
+from megatron_opd.errors import ConfigError
+from megatron_opd.rollout.host_process import executor_backend
+
+
+def start_vllm(
+    model: ModelConfig,
+    config: RolloutConfig,
+    device: torch.device,
+    precision: str,
+    max_sequence_length: int,
+    seed: int,
+    sleeps: bool,
+) -> Any:
+    """The model in vLLM. The settings that make it an engine for training: its samples are the policy's own."""
+    from vllm import LLM
+
+    memory: dict[str, Any]
+    if device.type == "cuda":
+        memory = {"gpu_memory_utilization": config.gpu_memory_utilization, "enable_sleep_mode": sleeps}
+    else:
+        memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
+    return LLM(
+        model=model.path,
+        hf_overrides=config_changes(model.path, architecture_of(model)),
+        dtype=precision,
+        max_model_len=max_sequence_length,
+        seed=seed,
+        tensor_parallel_size=1,
+        distributed_executor_backend=executor_backend(),
+        enforce_eager=True,
+        logprobs_mode="processed_logprobs",  # of the distribution sampled from, not of temperature 1
+        enable_prefix_caching=True,
+        use_tqdm_on_load=False,
+        **memory,
+    )
+
+
+def check_context(model: ModelConfig, max_sequence_length: int) -> None:
+    """Raises ConfigError when the model has fewer positions."""
+    limit = architecture_of(model).max_position_embeddings
+    if max_sequence_length > limit:
+        raise ConfigError(
+            f"max_sequence_length={max_sequence_length} is more than {model.path}/config.json allows "
+            f"(max_position_embeddings={limit}); lower it"
+        )
