@@ -21,8 +21,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_opd.errors import DataError
+from megatron_opd.errors import DataError, RunError
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.train import optimizer_state
 from megatron_opd.train.student import Student
@@ -32,23 +33,22 @@ Models = Mapping[str, Student]  # "model", the student, and what is trained besi
 
 
 def save(directory: Path, step: int, models: Models, state: dict[str, Any], *, keep: int) -> Path:
-    """Writes checkpoint `step` (steps done) and removes all but the newest `keep`. Collective over the world."""
+    """Writes checkpoint `step` (steps done) and removes all but the newest `keep`. Collective over the world.
+
+    Raises RunError where it cannot be written; those of before are still there then.
+    """
     final = directory / f"{_PREFIX}{step:06d}"
     temporary = directory / f".{final.name}.partial"
-    if dist.get_rank() == 0:
+    try:
+        _write(temporary, step, models, state)
+    except (OSError, CheckpointException) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        for name in models:
-            (temporary / name).mkdir(parents=True)
-    dist.barrier()
-    for name, model in models.items():
-        with model.parallel.active():
-            dist_checkpointing.save(_sharded(model, loading=False), str(temporary / name), async_strategy="mcore")
-    dist.barrier()
+        free = shutil.disk_usage(directory).free / 2**30
+        raise RunError(
+            f"{final}: cannot be written, with {free:.1f} GiB free there; earlier checkpoints are whole, make room and "
+            f"go on with --resume ({str(error).strip().splitlines()[-1]})"
+        ) from error
     if dist.get_rank() == 0:
-        schedulers = {name: model.scheduler.state_dict() for name, model in models.items()}
-        full = {**state, "step": step, "schedulers": schedulers}
-        (temporary / "state.json").write_text(json.dumps(full, indent=1))
-        _write_manifest(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         _sync_directory(directory)
@@ -56,6 +56,23 @@ def save(directory: Path, step: int, models: Models, state: dict[str, Any], *, k
             shutil.rmtree(old)
     dist.barrier()
     return final
+
+
+def _write(directory: Path, step: int, models: Models, state: dict[str, Any]) -> None:
+    if dist.get_rank() == 0:
+        shutil.rmtree(directory, ignore_errors=True)
+        for name in models:
+            (directory / name).mkdir(parents=True)
+    dist.barrier()
+    for name, model in models.items():
+        with model.parallel.active():
+            dist_checkpointing.save(_sharded(model, loading=False), str(directory / name), async_strategy="mcore")
+    dist.barrier()
+    if dist.get_rank() == 0:
+        schedulers = {name: model.scheduler.state_dict() for name, model in models.items()}
+        full = {**state, "step": step, "schedulers": schedulers}
+        (directory / "state.json").write_text(json.dumps(full, indent=1))
+        _write_manifest(directory)
 
 
 def load(checkpoint: Path, models: Models) -> dict[str, Any]:

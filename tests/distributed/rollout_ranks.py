@@ -65,6 +65,9 @@ def main(directory: str) -> None:
         differences.append(largest_difference(gathered(split), generate(prompts)))
         differences += [float(np.abs(r.logprobs - tiny_hf.logprobs(model, r, 1.0, 1.0)).max()) for r in split]
 
+    engine.restart()  # an engine that has failed, on every rank
+    push(tiny_hf.tensors(model), engine, 1)
+    differences.append(largest_difference(generate([prompts[i] for i in share]), split))
     engine.close()
     total = torch.tensor(float(rank))
     dist.all_reduce(total, group=trainer_group)

@@ -1,6 +1,8 @@
 """Checkpoints: whole or absent, damage is found before it is loaded, and everything comes back."""
 
+import resource
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from megatron_opd.config.architecture import read_architecture
 from megatron_opd.config.methods import CATALOGUE
 from megatron_opd.config.schema import DataConfig, LayoutConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from megatron_opd.errors import RunError
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.model import build_model
 from megatron_opd.train import checkpoint
@@ -122,6 +125,26 @@ def test_what_a_killed_save_leaves_is_not_a_checkpoint(student: Student, saved: 
     assert checkpoint.newest(saved) == (saved / "step-000004", [])
     checkpoint.save(saved, 6, {"model": student}, {}, keep=2)  # over the rest of the killed one
     assert checkpoint.newest(saved) == (saved / "step-000006", [])
+
+
+def test_a_full_disk_loses_nothing(student: Student, saved: Path) -> None:
+    """Stood in for by a limit on the size of files: the same calls fail in the same places."""
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (1000, 8000):  # in the tensors; in what is written about them
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(
+                RunError, match=r"step-000008: cannot be written, with .* GiB free there; earlier check"
+            ):
+                checkpoint.save(saved, 8, {"model": student}, {"note": "x" * 10_000}, keep=1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert sorted(path.name for path in saved.iterdir()) == ["step-000004", "step-000006"]
+        assert checkpoint.newest(saved) == (saved / "step-000006", [])
+    signal.signal(signal.SIGXFSZ, before)
+    checkpoint.save(saved, 8, {"model": student}, {}, keep=1)
+    assert checkpoint.newest(saved) == (saved / "step-000008", [])
 
 
 def test_layouts_of_the_same_sizes_share_their_groups(new_student: Callable[[], Student]) -> None:
