@@ -15,6 +15,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_opd.config.architecture import Architecture, Experts
 from megatron_opd.mcore.layers import RMSNorm, SdpaCoreAttention
 from megatron_opd.mcore.parallel import Parallel
+from megatron_opd.mcore.rope import scaled_frequencies
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -43,6 +44,7 @@ def transformer_config(arch: Architecture, parallel: Parallel, *, precision: str
         qk_layernorm=arch.qk_norm,
         hidden_dropout=0.0,
         attention_dropout=0.0,
+        softmax_scale=_softmax_scale(arch),
         tensor_model_parallel_size=layout.tensor_model_parallel_size,
         pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
         expert_model_parallel_size=layout.expert_model_parallel_size,
@@ -67,6 +69,13 @@ def transformer_config(arch: Architecture, parallel: Parallel, *, precision: str
         variable_seq_lengths=True,
         **_experts(arch.experts),
     )
+
+
+def _softmax_scale(arch: Architecture) -> float | None:
+    """YaRN multiplies cosine and sine, so queries and keys, by a factor: the products of the two by its square."""
+    if arch.rope_scaling is None or arch.rope_scaling.attention_factor == 1:
+        return None
+    return arch.rope_scaling.attention_factor**2 / arch.head_dim**0.5
 
 
 def _experts(experts: Experts | None) -> dict[str, Any]:
@@ -117,4 +126,7 @@ def build_model(arch: Architecture, parallel: Parallel, *, precision: str) -> li
             rotary_base=arch.rope_theta,
             pg_collection=parallel.groups,
         )
+    if arch.rope_scaling:  # Megatron knows fewer types, with fixed parameters
+        rotary = model.rotary_pos_emb
+        rotary.inv_freq = scaled_frequencies(rotary.inv_freq, arch.rope_theta, arch.rope_scaling)
     return [model.to(device=parallel.device, dtype=DTYPES[precision])]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_opd.config.architecture import architecture_of, config_changes
+from megatron_opd.config.architecture import architecture_of, engine_changes
 from megatron_opd.config.schema import ModelConfig, RolloutConfig
 from megatron_opd.errors import ConfigError, OpdError, RunError
 from megatron_opd.mcore.device import device as local_device
@@ -258,7 +258,7 @@ def _start_vllm(
         memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
     return LLM(
         model=model.path,
-        hf_overrides=config_changes(model.path, architecture_of(model)),
+        hf_overrides=engine_changes(model),
         dtype=precision,
         max_model_len=max_sequence_length,
         seed=seed,

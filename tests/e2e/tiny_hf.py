@@ -19,11 +19,12 @@ MAX_POSITIONS = 512
 HEADS = {
     "qwen2": {"num_attention_heads": 2, "num_key_value_heads": 1},
     "qwen3": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
+    "llama": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
 }
 
 
-def build(model_type: str, seed: int, *, tied: bool = False) -> transformers.PreTrainedModel:
-    """A float32 model whose distributions are far from uniform."""
+def build(model_type: str, seed: int, *, tied: bool = False, rope: dict | None = None) -> transformers.PreTrainedModel:
+    """A float32 model whose distributions are far from uniform. `rope`: what its RoPE scaling says beside the base."""
     torch.manual_seed(seed)
     config = transformers.AutoConfig.for_model(
         model_type,
@@ -38,6 +39,7 @@ def build(model_type: str, seed: int, *, tied: bool = False) -> transformers.Pre
         bos_token_id=None,
         pad_token_id=0,
         initializer_range=0.15,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0} | (rope or {}),
     )
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for name, parameter in model.named_parameters():
