@@ -33,7 +33,7 @@ RECIPE is a YAML file, the name of one in recipes/, or a run directory. KEY=VALU
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns the exit code: 0, 1 (failed), 2 (bad input) or 130 (interrupted)."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    _quieten_dependencies()
+    quieten_dependencies()
     try:
         arguments = _parse(argv)
         code, message = arguments.command(arguments) or 0, ""
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _finish(code, message)
 
 
-def _quieten_dependencies() -> None:
+def quieten_dependencies() -> None:
     """What packages say about each other's interfaces; `doctor` says what is missing and what that costs."""
     warnings.filterwarnings("ignore", category=SyntaxWarning)
     for package in ("megatron", "torch"):
@@ -124,7 +124,10 @@ def _parser() -> argparse.ArgumentParser:
     traces.add_argument("--temperature", metavar="T", type=float, default=1.0, help="0: greedy; default 1")
     report = command("report", _report, "write report.html and the plots of a run")
     report.add_argument("run_dir", metavar="RUN_DIR", type=Path)
-    recipe_command("doctor", _doctor, "say what is installed, what is missing, and what that costs", optional=True)
+    doctor = recipe_command(
+        "doctor", _doctor, "say what is installed, and whether a recipe computes what it should", optional=True
+    )
+    doctor.add_argument("--nproc", metavar="N", type=_positive, help="processes to check the recipe's layout on")
     return parser
 
 
@@ -268,10 +271,12 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from megatron_opd import doctor
     from megatron_opd.config.load import load_config
+    from megatron_opd.doctor.run import run
 
-    return doctor.run(load_config(arguments.recipe, arguments.overrides) if arguments.recipe else None)
+    if arguments.nproc and not arguments.recipe:
+        raise ConfigError("--nproc: no effect without a recipe; name one")
+    return run(load_config(arguments.recipe, arguments.overrides) if arguments.recipe else None, arguments.nproc)
 
 
 def _warn(warnings: list[str]) -> None:

@@ -8,6 +8,7 @@ from megatron_opd.config.schema import RunConfig
 from megatron_opd.evaluate import held_out
 from megatron_opd.mcore.batch import Columns
 from megatron_opd.metrics.summary import Clock, summarise
+from megatron_opd.models import Models
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import finish
@@ -49,15 +50,17 @@ def one_step(run: Run, step: int) -> StepRecord:
     return StepRecord(step, metrics, rollouts, signals.teacher)
 
 
-def learn_rewards(run: Run, rollouts: list[Rollout], signals: Signals, step: int) -> dict[str, float]:
+def learn_rewards(models: Models, rollouts: list[Rollout], signals: Signals, step: int) -> dict[str, float]:
     """The update of the process model, whose logprobs of before it the student's update has used."""
-    if run.process is None or signals.process_logprobs_T is None:
+    if models.process is None or signals.process_logprobs_T is None:
         return {}
-    batch = Batch(rollouts, signals, run.config.seed, step)
-    return run.process.learn(rollouts, process_columns(batch), step=step)
+    batch = Batch(rollouts, signals, models.config.seed, step)
+    return models.process.learn(rollouts, process_columns(batch), step=step)
 
 
-def columns(run: Run, rollouts: list[Rollout], signals: Signals, step: int, mine: slice, tokens: slice) -> Columns:
+def columns(
+    models: Models, rollouts: list[Rollout], signals: Signals, step: int, mine: slice, tokens: slice
+) -> Columns:
     """What the terms read, of the part of the rollouts that makes one update."""
-    batch = Batch(rollouts[mine], signals.part(tokens), run.config.seed, step)
-    return build_columns(run.config.method, batch, max_completion_tokens=run.config.rollout.max_completion_tokens)
+    batch = Batch(rollouts[mine], signals.part(tokens), models.config.seed, step)
+    return build_columns(models.config.method, batch, max_completion_tokens=models.config.rollout.max_completion_tokens)

@@ -1,13 +1,11 @@
-"""What a Hugging Face `config.json` says of a model, in one spelling. Imports no torch.
-
-Both spellings of RoPE are read: `rope_theta`/`rope_scaling` (transformers 4) and `rope_parameters` (transformers 5).
-"""
+"""What a Hugging Face `config.json` says of a model, in one spelling. Imports no torch."""
 
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from megatron_opd.config.rope import RopeScaling, read_rope, rope_parameters, yarn_attention_factor
 from megatron_opd.config.schema import ModelConfig
 from megatron_opd.errors import DataError
 
@@ -26,7 +24,7 @@ class Experts:
 class Architecture:
     """Sizes and switches of a decoder-only model; the input of `mcore.model.build` and of the weight table."""
 
-    model_type: str  # "qwen2" | "qwen3" | "qwen3_moe"
+    model_type: str  # a key of SUPPORTED
     vocab_size: int
     hidden_size: int
     num_layers: int
@@ -41,6 +39,7 @@ class Architecture:
     qkv_bias: bool
     qk_norm: bool
     experts: Experts | None = None
+    rope_scaling: RopeScaling | None = None
 
 
 CHANGEABLE = ("rope_theta", "max_position_embeddings")  # by a recipe: keys of ModelConfig
@@ -50,6 +49,7 @@ SUPPORTED: dict[str, tuple[bool, bool]] = {
     "qwen2": (True, False),
     "qwen3": (False, True),
     "qwen3_moe": (False, True),
+    "llama": (False, False),
 }
 
 
@@ -79,17 +79,31 @@ def architecture_of(model: ModelConfig) -> Architecture:
 def config_changes(model_dir: str | Path, arch: Architecture) -> dict[str, Any]:
     """Keys of `model_dir/config.json` that must change for it to describe `arch`; {} where nothing differs.
 
-    The base of the rotary embedding has two spellings, and readers that know both prefer one or the other: both change.
+    Rotary embeddings have two spellings, and readers that know both prefer one or the other: all that are there change.
     """
     source = read_architecture(model_dir)
-    config = json.loads((Path(model_dir) / "config.json").read_text())
     changes: dict[str, Any] = {}
     if source.max_position_embeddings != arch.max_position_embeddings:
         changes["max_position_embeddings"] = arch.max_position_embeddings
-    if source.rope_theta != arch.rope_theta:
+    # A scaling may take the longest sequence from beside it, which then must no longer say so.
+    if source.rope_theta != arch.rope_theta or (arch.rope_scaling and changes):
         changes["rope_theta"] = arch.rope_theta
-        changes["rope_parameters"] = {"rope_type": "default"} | (config.get("rope_parameters") or {})
-        changes["rope_parameters"]["rope_theta"] = arch.rope_theta
+        changes["rope_parameters"] = rope_parameters(arch.rope_theta, arch.rope_scaling)
+        if json.loads((Path(model_dir) / "config.json").read_text()).get("rope_scaling"):
+            changes["rope_scaling"] = changes["rope_parameters"]
+    return changes
+
+
+def engine_changes(model: ModelConfig) -> dict[str, Any]:
+    """What vLLM must read otherwise than the directory's config.json says it.
+
+    Of YaRN it reads no `attention_factor`, but a factor of its own beside the usual one.
+    """
+    arch = architecture_of(model)
+    changes, scaling = config_changes(model.path, arch), arch.rope_scaling
+    if scaling and scaling.rope_type == "yarn":
+        attn_factor = scaling.attention_factor / yarn_attention_factor(scaling.factor)
+        changes["rope_parameters"] = rope_parameters(arch.rope_theta, scaling) | {"attn_factor": attn_factor}
     return changes
 
 
@@ -102,10 +116,11 @@ def _parse(config: dict, path: Path) -> Architecture:
         raise DataError(f"{path}: attention_bias={config['attention_bias']} is not supported for {model_type}")
     if config.get("use_sliding_window"):
         raise DataError(f"{path}: use_sliding_window=true is not supported; set it to false")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type != "default":
-        raise DataError(f"{path}: RoPE type {rope_type!r} is not supported; supported: default")
+    if config.get("mlp_bias"):
+        raise DataError(f"{path}: mlp_bias=true is not supported")
+    if config.get("hidden_act", "silu") != "silu":
+        raise DataError(f"{path}: hidden_act={config['hidden_act']!r} is not supported; supported: silu")
+    rope_theta, rope_scaling = read_rope(config, path)
     heads = config["num_attention_heads"]
     return Architecture(
         model_type=model_type,
@@ -113,16 +128,17 @@ def _parse(config: dict, path: Path) -> Architecture:
         hidden_size=config["hidden_size"],
         num_layers=config["num_hidden_layers"],
         num_attention_heads=heads,
-        num_key_value_heads=config.get("num_key_value_heads", heads),
+        num_key_value_heads=config.get("num_key_value_heads") or heads,
         head_dim=config.get("head_dim") or config["hidden_size"] // heads,
         intermediate_size=config["intermediate_size"],
         max_position_embeddings=config["max_position_embeddings"],
         rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+        rope_theta=rope_theta,
         tie_word_embeddings=config.get("tie_word_embeddings", False),
         qkv_bias=qkv_bias,
         qk_norm=qk_norm,
         experts=_experts(config, path) if model_type.endswith("_moe") else None,
+        rope_scaling=rope_scaling,
     )
 
 

@@ -15,6 +15,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_opd.config.architecture import Architecture, Experts
 from megatron_opd.mcore.layers import RMSNorm, SdpaCoreAttention
 from megatron_opd.mcore.parallel import Parallel
+from megatron_opd.mcore.rope import scaled_frequencies
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -45,6 +46,7 @@ def transformer_config(
         qk_layernorm=arch.qk_norm,
         hidden_dropout=0.0,
         attention_dropout=0.0,
+        softmax_scale=_softmax_scale(arch),
         tensor_model_parallel_size=layout.tensor_model_parallel_size,
         pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
         expert_model_parallel_size=layout.expert_model_parallel_size,
@@ -83,6 +85,13 @@ def _recompute(granularity: str, arch: Architecture) -> dict[str, Any]:
         return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     # Attention keeps no scores to recompute; what a layer keeps is mostly the wide activations of its MLP.
     return {"recompute_granularity": "selective", "recompute_modules": ["moe" if arch.experts else "mlp"]}
+
+
+def _softmax_scale(arch: Architecture) -> float | None:
+    """YaRN multiplies cosine and sine, so queries and keys, by a factor: the products of the two by its square."""
+    if arch.rope_scaling is None or arch.rope_scaling.attention_factor == 1:
+        return None
+    return arch.rope_scaling.attention_factor**2 / arch.head_dim**0.5
 
 
 def _experts(experts: Experts | None) -> dict[str, Any]:
@@ -128,7 +137,7 @@ def build_model(
 def _chunk(arch: Architecture, parallel: Parallel, config: TransformerConfig, index: int) -> GPTModel:
     vp_stage = index if parallel.num_chunks > 1 else None
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=parallel.pp_rank)
-    return GPTModel(
+    model = GPTModel(
         config,
         transformer_layer_spec=TransformerBlockSubmodules([_layer_spec(arch)] * num_layers, layer_norm=RMSNorm),
         vocab_size=padded_vocab_size(arch, parallel.tp_size),
@@ -142,3 +151,7 @@ def _chunk(arch: Architecture, parallel: Parallel, config: TransformerConfig, in
         pg_collection=parallel.groups,
         vp_stage=vp_stage,
     )
+    if arch.rope_scaling:  # Megatron knows fewer types, with fixed parameters
+        rotary = model.rotary_pos_emb
+        rotary.inv_freq = scaled_frequencies(rotary.inv_freq, arch.rope_theta, arch.rope_scaling)
+    return model

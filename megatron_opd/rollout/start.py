@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from megatron_opd.config.architecture import architecture_of, config_changes
+from megatron_opd.config.architecture import architecture_of, engine_changes
 from megatron_opd.config.schema import ModelConfig, RolloutConfig
 from megatron_opd.errors import ConfigError
 from megatron_opd.rollout.host_process import executor_backend
@@ -29,7 +29,7 @@ def start_vllm(
         memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
     return LLM(
         model=model.path,
-        hf_overrides=config_changes(model.path, architecture_of(model)),
+        hf_overrides=engine_changes(model),
         dtype=precision,
         max_model_len=max_sequence_length,
         seed=seed,

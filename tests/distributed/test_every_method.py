@@ -16,6 +16,7 @@ import torch
 
 from megatron_opd.config.methods import CATALOGUE
 from megatron_opd.config.plan import active
+from megatron_opd.doctor.rollouts import as_read_by
 from tests.distributed import test_layout_invariance as replayed
 
 STEP = 1
@@ -73,25 +74,6 @@ def test_methods_differ(updates):
 
 
 # ------------------------------------------------------------------------------------------------ the program
-def rollouts_of(name):
-    """Recorded rollouts. Where a method mixes in traces every fourth is one, where it has prefixes some have one, and
-    where the teacher draws some of the tokens every third is its own.
-    """
-    from megatron_opd.config.plan import plan
-
-    needs, method = plan(CATALOGUE[name].method), CATALOGUE[name].method
-    samples = replayed.recorded_rollouts()
-    if not needs.rollouts:
-        return [replace(r, given=r.num_tokens) for r in samples]
-    if method.traces_per_group:
-        return [replace(r, given=r.num_tokens * (i % 4 == 3)) for i, r in enumerate(samples)]
-    if method.teacher_share:
-        return [replace(r, by_teacher=np.arange(r.num_tokens) % 3 == i % 3) for i, r in enumerate(samples)]
-    if method.prefix:
-        return [replace(r, given=min(i % 3, r.num_tokens - 1)) for i, r in enumerate(samples)]
-    return samples
-
-
 def run(directory: Path, tp: int, sp: bool, micro: int, fused: bool, teacher_tp: int) -> dict:
     from megatron_opd.config.plan import fit_topk, plan, process_reward
     from megatron_opd.config.schema import (
@@ -128,12 +110,12 @@ def run(directory: Path, tp: int, sp: bool, micro: int, fused: bool, teacher_tp:
         ProcessRewardObjective(advantage.beta, arch.vocab_size, 1.0), micro, 1.0,
     )  # fmt: skip
     learned = process.learn(
-        samples := replayed.recorded_rollouts(),
-        process_columns(Batch(samples, Signals(None, reference.score(samples).logprobs_T), 0, STEP)), step=STEP,
+        recorded := replayed.recorded_rollouts(),
+        process_columns(Batch(recorded, Signals(None, reference.score(recorded).logprobs_T), 0, STEP)), step=STEP,
     )  # fmt: skip
     out = {}
     for name in CATALOGUE:
-        method, samples = fit_topk(CATALOGUE[name].method, 8), rollouts_of(name)
+        method, samples = fit_topk(CATALOGUE[name].method, 8), as_read_by(CATALOGUE[name].method, recorded)
         needs = plan(active(method, STEP))
         objective = Objective(method, arch.vocab_size, 1.0)
         trainer = Trainer(

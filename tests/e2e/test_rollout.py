@@ -171,12 +171,24 @@ def test_a_sequence_length_beyond_the_model_is_refused(tmp_path: Path) -> None:
         RolloutEngine(ModelConfig(str(directory)), CONFIG, precision="float32", max_sequence_length=513, seed=0)
 
 
-@pytest.mark.parametrize("spelling", ["rope_theta", "rope_parameters"])  # of transformers 4 and 5
-def test_a_recipe_may_change_the_rotary_base_and_the_context(spelling: str, tmp_path: Path) -> None:
-    directory = tiny_hf.write(tiny_hf.build("qwen2", seed=0), tmp_path)
+LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 128}  # fmt: skip
+# Another attention factor than the one that goes with the factor; vLLM does not read it under this name.
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 160, "attention_factor": 1.6}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "scaling", "spelling"),  # of transformers 4 and 5
+    [("qwen2", {}, "rope_theta"), ("llama", LLAMA3, "rope_scaling"), ("qwen3", YARN, "rope_parameters")],
+)
+def test_a_recipe_may_change_the_rotary_base_and_the_context(
+    model_type: str, scaling: dict, spelling: str, tmp_path: Path
+) -> None:
+    directory = tiny_hf.write(tiny_hf.build(model_type, seed=0, rope=scaling), tmp_path)
     config = json.loads((directory / "config.json").read_text())
     rope = config.pop("rope_parameters")
-    old = {spelling: rope if spelling == "rope_parameters" else rope["rope_theta"]}
+    old = {"rope_parameters": rope} if spelling == "rope_parameters" else {"rope_theta": rope.pop("rope_theta")}
+    old |= {"rope_scaling": rope} if spelling == "rope_scaling" else {}
     (directory / "config.json").write_text(json.dumps(config | old))
     changed = ModelConfig(str(directory), rope_theta=30.0, max_position_embeddings=700)
     engine = RolloutEngine(changed, CONFIG, precision="float32", max_sequence_length=600, seed=0)
@@ -188,8 +200,13 @@ def test_a_recipe_may_change_the_rotary_base_and_the_context(spelling: str, tmp_
     expected.rope_parameters["rope_theta"] = 30.0
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, config=expected)
     assert_logprobs_of(model, rollouts)
-    with pytest.raises(AssertionError):  # or the base makes no difference here
-        assert_logprobs_of(transformers.AutoModelForCausalLM.from_pretrained(directory), rollouts)
+    unscaled = {"rope_type": "default", "rope_theta": 30.0}
+    for other in [transformers.AutoConfig.from_pretrained(directory).rope_parameters] + [unscaled] * bool(scaling):
+        expected.rope_parameters = other
+        with pytest.raises(AssertionError):  # or base and scaling make no difference here
+            assert_logprobs_of(
+                transformers.AutoModelForCausalLM.from_pretrained(directory, config=expected), rollouts
+            )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- the teacher's tokens

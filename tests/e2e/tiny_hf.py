@@ -27,11 +27,17 @@ HEADS = {
         "num_experts_per_tok": 2,
         "norm_topk_prob": True,
     },
+    "llama": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
 }
 
 
-def build(model_type: str, seed: int, *, tied: bool = False, **sizes: int) -> transformers.PreTrainedModel:
-    """A float32 model whose distributions are far from uniform; `sizes` are keys of its config."""
+def build(
+    model_type: str, seed: int, *, tied: bool = False, rope: dict | None = None, **sizes: int
+) -> transformers.PreTrainedModel:
+    """A float32 model whose distributions are far from uniform.
+
+    `rope`: what its RoPE scaling says beside the base. `sizes`: other keys of its config.
+    """
     torch.manual_seed(seed)
     config = transformers.AutoConfig.for_model(
         model_type,
@@ -46,6 +52,7 @@ def build(model_type: str, seed: int, *, tied: bool = False, **sizes: int) -> tr
         bos_token_id=None,
         pad_token_id=0,
         initializer_range=0.15,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0} | (rope or {}),
         **sizes,
     )
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

@@ -1,4 +1,4 @@
-"""`megatron-opd doctor`: what is installed, what is missing, and what lacking it costs."""
+"""What is installed, what is missing, and what lacking it costs."""
 
 import importlib.util
 import os
@@ -7,53 +7,20 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import metadata
-from typing import Literal
 
-from megatron_opd.config.schema import RunConfig
-from megatron_opd.errors import OpdError
+from megatron_opd.doctor.finding import Finding
 
 GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Finding:
-    status: Literal["ok", "warn", "fail"]
-    subject: str
-    text: str
-
-
-def run(config: RunConfig | None) -> int:
-    """Prints one line per check, with a recipe its pre-flight checks too. Returns 1 if any check failed, else 0."""
-    failed = False
-    for finding in _findings(config):
-        print(f"{finding.status:4}  {finding.subject:18}  {finding.text}", flush=True)
-        failed |= finding.status == "fail"
-    return int(failed)
-
-
-def _findings(config: RunConfig | None) -> Iterator[Finding]:
+def check_packages() -> Iterator[Finding]:
+    """Needs no recipe."""
     for subject, check in CHECKS.items():
         try:
             yield check(subject)
         except Exception as error:  # an import or a probe can fail in any way; the line is the report
             yield Finding("fail", subject, f"{type(error).__name__}: {' '.join(str(error).split())}")
-    if config is not None:
-        yield from _recipe(config)
-
-
-def _recipe(config: RunConfig) -> Iterator[Finding]:
-    from megatron_opd.preflight import check_recipe
-
-    subject = f"recipe {config.name}"
-    try:
-        for warning in check_recipe(config, world_size=None):
-            yield Finding("warn", subject, warning)
-    except OpdError as error:
-        yield Finding("fail", subject, str(error))
-    else:
-        yield Finding("ok", subject, "the recipe, its models and its data pass every pre-flight check")
 
 
 def _python(subject: str) -> Finding:

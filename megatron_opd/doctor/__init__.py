@@ -1,0 +1,1 @@
+"""`megatron-opd doctor`: what is installed, and whether a recipe's layout and method compute what they should."""

@@ -1,0 +1,94 @@
+"""What the doctor's measurements mean. Numbers in, lines out."""
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+from megatron_opd.config.plan import active, plan
+from megatron_opd.config.schema import ModelConfig, RunConfig
+from megatron_opd.doctor.finding import Finding
+
+Metrics = dict[str, float]
+FIRST, LATER = 1e-4, 1e-3  # relative deviation of loss and gradient norm; of updates after the weights have moved
+ZERO = 1e-3  # a gradient, relative to that of another teacher
+CHANGE = 1e-5  # relative; on one layout an update repeats itself
+REFIT = 1e-4  # mean difference of logprobs, nats
+SCALE = 0.1  # losses below it count as this large: a policy gradient's is near 0
+
+
+def judge(config: RunConfig, nproc: int, on_layout: dict[str, Any], on_one: list[Metrics]) -> Iterator[Finding]:
+    """`on_layout`: what `measure` found on the recipe's layout; `on_one`: what `measure_updates` did on one process."""
+    yield _gradients(config, nproc, on_layout["updates"], on_one)
+    yield _own_teacher(config, on_layout)
+    yield _other_teacher(config, on_layout)
+    yield _refit(config, on_layout)
+
+
+def _gradients(config: RunConfig, nproc: int, ours: list[Metrics], theirs: list[Metrics]) -> Finding:
+    layouts = f"student {_sizes(config.student)}" + (f", teacher {_sizes(config.teacher)}" if config.teacher else "")
+    worst, passed = 0.0, len(ours) == len(theirs)
+    for number, (mine, one) in enumerate(zip(ours, theirs, strict=False)):
+        deviation = _deviation(mine, one)
+        worst, passed = max(worst, deviation), passed and deviation <= (LATER if number else FIRST)
+    text = f"{len(ours)} updates of {config.method.name} on {nproc} processes ({layouts}): loss and gradient norm "
+    if passed:
+        return Finding("ok", "gradients", f"{text}are those of one process, to {worst:.0e}")
+    return Finding("fail", "gradients", f"{text}differ from those of one process by {worst:.0e}: {_pair(ours, theirs)}")
+
+
+def _own_teacher(config: RunConfig, found: dict[str, Any]) -> Finding:
+    subject = "teacher = student"
+    if "own_teacher" not in found:
+        return Finding("ok", subject, f"does not apply: no term of {config.method.name} is a distance from the teacher")
+    own, real = found["own_teacher"][0], found["distance"][0]
+    names = [key.split("/")[1] for key in own if key.startswith("objective/") and key.endswith("/loss")]
+    loss, norm, usual = abs(own["train/loss"]), own["train/grad_norm"], real["train/grad_norm"]
+    text = f"{', '.join(names)}: loss {loss:.0e}, gradient norm {norm:.0e}, with another teacher {usual:.0e}"
+    passed = loss <= ZERO * SCALE and norm <= ZERO * usual
+    return Finding("ok" if passed else "fail", subject, text + ("" if passed else "; the first two should be 0"))
+
+
+def _other_teacher(config: RunConfig, found: dict[str, Any]) -> Finding:
+    subject, needs = "other teacher", plan(active(config.method, 0))
+    if not (needs.teacher or needs.teacher_head) or "other_teacher" not in found:
+        return Finding("ok", subject, f"does not apply: {config.method.name} reads no teacher at its first step")
+    change = _deviation(found["other_teacher"][0], found["updates"][0])
+    if change > CHANGE:
+        return Finding("ok", subject, f"other teacher weights change loss or gradient norm by {change:.0e}")
+    return Finding("fail", subject, f"other teacher weights change neither loss nor gradient ({change:.0e})")
+
+
+def _refit(config: RunConfig, found: dict[str, Any]) -> Finding:
+    if not plan(config.method).rollouts:
+        return Finding("ok", "refit", f"does not apply: {config.method.name} samples nothing")
+    if "refit" not in found:
+        assert importlib.util.find_spec("vllm") is None
+        return Finding("warn", "refit", "not checked: vLLM is not installed")
+    mean, largest, stale = (found["refit"][key] for key in ("mean", "max", "stale"))
+    text = (
+        f"engine and trainer differ by {mean:.0e} nats a token (at most {largest:.0e}) over "
+        f"{found['refit']['tokens']} tokens at temperature {config.rollout.temperature:g}; before it by {stale:.0e}"
+    )
+    return Finding("ok" if mean <= REFIT and stale > 10 * REFIT else "fail", "refit", text)
+
+
+def _deviation(mine: Metrics, one: Metrics) -> float:
+    """The larger of the two relative deviations; infinite where one is no number."""
+    pairs = [(mine[key], one[key], scale) for key, scale in (("train/loss", SCALE), ("train/grad_norm", 1e-6))]
+    worst = max(abs(a - b) / max(abs(b), scale) for a, b, scale in pairs)
+    return worst if worst == worst else float("inf")
+
+
+def _pair(ours: list[Metrics], theirs: list[Metrics]) -> str:
+    keys = ("train/loss", "train/grad_norm")
+    return "; ".join(f"{key} {ours[0][key]:.6g} and {theirs[0][key]:.6g}" for key in keys)
+
+
+def _sizes(model: ModelConfig) -> str:
+    layout = model.layout
+    sizes = {
+        "TP": layout.tensor_model_parallel_size,
+        "PP": layout.pipeline_model_parallel_size,
+        "EP": layout.expert_model_parallel_size,
+    }
+    return " ".join(f"{name} {size}" for name, size in sizes.items())

@@ -1,0 +1,101 @@
+"""What the doctor measures: real updates and a real refit on a shrunk recipe, on its layout."""
+
+import importlib.util
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from megatron_opd.config.architecture import architecture_of
+from megatron_opd.config.plan import plan
+from megatron_opd.config.schema import RunConfig
+from megatron_opd.doctor.rollouts import recorded, with_logprobs
+from megatron_opd.doctor.shrink import OTHER
+from megatron_opd.doctor.vanishing import vanishing
+from megatron_opd.loop import columns, learn_rewards
+from megatron_opd.mcore import parallel as groups
+from megatron_opd.models import Models, assemble
+from megatron_opd.objective.loss import finish
+from megatron_opd.records import Rollout
+
+STEPS = 2  # the second shows whether the first moved the weights in the right direction
+Metrics = dict[str, float]
+
+
+def measure(config: RunConfig) -> dict[str, Any]:
+    """What `judge` judges, in every process of the recipe's layout."""
+    vocab_size = architecture_of(config.student).vocab_size
+    rollouts = recorded(config, vocab_size)
+    found: dict[str, Any] = {"updates": measure_updates(config)}
+    if config.teacher:
+        other = replace(config.teacher, path=config.teacher.path + OTHER)
+        found["other_teacher"] = updates(assemble(replace(config, teacher=other)), rollouts, steps=1)
+    if method := vanishing(config.method, vocab_size):
+        assert config.teacher is not None, "its terms read the teacher"
+        distances = replace(config, method=method)
+        layout = replace(config.teacher.layout, expert_model_parallel_size=1)
+        itself = replace(distances, teacher=replace(config.student, layout=layout))
+        found["own_teacher"], found["distance"] = (_on_policy(each, vocab_size) for each in (itself, distances))
+    if plan(config.method).rollouts and importlib.util.find_spec("vllm"):
+        found["refit"] = refit(config, rollouts)
+    return found
+
+
+def measure_updates(config: RunConfig) -> list[Metrics]:
+    """What must not depend on the layout."""
+    rollouts = recorded(config, architecture_of(config.student).vocab_size)
+    return updates(assemble(config), rollouts, steps=STEPS)
+
+
+def updates(models: Models, rollouts: list[Rollout], *, steps: int) -> list[Metrics]:
+    """The metrics of every update of some steps on the same rollouts."""
+    found = []
+    for step in range(steps):
+        signals = models.signals(rollouts, step)
+        signals = replace(signals, student=models.trainer.signals(rollouts) if models.plan.student_pass else None)
+        build = partial(columns, models, rollouts, signals, step)
+        found += [finish(sums) for sums in models.trainer.step(rollouts, build, step=step)]
+        learn_rewards(models, rollouts, signals, step)
+    return found
+
+
+def _on_policy(config: RunConfig, vocab_size: int) -> list[Metrics]:
+    """One update on rollouts that the student could have sampled: no ratio is other than 1."""
+    models, rollouts = assemble(config), recorded(config, vocab_size)
+    rollouts = with_logprobs(rollouts, models.trainer.signals(rollouts).logprobs_T)
+    return updates(models, rollouts, steps=1)
+
+
+def refit(config: RunConfig, rollouts: list[Rollout]) -> Metrics:
+    """An engine that began with the student's weights gets those of another one, and samples.
+
+    `mean` and `max`: difference of its logprobs from the trainer's; `stale`: the mean from the weights it began with.
+    """
+    from megatron_opd.refit.push import push
+    from megatron_opd.rollout.engine import RolloutEngine
+    from megatron_opd.weights.export import iter_hf_tensors
+
+    moved = replace(config, student=replace(config.student, path=config.student.path + OTHER))
+    models, before = assemble(moved), assemble(config)
+    student, temperature = models.student, config.rollout.temperature
+    engine = RolloutEngine(
+        config.student, config.rollout, precision="float32", max_sequence_length=config.max_sequence_length, seed=0
+    )
+    try:
+        push(iter_hf_tensors(student.bare_chunks, student.arch, student.parallel), engine, 1)
+        prompts = list({r.prompt.index: r.prompt for r in rollouts}.values())
+        mine = engine.generate(
+            groups.share(prompts), version=1, step=1, samples_per_prompt=2, temperature=temperature, seed=0,
+            max_completion_tokens=config.rollout.max_completion_tokens,
+        )  # fmt: skip
+    finally:
+        engine.close()
+    sampled = groups.gather_shares(mine)
+    logprobs_T = np.concatenate([r.logprobs for r in sampled])
+    difference_T = np.abs(logprobs_T - models.trainer.signals(sampled).logprobs_T)
+    stale_T = np.abs(logprobs_T - before.trainer.signals(sampled).logprobs_T)
+    return {
+        "mean": float(difference_T.mean()), "max": float(difference_T.max()), "stale": float(stale_T.mean()),
+        "tokens": len(difference_T),
+    }  # fmt: skip

@@ -1,0 +1,120 @@
+"""A recipe's models in small: random weights, and every switch of their config.json that changes what is computed."""
+
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_opd.config.architecture import Architecture, architecture_of
+from megatron_opd.config.schema import LayoutConfig, ModelConfig, RunConfig
+
+HEAD_DIM = 32  # vLLM's attention on a CPU wants at least that
+PER_REPLICA = 4  # prompts
+# Beside the recipe's own weights, others of the same architecture.
+OTHER = "_other"
+
+
+def shrink(config: RunConfig, folder: Path, nproc: int) -> RunConfig:
+    """Writes `folder`/student, student_other, teacher and teacher_other; returns the recipe on the first of each.
+
+    Layouts, method and temperature stay; numbers are float32, so that layouts can be compared; the learning rate is
+    one that moves a small model.
+    """
+    models = [model for model in (config.student, config.teacher) if model]
+    sizes = sorted({architecture_of(model).vocab_size for model in models})
+    # The order of sizes stays, and what is left over when they are divided among tensor-parallel ranks.
+    vocabularies = {size: 64 * (2 + rank) + size % 64 for rank, size in enumerate(sizes)}
+    layouts = [model.layout for model in models]
+    for seed, (name, model) in enumerate(zip(("student", "teacher"), models, strict=False)):
+        arch = architecture_of(model)
+        small = _small_config(model, arch, layouts, vocabularies[arch.vocab_size])
+        # One tokenizer: that which real vocabularies have in common is more than the small ones hold.
+        _write(small, Path(config.student.path), folder / name, seed=2 * seed)
+        _write(small, Path(config.student.path), folder / f"{name}{OTHER}", seed=2 * seed + 1)
+    updates, replicas = config.train.updates_per_step, nproc // math.prod(_model_parallel(config.student.layout))
+    optimizer = replace(config.train.optimizer, lr=1e-3, min_lr=0.0, schedule="constant", warmup_steps=0)
+    return replace(
+        config,
+        student=replace(config.student, path=str(folder / "student")),
+        teacher=config.teacher and replace(config.teacher, path=str(folder / "teacher")),
+        precision="float32",
+        num_steps=1000,
+        max_sequence_length=64,
+        eval=None,
+        train=replace(config.train, optimizer=optimizer, micro_batch_size=3),
+        rollout=replace(
+            config.rollout,
+            num_prompts=updates * replicas * -(-PER_REPLICA // replicas),
+            samples_per_prompt=4,
+            max_completion_tokens=16,
+            kv_cache_gib=1 / 16,
+        ),
+        run_dir=str(folder / "layout"),
+    )
+
+
+def alone(config: RunConfig) -> RunConfig:
+    """The same on one process, all sequences at once, with whole logits."""
+    everything = config.rollout.num_prompts * config.rollout.samples_per_prompt
+    return replace(
+        config,
+        student=replace(config.student, layout=LayoutConfig()),
+        teacher=config.teacher and replace(config.teacher, layout=LayoutConfig()),
+        train=replace(config.train, micro_batch_size=everything, fused_output_layer=False),
+    )
+
+
+def _model_parallel(layout: LayoutConfig) -> tuple[int, int]:
+    return layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
+
+
+def _small_config(model: ModelConfig, arch: Architecture, layouts: list[LayoutConfig], vocab_size: int) -> Any:
+    """Fits every layout of the recipe, so that the student can be its own teacher."""
+    import transformers
+
+    tensor, stages = (math.lcm(*sizes) for sizes in zip(*map(_model_parallel, layouts), strict=True))
+    groups = tensor * min(max(arch.num_key_value_heads // tensor, 1), 2)
+    heads = groups * min(arch.num_attention_heads // arch.num_key_value_heads, 2)
+    derived = arch.num_attention_heads * arch.head_dim == arch.hidden_size  # hidden size = heads x head size
+    given = transformers.AutoConfig.from_pretrained(model.path)
+    keys = given.to_dict()
+    keys.pop("layer_types", None)  # one per layer
+    changes: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": heads * HEAD_DIM // (1 if derived else 2),
+        "num_hidden_layers": 2 * stages,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "intermediate_size": 48 * tensor,
+        "eos_token_id": 1,
+        "bos_token_id": None,
+        "pad_token_id": None,
+        "initializer_range": 1.1 / (heads * HEAD_DIM) ** 0.5,
+    }
+    if "head_dim" in keys:
+        changes["head_dim"] = HEAD_DIM
+    if arch.experts:
+        per_token, ranks = min(arch.experts.per_token, 2), model.layout.expert_model_parallel_size
+        count = ranks * -(-2 * per_token // ranks)
+        changes |= {"num_experts": count, "num_experts_per_tok": per_token, "moe_intermediate_size": 24}
+    return type(given).from_dict(keys | changes)
+
+
+def _write(config: Any, tokenizer_dir: Path, directory: Path, *, seed: int) -> None:
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for name, parameter in model.named_parameters():
+            if "norm" in name or name.endswith("bias"):  # ones and zeros would hide one that is lost
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(directory)
+    for pattern in ("*.json", "*.jinja", "*.txt", "*.model"):
+        for path in tokenizer_dir.glob(pattern):
+            if path.name not in ("config.json", "generation_config.json") and not path.name.endswith(".index.json"):
+                shutil.copyfile(path, directory / path.name)

@@ -1,0 +1,38 @@
+"""One of the doctor's processes: `python -m megatron_opd.doctor.worker FOLDER`, under torchrun.
+
+Reads FOLDER/recipe.yaml, leaves FOLDER/measured.json.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from megatron_opd import launch
+from megatron_opd.cli import quieten_dependencies
+from megatron_opd.config.load import load_config
+from megatron_opd.errors import OpdError
+
+
+def main(folder: Path) -> int:
+    launch.die_with_parent(signal.SIGKILL)
+    quieten_dependencies()  # before what they say at their import
+    from megatron_opd.doctor.measure import measure
+    from megatron_opd.mcore import parallel as groups
+
+    code, message = 0, ""
+    try:
+        config = load_config(str(folder / "recipe.yaml"))
+        groups.start()
+        found = measure(config)
+        if int(os.environ["RANK"]) == 0:
+            (folder / "measured.json").write_text(json.dumps(found))
+        groups.stop()
+    except OpdError as error:
+        code, message = error.exit_code, str(error)
+    return launch.record_outcome(code, message)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

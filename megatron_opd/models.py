@@ -1,0 +1,106 @@
+"""The models of a run: the student with its optimizer, and those that judge its rollouts."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from megatron_opd.config.architecture import Architecture, architecture_of
+from megatron_opd.config.model_files import common_vocabulary
+from megatron_opd.config.plan import Plan, active, fit_topk, plan, process_reward
+from megatron_opd.config.schema import ModelConfig, RunConfig
+from megatron_opd.mcore import parallel as groups
+from megatron_opd.mcore.model import build_model
+from megatron_opd.mcore.parallel import Parallel
+from megatron_opd.objective.loss import Objective
+from megatron_opd.objective.process_reward import ProcessRewardObjective
+from megatron_opd.records import Rollout, Signals
+from megatron_opd.teacher.score import Teacher
+from megatron_opd.train.process_reward import ProcessModel, prepare_process_model
+from megatron_opd.train.step import Trainer
+from megatron_opd.train.student import Student, prepare
+from megatron_opd.weights.load import load_hf
+
+
+@dataclass
+class Models:
+    """What an update of the student needs, on this rank."""
+
+    config: RunConfig
+    plan: Plan
+    student: Student
+    teacher: Teacher | None
+    reference: Teacher | None  # the student as the run found it
+    process: ProcessModel | None  # trained beside the student, for rewards of every token
+    objective: Objective
+    trainer: Trainer
+
+    @property
+    def trained(self) -> dict[str, Student]:
+        """What a checkpoint holds."""
+        return {"model": self.student} | ({"process": self.process.model} if self.process else {})
+
+    def signals(self, rollouts: list[Rollout], step: int) -> Signals:
+        """What the models beside the student say of the rollouts, as far as a term with a weight at `step` reads it."""
+        needs = plan(active(self.config.method, step))
+        teacher = self.teacher.score(rollouts, needs.topk) if self.teacher and needs.teacher else None
+        reference = self.reference.score(rollouts).logprobs_T if self.reference and needs.reference else None
+        process = self.process.logprobs(rollouts) if self.process and needs.process else None
+        return Signals(teacher, reference, process_logprobs_T=process)
+
+
+def assemble(config: RunConfig) -> Models:
+    """Collective over the world, after `mcore.parallel.start`."""
+    needs = plan(config.method, config.train.updates_per_step)
+    vocabularies = [architecture_of(each).vocab_size for each in (config.student, config.teacher) if each]
+    config = replace(config, method=fit_topk(config.method, min(vocabularies)))
+    arch = architecture_of(config.student)
+    layout = groups.create(config.student.layout)
+    student = prepare(load(config, config.student, arch, layout), arch, layout, config)
+    teacher = _frozen(config, config.teacher, arch) if needs.teacher or needs.teacher_head else None
+    reference = _frozen(config, config.student, arch) if needs.reference else None
+    temperature = config.rollout.temperature if needs.rollouts else 1.0
+    process = _process(config, arch, layout, temperature)
+    objective = Objective(config.method, arch.vocab_size, temperature)
+    trainer = Trainer(
+        student,
+        objective,
+        updates_per_step=config.train.updates_per_step,
+        micro_size=config.train.micro_batch_size,
+        temperature=temperature,
+        max_skipped=config.train.max_skipped_updates,
+        teacher_head=teacher.head if teacher and needs.teacher_head else None,
+    )
+    return Models(config, needs, student, teacher, reference, process, objective, trainer)
+
+
+def load(config: RunConfig, model: ModelConfig, arch: Architecture, layout: Parallel) -> list[Any]:
+    """This rank's chunks of a model directory, in the recipe's precision."""
+    chunks = build_model(arch, layout, precision=config.precision, recompute=config.train.recompute_granularity)
+    load_hf(chunks, model.path, arch, layout)
+    return chunks
+
+
+def _frozen(config: RunConfig, model: ModelConfig | None, student_arch: Architecture) -> Teacher:
+    """A model that only scores: the teacher, or the student as it is on disk."""
+    assert model is not None, "checked before the run"
+    arch = architecture_of(model)
+    layout = groups.create(model.layout)
+    common = common_vocabulary(Path(config.student.path), Path(model.path))
+    return Teacher(
+        load(config, model, arch, layout),
+        arch,
+        layout,
+        student_vocab_size=student_arch.vocab_size if common is None else common,
+        micro_batch_size=config.train.micro_batch_size,
+        temperature=config.rollout.temperature,
+    )
+
+
+def _process(config: RunConfig, arch: Architecture, layout: Parallel, temperature: float) -> ProcessModel | None:
+    advantage = process_reward(config.method)
+    if advantage is None:
+        return None
+    chunks = load(config, config.student, arch, layout)
+    model = prepare_process_model(chunks, arch, layout, config, advantage)
+    objective = ProcessRewardObjective(advantage.beta, arch.vocab_size, temperature)
+    return ProcessModel(model, objective, config.train.micro_batch_size, temperature)
