@@ -137,6 +137,7 @@ def test_small_models_keep_every_switch_and_fit_the_layouts(
         arch, real = architecture_of(model), architecture_of(original)
         assert all(getattr(arch, key) == getattr(real, key) for key in SWITCHES)
         assert (arch.experts is None) == (real.experts is None)
+        assert arch.experts is None or (arch.experts.count, arch.experts.per_token) == (8, 2)
         assert (arch.hidden_size == arch.num_attention_heads * arch.head_dim) == (
             real.hidden_size == real.num_attention_heads * real.head_dim
         )
