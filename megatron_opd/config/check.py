@@ -135,7 +135,21 @@ def _check_models(config: RunConfig) -> list[str]:
                 f"max_sequence_length: {config.max_sequence_length} is more than the {name}'s "
                 f"max_position_embeddings={longest}"
             )
+    _check_reach(config, architectures["student"])
     return _check_vocabularies(config, architectures)
+
+
+def _check_reach(config: RunConfig, student: Architecture) -> None:
+    """vLLM has rotary angles for no more positions than YaRN stretches the original context to."""
+    scaling = student.rope_scaling
+    if scaling is None or scaling.rope_type != "yarn":
+        return
+    reach = int(scaling.factor * scaling.original_max_position_embeddings)
+    if config.max_sequence_length > reach:
+        raise ConfigError(
+            f"max_sequence_length: {config.max_sequence_length} is more than the {reach} positions that the factor "
+            f"{scaling.factor:g} of the RoPE scaling in {config.student.path}/config.json reaches"
+        )
 
 
 def _compare_models(config: RunConfig) -> list[str]:

@@ -523,6 +523,16 @@ def test_a_recipe_may_change_a_models_context(tmp_path: Path) -> None:
     assert config_changes(directory, read_architecture(directory)) == {}
 
 
+def test_a_sequence_is_no_longer_than_yarn_reaches(tmp_path: Path) -> None:
+    """More positions than vLLM has angles for."""
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 15}
+    write_model(tmp_path / "student", rope_parameters=yarn)
+    path = str(write_recipe(tmp_path))
+    problem = "max_sequence_length: 32 is more than the 30 positions that the factor 2 of the RoPE scaling in "
+    assert refusal(path).startswith(problem + str(tmp_path / "student"))
+    assert preflight(load_config(path, ["max_sequence_length=30"]), world_size=1) == []
+
+
 def test_every_method_of_the_catalogue_passes(recipe: str) -> None:
     for name in CATALOGUE:
         overrides = [f"method={name}"] + (["rollout={num_prompts: 4}"] if name == "sft" else [])
