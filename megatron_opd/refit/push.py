@@ -1,9 +1,7 @@
 """New weights into the rollout engine, every tensor verified.
 
 While a tensor streams past, the sender multiplies it with a few probe vectors; afterwards the engine multiplies what it
-holds with the same vectors, through its own kernels where they keep the weight in a form of their own. Unit vectors
-read whole columns of the weight, exactly in any dtype, so that a tensor one update old does not pass; a vector of signs
-covers the columns between them, up to rounding. Other columns are read at every version.
+holds with the same vectors, through its own kernels where they keep the weight in a form of their own.
 """
 
 import time
@@ -12,11 +10,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch.nn import functional
 
 from megatron_opd.errors import RunError
+from megatron_opd.weights.probes import Probes
 
-_COLUMNS = 3
 _ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # relative to the largest product
 
 
@@ -28,7 +25,7 @@ class Engine(Protocol):
 
     def reload(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None: ...
 
-    def project(self, name: str, probes_KI: torch.Tensor) -> list[torch.Tensor]: ...
+    def project(self, name: str, probes: Probes) -> list[torch.Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -69,35 +66,22 @@ def push(named_tensors: Iterator[tuple[str, torch.Tensor]], engine: Engine, vers
 
 @dataclass(frozen=True)
 class _Products:
-    """`probes @ tensor.T`, float32 [K, O], and the probes."""
+    """What the probes read of a tensor when it was sent."""
 
-    probes_KI: torch.Tensor
-    products_KO: torch.Tensor
+    probes: Probes
+    products_KO: torch.Tensor  # float32
 
 
 def _project(tensor: torch.Tensor, version: int) -> _Products:
     matrix_OI = tensor.reshape(tensor.shape[0], -1)
-    probes_KI = _probes(matrix_OI.shape[1], version).to(tensor.device)
-    return _Products(probes_KI, functional.linear(probes_KI, matrix_OI.float()))
-
-
-def _probes(width: int, version: int) -> torch.Tensor:
-    """`_COLUMNS` unit vectors, spread over the width and shifted with the version, then one of random signs [K, I]."""
-    if width == 1:
-        return torch.ones(1, 1)
-    probes_KI = torch.zeros(_COLUMNS + 1, width)
-    for row in range(_COLUMNS):
-        probes_KI[row, (row * width // _COLUMNS + version) % width] = 1
-    bits = torch.randint(2, (width,), generator=torch.Generator().manual_seed(width))
-    probes_KI[-1] = 2 * bits - 1
-    return probes_KI
+    probes = Probes.of(matrix_OI.shape[1], version, tensor.device)
+    return _Products(probes, probes.project(matrix_OI))
 
 
 def _verify(name: str, sent: _Products, engine: Engine) -> float:
     """The deviation of the engine's products, relative to the largest of them."""
-    error = 0.0
-    for held_KO in engine.project(name, sent.probes_KI):
-        exact = min(len(held_KO), _COLUMNS)
+    error, exact = 0.0, sent.probes.exact
+    for held_KO in engine.project(name, sent.probes):
         deviation = (held_KO - sent.products_KO).abs().max() / sent.products_KO.abs().max().clamp(min=1e-30)
         if not (torch.equal(held_KO[:exact], sent.products_KO[:exact]) and deviation <= _ROUNDING[engine.dtype]):
             raise RunError(

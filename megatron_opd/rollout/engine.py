@@ -27,6 +27,7 @@ from megatron_opd.rollout.host_process import (
 )
 from megatron_opd.rollout.requests import Completion, Request, request_seed, room
 from megatron_opd.rollout.start import check_context, start_vllm
+from megatron_opd.weights.probes import Probes
 
 
 class RolloutEngine:
@@ -226,10 +227,10 @@ class RolloutEngine:
             raise RunError(f"vLLM failed while taking weights, at {delivery.last}: {error!r}") from error
         delivery.check()
 
-    def project(self, name: str, probes_KI: torch.Tensor) -> list[torch.Tensor]:
-        """`probes @ tensor.T`, float32 [K, O], of each copy the engine holds of `name` (see LoadedWeights)."""
+    def project(self, name: str, probes: Probes) -> list[torch.Tensor]:
+        """What the probes read, float32 [K, O], of each copy the engine holds of `name` (see LoadedWeights)."""
         self._wake()
-        return self._weights.project(name, probes_KI)
+        return self._weights.project(name, probes)
 
     # ------------------------------------------------------------------------------------------------ memory
     def _wake(self) -> None:

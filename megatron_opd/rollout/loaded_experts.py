@@ -12,10 +12,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch.nn import functional
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 
 from megatron_opd.errors import RunError
+from megatron_opd.weights.probes import Probes
 
 PROJECTIONS = ("gate", "up", "down")
 
@@ -29,12 +29,12 @@ class ExpertSlot:
     projection: str  # one of PROJECTIONS
     shape: tuple[int, int]
 
-    def project(self, probes_KI: torch.Tensor) -> list[torch.Tensor]:
-        """`probes @ tensor.T`, float32 [K, O], of the one copy there is."""
+    def project(self, probes: Probes) -> list[torch.Tensor]:
+        """What the probes read, float32 [K, O], of the one copy there is."""
         rows, columns = self.shape
         matrix_OI = self._matrix()[:, :columns]
         first = matrix_OI.shape[0] // 2 if self.projection == "up" else 0
-        return [functional.linear(probes_KI.float(), matrix_OI[first : first + rows].float())]
+        return [probes.project(matrix_OI[first : first + rows])]
 
     def _matrix(self) -> torch.Tensor:
         """This expert's [gate; up], or its down projection, as vLLM widened it."""

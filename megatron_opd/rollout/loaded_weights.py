@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from megatron_opd.rollout.loaded_experts import ExpertSlot, expert_slots
+from megatron_opd.weights.probes import Probes
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,15 @@ class _Slot:
     first_row: int
     shape: tuple[int, ...]
 
-    def project(self, probes_KI: torch.Tensor) -> list[torch.Tensor]:
+    def project(self, probes: Probes) -> list[torch.Tensor]:
         rows = slice(self.first_row, self.first_row + self.shape[0])
         tensor = getattr(self.module, self.parameter)
         copies = []
         if tensor.numel():
-            matrix_OI = tensor[rows].reshape(self.shape[0], -1)
-            copies.append(functional.linear(probes_KI.float(), matrix_OI.float()))
+            copies.append(probes.project(tensor[rows].reshape(self.shape[0], -1)))
         if self.parameter == "weight" and hasattr(self.module, "cpu_linear"):
-            probes_KI = probes_KI.to(self.module.params_dtype)
-            copies.append(self.module.quant_method.apply(self.module, probes_KI, None)[:, rows].float())
+            dense_KI = probes.dense(self.module.params_dtype)
+            copies.append(self.module.quant_method.apply(self.module, dense_KI, None)[:, rows].float())
         return copies
 
 
@@ -51,13 +50,13 @@ class LoadedWeights:
         """Hugging Face name -> shape, of every tensor the model is made of (tied weights once)."""
         return {name: slot.shape for name, slot in self._slots.items()}
 
-    def project(self, name: str, probes_KI: torch.Tensor) -> list[torch.Tensor]:
-        """`probes @ tensor.T` of every copy the engine holds of `name`, each float32 [K, O].
+    def project(self, name: str, probes: Probes) -> list[torch.Tensor]:
+        """What the probes read of every copy the engine holds of `name`, each float32 [K, O].
 
-        `probes_KI` has the tensor's width I; a vector of O numbers counts as an [O, 1] matrix. A weight may be there
-        twice, plain and packed: an embedding that is also the output layer.
+        A vector of O numbers counts as an [O, 1] matrix. A weight may be there twice, plain and packed: an embedding
+        that is also the output layer.
         """
-        return self._slots[name].project(probes_KI)
+        return self._slots[name].project(probes)
 
 
 def _slots(model: Any) -> Iterator[tuple[str, _Slot | ExpertSlot]]:
