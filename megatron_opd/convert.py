@@ -27,15 +27,16 @@ from megatron_opd import launch
 from megatron_opd.config.architecture import Architecture, architecture_of, config_changes, read_architecture
 from megatron_opd.config.load import load_config
 from megatron_opd.errors import DataError, Interrupted, OpdError, RunError
-from megatron_opd.manifest import damage_of, describe, find_damage, read_manifest, sync, write_manifest
+from megatron_opd.manifest import MANIFEST, FileRecord, damage_of, describe, read_manifest, sync, write_manifest
 from megatron_opd.weights.conversion import Conversion, ToHf, ToMegatron
-from megatron_opd.weights.distributed import DistributedCheckpoint
+from megatron_opd.weights.distributed import DistributedCheckpoint, Records
 from megatron_opd.weights.hf import INDEX, check_out_dir, copy_companions
 from megatron_opd.weights.load import check_hf, hf_shapes
 from megatron_opd.weights.table import weight_table
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _JOB, _DONE = "conversion.json", ".done"
+_SMALL = 2**24  # bytes
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 Report = Callable[[str, int, bool], None]  # file, bytes, whether it was there already
 
@@ -75,14 +76,15 @@ def run(source: str, out: str, *, dtype: str | None = None, nproc: int = 1) -> P
         pool = ThreadPoolExecutor(2)
         closing.callback(pool.shutdown, cancel_futures=True)
         manifest = (read_manifest(job.source) or {}).items()
-        checks = [pool.submit(damage_of, job.source, name, expected) for name, expected in manifest]
+        checks = [pool.submit(_check_file, job.source, name, expected) for name, expected in manifest]
         try:
             if nproc > 1:
                 _launch(nproc, source, out, dtype)
             else:
                 report = closing.enter_context(_reporter(job))
                 _write_files(job.conversion, partial, list(job.conversion.files), report, pool, checks)
-            _refuse_damage(job.source, checks)
+            for check in checks:
+                check.result()
         except DataError:
             shutil.rmtree(partial)
             raise
@@ -122,16 +124,15 @@ def open_job(source: Path, dtype: str | None) -> Job:
 def _from_hf(source: Path, dtype: str | None) -> Job:
     arch = read_architecture(source)
     checkpoint = check_hf(source, arch)
-    if read_manifest(source) and (problem := find_damage(source, contents=False)):
-        raise DataError(f"{source}: {problem}; convert or copy it again")
+    if read_manifest(source) is not None:  # of one that `run` wrote
+        _refuse_at_once(source)
     stored = {checkpoint.dtypes[name] for name in hf_shapes(weight_table(arch))}
     return Job(ToMegatron(checkpoint, arch, _dtype(dtype, stored, source)), source, source, arch)
 
 
 def _from_megatron(source: Path, dtype: str | None) -> Job:
     recipe = source.parent.parent / "config.yaml"
-    if problem := find_damage(source, contents=False):
-        raise DataError(f"{source}: {problem}; convert another checkpoint, or copy this one again")
+    _refuse_at_once(source)
     changes: dict[str, Any] = {}
     if (source / "config.json").is_file():
         companions, arch = source, read_architecture(source)
@@ -155,10 +156,18 @@ def _dtype(name: str | None, stored: set[Any], source: Path) -> torch.dtype:
     return stored.pop()
 
 
-def _refuse_damage(source: Path, checks: list[Future[str | None]], *, wait: bool = True) -> None:
-    for check in checks:
-        if (wait or check.done()) and (problem := check.result()):
-            raise DataError(f"{source}: {problem}; convert another checkpoint, or copy this one again")
+def _refuse_at_once(source: Path) -> None:
+    """Missing files, wrong sizes, and the contents of small files: what the others are read by."""
+    manifest = read_manifest(source)
+    if manifest is None:
+        raise DataError(f"{source}: {MANIFEST} is missing or unreadable; give a checkpoint that was written to its end")
+    for name, expected in manifest.items():
+        _check_file(source, name, expected, contents=expected["bytes"] < _SMALL)
+
+
+def _check_file(source: Path, name: str, expected: FileRecord, *, contents: bool = True) -> None:
+    if problem := damage_of(source, name, expected, contents=contents):
+        raise DataError(f"{source}: {problem}; convert another checkpoint, or copy this one again")
 
 
 # ------------------------------------------------------------------------------------------------------- the directory
@@ -200,27 +209,36 @@ def _write_files(
     names: list[str],
     report: Report,
     pool: Executor,
-    checks: list[Future[str | None]],
+    checks: list[Future[None]],
 ) -> None:
     """Writes each file and reads it back; checksums are computed meanwhile. Stops when a check of the source fails."""
     sealed = []
     for name in names:
-        _refuse_damage(partial, checks, wait=False)
+        for check in checks:
+            if check.done():
+                check.result()
         path = partial / name
         if kept := _is_done(path):
             report(name, path.stat().st_size, kept)
             continue
         records = conversion.write(partial, name)
-        if (tensor := conversion.differing(partial, name, records)) is not None:
-            path.unlink()
-            raise RunError(f"{path}: {tensor} does not read back as it was written; check the disk, then start again")
+        _read_back(conversion, partial, name, records)
         sealed.append(pool.submit(_seal, path, records))
         report(name, path.stat().st_size, kept)
     for each in sealed:
         each.result()
 
 
-def _seal(path: Path, records: Any) -> None:
+def _read_back(conversion: Conversion, partial: Path, name: str, records: Records) -> None:
+    try:
+        tensor = conversion.differing(partial, name, records)
+    except DataError as error:
+        tensor = str(error)
+    if tensor is not None:
+        raise RunError(f"{partial / name}: does not read back as it was written, at {tensor}; check the disk")
+
+
+def _seal(path: Path, records: Records) -> None:
     sync(path)
     done = path.with_name(path.name + _DONE)
     done.write_text(json.dumps({"file": describe(path), "records": records}))
