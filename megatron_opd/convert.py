@@ -123,9 +123,9 @@ def open_job(source: Path, dtype: str | None) -> Job:
 
 def _from_hf(source: Path, dtype: str | None) -> Job:
     arch = read_architecture(source)
-    checkpoint = check_hf(source, arch)
-    if read_manifest(source) is not None:  # of one that `run` wrote
+    if read_manifest(source) is not None:  # `run` wrote it
         _refuse_at_once(source)
+    checkpoint = check_hf(source, arch)
     stored = {checkpoint.dtypes[name] for name in hf_shapes(weight_table(arch))}
     return Job(ToMegatron(checkpoint, arch, _dtype(dtype, stored, source)), source, source, arch)
 
@@ -211,7 +211,7 @@ def _write_files(
     pool: Executor,
     checks: list[Future[None]],
 ) -> None:
-    """Writes each file and reads it back; checksums are computed meanwhile. Stops when a check of the source fails."""
+    """Writes each file; the one before is read back meanwhile. Stops when a check of the source fails."""
     sealed = []
     for name in names:
         for check in checks:
@@ -222,23 +222,21 @@ def _write_files(
             report(name, path.stat().st_size, kept)
             continue
         records = conversion.write(partial, name)
-        _read_back(conversion, partial, name, records)
-        sealed.append(pool.submit(_seal, path, records))
+        sealed.append(pool.submit(_seal, conversion, partial, name, records))
         report(name, path.stat().st_size, kept)
     for each in sealed:
         each.result()
 
 
-def _read_back(conversion: Conversion, partial: Path, name: str, records: Records) -> None:
+def _seal(conversion: Conversion, partial: Path, name: str, records: Records) -> None:
+    """Reads a file back and, when every tensor in it is its source, says so beside it."""
+    path = partial / name
     try:
         tensor = conversion.differing(partial, name, records)
     except DataError as error:
         tensor = str(error)
     if tensor is not None:
-        raise RunError(f"{partial / name}: does not read back as it was written, at {tensor}; check the disk")
-
-
-def _seal(path: Path, records: Records) -> None:
+        raise RunError(f"{path}: does not read back as it was written, at {tensor}; check the disk")
     sync(path)
     done = path.with_name(path.name + _DONE)
     done.write_text(json.dumps({"file": describe(path), "records": records}))

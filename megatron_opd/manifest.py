@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +17,14 @@ class FileRecord(TypedDict):
 
 
 def describe(path: Path) -> FileRecord:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb", buffering=0) as file, mmap.mmap(-1, 2**17) as buffer:  # whole pages: see weights/blocks.py
+        view = memoryview(buffer)
+        while count := file.readinto(view):
+            digest.update(view[:count])
+            size += count
+        view.release()
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def write_manifest(directory: Path, known: Mapping[str, FileRecord] | None = None) -> None:

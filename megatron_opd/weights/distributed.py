@@ -9,10 +9,10 @@
 
 import functools
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from megatron_opd.config.architecture import Architecture
 from megatron_opd.errors import DataError
-from megatron_opd.weights.blocks import blocks_of, read_blocks, read_whole, write_blocks
+from megatron_opd.weights.blocks import PAGE, blocks_of, read_blocks, read_whole, write_blocks
 from megatron_opd.weights.hf import HfCheckpoint
 from megatron_opd.weights.pieces import Piece, object_keys, pieces_of
 from megatron_opd.weights.saved_tensor import envelope, open_record
@@ -149,14 +149,16 @@ class DistributedCheckpoint:
 def write_pieces(path: Path, pieces: Sequence[Piece], source: HfCheckpoint, dtype: torch.dtype) -> Records:
     """Writes one file. Returns where each piece is in it."""
     with path.open("wb", buffering=0) as file:
-        starts = [0]
+        records = []
         for piece in pieces:
             before, after = envelope((*(1 for _ in piece.index), *piece.shape), dtype)
+            file.seek(-(file.tell() + len(before)) % PAGE, os.SEEK_CUR)  # the numbers begin with a page
+            start = file.tell()
             file.write(before)
             write_blocks(file, piece.blocks(source), dtype, piece.key)
             file.write(after)
-            starts.append(file.tell())
-    return [(start, end - start) for start, end in pairwise(starts)]
+            records.append((start, file.tell() - start))
+    return records
 
 
 def tensor_metadata(files: Mapping[str, tuple[Sequence[Piece], Records]], dtype: torch.dtype) -> Metadata:

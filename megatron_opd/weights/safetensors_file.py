@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_opd.errors import DataError
-from megatron_opd.weights.blocks import read_blocks, read_whole, write_blocks
+from megatron_opd.weights.blocks import PAGE, read_blocks, read_whole, write_blocks
 
 Shape = tuple[int, ...]
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -65,5 +65,5 @@ def _header(shapes: Mapping[str, Shape], dtype: torch.dtype) -> bytes:
         entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+    text += b" " * (-(8 + len(text)) % PAGE)  # the tensors begin with a page
     return len(text).to_bytes(8, "little") + text
