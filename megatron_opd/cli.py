@@ -239,7 +239,7 @@ def _model_to_sample(directory: str | None, otherwise: Any) -> Any:
 
     model = ModelConfig(directory) if directory else otherwise
     architecture_of(model)
-    check_weights(Path(model.path))
+    check_weights(Path(model.path), sampled=True)
     return model
 
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from megatron_opd.config.architecture import Architecture, architecture_of
 from megatron_opd.config.load import dump_config
-from megatron_opd.config.model_files import common_vocabulary
+from megatron_opd.config.model_files import common_vocabulary, holds_megatron_weights
 from megatron_opd.config.plan import Plan, active, fit_topk, plan, process_reward
 from megatron_opd.config.schema import ModelConfig, RunConfig
 from megatron_opd.errors import Interrupted
@@ -216,7 +216,10 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
 
 def _load(model: ModelConfig, arch: Architecture, layout: Parallel, precision: str) -> list[Any]:
     chunks = build_model(arch, layout, precision=precision)
-    load_hf(chunks, model.path, arch, layout)
+    if holds_megatron_weights(Path(model.path)):
+        checkpoint.load_converted(Path(model.path), chunks, arch, layout)
+    else:
+        load_hf(chunks, model.path, arch, layout)
     return chunks
 
 

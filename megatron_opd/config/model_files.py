@@ -13,9 +13,17 @@ def holds_megatron_weights(model_dir: Path) -> bool:
     return (model_dir / "model" / ".metadata").is_file()
 
 
-def check_weights(model_dir: Path) -> None:
-    """Raises DataError when `model_dir` holds no weights, or some are missing that its index or manifest names."""
+def check_weights(model_dir: Path, *, sampled: bool = False) -> None:
+    """Raises DataError when `model_dir` holds no weights, or some are missing that its index or manifest names.
+
+    `sampled`: vLLM must be able to load them too, and it reads safetensors only.
+    """
     if holds_megatron_weights(model_dir):
+        if sampled:
+            raise DataError(
+                f"{model_dir}: holds Megatron weights, and vLLM samples from this model; "
+                f"give a Hugging Face directory: megatron-opd convert {model_dir} OUT"
+            )
         if problem := find_damage(model_dir, contents=False):
             raise DataError(f"{model_dir}: {problem}; convert the model again")
         return

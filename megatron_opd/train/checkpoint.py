@@ -19,11 +19,13 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
+from megatron_opd.config.architecture import Architecture
 from megatron_opd.errors import DataError
 from megatron_opd.manifest import find_damage, sync, write_manifest
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.train import optimizer_state
 from megatron_opd.train.student import Student
+from megatron_opd.weights.distributed import DistributedCheckpoint
 
 _PREFIX = "step-"
 Models = Mapping[str, Student]  # "model", the student, and what is trained beside it
@@ -79,6 +81,12 @@ def load_weights(checkpoint: Path, chunks: list[torch.nn.Module], parallel: Para
         wanted = {"model": _only(chunks).sharded_state_dict(metadata={"dp_cp_group": parallel.groups.dp_cp})}
         loaded = dist_checkpointing.load(wanted, str(checkpoint / "model"))
         _only(chunks).load_state_dict(loaded["model"])
+
+
+def load_converted(model_dir: Path, chunks: list[torch.nn.Module], arch: Architecture, parallel: Parallel) -> None:
+    """The same from a directory that `convert` wrote. Raises DataError when it is not a whole model of `arch`."""
+    DistributedCheckpoint(model_dir / "model").check(arch)
+    load_weights(model_dir, chunks, parallel)
 
 
 def newest(directory: Path) -> tuple[Path | None, list[str]]:

@@ -1,5 +1,6 @@
 """What convert writes is what Megatron would have saved: the same names, and any layout loads it."""
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from megatron_opd.config.architecture import Architecture, read_architecture
 from megatron_opd.convert import run
 from megatron_opd.weights.distributed import DistributedCheckpoint
 from megatron_opd.weights.hf import HfCheckpoint
+from tests.distributed.conftest import REPOSITORY
 from tests.distributed.test_weights_parity import make_reference
 
 # model -> (model_type, tied, heads, key-value heads, layers); 131 tokens: tensor parallelism has to pad them
@@ -52,6 +54,16 @@ def test_every_layout_loads_what_was_converted_and_saves_what_converts_back(
             assert all(torch.equal(before.read(tensor), after.read(tensor)) for tensor in before.shapes)
 
 
+def test_processes_that_the_command_starts_write_the_same(models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "megatron_opd", "convert", str(models / "dense"), str(out), "--nproc", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=240)
+    assert done.returncode == 0, done.stderr
+    written = out / "model" / "__0_1.distcp"
+    assert written.read_bytes() == (models / "dense-megatron" / "model" / written.name).read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def names_of(layout: str) -> list[str]:
     return ["moe"] if layout == "ep2" else list(MODELS)
 
@@ -68,21 +80,19 @@ def described(directory: Path) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------ the program
-def check_load(name: str, arch: Architecture, parallel: Any, models: Path) -> list[torch.nn.Module]:
-    """Loads both forms; the parameters must be equal and all filled."""
-    from megatron_opd.mcore.model import build_model
-    from megatron_opd.train.checkpoint import load_weights
-    from megatron_opd.weights.load import load_hf
+def check_load(name: str, arch: Architecture, parallel: Any, models: Path) -> list[Any]:
+    """Loads both forms as a run does: every parameter is the same."""
+    from megatron_opd.config.schema import ModelConfig
+    from megatron_opd.run import _load
 
-    loaded, expected = (build_model(arch, parallel, precision="float32") for _ in range(2))
-    for parameter in [*loaded[0].parameters(), *expected[0].parameters()]:
-        parameter.data.fill_(float("nan"))
-    load_hf(expected, models / name, arch, parallel)
-    load_weights(models / f"{name}-megatron", loaded, parallel)
-    ours, theirs = dict(loaded[0].named_parameters()), dict(expected[0].named_parameters())
-    for parameter_name, parameter in theirs.items():
-        assert torch.equal(ours[parameter_name], parameter), parameter_name
-    return loaded
+    hf, megatron = (
+        _load(ModelConfig(str(models / each)), arch, parallel, "float32") for each in (name, f"{name}-megatron")
+    )
+    expected = dict(hf[0].named_parameters())
+    for parameter_name, parameter in megatron[0].named_parameters():
+        assert torch.equal(parameter, expected.pop(parameter_name)), parameter_name
+    assert not expected
+    return megatron
 
 
 def save_as_runs_do(chunks: list[Any], parallel: Any, models: Path, name: str, out_dir: Path) -> None:
