@@ -4,13 +4,15 @@
 
 A generated Qwen3 directory in bfloat16, its files in the page cache. A copy is `cp -r` and an fsync of every file and
 directory it made. Conversion and copy take turns, in processes of their own; the time of a conversion is that of the
-call, and that of the whole command with its imports is given beside it. Resident memory is the peak (VmHWM) of the
+call, and that of the whole command with its imports is given beside it; processor time tells what other work on the
+machine does to the wall clock. Resident memory is the peak (VmHWM) of the
 process of a conversion; the goal is twice the largest tensor and 1 GB.
 """
 
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -37,11 +39,12 @@ CONVERT = """
 import json, sys, time
 begin = time.perf_counter()
 from megatron_opd import convert
-start = time.perf_counter()
+start, cpu = time.perf_counter(), time.process_time()
 convert.run(sys.argv[1], sys.argv[2])
-seconds = time.perf_counter() - start
+seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
 peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(json.dumps({"seconds": seconds, "with_imports": time.perf_counter() - begin, "peak_bytes": peak}))
+whole = time.perf_counter() - begin
+print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "with_imports": whole, "peak_bytes": peak}))
 """
 
 
@@ -80,13 +83,15 @@ def converted(source: Path, out: Path) -> dict[str, float]:
 
 
 def copied(source: Path, out: Path) -> dict[str, float]:
-    start = time.perf_counter()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(["cp", "-r", str(source), str(out)], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     for path in [*out.rglob("*"), out]:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-    return {"seconds": time.perf_counter() - start}
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": time.perf_counter() - start, "cpu_seconds": cpu}
 
 
 def build(root: Path, repeat: int, gigabytes: float) -> dict[str, Any]:
@@ -126,14 +131,15 @@ def show(results: dict[str, Any]) -> None:
     ):
         table.add_column(column, justify="right" if column else "left")
     for name, row in results["directions"].items():
-        seconds = {side: [each["seconds"] for each in row[side]] for side in ("copy", "convert")}
+        sides = {side: {key: [each[key] for each in row[side]] for key in row[side][0]} for side in ("copy", "convert")}
+        copy, conversion = sides["copy"], sides["convert"]
         peak = max(each["peak_bytes"] for each in row["convert"])
         table.add_row(
-            name, f"{row['bytes'] / 1e9:.2f}", spread(seconds["copy"]), spread(seconds["convert"]),
-            spread([each["with_imports"] for each in row["convert"]]), spread(row["ratios"]),
-            f"{peak / 1e9:.2f} of {limit / 1e9:.2f}",
+            name, f"{row['bytes'] / 1e9:.2f}", spread(copy["seconds"]), spread(copy["cpu_seconds"], 1),
+            spread(conversion["seconds"]), spread(conversion["cpu_seconds"], 1), spread(conversion["with_imports"], 1),
+            spread(row["ratios"]), f"{peak / 1e9:.2f} of {limit / 1e9:.2f} GB",
         )  # fmt: skip
-    Console(width=150).print(table)
+    Console(width=210).print(table)
 
 
 def main() -> None:
