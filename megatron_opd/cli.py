@@ -24,6 +24,7 @@ examples:
   torchrun --nproc-per-node 2 -m megatron_opd train demo
   megatron-opd eval demo --model runs/demo/hf
   megatron-opd traces demo --out runs/demo_traces.parquet
+  megatron-opd convert runs/demo/checkpoints/step-000100 demo-hf
   megatron-opd report runs/demo
 
 RECIPE is a YAML file, the name of one in recipes/, or a run directory. KEY=VALUE sets a key of it (docs/config.md).
@@ -114,9 +115,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
     evaluate = recipe_command("eval", _eval, "measure a model's accuracy on a recipe's held-out prompts")
     evaluate.add_argument("--model", metavar="DIR", help="Hugging Face directory; default: the recipe's student")
-    convert = command("convert", _convert, "write a checkpoint as a Hugging Face directory")
-    convert.add_argument("checkpoint", metavar="CHECKPOINT", help="RUN/checkpoints/step-NNNNNN")
-    convert.add_argument("out", metavar="OUT", help="a new directory")
+    convert = command("convert", _convert, "turn a Hugging Face directory into a Megatron checkpoint, or back")
+    convert.add_argument("source", metavar="SOURCE", help="Hugging Face directory, or RUN/checkpoints/step-NNNNNN")
+    convert.add_argument("out", metavar="OUT", help="a new directory; left unfinished, the same command goes on")
+    convert.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], help="default: as it is stored")
+    convert.add_argument("--nproc", metavar="N", type=_positive, default=1, help="share the files among N processes")
     traces = recipe_command("traces", _traces, "sample a model's right responses to a recipe's prompts, as traces")
     traces.add_argument("--out", metavar="FILE", type=Path, required=True, help="a new .parquet file")
     traces.add_argument("--model", metavar="DIR", help="Hugging Face directory; default: the recipe's teacher")
@@ -239,14 +242,20 @@ def _model_to_sample(directory: str | None, otherwise: Any) -> Any:
 
     model = ModelConfig(directory) if directory else otherwise
     architecture_of(model)
-    check_weights(Path(model.path))
+    check_weights(Path(model.path), sampled=True)
     return model
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from megatron_opd.convert import run
+    from megatron_opd import convert, launch
 
-    run(arguments.checkpoint, arguments.out)
+    if launch.is_worker():
+        launch.die_with_parent(signal.SIGKILL)
+        convert.work(arguments.source, arguments.out, dtype=arguments.dtype)
+        return
+    if "WORLD_SIZE" in os.environ:
+        raise ConfigError("--nproc: convert starts its processes itself; give --nproc N and leave out torchrun")
+    convert.run(arguments.source, arguments.out, dtype=arguments.dtype, nproc=arguments.nproc)
 
 
 def _traces(arguments: argparse.Namespace) -> None:

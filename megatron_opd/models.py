@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_opd.config.architecture import Architecture, architecture_of
-from megatron_opd.config.model_files import common_vocabulary
+from megatron_opd.config.model_files import common_vocabulary, holds_megatron_weights
 from megatron_opd.config.plan import Plan, active, fit_topk, plan, process_reward
 from megatron_opd.config.schema import ModelConfig, RunConfig
 from megatron_opd.mcore import parallel as groups
@@ -15,6 +15,7 @@ from megatron_opd.objective.loss import Objective
 from megatron_opd.objective.process_reward import ProcessRewardObjective
 from megatron_opd.records import Rollout, Signals
 from megatron_opd.teacher.score import Teacher
+from megatron_opd.train.checkpoint import load_converted
 from megatron_opd.train.process_reward import ProcessModel, prepare_process_model
 from megatron_opd.train.step import Trainer
 from megatron_opd.train.student import Student, prepare
@@ -76,7 +77,10 @@ def assemble(config: RunConfig) -> Models:
 def load(config: RunConfig, model: ModelConfig, arch: Architecture, layout: Parallel) -> list[Any]:
     """This rank's chunks of a model directory, in the recipe's precision."""
     chunks = build_model(arch, layout, precision=config.precision, recompute=config.train.recompute_granularity)
-    load_hf(chunks, model.path, arch, layout)
+    if holds_megatron_weights(Path(model.path)):
+        load_converted(Path(model.path), chunks, arch, layout)
+    else:
+        load_hf(chunks, model.path, arch, layout)
     return chunks
 
 

@@ -123,9 +123,11 @@ def _check_eval(evaluation: EvalConfig, heldout: str | None) -> None:
 
 def _check_models(config: RunConfig) -> list[str]:
     architectures = {}
+    method = config.method
+    sampled = {"student": plan(method).rollouts or bool(config.eval), "teacher": bool(method.teacher_share)}
     for name, model in _models(config):
         architectures[name] = architecture_of(model)
-        check_weights(Path(model.path))
+        check_weights(Path(model.path), sampled=sampled[name])
         check_vocabulary(Path(model.path), architectures[name].vocab_size)
         _check_layout(name, model, architectures[name])
     for name, architecture in architectures.items():

@@ -25,9 +25,9 @@ class LayoutConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A Hugging Face model directory, what is changed of its config.json, and its layout."""
+    """A model directory, what is changed of its config.json, and its layout."""
 
-    path: str  # directory with config.json, *.safetensors and the tokenizer
+    path: str  # directory with config.json, the tokenizer and weights: *.safetensors, or what `convert` wrote
     rope_theta: PositiveFloat | None = None  # base of the rotary embedding, for longer contexts; null: config.json's
     max_position_embeddings: PositiveInt | None = None  # the longest sequence; null: config.json's
     layout: LayoutConfig = LayoutConfig()

@@ -10,9 +10,7 @@ Any layout on any number of processes loads what another one wrote.
 There is no generator state to keep: dropout is 0 and every draw is a function of (seed, step, prompt, sample).
 """
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,10 +21,13 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_opd.config.architecture import Architecture
 from megatron_opd.errors import DataError, RunError
+from megatron_opd.manifest import find_damage, sync, write_manifest
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.train import optimizer_state
 from megatron_opd.train.student import Student
+from megatron_opd.weights.distributed import DistributedCheckpoint
 
 _PREFIX = "step-"
 Models = Mapping[str, Student]  # "model", the student, and what is trained beside it
@@ -51,7 +52,7 @@ def save(directory: Path, step: int, models: Models, state: dict[str, Any], *, k
     if dist.get_rank() == 0:
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        _sync_directory(directory)
+        sync(directory)
         for old in _complete(directory)[:-keep]:
             shutil.rmtree(old)
     dist.barrier()
@@ -72,7 +73,7 @@ def _write(directory: Path, step: int, models: Models, state: dict[str, Any]) ->
         schedulers = {name: model.scheduler.state_dict() for name, model in models.items()}
         full = {**state, "step": step, "schedulers": schedulers}
         (directory / "state.json").write_text(json.dumps(full, indent=1))
-        _write_manifest(directory)
+        write_manifest(directory)
 
 
 def load(checkpoint: Path, models: Models) -> dict[str, Any]:
@@ -94,6 +95,12 @@ def load_weights(checkpoint: Path, chunks: list[torch.nn.Module], parallel: Para
         _put_weights(chunks, dist_checkpointing.load(wanted, str(checkpoint / "model")))
 
 
+def load_converted(model_dir: Path, chunks: list[torch.nn.Module], arch: Architecture, parallel: Parallel) -> None:
+    """The same from a directory that `convert` wrote. Raises DataError when it is not a whole model of `arch`."""
+    DistributedCheckpoint(model_dir / "model").check(arch)
+    load_weights(model_dir, chunks, parallel)
+
+
 def newest(directory: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose files are all as written, and a line for each newer one that is damaged."""
     warnings: list[str] = []
@@ -110,23 +117,6 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         return json.loads((checkpoint / "state.json").read_text())
     except FileNotFoundError:
         raise DataError(f"{checkpoint}: not a checkpoint (no state.json); name one under checkpoints/") from None
-
-
-def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, or None."""
-    try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return "manifest.json is missing or unreadable"
-    for name, expected in manifest.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        if _sha256(path) != expected["sha256"]:
-            return f"{name} does not match its checksum"
-    return None
 
 
 # ------------------------------------------------------------------------------------------------------- internals
@@ -150,33 +140,3 @@ def _sharded(student: Student, *, loading: bool) -> dict[str, Any]:
 def _complete(directory: Path) -> list[Path]:
     found = [p for p in directory.glob(f"{_PREFIX}*") if (p / "manifest.json").is_file()]
     return sorted(found, key=lambda p: int(p.name.removeprefix(_PREFIX)))
-
-
-def _write_manifest(directory: Path) -> None:
-    manifest = {}
-    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-        manifest[str(path.relative_to(directory))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        _sync(path)
-    target = directory / "manifest.json"
-    target.write_text(json.dumps(manifest, indent=1))
-    _sync(target)
-    for folder in [directory, *(p for p in directory.rglob("*") if p.is_dir())]:
-        _sync_directory(folder)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,32 +3,33 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_opd.errors import DataError
+from megatron_opd.manifest import MANIFEST, sync
+from megatron_opd.weights.blocks import blocks_of
+from megatron_opd.weights.safetensors_file import SafetensorsFile, Shape, write_safetensors
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-Shape = tuple[int, ...]
 
 
 class HfCheckpoint:
-    """The tensors of a model directory. Opening it reads file headers only; `read` maps one tensor.
+    """The tensors of a model directory. Opening it reads file headers only.
 
-    `shapes` has every tensor by name. Opening raises DataError naming the file: missing, truncated, or without a
-    tensor that the index promises.
+    `shapes` and `dtypes` have every tensor by name. Opening raises DataError naming the file: missing, truncated, or
+    without a tensor that the index promises.
     """
 
     def __init__(self, model_dir: str | Path) -> None:
         self.model_dir = Path(model_dir)
-        self._files: dict[str, safe_open] = {}
+        self._files: dict[str, SafetensorsFile] = {}
         self.shapes: dict[str, Shape] = {}
+        self.dtypes: dict[str, torch.dtype | str] = {}
         index = self._read_index()
         for file in sorted(set(index.values())) if index else [SINGLE]:
             self._open(file)
@@ -38,7 +39,11 @@ class HfCheckpoint:
 
     def read(self, name: str) -> Tensor:
         """The tensor, on the host, in the checkpoint's dtype."""
-        return self._files[name].get_tensor(name)
+        return self._files[name].read(name)
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """The same in blocks (see weights/blocks.py)."""
+        return self._files[name].blocks(name)
 
     def _read_index(self) -> dict[str, str]:
         path = self.model_dir / INDEX
@@ -59,30 +64,37 @@ class HfCheckpoint:
         path = self.model_dir / name
         if not path.is_file():
             raise DataError(f"{path}: missing, though {INDEX} lists it; copy the model directory again")
-        try:
-            file = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise DataError(f"{path}: truncated or damaged ({error}); copy it again") from None
-        for tensor in file.keys():  # noqa: SIM118 - not a mapping
-            self.shapes[tensor] = tuple(file.get_slice(tensor).get_shape())
-            self._files[tensor] = file
+        file = SafetensorsFile(path)
+        self.shapes |= file.shapes
+        self.dtypes |= file.dtypes
+        self._files |= dict.fromkeys(file.shapes, file)
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
 def plan_shards(shapes: Mapping[str, Shape], itemsize: int, max_shard_bytes: int) -> dict[str, list[str]]:
     """File name -> names of its tensors, in order. A file exceeds the limit only when a single tensor does."""
-    shards: list[list[str]] = [[]]
+    shards = group_by_size(shapes, itemsize, max_shard_bytes)
+    return dict(zip(shard_names(len(shards)), shards, strict=True))
+
+
+def group_by_size[T](shapes: Mapping[T, Shape], itemsize: int, max_bytes: int) -> list[list[T]]:
+    """What is named in `shapes`, in order, in groups of at most `max_bytes` or of one."""
+    groups: list[list[T]] = [[]]
     size = 0
     for name, shape in shapes.items():
         num_bytes = itemsize * torch.Size(shape).numel()
-        if shards[-1] and size + num_bytes > max_shard_bytes:
-            shards.append([])
+        if groups[-1] and size + num_bytes > max_bytes:
+            groups.append([])
             size = 0
-        shards[-1].append(name)
+        groups[-1].append(name)
         size += num_bytes
-    if len(shards) == 1:
-        return {SINGLE: shards[0]}
-    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, start=1)}
+    return groups
+
+
+def shard_names(count: int) -> list[str]:
+    if count == 1:
+        return [SINGLE]
+    return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
 
 def check_out_dir(out_dir: str | Path) -> None:
@@ -103,43 +115,41 @@ def write_hf(
     """Writes `tensors`, which come in the order of `shapes`, beside the config and tokenizer files of `source_dir`.
 
     `config_changes`: keys of config.json that get other values.
-    At most one shard is held in memory. The directory gets its name when it is complete and on disk; a failure leaves
+    Each tensor is written when it comes. The directory gets its name when it is complete and on disk; a failure leaves
     nothing behind. Raises DataError when `out_dir` exists.
     """
     out_dir, source_dir = Path(out_dir), Path(source_dir)
     check_out_dir(out_dir)
     unfinished = out_dir.with_name(f".{out_dir.name}.unfinished-{os.getpid()}")
     unfinished.mkdir(parents=True)
+    shards = plan_shards(shapes, dtype.itemsize, max_shard_bytes)
+    stream = ((name, _blocks(name, tensor, shapes)) for name, tensor in tensors)
     try:
-        _write_shards(unfinished, tensors, plan_shards(shapes, dtype.itemsize, max_shard_bytes), shapes, dtype)
-        _copy_companions(source_dir, unfinished, dtype, config_changes or {})
+        for file, names in shards.items():
+            write_safetensors(unfinished / file, {name: shapes[name] for name in names}, dtype, stream)
+        if (left := next(stream, None)) is not None:
+            raise ValueError(f"tensor {left[0]} came after the last one")
+        write_index(unfinished, shards, shapes, dtype)
+        copy_companions(source_dir, unfinished, dtype, config_changes or {})
         for path in [*unfinished.iterdir(), unfinished]:
-            _fsync(path)
+            sync(path)
         unfinished.rename(out_dir)
-        _fsync(out_dir.parent)
+        sync(out_dir.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
 
 
-def _write_shards(
-    directory: Path,
-    tensors: Iterable[tuple[str, Tensor]],
-    shards: Mapping[str, list[str]],
-    shapes: Mapping[str, Shape],
-    dtype: torch.dtype,
+def _blocks(name: str, tensor: Tensor, shapes: Mapping[str, Shape]) -> Iterator[Tensor]:
+    if name in shapes and tuple(tensor.shape) != shapes[name]:
+        raise ValueError(f"tensor {name} {tuple(tensor.shape)} came, {shapes[name]} was due")
+    return blocks_of(tensor)
+
+
+def write_index(
+    directory: Path, shards: Mapping[str, list[str]], shapes: Mapping[str, Shape], dtype: torch.dtype
 ) -> None:
-    stream = iter(tensors)
-    for file, names in shards.items():
-        shard = {}
-        for expected in names:
-            name, tensor = next(stream)
-            if name != expected or tuple(tensor.shape) != shapes[name]:
-                raise ValueError(f"tensor {name} {tuple(tensor.shape)} came, {expected} {shapes[expected]} was due")
-            shard[name] = tensor.to("cpu", dtype)
-        save_file(shard, directory / file, metadata={"format": "pt"})
-    if (left := next(stream, None)) is not None:
-        raise ValueError(f"tensor {left[0]} came after the last one")
+    """Where each tensor is; a single file needs no index."""
     if len(shards) > 1:
         total_size = sum(dtype.itemsize * torch.Size(shape).numel() for shape in shapes.values())
         weight_map = {name: file for file, names in shards.items() for name in names}
@@ -147,21 +157,13 @@ def _write_shards(
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _copy_companions(source_dir: Path, directory: Path, dtype: torch.dtype, changes: Mapping[str, Any]) -> None:
+def copy_companions(source_dir: Path, directory: Path, dtype: torch.dtype, changes: Mapping[str, Any]) -> None:
     """Config, generation config, tokenizer and chat template. The config gets the dtype that is written."""
     for pattern in ("*.json", "*.jinja", "*.txt", "*.model"):
         for path in source_dir.glob(pattern):
-            if not path.name.endswith(".index.json"):
+            if not path.name.endswith(".index.json") and path.name != MANIFEST:
                 shutil.copyfile(path, directory / path.name)
     config = json.loads((source_dir / "config.json").read_text()) | changes
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     config[key] = str(dtype).removeprefix("torch.")
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

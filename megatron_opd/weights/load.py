@@ -36,6 +36,8 @@ def check_hf(model_dir: str | Path, arch: Architecture) -> HfCheckpoint:
         if checkpoint.shapes[name] != shape:
             found = checkpoint.shapes[name]
             raise DataError(f"{model_dir}: tensor {name} has shape {found}; its config.json says {shape}")
+        if isinstance(checkpoint.dtypes[name], str):
+            raise DataError(f"{model_dir}: tensor {name} is {checkpoint.dtypes[name]}; save the model as BF16 or F32")
     for name in checkpoint.shapes:
         if name not in expected and not IGNORED.search(name) and not (arch.tie_word_embeddings and name == TIED_HEAD):
             raise DataError(f"{model_dir}: tensor {name} is unexpected; its config.json describes another model")

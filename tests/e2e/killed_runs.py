@@ -116,8 +116,8 @@ PHASES: dict[str, Callable[[], None]] = {
     "forward": lambda: before(Objective, "__call__", calls=2),  # the second micro-batch
     "optimizer": lambda: after(train_step, "_apply"),
     "refit": in_the_stream_of_weights,
-    "save": lambda: before(checkpoint, "_write_manifest"),
-    "publish": lambda: after(checkpoint, "_write_manifest"),  # written whole, not yet renamed
+    "save": lambda: before(checkpoint, "write_manifest"),
+    "publish": lambda: after(checkpoint, "write_manifest"),  # written whole, not yet renamed
     "evaluate": lambda: after(loop, "held_out"),
     "engine": engine_fails,
 }

@@ -1,4 +1,4 @@
-"""A refit of a mixture of experts. In a file of its own: vLLM makes the groups that it needs only for a first engine."""
+"""A refit of a mixture of experts. In a file of its own: vLLM makes the groups it needs only for a first engine."""
 
 from pathlib import Path
 

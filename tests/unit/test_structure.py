@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "megatron_opd"
 STATIONS = {"prompts", "rollout", "reward", "teacher", "objective", "train", "refit", "metrics"}
-FOUNDATION = {"records", "errors", "config", "mcore", "weights"}
+FOUNDATION = {"records", "errors", "manifest", "config", "mcore", "weights"}
 MAX_LINES = 300
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,0 +1,78 @@
+"""What makes a directory whole: `manifest.json` lists size and SHA-256 of every file. Imports no torch."""
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypedDict
+
+MANIFEST = "manifest.json"
+
+
+class FileRecord(TypedDict):
+    bytes: int
+    sha256: str
+
+
+def describe(path: Path) -> FileRecord:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb", buffering=0) as file, mmap.mmap(-1, 2**17) as buffer:  # whole pages: see weights/blocks.py
+        view = memoryview(buffer)
+        while count := file.readinto(view):
+            digest.update(view[:count])
+            size += count
+        view.release()
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def write_manifest(directory: Path, known: Mapping[str, FileRecord] | None = None) -> None:
+    """Lists every file below `directory` and leaves all of them on disk. `known`: files that are so already."""
+    manifest = dict(known or {})
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        name = str(path.relative_to(directory))
+        if name not in manifest:
+            manifest[name] = describe(path)
+            sync(path)
+    target = directory / MANIFEST
+    target.write_text(json.dumps(dict(sorted(manifest.items())), indent=1))
+    sync(target)
+    for folder in [directory, *(p for p in directory.rglob("*") if p.is_dir())]:
+        sync(folder)
+
+
+def read_manifest(directory: Path) -> dict[str, FileRecord] | None:
+    try:
+        return json.loads((directory / MANIFEST).read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def find_damage(directory: Path, *, contents: bool = True) -> str | None:
+    """What is wrong with the files of a directory, or None. Without `contents` only names and sizes are compared."""
+    manifest = read_manifest(directory)
+    if manifest is None:
+        return f"{MANIFEST} is missing or unreadable"
+    problems = (damage_of(directory, name, expected, contents=contents) for name, expected in manifest.items())
+    return next(filter(None, problems), None)
+
+
+def damage_of(directory: Path, name: str, expected: FileRecord, *, contents: bool = True) -> str | None:
+    path = directory / name
+    if not path.is_file():
+        return f"{name} is missing"
+    if (found := path.stat().st_size) != expected["bytes"]:
+        return f"{name} has {found} bytes instead of {expected['bytes']}"
+    if contents and describe(path) != expected:
+        return f"{name} does not match its checksum"
+    return None
+
+
+def sync(path: Path) -> None:
+    """Returns when a file's bytes, or a directory's names, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

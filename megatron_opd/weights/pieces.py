@@ -1,0 +1,116 @@
+"""How a Megatron distributed checkpoint stores the entries of the weight table.
+
+Layers of one kind are one stored tensor with the layer's number in front, experts of one kind with layer and expert. So
+the names say nothing of any layout, and any layout loads them. A `Piece` is the smallest block of a stored tensor that
+whole Hugging Face tensors make: the unit in which either format is turned into the other.
+Source of the names: megatron-core 0.19 `sharded_state_dict` of a GPT model of local layers; the tests compare.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from megatron_opd.config.architecture import Architecture
+from megatron_opd.weights.blocks import blocks_of
+from megatron_opd.weights.hf import HfCheckpoint
+from megatron_opd.weights.table import Entry, Same, Shape, Stacked, Transform, weight_table
+
+# Norms lie under the names of the fused layers that other layer specs have.
+_STORED_AS = {
+    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+}
+_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(?:mlp\.experts\.local_experts\.(\d+)\.)?(.+)")
+_LINEAR = re.compile(r"linear_\w+\.weight$")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """`hf_shapes` make, through `transform`, one block of a stored tensor.
+
+    The stored tensor has leading axes of `leading` sizes, then `full_shape`; the block is at `index` on the leading
+    axes and begins at `row`. A `padded` tensor may be stored with further rows, which mean nothing.
+    """
+
+    key: str
+    leading: Shape
+    index: Shape
+    full_shape: Shape
+    row: int
+    hf_shapes: Mapping[str, Shape]
+    transform: Transform
+    padded: bool
+
+    @property
+    def shape(self) -> Shape:
+        """Of the block, without leading axes."""
+        return (sum(shape[0] for shape in self.hf_shapes.values()), *self.full_shape[1:])
+
+    @property
+    def offsets(self) -> Shape:
+        return (*self.index, self.row, *(0 for _ in self.full_shape[1:]))
+
+    def blocks(self, source: HfCheckpoint) -> Iterator[Tensor]:
+        """The piece's value, of Hugging Face tensors."""
+        if isinstance(self.transform, Same):
+            (name,) = self.hf_shapes
+            return source.blocks(name)
+        return blocks_of(self.transform.merge([source.read(name) for name in self.hf_shapes]))
+
+    def hf_blocks(self, source: "PieceReader") -> Iterator[tuple[str, Iterable[Tensor]]]:
+        """The Hugging Face tensors of the piece's value, each as its blocks."""
+        if isinstance(self.transform, Same):
+            (name,) = self.hf_shapes
+            yield name, source.blocks(self)
+        else:
+            for name, part in zip(self.hf_shapes, self.transform.split(source.read(self)), strict=True):
+                yield name, blocks_of(part)
+
+
+class PieceReader(Protocol):
+    def read(self, piece: Piece) -> Tensor: ...
+    def blocks(self, piece: Piece) -> Iterator[Tensor]: ...
+
+
+def pieces_of(arch: Architecture) -> list[Piece]:
+    """Every piece of a model, in the order of the weight table."""
+    return [piece for entry in weight_table(arch) if not entry.is_copy for piece in _split(entry, arch)]
+
+
+def object_keys(arch: Architecture) -> list[str]:
+    """Names of what is stored beside the tensors and is empty: every linear layer's extra state."""
+    keys = []
+    for entry in weight_table(arch):
+        key, index, sizes = _stored(entry, arch)
+        if index and _LINEAR.search(key):
+            at, of = (".".join(map(str, numbers)) for numbers in (index, sizes))
+            keys.append(f"{key.removesuffix('weight')}_extra_state/shard_{at}_{of}")
+    return keys
+
+
+def _stored(entry: Entry, arch: Architecture) -> tuple[str, Shape, Shape]:
+    """Key, position on the leading axes, and their sizes."""
+    match = _LAYER.match(entry.megatron_name)
+    if match is None:
+        return entry.megatron_name, (), ()
+    layer, expert, rest = match.groups()
+    if expert is None:
+        return f"decoder.layers.{_STORED_AS.get(rest, rest)}", (int(layer),), (arch.num_layers,)
+    assert arch.experts is not None
+    sizes = (arch.num_layers, arch.experts.count)
+    return f"decoder.layers.mlp.experts.experts.{rest}", (int(layer), int(expert)), sizes
+
+
+def _split(entry: Entry, arch: Architecture) -> Iterator[Piece]:
+    key, index, leading = _stored(entry, arch)
+    padded = entry.partition.padded
+    if not isinstance(entry.transform, Stacked):
+        yield Piece(key, leading, index, entry.full_shape, 0, entry.hf_shapes, entry.transform, padded)
+        return
+    row = 0
+    for name, shape in entry.hf_shapes.items():
+        yield Piece(key, leading, index, entry.full_shape, row, {name: shape}, Same(), padded)
+        row += shape[0]

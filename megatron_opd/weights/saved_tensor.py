@@ -1,0 +1,82 @@
+"""One tensor as `torch.save` writes it, somewhere in a longer file: found and written without its numbers in memory.
+
+Such a record is a zip archive of uncompressed files, one of which is the tensor's numbers.
+"""
+
+import functools
+import io
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import IO, cast
+
+import torch
+from torch import Tensor
+
+
+def open_record(path: Path, offset: int, length: int) -> tuple[Tensor, int, int]:
+    """The record's tensor on the meta device, and offset (in the file) and size of its numbers in bytes.
+
+    Raises what torch and zipfile raise of a damaged record.
+    """
+    with path.open("rb", buffering=0) as file:
+        record = cast(IO[bytes], _Part(file, offset, length))
+        tensor = torch.load(record, map_location="meta", weights_only=True)  # reads no numbers
+        start, size = _numbers_in(record)
+    return tensor, offset + start, size
+
+
+@functools.cache
+def envelope(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[bytes, bytes]:
+    """What `torch.save` writes before and after the numbers of a tensor; torch asks for no CRC of them, and it is 0."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "tensor")
+        tensor = torch.empty(shape, dtype=dtype)  # never touched: not in memory, and a hole in the file
+        with torch.serialization.skip_data():
+            torch.save(tensor, path)
+        with path.open("rb") as file:
+            start, size = _numbers_in(file)
+            file.seek(0)
+            before = file.read(start)
+            file.seek(start + size)
+            return before, file.read()
+
+
+def _numbers_in(record: IO[bytes]) -> tuple[int, int]:
+    with zipfile.ZipFile(record) as archive:
+        (info,) = [each for each in archive.infolist() if each.filename.endswith("/data/0")]
+    record.seek(info.header_offset + 26)  # two lengths of two bytes end the 30 bytes of a file's header
+    lengths = record.read(4)
+    return info.header_offset + 30 + sum(int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2)), info.file_size
+
+
+class _Part(io.RawIOBase):
+    """Bytes `offset : offset + length` of an unbuffered file, as a file."""
+
+    def __init__(self, file: io.FileIO, offset: int, length: int) -> None:
+        self._file, self._offset, self._length = file, offset, length
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
+        if start + offset < 0:
+            raise ValueError(f"negative position {start + offset}")
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+        count = max(0, min(len(buffer), self._length - self._position))
+        data = os.pread(self._file.fileno(), count, self._offset + self._position)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
