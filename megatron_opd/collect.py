@@ -5,8 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from megatron_opd.config.plan import is_on_policy
-from megatron_opd.errors import RunError
-from megatron_opd.mcore.parallel import any_rank, gather_shares, share
+from megatron_opd.mcore.parallel import gather_shares, share
 from megatron_opd.metrics.summary import Clock
 from megatron_opd.records import Prompt, Rollout
 from megatron_opd.rollout.mixture import generate_mixture
@@ -41,7 +40,7 @@ def collect(run: Run, step: int, clock: Clock) -> list[Rollout]:
 
 def _scored(run: Run, prompts: list[Prompt], step: int, clock: Clock) -> list[Rollout]:
     with clock("generate"):
-        rollouts = sample(run, prompts, step) if run.plan.rollouts else traces(prompts)
+        rollouts = run.sampled(lambda: sample(run, prompts, step)) if run.plan.rollouts else traces(prompts)
     with clock("reward"):
         rollouts = run.rewards.score(rollouts) if run.rewards else rollouts
     with clock("gather"):
@@ -58,26 +57,7 @@ def _groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
 
 
 def sample(run: Run, prompts: list[Prompt], step: int) -> list[Rollout]:
-    """A group for each prompt of this rank's share: completions, and traces where the method mixes them in. Collective.
-
-    An engine that fails while it generates is started again, once per call, and does its share anew. With a second
-    engine for the teacher's tokens the failure ends the run.
-    """
-    rollouts, failure = [], None
-    try:
-        rollouts = _sample(run, prompts, step)
-    except RunError as error:
-        failure = error
-    if any_rank(failure is not None, run.student.parallel.device):
-        if run.teacher_engine is not None:
-            raise failure or RunError("the engine of another rank failed")
-        run.restart_engine()
-        if failure:
-            rollouts = _sample(run, prompts, step)
-    return rollouts
-
-
-def _sample(run: Run, prompts: list[Prompt], step: int) -> list[Rollout]:
+    """A group for each prompt of this rank's share: completions, and traces where the method mixes them in."""
     assert run.engine is not None, "a method that samples has an engine"
     settings, method, seed = run.config.rollout, run.config.method, run.config.seed
     asked: dict[str, Any] = {

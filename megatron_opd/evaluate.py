@@ -24,17 +24,19 @@ _EVAL_STREAM = 1 << 20  # steps never reach it: the draws of an evaluation are n
 
 def held_out(run: "Run", step: int) -> dict[str, float]:
     """eval/* metrics of the weights at the start of `step`; {} when the recipe has no evaluation. Collective."""
-    if run.config.eval is None or run.engine is None or run.rewards is None:
+    engine, rewards, settings = run.engine, run.rewards, run.config.eval
+    if settings is None or engine is None or rewards is None:
         return {}
     start = time.perf_counter()
     run.note(f"evaluating {len(run.heldout)} held-out prompts before step {step}")
-    if run.engine.policy_version != step:
+    if engine.policy_version != step:
         run.refit(step)
-    scored = answers(run.engine, run.rewards, share(run.heldout), run.config, run.config.eval, version=step)
+    prompts = share(run.heldout)
+    scored = run.sampled(lambda: answers(engine, rewards, prompts, run.config, settings, version=step))
     groups = gather_shares(scored)
     if run.sinks:
         run.sinks.log_heldout(step, [rollout for group in groups for rollout in group])
-    return accuracy(groups, run.config.eval) | {"timing/eval_seconds": time.perf_counter() - start}
+    return accuracy(groups, settings) | {"timing/eval_seconds": time.perf_counter() - start}
 
 
 def answers(

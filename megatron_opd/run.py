@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron_opd.config.load import dump_config
 from megatron_opd.config.plan import plan
 from megatron_opd.config.schema import ModelConfig, RunConfig
-from megatron_opd.errors import Interrupted
+from megatron_opd.errors import Interrupted, RunError
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.metrics.run_directory import write_atomically
 from megatron_opd.metrics.sinks import Sinks
@@ -58,13 +58,26 @@ class Run(Models):
         report = push(tensors, self.engine, version)
         return {"refit/bytes": report.bytes, "refit/max_error": report.max_error}
 
-    def restart_engine(self) -> None:
-        """A new engine with the student's present weights, on every rank. Collective."""
-        assert self.engine is not None
-        self.note(f"step {self.step}: the engine failed on a rank; starting it again everywhere")
+    def sampled[T](self, work: Callable[[], T]) -> T:
+        """The result of `work`, which samples with this rank's engine. Collective.
+
+        Where an engine fails in it, all are started again, once, with the student's present weights, and the work is
+        done anew. With a second engine, for the teacher's tokens, the failure ends the run.
+        """
+        failure = None
+        try:
+            result = work()
+        except RunError as error:
+            failure = error
+        if not groups.any_rank(failure is not None, self.student.parallel.device):
+            return result
+        if self.engine is None or self.teacher_engine:
+            raise failure or RunError("the engine of another rank failed")
+        self.note(f"step {self.step}: {failure or 'the engine of another rank failed'}; starting the engines again")
         self.engine.restart()
         self.carried["rollout/engine_restarts"] = self.carried.get("rollout/engine_restarts", 0) + 1
         self.refit(self.step)
+        return work() if failure else result
 
     def log(self, record: StepRecord) -> None:
         record.metrics |= self.carried

@@ -166,6 +166,12 @@ def _compare_models(config: RunConfig) -> list[str]:
         )
     if config.method.teacher_share and common is not None:
         raise ConfigError("method.teacher_share: needs a teacher with the student's vocabulary; theirs differ")
+    if (
+        config.method.teacher_share
+        and architecture_of(config.teacher).experts
+        and not architecture_of(config.student).experts
+    ):
+        raise ConfigError("method.teacher_share: vLLM cannot sample from a mixture of experts beside a dense student")
     mine, theirs = end_tokens(student), end_tokens(teacher)
     if mine and theirs and not mine & theirs:
         warnings.append(

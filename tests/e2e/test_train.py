@@ -186,7 +186,7 @@ def test_a_run_killed_in_any_phase_goes_on_as_if_nothing_had_happened(bench: Ben
     lines = [line.split() for line in stdout.splitlines() if line.split()[0] in PHASES]
     assert lines == [[phase, "0" if phase == "engine" else "9", "0"] for phase in PHASES], stderr[-3000:]
     restarts = [row.get("rollout/engine_restarts", 0) for row in rows_of(tmp_path / "engine")]
-    assert restarts == [0, 1, 0, 0]
+    assert restarts == [0, 1, 0, 0]  # in the evaluation before step 1
     metrics = tmp_path / "engine" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"rollout/engine_restarts": 1', '"timing/engine_restarts": 1'))
     for phase in PHASES:
