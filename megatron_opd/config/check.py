@@ -32,11 +32,32 @@ def preflight(config: RunConfig, *, world_size: int | None) -> list[str]:
     """
     warnings = check_method(config)
     _check_settings_have_effect(config)
-    warnings += _check_models(config)
+    architectures = _check_directories(config)
+    warnings += check_sizes(config, architectures, world_size=world_size)
     warnings += _compare_models(config)
-    _check_lengths(config)
     if config.num_steps <= config.train.optimizer.warmup_steps:
         warnings.append("train.optimizer.warmup_steps: the warm-up does not end within num_steps")
+    return warnings
+
+
+def check_sizes(
+    config: RunConfig, architectures: dict[str, Architecture], *, world_size: int | None
+) -> list[str]:  # fmt: skip
+    """Whether layouts, lengths, vocabularies and batches divide and fit; needs no model directory. Returns warnings.
+
+    `architectures` is that of the "student" and, where there is one, of the "teacher". Raises ConfigError.
+    """
+    for name, model in _models(config):
+        _check_layout(name, model, architectures[name])
+    for name, architecture in architectures.items():
+        longest = architecture.max_position_embeddings
+        if config.max_sequence_length > longest:
+            raise ConfigError(
+                f"max_sequence_length: {config.max_sequence_length} is more than the {name}'s "
+                f"max_position_embeddings={longest}"
+            )
+    warnings = _check_vocabularies(config, architectures)
+    _check_lengths(config)
     _check_batch(config)
     if world_size is not None:
         _check_processes(config, world_size)
@@ -121,21 +142,14 @@ def _check_eval(evaluation: EvalConfig, heldout: str | None) -> None:
         raise ConfigError("eval.top_p: must be above 0")
 
 
-def _check_models(config: RunConfig) -> list[str]:
+def _check_directories(config: RunConfig) -> dict[str, Architecture]:
+    """The architectures in the models' directories, which must hold weights and a tokenizer that fits."""
     architectures = {}
     for name, model in _models(config):
         architectures[name] = architecture_of(model)
         check_weights(Path(model.path))
         check_vocabulary(Path(model.path), architectures[name].vocab_size)
-        _check_layout(name, model, architectures[name])
-    for name, architecture in architectures.items():
-        longest = architecture.max_position_embeddings
-        if config.max_sequence_length > longest:
-            raise ConfigError(
-                f"max_sequence_length: {config.max_sequence_length} is more than the {name}'s "
-                f"max_position_embeddings={longest}"
-            )
-    return _check_vocabularies(config, architectures)
+    return architectures
 
 
 def _compare_models(config: RunConfig) -> list[str]:
