@@ -69,8 +69,13 @@ def read_architecture(model_dir: str | Path) -> Architecture:
 
 def architecture_of(model: ModelConfig) -> Architecture:
     """That of the model's directory, with what the recipe changes. Raises DataError."""
+    return changed(read_architecture(model.path), model)
+
+
+def changed(arch: Architecture, model: ModelConfig) -> Architecture:
+    """`arch` with what the recipe changes of it."""
     changes = {name: getattr(model, name) for name in CHANGEABLE if getattr(model, name) is not None}
-    return replace(read_architecture(model.path), **changes)
+    return replace(arch, **changes)
 
 
 def config_changes(model_dir: str | Path, arch: Architecture) -> dict[str, Any]:

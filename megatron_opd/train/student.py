@@ -33,12 +33,16 @@ class Student:
         return [chunk.module for chunk in self.chunks]
 
 
+def data_parallel_config(replicas: int) -> DistributedDataParallelConfig:
+    """Gradients in float32; the optimizer state sharded over the replicas when there are several."""
+    return DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=replicas > 1)
+
+
 def prepare(chunks: list[torch.nn.Module], arch: Architecture, parallel: Parallel, config: RunConfig) -> Student:
-    """Wraps loaded chunks. The optimizer state is sharded over the replicas when there are several."""
-    distributed = parallel.dp_size > 1
+    """Wraps loaded chunks."""
     settings = config.train.optimizer
     with parallel.active():
-        ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=distributed)
+        ddp = data_parallel_config(parallel.dp_size)
         wrapped = [DistributedDataParallel(get_model_config(c), ddp, c, pg_collection=parallel.groups) for c in chunks]
         optimizer = get_megatron_optimizer(
             MegatronOptimizerConfig(
@@ -52,7 +56,7 @@ def prepare(chunks: list[torch.nn.Module], arch: Architecture, parallel: Paralle
                 clip_grad=settings.clip_grad,
                 bf16=DTYPES[config.precision] is torch.bfloat16,
                 params_dtype=DTYPES[config.precision],
-                use_distributed_optimizer=distributed,
+                use_distributed_optimizer=ddp.use_distributed_optimizer,
             ),
             wrapped,
             use_gloo_process_groups=False,
