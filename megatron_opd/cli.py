@@ -25,6 +25,7 @@ examples:
   megatron-opd eval demo --model runs/demo/hf
   megatron-opd traces demo --out runs/demo_traces.parquet
   megatron-opd report runs/demo
+  megatron-opd plan tgpo_qwen25_math_7b --gpus 8 --gpu a100
 
 RECIPE is a YAML file, the name of one in recipes/, or a run directory. KEY=VALUE sets a key of it (docs/config.md).
 """
@@ -112,6 +113,11 @@ def _parser() -> argparse.ArgumentParser:
     train = recipe_command("train", _train, "run a recipe")
     train.add_argument("--nproc", metavar="N", type=_positive, help="start N processes with torchrun")
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
+    planned = recipe_command("plan", _plan, "say how a recipe fits a cluster, and which layouts would")
+    planned.add_argument("--gpus", metavar="N", type=_positive, required=True, help="devices, of all nodes")
+    planned.add_argument("--gpu", metavar="GPU", required=True, help="a100, h800, h100 (80 GB, SXM) or cpu")
+    planned.add_argument("--gpus-per-node", metavar="N", type=_positive, default=8, help="default 8")
+    planned.add_argument("--json", metavar="FILE", type=Path, help="write everything there too")
     evaluate = recipe_command("eval", _eval, "measure a model's accuracy on a recipe's held-out prompts")
     evaluate.add_argument("--model", metavar="DIR", help="Hugging Face directory; default: the recipe's student")
     convert = command("convert", _convert, "write a checkpoint as a Hugging Face directory")
@@ -162,6 +168,19 @@ def _check(arguments: argparse.Namespace) -> None:
     check_run_directory(config, resume=is_run)
     needed, then = processes_needed(config), " (a run: --resume)" if is_run else ""
     print(f"OK: {config.name}: {config.method.name}, --nproc {needed} or a multiple, into {config.directory}{then}")
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from megatron_opd.config.load import load_config
+    from megatron_opd.planning.run import run
+
+    return run(
+        load_config(arguments.recipe, arguments.overrides),
+        gpus=arguments.gpus,
+        gpu=arguments.gpu,
+        gpus_per_node=arguments.gpus_per_node,
+        out=arguments.json,
+    )
 
 
 def _train(arguments: argparse.Namespace) -> int:

@@ -44,7 +44,7 @@ def candidates(case: Case) -> list[Candidate]:
             changed = case.with_layouts(student, teacher)
             if not both_matter or _accepted(changed):
                 found.append(candidate(changed))
-    return sorted(found, key=lambda each: each.time.total)
+    return sorted(found, key=lambda each: (each.time.total, each.peak))
 
 
 def _accepted(case: Case) -> bool:

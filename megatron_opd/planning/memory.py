@@ -4,9 +4,12 @@ Resident throughout: the student's parameters, gradients and optimizer state, fr
 engine. On CUDA the engine sleeps but in `generate` and `refit`, where it has its whole share of the device.
 """
 
+import functools
+import math
 from collections import Counter
 from dataclasses import dataclass
 
+from megatron_opd.config.architecture import Architecture
 from megatron_opd.planning import activations
 from megatron_opd.planning.activations import FLOAT32
 from megatron_opd.planning.case import Case
@@ -136,7 +139,7 @@ def _training(case: Case, stage: int) -> dict[str, int]:
     update = _update_buffers(case, stage)
     if update > saved + working:
         return {"update": update}
-    return {"activations": saved, "logits, gradients in flight": working}
+    return {"activations": saved, "working memory": working}
 
 
 def _update_buffers(case: Case, stage: int) -> int:
@@ -148,14 +151,13 @@ def _update_buffers(case: Case, stage: int) -> int:
 def _refit(case: Case) -> int:
     """The largest tensor on its way: the ranks' parts, the whole, and a float32 copy for the check of what arrived."""
     arch, layout = case.architectures["student"], case.config.student.layout
-    largest = max(_numel(entry.full_shape) for entry in weight_table(arch))
+    largest = _largest_tensor(arch)
     parts = largest * case.element if layout.tensor_model_parallel_size > 1 else 0
     whole = largest * case.element if layout.tensor_model_parallel_size * layout.pipeline_model_parallel_size > 1 else 0
     return parts + whole + (largest * FLOAT32 if case.element < FLOAT32 else 0)
 
 
-def _numel(shape: tuple[int, ...]) -> int:
-    size = 1
-    for each in shape:
-        size *= each
-    return size
+@functools.cache
+def _largest_tensor(arch: Architecture) -> int:
+    """Elements."""
+    return max(math.prod(entry.full_shape) for entry in weight_table(arch))

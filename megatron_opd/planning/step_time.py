@@ -5,8 +5,10 @@ Products run at `COMPUTE` of the peak, decoding reads weights and cache at `BAND
 Every sequence is as long as the recipe allows, and rewards cost nothing: it compares layouts, it does not predict a run.
 """
 
+import functools
 from dataclasses import dataclass
 
+from megatron_opd.config.architecture import Architecture
 from megatron_opd.config.schema import LayoutConfig
 from megatron_opd.planning.case import Case
 from megatron_opd.planning.engine import engine
@@ -48,10 +50,10 @@ def step_time(case: Case) -> StepTime:
     return StepTime(generate_time(case), sum(scored), sum(passes), refit_time(case))
 
 
-def work(case: Case, name: str) -> Work:
+@functools.cache
+def work(arch: Architecture) -> Work:
     """Counted on the modules of the whole model."""
-    arch = case.architectures[name]
-    (whole,) = stages(arch, LayoutConfig(), case.config.precision)
+    (whole,) = stages(arch, LayoutConfig(), "bfloat16")
     layer = sum(each.numel() for each in whole.layer)
     experts = 0
     if arch.experts:
@@ -74,7 +76,7 @@ def forward_time(case: Case, name: str, samples: int) -> float:
     """Of all micro-batches of a replica through its pipeline, whose bubble adds PP - 1 of them."""
     batch, layout = case.micro_batch(name), case.model(name).layout
     tp, pp = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
-    counted, arch = work(case, name), case.architectures[name]
+    counted, arch = work(case.architectures[name]), case.architectures[name]
     attention = 2 * batch.length * arch.num_attention_heads * arch.head_dim * arch.num_layers  # causal: half the square
     # Without sequence parallelism every tensor-parallel rank sends all tokens to the experts.
     repeated = 1 if layout.sequence_parallel else tp
@@ -125,7 +127,7 @@ def generate_time(case: Case) -> float:
         return float("inf")
     completion = settings.max_completion_tokens
     context = case.config.max_sequence_length - completion / 2  # on average, while a completion grows
-    counted = work(case, "student")
+    counted = work(case.architectures["student"])
     read = (held.weights + at_once * context * held.cache_per_token) / (BANDWIDTH * case.hardware.memory_bandwidth)
     computed = at_once * 2 * (counted.layers + counted.experts + counted.head) / (COMPUTE * case.hardware.flops)
     return -(-mine // at_once) * completion * max(read, computed)
