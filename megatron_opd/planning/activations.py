@@ -104,7 +104,7 @@ class MicroBatch:
         return self.vocab_rows * self.arch.hidden_size
 
 
-# -------------------------------------------------------------------------------------------------------- kept by layers
+# ------------------------------------------------------------------------------------------------------- kept by layers
 def layer_saved(batch: MicroBatch) -> int:
     """See the table above. Dense layers: experts are not trained."""
     arch, query, key = batch.arch, batch.query, batch.key

@@ -1,4 +1,4 @@
-"""What a device can hold and how fast it is. Every constant of the planner that is not derived is here, with its source.
+"""What a device can hold and how fast it is. Every constant of the planner that is not derived is here, with source.
 
 Published figures are peaks; `COMPUTE`, `BANDWIDTH` and `LINK` say how much of them the estimates of time assume. These
 three are assumptions: none of them was measured with this project, which has not run on a GPU.
@@ -15,7 +15,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Hardware:
-    """One device (or, on the host, one process) and its links. Bytes, operations and seconds; links in one direction."""
+    """One device (on the host, one process) and its links. Bytes, operations and seconds; links in one direction."""
 
     name: str
     is_cuda: bool

@@ -60,7 +60,7 @@ def _phases(case: Case, student_stage: int, teacher_stage: int) -> dict[str, dic
     if case.generates:
         found["generate"] = resident | awake
     if case.reads_teacher or case.needs.reference:
-        found["teacher"] = resident | {"activations": _scoring(case)}
+        found["teacher"] = resident | _scoring(case)
     found["train"] = resident | _training(case, student_stage)
     if case.needs.rollouts:
         found["refit"] = resident | awake | {"gathered weights": _refit(case)}
@@ -107,12 +107,19 @@ def shortfall(case: Case, kinds: list[RankKind]) -> str | None:
 
 
 # --------------------------------------------------------------------------------------------------------- the passes
-def _scoring(case: Case) -> int:
-    """A frozen model's forward pass. Layers and output layer do not add up: one is over when the other begins."""
-    names = [name for name, read in (("teacher", case.reads_teacher), ("student", case.needs.reference)) if read]
-    return max(
-        max(activations.forward(batch), activations.head_scoring(batch)) for batch in map(case.micro_batch, names)
-    )  # fmt: skip
+def _scoring(case: Case) -> dict[str, int]:
+    """The frozen models score one after the other; of each, layers and output layer do not add up either.
+
+    The signals of a step's tokens, 3 + 2 k float32 numbers each, lie on every rank; those of a replica's share twice.
+    """
+    models = [("teacher", case.needs.topk)] * case.reads_teacher + [("student", 0)] * case.needs.reference
+    working, signals = 0, 0
+    for name, topk in models:
+        batch = case.micro_batch(name)
+        working = max(working, activations.forward(batch), activations.head_scoring(batch))
+        numbers = case.samples * batch.predicted * (3 + 2 * topk)
+        signals = max(signals, FLOAT32 * (numbers + numbers // case.replicas(name)))
+    return {"activations": working, "signals": signals}
 
 
 def in_flight(case: Case, stage: int) -> int:
@@ -143,7 +150,7 @@ def _training(case: Case, stage: int) -> dict[str, int]:
 
 
 def _update_buffers(case: Case, stage: int) -> int:
-    """Adam's temporary: on CUDA torch takes all tensors at once, on the host one after the other (less than any pass)."""
+    """Adam's temporary: on CUDA torch takes all tensors at once, on the host one by one (less than any pass)."""
     per_element = MOMENTS + (0 if case.element == FLOAT32 else MAIN)
     return _trained(case, stage).optimizer // per_element * FLOAT32 if case.hardware.is_cuda else 0
 

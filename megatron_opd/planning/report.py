@@ -24,7 +24,9 @@ Rows = Sequence[Sequence[str]]
 def print_plan(case: Case, own: Candidate, others: Sequence[Candidate], notes: Sequence[str]) -> None:
     """The recipe's own layout by rank kind and phase, then the candidates."""
     hardware = case.hardware
-    print(f"{case.config.name}: {case.config.method.name} on {case.gpus} x {hardware.name}, {case.gpus_per_node} a node")
+    print(
+        f"{case.config.name}: {case.config.method.name} on {case.gpus} x {hardware.name}, {case.gpus_per_node} a node"
+    )
     for note in notes:
         print(f"note: {note}")
     reserve = f", {hardware.reserve / GIB:g} of {hardware.memory / GIB:.1f} set aside" if hardware.reserve else ""

@@ -16,7 +16,9 @@ def run(config: RunConfig, *, gpus: int, gpu: str, gpus_per_node: int, out: Path
         raise ConfigError(f"--gpus: {gpus} is no multiple of the {per_node} of a node; give whole nodes")
     device = hardware(gpu, per_node)
     if device.is_cuda and config.precision == "float32":
-        raise ConfigError("precision: float32 on a GPU is not planned, its attention keeps whole score matrices; set bfloat16")
+        raise ConfigError(
+            "precision: float32 on a GPU is not planned, its attention keeps whole score matrices; set bfloat16"
+        )
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--json: {out.parent} is no directory; make it first")
     sizes, notes = architectures(config)

@@ -125,7 +125,7 @@ def _one_layer_stages(arch: Architecture, tp: int, ep: int, precision: str) -> l
 
 
 def _build(arch: Architecture, layout: LayoutConfig, precision: str, rank: int, world: int) -> Stage:
-    with _world_of_one(rank, world), META:
+    with world_of_one(rank, world), META:
         parallel = replace(groups.create(layout), device=META)
         (chunk,) = build_model(arch, parallel, precision=precision)
         named = list(chunk.named_parameters())
@@ -136,7 +136,7 @@ def _build(arch: Architecture, layout: LayoutConfig, precision: str, rank: int, 
 
 
 @contextlib.contextmanager
-def _world_of_one(rank: int, world: int) -> Iterator[None]:
+def world_of_one(rank: int, world: int) -> Iterator[None]:
     """This process as `rank` of a world in which every collective returns at once."""
     assert not dist.is_initialized(), "planning has its own default process group"
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)

@@ -1,8 +1,8 @@
 """An estimate of a step's seconds, to rank layouts by; nothing of it has been measured on a GPU.
 
-Products run at `COMPUTE` of the peak, decoding reads weights and cache at `BANDWIDTH` of the memory's, collectives run at
-`LINK` of the slowest link they use, one after the other with the computation (nothing overlaps, as in our schedules).
-Every sequence is as long as the recipe allows, and rewards cost nothing: it compares layouts, it does not predict a run.
+Products run at `COMPUTE` of the peak, decoding reads weights and cache at `BANDWIDTH` of the memory's, collectives run
+at `LINK` of the slowest link they use; nothing overlaps, as in our schedules. Every sequence is as long as the recipe
+allows, and rewards cost nothing: this compares layouts, it does not predict a run.
 """
 
 import functools
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from megatron_opd.config.architecture import Architecture
 from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.planning.activations import FLOAT32
 from megatron_opd.planning.case import Case
 from megatron_opd.planning.engine import engine
 from megatron_opd.planning.hardware import BANDWIDTH, COMPUTE, LINK
-from megatron_opd.planning.states import Stage, stages
+from megatron_opd.planning.states import stages
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,17 @@ class Work:
 
 
 def step_time(case: Case) -> StepTime:
-    updates = case.config.train.updates_per_step
-    passes = [forward_time(case, "student", case.samples)] if case.needs.student_pass else []
-    models = 2 if case.needs.process else 1
-    passes += [updates * update_time(case)] + ([update_time(case)] if models == 2 else [])
-    passes += [forward_time(case, "teacher", case.samples)] if case.needs.teacher_head else []
-    scored = [forward_time(case, "teacher", case.samples)] if case.reads_teacher and case.needs.teacher else []
-    scored += [forward_time(case, "student", case.samples)] * (case.needs.reference + case.needs.process)
-    return StepTime(generate_time(case), sum(scored), sum(passes), refit_time(case))
+    needs = case.needs
+    student = forward_time(case, "student", case.samples)
+    teacher = forward_time(case, "teacher", case.samples) if case.reads_teacher else 0.0
+    updates = case.config.train.updates_per_step * update_time(case, case.samples_per_update)
+    process = update_time(case, case.samples) if needs.process else 0.0
+    return StepTime(
+        generate=generate_time(case),
+        teacher=needs.teacher * teacher + (needs.reference + needs.process) * student,
+        train=updates + process + needs.student_pass * student + needs.teacher_head * teacher,
+        refit=refit_time(case),
+    )
 
 
 @functools.cache
@@ -65,54 +69,66 @@ def work(arch: Architecture) -> Work:
 
 
 # ----------------------------------------------------------------------------------------------------- training passes
-def update_time(case: Case) -> float:
-    """Backward passes cost two forward passes; a fused output layer makes its logits once more."""
-    samples = case.samples_per_update
-    once_more = _head_seconds(case, samples) if case.config.train.fused_output_layer else 0.0
-    return 3 * forward_time(case, "student", samples) + once_more + _reduce_seconds(case)
-
-
 def forward_time(case: Case, name: str, samples: int) -> float:
     """Of all micro-batches of a replica through its pipeline, whose bubble adds PP - 1 of them."""
-    batch, layout = case.micro_batch(name), case.model(name).layout
-    tp, pp = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
-    counted, arch = work(case.architectures[name]), case.architectures[name]
-    attention = 2 * batch.length * arch.num_attention_heads * arch.head_dim * arch.num_layers  # causal: half the square
+    seconds = _products(case, name) + _collectives(case, name)
+    return seconds * (case.micro_batches(name, samples) + _stages(case, name) - 1)
+
+
+def update_time(case: Case, samples: int) -> float:
+    """The backward pass has twice the products of the forward pass, a fused output layer its logits once more, and as
+    many collectives. Then the gradients meet."""
+    seconds = 3 * _products(case, "student") + 2 * _collectives(case, "student")
+    if case.config.train.fused_output_layer:
+        seconds += _head_products(case, "student")
+    return seconds * (case.micro_batches("student", samples) + _stages(case, "student") - 1) + _reduce_seconds(case)
+
+
+def _products(case: Case, name: str) -> float:
+    """Of one micro-batch in the slowest stage of a forward pass, the last. Attention is causal: half of the square."""
+    batch, arch, layout = case.micro_batch(name), case.architectures[name], case.model(name).layout
+    tp, counted = layout.tensor_model_parallel_size, work(arch)
     # Without sequence parallelism every tensor-parallel rank sends all tokens to the experts.
     repeated = 1 if layout.sequence_parallel else tp
+    attention = 2 * batch.length * arch.num_attention_heads * arch.head_dim * arch.num_layers
     per_token = 2 * (counted.layers + repeated * counted.experts) + attention
-    flops = batch.tokens * per_token / (tp * pp) + batch.tokens * 2 * counted.head / tp / pp
-    seconds = flops / (COMPUTE * case.hardware.flops) + _layer_collectives(case, name) * arch.num_layers / pp
-    if pp > 1:
-        seconds += 2 * batch.hidden / _link(case, case.gpus // pp + 1)
-    return seconds * (case.micro_batches(name, samples) + pp - 1)
+    flops = batch.tokens * per_token / (tp * _stages(case, name))
+    return flops / (COMPUTE * case.hardware.flops) + _head_products(case, name)
 
 
-def _layer_collectives(case: Case, name: str) -> float:
-    """Two sums over the tensor-parallel ranks (or, with sequence parallelism, a gather and a scatter each, as long),
-    and the exchange of tokens with the ranks of their experts and back. Seconds of one micro-batch in one layer."""
+def _head_products(case: Case, name: str) -> float:
+    batch = case.micro_batch(name)
+    return 2 * batch.sequences * batch.predicted * batch.output_weight / (COMPUTE * case.hardware.flops)
+
+
+def _collectives(case: Case, name: str) -> float:
+    """Of one micro-batch in one stage of a forward pass.
+
+    In each layer two sums over the tensor-parallel ranks (or, with sequence parallelism, a gather and a scatter each,
+    as long), and the exchange of tokens with the ranks of their experts and back; between stages the stream.
+    """
     batch, layout = case.micro_batch(name), case.model(name).layout
-    tp, ep = layout.tensor_model_parallel_size, layout.expert_model_parallel_size
-    seconds = 2 * 2 * (tp - 1) / tp * batch.whole_hidden / _link(case, tp)
+    tp, ep, pp = layout.tensor_model_parallel_size, layout.expert_model_parallel_size, _stages(case, name)
+    layer = 2 * 2 * (tp - 1) / tp * batch.whole_hidden / _link(case, tp)
     if batch.arch.experts:
-        sent = batch.arch.experts.per_token * batch.hidden * (ep - 1) / ep
-        seconds += 2 * sent / _link(case, ep)
-    return seconds
+        layer += 2 * batch.arch.experts.per_token * batch.hidden * (ep - 1) / ep / _link(case, ep)
+    to_next = batch.hidden / _link(case, case.gpus // pp + 1) if pp > 1 else 0.0
+    return layer * batch.arch.num_layers / pp + to_next
 
 
-def _head_seconds(case: Case, samples: int) -> float:
-    batch = case.micro_batch("student")
-    flops = 2 * batch.sequences * batch.predicted * batch.output_weight
-    return flops * case.micro_batches("student", samples) / (COMPUTE * case.hardware.flops)
+def _stages(case: Case, name: str) -> int:
+    return case.model(name).layout.pipeline_model_parallel_size
 
 
 def _reduce_seconds(case: Case) -> float:
     """Gradients in float32 scattered over the replicas, parameters gathered from them."""
     replicas = case.replicas("student")
-    stage = _stage(case)
-    moved = (replicas - 1) / replicas * stage.num_bytes * (4 / case.element + 1)
-    layout = case.config.student.layout
-    return moved / _link(case, replicas * layout.tensor_model_parallel_size) if replicas > 1 else 0.0
+    largest = max(
+        stage.num_bytes
+        for stage in stages(case.architectures["student"], case.config.student.layout, case.config.precision)
+    )
+    moved = (replicas - 1) / replicas * largest * (FLOAT32 / case.element + 1)
+    return moved / _link(case, replicas * case.config.student.layout.tensor_model_parallel_size)
 
 
 # ------------------------------------------------------------------------------------------------- sampling, the refit
@@ -144,12 +160,6 @@ def refit_time(case: Case) -> float:
     weights = engine(case, "student").weights
     gathered = weights * (ranks - 1) / ranks / _link(case, apart)
     return gathered + (2 * weights / (LINK * case.hardware.host_link) if case.hardware.is_cuda else 0.0)
-
-
-def _stage(case: Case) -> Stage:
-    """The student's largest stage."""
-    found = stages(case.architectures["student"], case.config.student.layout, case.config.precision)
-    return max(found, key=lambda stage: stage.num_bytes)
 
 
 def _link(case: Case, ranks: int) -> float:
