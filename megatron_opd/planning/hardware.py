@@ -54,9 +54,9 @@ _GPUS = {
     "h100": Hardware("h100", True, _OF_80_GB, _RESERVE, 989.4e12, 3350e9, 450e9, 50e9, 64e9, 16384, 1024),
     # The H100 with NVLink at 400 GB/s both ways.
     "h800": Hardware("h800", True, _OF_80_GB, _RESERVE, 989.4e12, 3350e9, 200e9, 50e9, 64e9, 16384, 1024),
-    # One process on the planning machine. Memory: see `hardware`. Speeds are orders of magnitude for one core (float32
-    # product, copy), not measurements; vLLM: 4096 and 256.
-    "cpu": Hardware("cpu", False, 0, 0, 5e10, 5e9, 2e9, 1e9, 5e9, 4096, 256),
+    # One process on the planning machine. Memory: see `hardware`. Measured once on one core of a shared AMD EPYC:
+    # float32 product of 1024 x 1024 matrices 30 GFLOPS, copy 6.1 GB/s. Links: assumptions. vLLM: 4096 and 256.
+    "cpu": Hardware("cpu", False, 0, 0, 30e9, 6.1e9, 2e9, 1e9, 5e9, 4096, 256),
 }
 
 

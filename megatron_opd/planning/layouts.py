@@ -22,6 +22,10 @@ class Candidate:
     def peak(self) -> int:
         return max(kind.total(kind.peak) for kind in self.kinds)
 
+    @property
+    def train(self) -> int:
+        return max(kind.total("train") for kind in self.kinds)
+
 
 def candidate(case: Case) -> Candidate:
     """The case as it is."""
@@ -31,7 +35,10 @@ def candidate(case: Case) -> Candidate:
 
 
 def candidates(case: Case) -> list[Candidate]:
-    """Fastest first. Tensor parallelism stays within a node; expert parallelism and stages may span several."""
+    """Fastest first; of equally fast ones that which needs less.
+
+    Tensor parallelism stays within a node; expert parallelism and stages may span several.
+    """
     students = [each for each in _layouts(case, "student") if _accepted(case.with_layouts(each, LayoutConfig()))]
     teachers: list[LayoutConfig | None] = [None]
     if case.reads_teacher:
@@ -44,7 +51,7 @@ def candidates(case: Case) -> list[Candidate]:
             changed = case.with_layouts(student, teacher)
             if not both_matter or _accepted(changed):
                 found.append(candidate(changed))
-    return sorted(found, key=lambda each: (each.time.total, each.peak))
+    return sorted(found, key=lambda each: (each.time.total, each.peak, each.train))
 
 
 def _accepted(case: Case) -> bool:

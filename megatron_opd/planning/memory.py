@@ -62,7 +62,7 @@ def _phases(case: Case, student_stage: int, teacher_stage: int) -> dict[str, dic
     if case.reads_teacher or case.needs.reference:
         found["teacher"] = resident | _scoring(case)
     found["train"] = resident | _training(case, student_stage)
-    if case.needs.rollouts:
+    if case.generates:
         found["refit"] = resident | awake | {"gathered weights": _refit(case)}
     return {phase: {what: size for what, size in items.items() if size} for phase, items in found.items()}
 

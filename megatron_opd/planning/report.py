@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import isfinite
 from typing import Any
 
 from rich.console import Console
@@ -16,7 +17,7 @@ from megatron_opd.planning.layouts import Candidate
 from megatron_opd.planning.memory import RankKind
 from megatron_opd.planning.step_time import StepTime
 
-SHOWN = 8  # layouts that fit, and as many that do not
+SHOWN = 12  # lines of each table
 
 Rows = Sequence[Sequence[str]]
 
@@ -39,14 +40,26 @@ def print_plan(case: Case, own: Candidate, others: Sequence[Candidate], notes: S
         print(_engine_line(case))
     print(f"fits: {'yes' if own.lacks is None else f'no; {own.lacks}'}")
     print(f"seconds of a step, estimated: {_times(own.time)}\n")
-    fitting = [each for each in others if each.lacks is None]
-    lacking = [each for each in others if each.lacks is not None]
+    fitting, lacking = by_student(others)
+    total = sum(each.lacks is None for each in others)
     head = ("student", "teacher", "peak GiB", "step s", "of it generate, teacher, train, refit")
-    _print_rows(f"{len(fitting)} of {len(others)} layouts fit; the fastest", head, [_row(e) for e in fitting[:SHOWN]])
+    title = f"{total} of {len(others)} pairs of layouts fit. Of each of the student's, the fastest:"
+    _print_rows(title, head, [_row(each) for each in fitting[:SHOWN]])
     if lacking:
         rows = [(*_row(each)[:4], str(each.lacks)) for each in lacking[:SHOWN]]
-        title = f"{len(lacking)} do not fit; the fastest"
-        _print_rows(title, (*head[:4], "what does not fit"), rows)
+        _print_rows("Student layouts that no teacher layout fits beside; nearest to it:", (*head[:4], "lacks"), rows)
+
+
+def by_student(others: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
+    """For each layout of the student its fastest candidate that fits, or, where none does, the one that needs least."""
+    fastest: dict[LayoutConfig, Candidate] = {}
+    smallest: dict[LayoutConfig, Candidate] = {}
+    for each in others:
+        if each.lacks is None:
+            fastest.setdefault(each.student, each)
+        elif each.student not in smallest or each.peak < smallest[each.student].peak:
+            smallest[each.student] = each
+    return list(fastest.values()), [each for student, each in smallest.items() if student not in fastest]
 
 
 def as_json(case: Case, own: Candidate, others: Sequence[Candidate], notes: Sequence[str]) -> dict[str, Any]:
@@ -71,7 +84,7 @@ def _as_dict(candidate: Candidate) -> dict[str, Any]:
         "fits": candidate.lacks is None,
         "lacks": candidate.lacks,
         "peak_bytes": candidate.peak,
-        "seconds": asdict(candidate.time),
+        "seconds": {phase: seconds if isfinite(seconds) else None for phase, seconds in asdict(candidate.time).items()},
         "ranks": [asdict(kind) for kind in candidate.kinds],
     }
 

@@ -68,9 +68,9 @@ def stages(arch: Architecture, layout: LayoutConfig, precision: str) -> list[Sta
         layout.pipeline_model_parallel_size,
         layout.expert_model_parallel_size,
     )
-    # Three stages are the first, one between, and the last; more are no different.
-    built = _one_layer_stages(replace(arch, num_layers=min(pp, 3)), tp, ep, precision)
-    roles = [0, *[1] * (pp - 2), len(built) - 1] if pp > 1 else [0]
+    # Three stages are the first, one between, and the last; two and more than three are made of these.
+    built = _one_layer_stages(replace(arch, num_layers=1 if pp == 1 else 3), tp, ep, precision)
+    roles = [0, *[1] * (pp - 2), 2] if pp > 1 else [0]
     return [replace(built[role], num_layers=arch.num_layers // pp) for role in roles]
 
 
