@@ -97,7 +97,6 @@ def _phase_rows(case: Case, kind: RankKind) -> list[tuple[str, str, str, str]]:
         parts = ", ".join(f"{what} {size / GIB:.2f}" for what, size in items.items() if size >= GIB / 200)
         mark = " !" if kind.total(phase) > case.hardware.limit else ""
         rows.append((ranks, phase, f"{kind.total(phase) / GIB:.2f}{mark}", parts))
-        ranks = ""
     return rows
 
 
