@@ -43,11 +43,13 @@ def print_plan(case: Case, own: Candidate, others: Sequence[Candidate], notes: S
     fitting, lacking = by_student(others)
     total = sum(each.lacks is None for each in others)
     head = ("student", "teacher", "peak GiB", "step s", "of it generate, teacher, train, refit")
-    title = f"{total} of {len(others)} pairs of layouts fit. Of each of the student's, the fastest:"
+    what = "pairs of layouts" if own.teacher else "layouts"
+    title = f"{total} of {len(others)} {what} fit. Of each of the student's, the fastest:"
     _print_rows(title, head, [_row(each) for each in fitting[:SHOWN]])
     if lacking:
+        title = "Of the student's layouts that fit with none, what needs least:" if own.teacher else "The others:"
         rows = [(*_row(each)[:4], str(each.lacks)) for each in lacking[:SHOWN]]
-        _print_rows("Student layouts that no teacher layout fits beside; nearest to it:", (*head[:4], "lacks"), rows)
+        _print_rows(title, (*head[:4], "lacks"), rows)
 
 
 def by_student(others: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
