@@ -106,8 +106,9 @@ class MicroBatch:
 
 # ------------------------------------------------------------------------------------------------------- kept by layers
 def layer_saved(batch: MicroBatch) -> int:
-    """See the table above. Dense layers: experts are not trained."""
+    """See the table above."""
     arch, query, key = batch.arch, batch.query, batch.key
+    assert arch.experts is None, "experts are not trained"
     saved = 2 * (_norm(batch, batch.hidden) + batch.hidden)
     saved += query + 2 * key
     if arch.qk_norm:

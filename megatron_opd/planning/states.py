@@ -84,12 +84,11 @@ def trained_stages(arch: Architecture, layout: LayoutConfig, precision: str, rep
 def trained_bytes(stage: Stage, replicas: int) -> list[TrainedBytes]:
     """Of each data-parallel rank: `train.student.prepare` on this stage. Exact."""
     parameters = stage.parameters
+    assert all(getattr(each, "allreduce", True) for each in parameters), "experts are not trained"
     if replicas == 1:
         elements = sum(each.numel() for each in parameters)
         state = sum(each.numel() * _state_bytes(each) for each in parameters)
         return [TrainedBytes(stage.num_bytes, 4 * elements, state)]
-    if any(not getattr(each, "allreduce", True) for each in parameters):
-        raise NotImplementedError("experts are not trained")
     layout = DistributedOptimizer.compute_full_param_layout(parameters, None, replicas, data_parallel_config(replicas))
     held_bytes = gradients = 0
     states = [0] * replicas
