@@ -65,10 +65,6 @@ class Case:
         """Megatron numbers the ranks of a stage in a row."""
         return rank // (self.gpus // self.model(name).layout.pipeline_model_parallel_size)
 
-    def spans_nodes(self, ranks_apart: int) -> bool:
-        """Whether a group of ranks that reaches this far leaves a node."""
-        return ranks_apart > self.gpus_per_node
-
     @property
     def samples(self) -> int:
         """Sequences of a step."""
