@@ -64,16 +64,18 @@ def read_architecture(model_dir: str | Path) -> Architecture:
         raise DataError(f"{path}: missing; {model_dir} is not a Hugging Face model directory") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: not valid JSON ({error})") from None
-    try:
-        return _parse(config, path)
-    except KeyError as error:
-        raise DataError(f"{path}: key {error} is missing") from None
+    return parse_architecture(config, path)
 
 
 def architecture_of(model: ModelConfig) -> Architecture:
     """That of the model's directory, with what the recipe changes. Raises DataError."""
+    return changed(read_architecture(model.path), model)
+
+
+def changed(arch: Architecture, model: ModelConfig) -> Architecture:
+    """`arch` with what the recipe changes of it."""
     changes = {name: getattr(model, name) for name in CHANGEABLE if getattr(model, name) is not None}
-    return replace(read_architecture(model.path), **changes)
+    return replace(arch, **changes)
 
 
 def config_changes(model_dir: str | Path, arch: Architecture) -> dict[str, Any]:
@@ -107,7 +109,15 @@ def engine_changes(model: ModelConfig) -> dict[str, Any]:
     return changes
 
 
-def _parse(config: dict, path: Path) -> Architecture:
+def parse_architecture(config: dict[str, Any], path: Path) -> Architecture:
+    """The content of a `config.json`; `path` is named in errors. Raises DataError."""
+    try:
+        return _parse(config, path)
+    except KeyError as error:
+        raise DataError(f"{path}: key {error} is missing") from None
+
+
+def _parse(config: dict[str, Any], path: Path) -> Architecture:
     model_type = config["model_type"]
     if model_type not in SUPPORTED:
         raise DataError(f"{path}: model_type {model_type!r} is not supported; supported: {', '.join(SUPPORTED)}")

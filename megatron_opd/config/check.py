@@ -3,19 +3,17 @@
 Every problem is one ConfigError or DataError that names the key or the file and the remedy.
 """
 
-import math
 import tempfile
 from dataclasses import fields
 from pathlib import Path
 
 from megatron_opd.config.architecture import Architecture, architecture_of
 from megatron_opd.config.check_method import check_method
-from megatron_opd.config.methods import CATALOGUE
+from megatron_opd.config.check_sizes import check_sizes, models_of
 from megatron_opd.config.model_files import check_vocabulary, check_weights, common_vocabulary, end_tokens
 from megatron_opd.config.plan import plan
 from megatron_opd.config.schema import (
     EvalConfig,
-    ModelConfig,
     RewardConfig,
     RolloutConfig,
     RunConfig,
@@ -32,14 +30,11 @@ def preflight(config: RunConfig, *, world_size: int | None) -> list[str]:
     """
     warnings = check_method(config)
     _check_settings_have_effect(config)
-    warnings += _check_models(config)
+    architectures = _check_directories(config)
+    warnings += check_sizes(config, architectures, world_size=world_size)
     warnings += _compare_models(config)
-    _check_lengths(config)
     if config.num_steps <= config.train.optimizer.warmup_steps:
         warnings.append("train.optimizer.warmup_steps: the warm-up does not end within num_steps")
-    _check_batch(config)
-    if world_size is not None:
-        _check_processes(config, world_size)
     return warnings
 
 
@@ -56,25 +51,6 @@ def check_run_directory(config: RunConfig, *, resume: bool) -> None:
             pass
     except OSError as error:
         raise ConfigError(f"run_dir: cannot write {directory} ({error.strerror}); choose another run_dir=...") from None
-
-
-def processes_needed(config: RunConfig) -> int:
-    """Every layout's TP x PP, and EP x PP, divides the number of processes: their least common multiple."""
-    return math.lcm(*(size for _, model in _models(config) for size in _sizes(model)))
-
-
-def _models(config: RunConfig) -> list[tuple[str, ModelConfig]]:
-    teacher = [("teacher", config.teacher)] if config.teacher else []
-    return [("student", config.student), *teacher]
-
-
-def _sizes(model: ModelConfig) -> tuple[int, int]:
-    layout = model.layout
-    return (_model_parallel_size(model), layout.expert_model_parallel_size * layout.pipeline_model_parallel_size)
-
-
-def _model_parallel_size(model: ModelConfig) -> int:
-    return model.layout.tensor_model_parallel_size * model.layout.pipeline_model_parallel_size
 
 
 def _check_settings_have_effect(config: RunConfig) -> None:
@@ -121,37 +97,16 @@ def _check_eval(evaluation: EvalConfig, heldout: str | None) -> None:
         raise ConfigError("eval.top_p: must be above 0")
 
 
-def _check_models(config: RunConfig) -> list[str]:
+def _check_directories(config: RunConfig) -> dict[str, Architecture]:
+    """The architectures in the models' directories, which must hold weights and a tokenizer that fits."""
     architectures = {}
     method = config.method
     sampled = {"student": plan(method).rollouts or bool(config.eval), "teacher": bool(method.teacher_share)}
-    for name, model in _models(config):
+    for name, model in models_of(config):
         architectures[name] = architecture_of(model)
         check_weights(Path(model.path), sampled=sampled[name])
         check_vocabulary(Path(model.path), architectures[name].vocab_size)
-        _check_layout(name, model, architectures[name])
-    for name, architecture in architectures.items():
-        longest = architecture.max_position_embeddings
-        if config.max_sequence_length > longest:
-            raise ConfigError(
-                f"max_sequence_length: {config.max_sequence_length} is more than the {name}'s "
-                f"max_position_embeddings={longest}"
-            )
-    _check_reach(config, architectures["student"])
-    return _check_vocabularies(config, architectures)
-
-
-def _check_reach(config: RunConfig, student: Architecture) -> None:
-    """vLLM has rotary angles for no more positions than YaRN stretches the original context to."""
-    scaling = student.rope_scaling
-    if scaling is None or scaling.rope_type != "yarn":
-        return
-    reach = int(scaling.factor * scaling.original_max_position_embeddings)
-    if config.max_sequence_length > reach:
-        raise ConfigError(
-            f"max_sequence_length: {config.max_sequence_length} is more than the {reach} positions that the factor "
-            f"{scaling.factor:g} of the RoPE scaling in {config.student.path}/config.json reaches"
-        )
+    return architectures
 
 
 def _compare_models(config: RunConfig) -> list[str]:
@@ -179,108 +134,3 @@ def _compare_models(config: RunConfig) -> list[str]:
             "what the student must not learn; give the terms that read it a gate {kind: not_end}"
         )
     return warnings
-
-
-def _check_vocabularies(config: RunConfig, architectures: dict[str, Architecture]) -> list[str]:
-    method, sizes = config.method, {name: each.vocab_size for name, each in architectures.items()}
-    needs, smallest = plan(method), min(sizes.values())
-    if needs.teacher_head and len(set(sizes.values())) > 1:
-        raise ConfigError(
-            f"teacher.path: its vocabulary has {sizes['teacher']} rows, the student's {sizes['student']}; a term on "
-            "whole distributions needs them equal"
-        )
-    if needs.topk <= smallest:
-        return []
-    if method.name in CATALOGUE and plan(CATALOGUE[method.name].method).topk == needs.topk:
-        return [f"method: the top {needs.topk} of {method.name} are all {smallest} tokens of this vocabulary"]
-    readers = [name for name, term in method.terms.items() if getattr(term, "k", 0) > smallest]
-    key = f"method.{readers[0]}.k" if readers else "method"
-    raise ConfigError(f"{key}: {needs.topk} is more than the {smallest} tokens of the vocabulary")
-
-
-def _check_layout(name: str, model: ModelConfig, architecture: Architecture) -> None:
-    layout, key = model.layout, f"{name}.layout"
-    tensor = layout.tensor_model_parallel_size
-    split = {
-        "attention heads": architecture.num_attention_heads,
-        "key-value heads": architecture.num_key_value_heads,
-        **({} if architecture.experts else {"intermediate size": architecture.intermediate_size}),
-    }
-    for what, size in split.items():
-        if size % tensor:
-            raise ConfigError(
-                f"{key}.tensor_model_parallel_size: {tensor} does not divide the {size} {what} of {model.path}"
-            )
-    _check_stages(key, model, architecture)
-    _check_experts(name, model, architecture)
-    if layout.sequence_parallel and tensor == 1:
-        raise ConfigError(f"{key}.sequence_parallel: no effect with tensor_model_parallel_size=1; remove it")
-
-
-def _check_stages(key: str, model: ModelConfig, architecture: Architecture) -> None:
-    stages, chunks = model.layout.pipeline_model_parallel_size, model.layout.virtual_pipeline_model_parallel_size
-    if architecture.num_layers % stages:
-        raise ConfigError(
-            f"{key}.pipeline_model_parallel_size: {stages} does not divide the "
-            f"{architecture.num_layers} layers of {model.path}"
-        )
-    if chunks > 1 and stages == 1:
-        raise ConfigError(f"{key}.virtual_pipeline_model_parallel_size: no effect without pipeline stages; remove it")
-    if architecture.num_layers % (stages * chunks):
-        raise ConfigError(
-            f"{key}.virtual_pipeline_model_parallel_size: {stages} stages of {chunks} chunks do not divide the "
-            f"{architecture.num_layers} layers of {model.path}"
-        )
-
-
-def _check_experts(name: str, model: ModelConfig, architecture: Architecture) -> None:
-    experts, size = architecture.experts, model.layout.expert_model_parallel_size
-    key = f"{name}.layout.expert_model_parallel_size"
-    if experts is None and size > 1:
-        raise ConfigError(f"{key}: no effect, {model.path} has no experts; remove it")
-    if experts and experts.count % size:
-        raise ConfigError(f"{key}: {size} does not divide the {experts.count} experts of {model.path}")
-    whole_sequences = model.layout.tensor_model_parallel_size > 1 and not model.layout.sequence_parallel
-    if experts and name == "student" and whole_sequences:
-        raise ConfigError(f"{name}.layout.sequence_parallel: must be true to train experts with tensor parallelism")
-
-
-def _check_lengths(config: RunConfig) -> None:
-    samples = plan(config.method).rollouts or config.eval is not None
-    completion, longest = config.rollout.max_completion_tokens, config.max_sequence_length
-    if samples and completion >= longest:
-        raise ConfigError(
-            f"rollout.max_completion_tokens: {completion} leaves no room for a prompt within "
-            f"max_sequence_length={longest}"
-        )
-
-
-def _check_batch(config: RunConfig) -> None:
-    prompts, updates = config.rollout.num_prompts, config.train.updates_per_step
-    if prompts % updates:
-        raise ConfigError(f"train.updates_per_step: {updates} does not divide rollout.num_prompts={prompts}")
-
-
-def _check_processes(config: RunConfig, world_size: int) -> None:
-    needed = processes_needed(config)
-    widest, model = max(_models(config), key=lambda named: max(_sizes(named[1])))
-    layout = model.layout
-    if world_size % needed:
-        sizes = f"TP {layout.tensor_model_parallel_size} x PP {layout.pipeline_model_parallel_size}"
-        if layout.expert_model_parallel_size > 1:
-            sizes += f" with EP {layout.expert_model_parallel_size}"
-        at_least = "at least" if world_size < needed else "a multiple of"
-        rounded = max(needed, world_size // needed * needed)
-        raise ConfigError(
-            f"{widest}.layout: {sizes} needs {at_least} {needed} processes, there would be {world_size}; "
-            f"add --nproc {rounded}"
-        )
-    data_parallel = world_size // _model_parallel_size(config.student)
-    method = config.method
-    samples = config.rollout.samples_per_prompt + method.traces_per_group if plan(method).rollouts else 1
-    sequences = config.rollout.num_prompts // config.train.updates_per_step * samples
-    if sequences % data_parallel:
-        raise ConfigError(
-            f"rollout.num_prompts: the {sequences} sequences of an update do not divide among the student's "
-            f"{data_parallel} data-parallel replicas; make them a multiple"
-        )

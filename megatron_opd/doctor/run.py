@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_opd.config.check import processes_needed
+from megatron_opd.config.check_sizes import processes_needed
 from megatron_opd.config.load import dump_config
 from megatron_opd.config.schema import RunConfig
 from megatron_opd.doctor.finding import Finding

@@ -62,7 +62,7 @@ def transformer_config(
         # Every term has its own global denominator, applied before the loss reaches Megatron: gradients are sums.
         calculate_per_token_loss=True,
         # The local layers have none of the fused kernels; initial values come from the checkpoint.
-        use_cpu_initialization=parallel.device.type == "cpu",
+        use_cpu_initialization=parallel.device.type != "cuda",
         perform_initialization=False,
         gradient_accumulation_fusion=False,
         bias_activation_fusion=False,

@@ -152,6 +152,7 @@ def _initialize(tp: int, pp: int, ep: int) -> tuple[ProcessGroupCollection, dict
         pipeline_model_parallel_size=pp,
         expert_model_parallel_size=ep,
         expert_tensor_parallel_size=1,
+        create_gloo_process_groups=False,  # for optimizer states that travel through the host
     )
     # Dropout is 0 everywhere: the seed only satisfies Megatron's tracker, which some forward passes enter.
     model_parallel_cuda_manual_seed(0)

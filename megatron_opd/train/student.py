@@ -33,11 +33,16 @@ class Student:
         return [chunk.module for chunk in self.chunks]
 
 
+def data_parallel_config() -> DistributedDataParallelConfig:
+    """Gradients in float32; the optimizer state sharded over the replicas, even if there is but one: one format."""
+    return DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
+
+
 def prepare(chunks: list[torch.nn.Module], arch: Architecture, parallel: Parallel, config: RunConfig) -> Student:
-    """Wraps loaded chunks. The optimizer state is sharded over the replicas, even if there is but one: one format."""
+    """Wraps loaded chunks."""
     settings = config.train.optimizer
     with parallel.active():
-        ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
+        ddp = data_parallel_config()
         wrapped = [DistributedDataParallel(get_model_config(c), ddp, c, pg_collection=parallel.groups) for c in chunks]
         optimizer = get_megatron_optimizer(
             MegatronOptimizerConfig(

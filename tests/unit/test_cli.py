@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_opd import __version__, cli
+from megatron_opd import __version__, cli, commands
 from megatron_opd.config.load import load_config
 from megatron_opd.errors import ConfigError, Interrupted, RunError
 from megatron_opd.preflight import check_data, check_resumed
@@ -113,7 +113,7 @@ def test_each_error_is_printed_once(
     def fail(arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "_recipes", fail)
+    monkeypatch.setattr(commands, "recipes", fail)
     monkeypatch.setenv("RANK", str(rank))
     assert cli.main(["recipes"]) == getattr(error, "exit_code", 130)
     assert capsys.readouterr().err == printed
@@ -176,7 +176,7 @@ def test_a_moved_run_resumes_where_it_is(recipe: str, tmp_path: Path, capsys: py
     moved.mkdir()
     cli.main(["show", recipe])
     (moved / "config.yaml").write_text(capsys.readouterr().out)
-    config = cli._config_to_train(cli._parse(["train", str(moved), "--resume"]))
+    config = commands._config_to_train(cli._parse(["train", str(moved), "--resume"]))
     assert config.directory == str(moved)
     check_resumed(config)
 

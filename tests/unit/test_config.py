@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_opd.config.architecture import architecture_of, config_changes, read_architecture
-from megatron_opd.config.check import check_run_directory, preflight, processes_needed
+from megatron_opd.config.check import check_run_directory, preflight
+from megatron_opd.config.check_sizes import processes_needed
 from megatron_opd.config.load import dump_config, load_config, recipe_files
 from megatron_opd.config.methods import CATALOGUE
 from megatron_opd.config.parts import LinearDecay

@@ -85,9 +85,14 @@ def linear_topk(
 
 
 # ------------------------------------------------------------------------------------------------------- internals
+def default_chunk(tokens: int, width: int) -> int:
+    """Tokens of a chunk where the caller names none: see CHUNK_TOKENS."""
+    return max(1, min(max(-(-tokens // 8), CHUNK_TOKENS), CHUNK_LOGITS // width))
+
+
 def _chunk(chunk_tokens: int | None, tokens: int, width: int) -> int:
     if chunk_tokens is None:
-        return max(1, min(max(-(-tokens // 8), CHUNK_TOKENS), CHUNK_LOGITS // width))
+        return default_chunk(tokens, width)
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens={chunk_tokens} must be at least 1")
     return chunk_tokens

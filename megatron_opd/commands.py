@@ -1,0 +1,184 @@
+"""What each command of the command line does, from its arguments. Heavy imports happen inside."""
+
+import argparse
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from megatron_opd.errors import ConfigError, Interrupted
+
+
+def recipes(arguments: argparse.Namespace) -> None:
+    from megatron_opd.config.load import describe_recipe, recipe_files
+
+    rows = [("RECIPE", "METHOD", "")] + [(name, *describe_recipe(path)) for name, path in recipe_files().items()]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, method, text in rows:
+        print(f"{name:{widths[0]}}  {method:{widths[1]}}  {text}".rstrip())
+
+
+def show(arguments: argparse.Namespace) -> None:
+    from megatron_opd.config.load import dump_config, load_config
+
+    print(dump_config(load_config(arguments.recipe, arguments.overrides)), end="")
+
+
+def check(arguments: argparse.Namespace) -> None:
+    from megatron_opd.config.check import check_run_directory
+    from megatron_opd.config.check_sizes import processes_needed
+    from megatron_opd.config.load import load_config
+    from megatron_opd.preflight import check_recipe
+
+    config = load_config(arguments.recipe, arguments.overrides)
+    _warn(check_recipe(config, world_size=arguments.nproc))
+    is_run = (Path(config.directory) / "config.yaml").is_file()
+    check_run_directory(config, resume=is_run)
+    needed, then = processes_needed(config), " (a run: --resume)" if is_run else ""
+    print(f"OK: {config.name}: {config.method.name}, --nproc {needed} or a multiple, into {config.directory}{then}")
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    from megatron_opd.config.load import load_config
+    from megatron_opd.planning.run import run
+
+    return run(
+        load_config(arguments.recipe, arguments.overrides),
+        gpus=arguments.gpus,
+        gpu=arguments.gpu,
+        gpus_per_node=arguments.gpus_per_node,
+        out=arguments.json,
+    )
+
+
+def train(arguments: argparse.Namespace) -> int:
+    from megatron_opd import launch
+    from megatron_opd.preflight import check_data
+
+    config = _config_to_train(arguments)
+    if launch.is_worker():
+        launch.die_with_parent(signal.SIGKILL)
+    launched = "WORLD_SIZE" in os.environ
+    nproc = int(os.environ["WORLD_SIZE"]) if launched else arguments.nproc or 1
+    if launched and arguments.nproc not in (None, nproc):
+        raise ConfigError(f"--nproc: torchrun has started {nproc} processes already; leave it out")
+    if not os.environ.get(launch.PREFLIGHT_DONE):
+        _preflight(config, nproc, resume=arguments.resume)
+        _warn(check_data(config))
+    if nproc > 1 and not launched:
+        return _launch(nproc, arguments)
+    from megatron_opd.loop import train
+
+    train(config, resume=arguments.resume)
+    return 0
+
+
+def _config_to_train(arguments: argparse.Namespace) -> Any:
+    from megatron_opd.config.load import load_config
+
+    config = load_config(arguments.recipe, arguments.overrides)
+    given = Path(arguments.recipe)
+    if arguments.resume and given.is_dir():  # the run may have been moved since it wrote its config.yaml
+        config = replace(config, run_dir=str(given))
+    return config
+
+
+def _preflight(config: Any, nproc: int, *, resume: bool) -> None:
+    from megatron_opd.config.check import check_run_directory, preflight
+    from megatron_opd.preflight import check_resumed
+
+    _warn(preflight(config, world_size=nproc))
+    if resume:
+        check_resumed(config)
+    elif int(os.environ.get("RANK", "0")) == 0:  # another rank may look after rank 0 has made the directory
+        check_run_directory(config, resume=False)
+
+
+def _launch(nproc: int, arguments: argparse.Namespace) -> int:
+    from megatron_opd.launch import run_workers
+
+    resume = ["--resume"] if arguments.resume else []
+    code, message = run_workers(nproc, ["-m", "megatron_opd", "train", arguments.recipe, *arguments.overrides, *resume])
+    say(code, message)
+    return code
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    from megatron_opd.config.load import load_config
+
+    config = load_config(arguments.recipe, arguments.overrides)
+    if config.data.heldout is None:
+        raise ConfigError("data.heldout: missing; eval measures on held-out prompts, give data.heldout=FILE")
+    model = _model_to_sample(arguments.model, config.student)
+    from megatron_opd.evaluate import run
+
+    run(config, model)
+
+
+def _model_to_sample(directory: str | None, otherwise: Any) -> Any:
+    """The model that --model names, as it is on disk, or the recipe's. Raises DataError where it is not whole."""
+    from megatron_opd.config.architecture import architecture_of
+    from megatron_opd.config.model_files import check_weights
+    from megatron_opd.config.schema import ModelConfig
+
+    model = ModelConfig(directory) if directory else otherwise
+    architecture_of(model)
+    check_weights(Path(model.path), sampled=True)
+    return model
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    from megatron_opd import convert, launch
+
+    if launch.is_worker():
+        launch.die_with_parent(signal.SIGKILL)
+        convert.work(arguments.source, arguments.out, dtype=arguments.dtype)
+        return
+    if "WORLD_SIZE" in os.environ:
+        raise ConfigError("--nproc: convert starts its processes itself; give --nproc N and leave out torchrun")
+    convert.run(arguments.source, arguments.out, dtype=arguments.dtype, nproc=arguments.nproc)
+
+
+def traces(arguments: argparse.Namespace) -> None:
+    from megatron_opd.config.load import load_config
+
+    config = load_config(arguments.recipe, arguments.overrides)
+    if not arguments.model and not config.teacher:
+        raise ConfigError("--model: missing, and the recipe has no teacher; give the model that writes the traces")
+    if not 0 <= arguments.temperature < float("inf"):
+        raise ConfigError(f"--temperature: {arguments.temperature:g} must be 0 or more")
+    model = _model_to_sample(arguments.model, config.teacher)
+    from megatron_opd.traces import check_out, run
+
+    check_out(arguments.out)
+    run(config, model, arguments.out, samples=arguments.samples, temperature=arguments.temperature)
+
+
+def report(arguments: argparse.Namespace) -> None:
+    from megatron_opd.metrics.report import write_report
+
+    print(write_report(arguments.run_dir))
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    from megatron_opd.config.load import load_config
+    from megatron_opd.doctor.run import run
+
+    if arguments.nproc and not arguments.recipe:
+        raise ConfigError("--nproc: no effect without a recipe; name one")
+    return run(load_config(arguments.recipe, arguments.overrides) if arguments.recipe else None, arguments.nproc)
+
+
+def _warn(warnings: list[str]) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        for text in warnings:
+            print(f"megatron-opd: warning: {text}", file=sys.stderr, flush=True)
+
+
+def say(code: int, message: str) -> None:
+    """One line for the user, where there is something to say."""
+    if code and message:
+        kind = "" if code == Interrupted.exit_code else "error: "
+        print(f"megatron-opd: {kind}{message}", file=sys.stderr, flush=True)

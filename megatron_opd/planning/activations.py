@@ -1,0 +1,205 @@
+"""Bytes of activations of one micro-batch on one rank, layer by layer.
+
+T = B S tokens of B sequences padded to S; e bytes per element; H the hidden size, H' = H / TP under sequence
+parallelism and H without; Q, G and F this rank's share of the query heads' width, the key-value heads' width and the
+MLP's width; V its share of the vocabulary. Counted operation by operation in our layers (local Megatron layers, our
+RMSNorm, SDPA); tests/unit/test_planning_memory.py repeats the count.
+
+What a layer keeps for its backward pass, in elements per token:
+
+    norm before attention   2 H'           its input, which is the residual stream, and its output
+    qkv                     Q + 2 G        one tensor, kept whole because the value is a view of it
+    query norm              Q              its input, a copy: the qkv tensor is interleaved by group (Qwen3)
+    rotated query and key   Q + G
+    attention               Q              its output; and one float32 per head
+    norm before the MLP     2 H'
+    gate and up             2 F            the output of linear_fc1
+    silu(gate), up + 0      2 F            Megatron adds an offset to `up`, which makes it a tensor of its own
+    their product           F
+
+and 4 S e head_dim for the cosines and sines. On CUDA a norm is one kernel, which keeps its input and a float32 per row.
+On the host it is composed of operations in float32 that keep two float32 tensors, the input and the normalised one, in
+the place of the input; the norms of queries and keys too.
+
+`train.recompute_granularity`: with `selective` the last three lines are computed again, with `full` a layer keeps its
+input alone. A pipeline stage keeps this for as many micro-batches as are in flight there.
+"""
+
+from dataclasses import dataclass
+
+from megatron_opd.config.architecture import Architecture
+from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.mcore.model import padded_vocab_size
+from megatron_opd.mcore.vocab_parallel.blocks import BLOCK_ELEMENTS
+from megatron_opd.mcore.vocab_parallel.linear import default_chunk
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One rank's part in a forward or backward pass of a model."""
+
+    arch: Architecture
+    layout: LayoutConfig
+    element: int  # bytes of an activation: 2 or 4
+    is_cuda: bool
+    sequences: int
+    length: int  # tokens of a sequence, padding included
+    predicted: int  # tokens of a sequence that have logits
+
+    # ---------------------------------------------------------------------------------------------- bytes of one tensor
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.length
+
+    @property
+    def hidden(self) -> int:
+        """The residual stream, outside of tensor-parallel regions."""
+        parts = self.layout.tensor_model_parallel_size if self.layout.sequence_parallel else 1
+        return self.tokens * self.arch.hidden_size * self.element // parts
+
+    @property
+    def whole_hidden(self) -> int:
+        """Inside of them."""
+        return self.tokens * self.arch.hidden_size * self.element
+
+    def _heads(self, heads: int) -> int:
+        return self.tokens * heads * self.arch.head_dim * self.element // self.layout.tensor_model_parallel_size
+
+    @property
+    def query(self) -> int:
+        return self._heads(self.arch.num_attention_heads)
+
+    @property
+    def key(self) -> int:
+        return self._heads(self.arch.num_key_value_heads)
+
+    @property
+    def mlp(self) -> int:
+        width = self.arch.intermediate_size // self.layout.tensor_model_parallel_size
+        return self.tokens * width * self.element
+
+    @property
+    def vocab_rows(self) -> int:
+        tp = self.layout.tensor_model_parallel_size
+        return padded_vocab_size(self.arch, tp) // tp
+
+    @property
+    def logits(self) -> int:
+        return self.sequences * self.predicted * self.vocab_rows * self.element
+
+    @property
+    def chunk_logits(self) -> int:
+        """The logits that exist at one time where the output layer is fused."""
+        tokens = self.sequences * self.predicted
+        return min(tokens, default_chunk(tokens, self.vocab_rows)) * self.vocab_rows * self.element
+
+    @property
+    def head_hidden(self) -> int:
+        return self.sequences * self.predicted * self.arch.hidden_size * self.element
+
+    @property
+    def output_weight(self) -> int:
+        """Elements."""
+        return self.vocab_rows * self.arch.hidden_size
+
+
+# ------------------------------------------------------------------------------------------------------- kept by layers
+def layer_saved(batch: MicroBatch) -> int:
+    """See the table above."""
+    arch, query, key = batch.arch, batch.query, batch.key
+    assert arch.experts is None, "experts are not trained"
+    saved = 2 * (_norm(batch, batch.hidden) + batch.hidden)
+    saved += query + 2 * key
+    if arch.qk_norm:
+        saved += _head_norm(batch, query, is_copy=arch.num_attention_heads > arch.num_key_value_heads)
+        saved += _head_norm(batch, key, is_copy=False)
+    saved += query + key + query
+    heads = arch.num_attention_heads // batch.layout.tensor_model_parallel_size
+    saved += batch.tokens * heads * FLOAT32
+    saved += 4 * batch.length * arch.head_dim * batch.element
+    return saved + 5 * batch.mlp
+
+
+def recomputed(batch: MicroBatch, granularity: str) -> int:
+    """What of `layer_saved` a layer does not keep, but computes again."""
+    return {"none": 0, "selective": 5 * batch.mlp, "full": layer_saved(batch) - batch.hidden}[granularity]
+
+
+def stage_saved(batch: MicroBatch, num_layers: int, granularity: str, *, first: bool, last: bool) -> int:
+    """Of one micro-batch on a stage: its layers, the ids the embedding keeps, and the final norm's input."""
+    ids = batch.tokens * 8 if first else 0
+    layer = layer_saved(batch) - recomputed(batch, granularity)
+    return num_layers * layer + ids + (_norm(batch, batch.hidden) if last else 0)
+
+
+def _norm(batch: MicroBatch, size: int) -> int:
+    """Kept by a norm, its output apart, whose input has `size` bytes."""
+    elements = size // batch.element
+    per_row = elements // batch.arch.hidden_size * FLOAT32
+    return per_row + (size if batch.is_cuda else 2 * FLOAT32 * elements)
+
+
+def _head_norm(batch: MicroBatch, size: int, *, is_copy: bool) -> int:
+    """Likewise per head; an input that is no copy is a part of the qkv tensor, which is kept anyway."""
+    elements = size // batch.element
+    per_row = elements // batch.arch.head_dim * FLOAT32
+    if batch.is_cuda:
+        return per_row + (size if is_copy else 0)
+    upcast = batch.element < FLOAT32
+    return per_row + FLOAT32 * elements * (2 if is_copy or upcast else 1)
+
+
+# --------------------------------------------------------------------------------------------------- alive for a moment
+def head_training(batch: MicroBatch, *, fused: bool) -> int:
+    """The most that exists around the output layer, forward or backward, besides what the layers keep.
+
+    Logits become their own gradient (docs/vocab_parallel.md). Backward, the hidden states' gradient and the weight's
+    come on top; that of a fused layer is accumulated in float32 and then becomes one in the parameter's dtype.
+    """
+    e, weight, hidden = batch.element, batch.output_weight, batch.head_hidden
+    if not fused:
+        return hidden + batch.logits + max(_scratch(batch, batch.logits), hidden + weight * e)
+    chunk = batch.chunk_logits
+    product = weight * FLOAT32 if batch.is_cuda and e < FLOAT32 else 0
+    backward = hidden + weight * FLOAT32 + max(chunk + max(product, _scratch(batch, chunk)), weight * e if e < 4 else 0)
+    return hidden + max(chunk + _scratch(batch, chunk), backward)
+
+
+def divergence_training(batch: MicroBatch) -> int:
+    """Student's and teacher's logits and the gradient, for a term on the whole vocabulary."""
+    return 3 * batch.logits
+
+
+def layer_backward(batch: MicroBatch, largest_parameter: int) -> int:
+    """Besides what the layers keep: the gradient of the stream, those within the MLP, that of one weight."""
+    gathered = batch.whole_hidden if batch.layout.sequence_parallel else 0
+    return batch.hidden + gathered + 2 * batch.mlp + largest_parameter * batch.element
+
+
+def forward(batch: MicroBatch) -> int:
+    """The most that exists in a layer of a forward pass without a backward pass.
+
+    Attention: the streams in and between, qkv, and four copies of the query while it is rotated. MLP: as kept for a
+    backward pass. Experts, with balanced routing: four copies of each token for each of its experts, five where they
+    come from other ranks, and the router's numbers.
+    """
+    gathered = batch.whole_hidden if batch.layout.sequence_parallel else 0
+    attention = 3 * batch.hidden + gathered + batch.query + 3 * batch.key + 4 * batch.query
+    if batch.arch.experts is None:
+        return max(attention, 4 * batch.hidden + gathered + 5 * batch.mlp)
+    experts, copies = batch.arch.experts, 4 if batch.layout.expert_model_parallel_size == 1 else 5
+    tokens = batch.hidden // batch.element // batch.arch.hidden_size
+    router = 4 * tokens * experts.count * FLOAT32
+    return max(attention, 5 * batch.hidden + copies * experts.per_token * batch.hidden + router)
+
+
+def head_scoring(batch: MicroBatch) -> int:
+    """Frozen models score in chunks of tokens: the chunk's logits, and on the host a copy in float32."""
+    return batch.head_hidden + batch.chunk_logits + _scratch(batch, batch.chunk_logits)
+
+
+def _scratch(batch: MicroBatch, logits: int) -> int:
+    """The host walks over logits in blocks: two buffers and a product of them. The CUDA kernels need none."""
+    return 0 if batch.is_cuda else 3 * FLOAT32 * min(BLOCK_ELEMENTS, logits // batch.element)

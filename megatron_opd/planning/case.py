@@ -1,0 +1,101 @@
+"""What is planned: a recipe's sizes on a cluster, with one layout for each model."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from megatron_opd.config.architecture import Architecture
+from megatron_opd.config.check_method import check_method
+from megatron_opd.config.check_sizes import check_sizes
+from megatron_opd.config.plan import Plan, plan
+from megatron_opd.config.schema import LayoutConfig, ModelConfig, RunConfig
+from megatron_opd.errors import ConfigError
+from megatron_opd.mcore.model import DTYPES
+from megatron_opd.planning.activations import MicroBatch
+from megatron_opd.planning.hardware import Hardware
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sequences are taken to be as long as the recipe allows: memory must suffice for these, and times are theirs."""
+
+    config: RunConfig
+    architectures: dict[str, Architecture]  # of "student" and, where there is one, "teacher"
+    hardware: Hardware
+    gpus: int
+    gpus_per_node: int
+
+    def check(self) -> None:
+        """The checks of the recipe that need no model directory, for this many processes. Raises ConfigError."""
+        check_method(self.config)
+        check_sizes(self.config, self.architectures, world_size=self.gpus)
+        if self.architectures["student"].experts:
+            raise ConfigError(
+                "student.path: a mixture of experts, whose training is not planned yet; only a teacher's is"
+            )
+
+    def with_layouts(self, student: LayoutConfig, teacher: LayoutConfig | None) -> "Case":
+        config = replace(self.config, student=replace(self.config.student, layout=student))
+        if config.teacher and teacher:
+            config = replace(config, teacher=replace(config.teacher, layout=teacher))
+        return replace(self, config=config)
+
+    @cached_property
+    def needs(self) -> Plan:
+        return plan(self.config.method, self.config.train.updates_per_step)
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether the run loads the teacher at all."""
+        return self.config.teacher is not None and (self.needs.teacher or self.needs.teacher_head)
+
+    @property
+    def generates(self) -> bool:
+        return self.needs.rollouts or self.config.eval is not None
+
+    @property
+    def element(self) -> int:
+        return DTYPES[self.config.precision].itemsize
+
+    def model(self, name: str) -> ModelConfig:
+        model = self.config.student if name == "student" else self.config.teacher
+        assert model is not None, "asked for a teacher that the recipe does not have"
+        return model
+
+    # ------------------------------------------------------------------------------------------------ division of work
+    def replicas(self, name: str) -> int:
+        layout = self.model(name).layout
+        return self.gpus // (layout.tensor_model_parallel_size * layout.pipeline_model_parallel_size)
+
+    def stage_of(self, name: str, rank: int) -> int:
+        """Megatron numbers the ranks of a stage in a row."""
+        return rank // (self.gpus // self.model(name).layout.pipeline_model_parallel_size)
+
+    @property
+    def samples(self) -> int:
+        """Sequences of a step."""
+        rollout = self.config.rollout
+        each = rollout.samples_per_prompt + self.config.method.traces_per_group if self.needs.rollouts else 1
+        return rollout.num_prompts * each
+
+    def micro_batches(self, name: str, samples: int) -> int:
+        """Of one replica, for this many sequences."""
+        return -(-samples // (self.replicas(name) * self.config.train.micro_batch_size))
+
+    @property
+    def samples_per_update(self) -> int:
+        return self.samples // self.config.train.updates_per_step
+
+    def micro_batch(self, name: str) -> MicroBatch:
+        layout, longest = self.model(name).layout, self.config.max_sequence_length
+        multiple = layout.tensor_model_parallel_size if layout.sequence_parallel else 1
+        length = -(-longest // multiple) * multiple
+        only_samples = self.needs.rollouts and not self.needs.traces
+        return MicroBatch(
+            arch=self.architectures[name],
+            layout=layout,
+            element=self.element,
+            is_cuda=self.hardware.is_cuda,
+            sequences=self.config.train.micro_batch_size,
+            length=length,
+            predicted=min(length, self.config.rollout.max_completion_tokens) if only_samples else length,
+        )

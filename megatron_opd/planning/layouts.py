@@ -1,0 +1,78 @@
+"""Every layout that the recipe's checks accept on a cluster, with its memory and its estimated time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.errors import ConfigError
+from megatron_opd.planning.case import Case
+from megatron_opd.planning.memory import RankKind, rank_kinds, shortfall
+from megatron_opd.planning.step_time import StepTime, step_time
+
+
+@dataclass(frozen=True)
+class Candidate:
+    student: LayoutConfig
+    teacher: LayoutConfig | None
+    kinds: list[RankKind]
+    time: StepTime
+    lacks: str | None  # None: it fits
+
+    @property
+    def peak(self) -> int:
+        return max(kind.total(kind.peak) for kind in self.kinds)
+
+    @property
+    def train(self) -> int:
+        return max(kind.total("train") for kind in self.kinds)
+
+
+def candidate(case: Case) -> Candidate:
+    """The case as it is."""
+    teacher = case.config.teacher.layout if case.config.teacher and case.reads_teacher else None
+    kinds = rank_kinds(case)
+    return Candidate(case.config.student.layout, teacher, kinds, step_time(case), shortfall(case, kinds))
+
+
+def candidates(case: Case) -> list[Candidate]:
+    """Fastest first; of equally fast ones that which needs less.
+
+    Tensor parallelism stays within a node; expert parallelism and stages may span several.
+    """
+    students = [each for each in _layouts(case, "student") if _accepted(case.with_layouts(each, LayoutConfig()))]
+    teachers: list[LayoutConfig | None] = [None]
+    if case.reads_teacher:
+        accepted = students[:1]
+        teachers = [t for t in _layouts(case, "teacher") if any(_accepted(case.with_layouts(s, t)) for s in accepted)]
+    both_matter = case.needs.teacher_head  # else a pair is right where each of the two is
+    found = []
+    for student in students:
+        for teacher in teachers:
+            changed = case.with_layouts(student, teacher)
+            if not both_matter or _accepted(changed):
+                found.append(candidate(changed))
+    return sorted(found, key=lambda each: (each.time.total, each.peak, each.train))
+
+
+def _accepted(case: Case) -> bool:
+    try:
+        case.check()
+    except ConfigError:
+        return False
+    return True
+
+
+def _layouts(case: Case, name: str) -> Iterator[LayoutConfig]:
+    arch, gpus = case.architectures[name], case.gpus
+    experts = arch.experts.count if arch.experts else 1
+    for tp in _divisors(min(gpus, case.gpus_per_node)):
+        for pp in _divisors(gpus):
+            for ep in _divisors(experts):
+                if tp * pp <= gpus and ep * pp <= gpus and arch.num_layers % pp == 0:
+                    yield LayoutConfig(tp, pp, expert_model_parallel_size=ep)
+                    if tp > 1:
+                        yield LayoutConfig(tp, pp, sequence_parallel=True, expert_model_parallel_size=ep)
+
+
+def _divisors(number: int) -> list[int]:
+    return [each for each in range(1, number + 1) if number % each == 0]

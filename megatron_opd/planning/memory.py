@@ -1,0 +1,173 @@
+"""Bytes of every rank in every phase of a step.
+
+Resident throughout: the student's parameters, gradients and optimizer state, frozen models, and on the host the
+engine. On CUDA the engine sleeps but in `generate` and `refit`, where it has its whole share of the device.
+"""
+
+import functools
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from megatron_opd.config.architecture import Architecture
+from megatron_opd.planning import activations
+from megatron_opd.planning.activations import FLOAT32
+from megatron_opd.planning.case import Case
+from megatron_opd.planning.engine import Engine, engine
+from megatron_opd.planning.hardware import GIB
+from megatron_opd.planning.states import MAIN, MOMENTS, Stage, TrainedBytes, stages, trained_stages
+from megatron_opd.weights.table import weight_table
+
+PHASES = ("generate", "teacher", "train", "refit")
+
+
+@dataclass(frozen=True)
+class RankKind:
+    """Ranks that hold the same: a stage of the student, and one of the teacher."""
+
+    student_stage: int
+    teacher_stage: int
+    first_rank: int
+    ranks: int
+    phases: dict[str, dict[str, int]]  # phase -> what -> bytes, without what is 0
+
+    def total(self, phase: str) -> int:
+        return sum(self.phases[phase].values())
+
+    @property
+    def peak(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=self.total)
+
+
+def rank_kinds(case: Case) -> list[RankKind]:
+    """In order of their first ranks. Of the replicas, whose shards differ by padding, the fullest stands for all."""
+    teacher_of = (lambda rank: case.stage_of("teacher", rank)) if case.reads_teacher else (lambda rank: 0)
+    counts = Counter((case.stage_of("student", rank), teacher_of(rank)) for rank in range(case.gpus))
+    kinds, rank = [], 0
+    for (student, teacher), ranks in counts.items():
+        kinds.append(RankKind(student, teacher, rank, ranks, _phases(case, student, teacher)))
+        rank += ranks
+    return kinds
+
+
+def _phases(case: Case, student_stage: int, teacher_stage: int) -> dict[str, dict[str, int]]:
+    resident = _resident(case, student_stage, teacher_stage)
+    awake = _engine_items(engine(case, "student")) if case.generates else {}
+    found: dict[str, dict[str, int]] = {}
+    if not case.hardware.is_cuda:
+        resident, awake = resident | awake, {}
+    if case.generates:
+        found["generate"] = resident | awake
+    if case.reads_teacher or case.needs.reference:
+        found["teacher"] = resident | _scoring(case)
+    found["train"] = resident | _training(case, student_stage)
+    if case.generates:
+        found["refit"] = resident | awake | {"gathered weights": _refit(case)}
+    return {phase: {what: size for what, size in items.items() if size} for phase, items in found.items()}
+
+
+def _resident(case: Case, student_stage: int, teacher_stage: int) -> dict[str, int]:
+    held = _trained(case, student_stage)
+    items = {"parameters": held.parameters, "gradients": held.gradients, "optimizer": held.optimizer}
+    if case.reads_teacher:
+        items["teacher"] = _stages(case, "teacher")[teacher_stage].num_bytes
+    if case.needs.reference:
+        items["reference"] = _stages(case, "student")[student_stage].num_bytes
+    if case.needs.process:
+        items["process model"] = sum(items[each] for each in ("parameters", "gradients", "optimizer"))
+    if case.config.method.teacher_share:  # an engine of its own, which does not sleep
+        items["teacher engine"] = engine(case, "teacher").total
+    return items
+
+
+def _stages(case: Case, name: str) -> list[Stage]:
+    return stages(case.architectures[name], case.model(name).layout, case.config.precision)
+
+
+def _trained(case: Case, stage: int) -> TrainedBytes:
+    arch, layout = case.architectures["student"], case.config.student.layout
+    return trained_stages(arch, layout, case.config.precision, case.replicas("student"))[stage]
+
+
+def _engine_items(held: Engine) -> dict[str, int]:
+    return {"engine": held.weights + held.workspace, "KV cache": max(held.cache, 0)}
+
+
+def shortfall(case: Case, kinds: list[RankKind]) -> str | None:
+    """Why the case does not fit: the rank and phase that lack most, or the engine. None where it fits."""
+    limit = case.hardware.limit
+    kind = max(kinds, key=lambda each: each.total(each.peak))
+    total = kind.total(kind.peak)
+    if total > limit:
+        return f"rank {kind.first_rank}, {kind.peak}: {total / GIB:.1f} of {limit / GIB:.1f} GiB"
+    if case.generates and engine(case, "student").sequences(case.config.max_sequence_length) == 0:
+        return f"engine: no room for the keys and values of {case.config.max_sequence_length} tokens"
+    return None
+
+
+# --------------------------------------------------------------------------------------------------------- the passes
+def _scoring(case: Case) -> dict[str, int]:
+    """The frozen models score one after the other; of each, layers and output layer do not add up either.
+
+    The signals of a step's tokens, 3 + 2 k float32 numbers each, lie on every rank; those of a replica's share twice.
+    """
+    models = [("teacher", case.needs.topk)] * case.reads_teacher + [("student", 0)] * case.needs.reference
+    working, signals = 0, 0
+    for name, topk in models:
+        batch = case.micro_batch(name)
+        working = max(working, activations.forward(batch), activations.head_scoring(batch))
+        numbers = case.samples * batch.predicted * (3 + 2 * topk)
+        signals = max(signals, FLOAT32 * (numbers + numbers // case.replicas(name)))
+    return {"activations": working, "signals": signals}
+
+
+def in_flight(case: Case, stage: int) -> int:
+    """Passes of a micro-batch through a model chunk that a stage keeps activations of: 1F1B, interleaved or not."""
+    layout = case.config.student.layout
+    pipeline, chunks = layout.pipeline_model_parallel_size, layout.virtual_pipeline_model_parallel_size
+    passes = chunks * case.micro_batches("student", case.samples_per_update)
+    return min(pipeline - stage if chunks == 1 else 2 * (pipeline - stage - 1) + (chunks - 1) * pipeline + 1, passes)
+
+
+def _training(case: Case, stage: int) -> dict[str, int]:
+    """The larger of the backward pass and the update, which do not meet."""
+    batch, held = case.micro_batch("student"), _stages(case, "student")[stage]
+    layout, granularity = case.config.student.layout, case.config.train.recompute_granularity
+    first, last = stage == 0, stage == layout.pipeline_model_parallel_size - 1
+    layers = held.num_layers // layout.virtual_pipeline_model_parallel_size
+    saved = activations.stage_saved(batch, layers, granularity, first=first, last=last) * in_flight(case, stage)
+    working = activations.layer_backward(batch, held.largest_of_layer) + activations.recomputed(batch, granularity)
+    if first and last and batch.arch.tie_word_embeddings:
+        working += batch.output_weight * batch.element  # the output layer's gradient waits for the embedding's
+    if last:
+        head = activations.head_training(batch, fused=case.config.train.fused_output_layer)
+        if case.needs.teacher_head:
+            teacher = case.micro_batch("teacher")
+            head += activations.divergence_training(batch) + activations.forward(teacher)
+        working = max(working, head)
+    update = _update_buffers(case, stage)
+    if update > saved + working:
+        return {"update": update}
+    return {"activations": saved, "working memory": working}
+
+
+def _update_buffers(case: Case, stage: int) -> int:
+    """Adam's temporary: on CUDA torch takes all tensors at once, on the host one by one (less than any pass)."""
+    per_element = MOMENTS + (0 if case.element == FLOAT32 else MAIN)
+    return _trained(case, stage).optimizer // per_element * FLOAT32 if case.hardware.is_cuda else 0
+
+
+def _refit(case: Case) -> int:
+    """The largest tensor on its way: the ranks' parts, the whole, and a float32 copy for the check of what arrived."""
+    arch, layout = case.architectures["student"], case.config.student.layout
+    largest = _largest_tensor(arch)
+    parts = largest * case.element if layout.tensor_model_parallel_size > 1 else 0
+    whole = largest * case.element if layout.tensor_model_parallel_size * layout.pipeline_model_parallel_size > 1 else 0
+    return parts + whole + (largest * FLOAT32 if case.element < FLOAT32 else 0)
+
+
+@functools.cache
+def _largest_tensor(arch: Architecture) -> int:
+    """Elements."""
+    return max(math.prod(entry.full_shape) for entry in weight_table(arch))

@@ -1,0 +1,147 @@
+"""The plan as text (tables on a terminal, plain lines otherwise) and as JSON."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from math import isfinite
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.planning.case import Case
+from megatron_opd.planning.engine import engine
+from megatron_opd.planning.hardware import GIB
+from megatron_opd.planning.layouts import Candidate
+from megatron_opd.planning.memory import RankKind
+from megatron_opd.planning.step_time import StepTime
+
+SHOWN = 12  # lines of each table
+
+Rows = Sequence[Sequence[str]]
+
+
+def print_plan(case: Case, own: Candidate, others: Sequence[Candidate], notes: Sequence[str]) -> None:
+    """The recipe's own layout by rank kind and phase, then the candidates."""
+    hardware = case.hardware
+    print(
+        f"{case.config.name}: {case.config.method.name} on {case.gpus} x {hardware.name}, {case.gpus_per_node} a node"
+    )
+    for note in notes:
+        print(f"note: {note}")
+    reserve = f", {hardware.reserve / GIB:g} of {hardware.memory / GIB:.1f} set aside" if hardware.reserve else ""
+    _print_rows(
+        f"The recipe's layout: GiB of a rank, of {hardware.limit / GIB:.1f}{reserve}",
+        ("ranks", "phase", "total", "made of"),
+        [row for kind in own.kinds for row in _phase_rows(case, kind)],
+    )
+    if case.generates:
+        print(_engine_line(case))
+    print(f"fits: {'yes' if own.lacks is None else f'no; {own.lacks}'}")
+    print(f"seconds of a step, estimated: {_times(own.time)}\n")
+    fitting, lacking = by_student(others)
+    total = sum(each.lacks is None for each in others)
+    head = ("student", "teacher", "peak GiB", "step s", "of it generate, teacher, train, refit")
+    what = "pairs of layouts" if own.teacher else "layouts"
+    title = f"{total} of {len(others)} {what} fit. Of each of the student's, the fastest:"
+    _print_rows(title, head, [_row(each) for each in fitting[:SHOWN]])
+    if lacking:
+        title = "Of the student's layouts that fit with none, what needs least:" if own.teacher else "The others:"
+        rows = [(*_row(each)[:4], str(each.lacks)) for each in lacking[:SHOWN]]
+        _print_rows(title, (*head[:4], "lacks"), rows)
+
+
+def by_student(others: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
+    """For each layout of the student its fastest candidate that fits, or, where none does, the one that needs least."""
+    fastest: dict[LayoutConfig, Candidate] = {}
+    smallest: dict[LayoutConfig, Candidate] = {}
+    for each in others:
+        if each.lacks is None:
+            fastest.setdefault(each.student, each)
+        elif each.student not in smallest or each.peak < smallest[each.student].peak:
+            smallest[each.student] = each
+    return list(fastest.values()), [each for student, each in smallest.items() if student not in fastest]
+
+
+def as_json(case: Case, own: Candidate, others: Sequence[Candidate], notes: Sequence[str]) -> dict[str, Any]:
+    """Everything the plan says, in bytes and seconds."""
+    return {
+        "recipe": case.config.name,
+        "method": case.config.method.name,
+        "gpus": case.gpus,
+        "gpus_per_node": case.gpus_per_node,
+        "hardware": asdict(case.hardware),
+        "limit_bytes": case.hardware.limit,
+        "notes": list(notes),
+        "own": _as_dict(own),
+        "layouts": [_as_dict(each) for each in others],
+    }
+
+
+def _as_dict(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "student": asdict(candidate.student),
+        "teacher": asdict(candidate.teacher) if candidate.teacher else None,
+        "fits": candidate.lacks is None,
+        "lacks": candidate.lacks,
+        "peak_bytes": candidate.peak,
+        "seconds": {phase: seconds if isfinite(seconds) else None for phase, seconds in asdict(candidate.time).items()},
+        "ranks": [asdict(kind) for kind in candidate.kinds],
+    }
+
+
+def _phase_rows(case: Case, kind: RankKind) -> list[tuple[str, str, str, str]]:
+    last = kind.first_rank + kind.ranks - 1
+    ranks = str(kind.first_rank) if kind.ranks == 1 else f"{kind.first_rank}-{last}"
+    rows = []
+    for phase, items in kind.phases.items():
+        parts = ", ".join(f"{what} {size / GIB:.2f}" for what, size in items.items() if size >= GIB / 200)
+        mark = " !" if kind.total(phase) > case.hardware.limit else ""
+        rows.append((ranks, phase, f"{kind.total(phase) / GIB:.2f}{mark}", parts))
+    return rows
+
+
+def _engine_line(case: Case) -> str:
+    held, longest = engine(case, "student"), case.config.max_sequence_length
+    return (
+        f"engine of a rank: {max(held.cache, 0) / GIB:.2f} GiB of keys and values hold "
+        f"{held.sequences(longest)} sequences of {longest} tokens"
+    )
+
+
+def _row(candidate: Candidate) -> tuple[str, str, str, str, str]:
+    time = candidate.time
+    parts = f"{time.generate:.0f}, {time.teacher:.0f}, {time.train:.0f}, {time.refit:.1f}"
+    teacher = _layout(candidate.teacher) if candidate.teacher else "-"
+    return _layout(candidate.student), teacher, f"{candidate.peak / GIB:.1f}", f"{time.total:.0f}", parts
+
+
+def _layout(layout: LayoutConfig) -> str:
+    """Only the sizes above 1."""
+    sizes = {
+        "TP": layout.tensor_model_parallel_size,
+        "PP": layout.pipeline_model_parallel_size,
+        "EP": layout.expert_model_parallel_size,
+    }
+    parts = [f"{name}{size}" for name, size in sizes.items() if size > 1] + ["SP"] * layout.sequence_parallel
+    return " ".join(parts) or "TP1"
+
+
+def _times(time: StepTime) -> str:
+    parts = ", ".join(f"{name} {seconds:.3g}" for name, seconds in asdict(time).items())
+    return f"{time.total:.3g} ({parts})"
+
+
+def _print_rows(title: str, head: Sequence[str], rows: Rows) -> None:
+    if not sys.stdout.isatty():
+        print(title)
+        for row in rows:
+            print("  " + " | ".join(each for each in row))
+        return
+    table = Table(title=title, title_justify="left")
+    for name in head:
+        table.add_column(name, justify="right" if name in ("total", "peak GiB", "step s") else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

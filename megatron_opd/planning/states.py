@@ -1,0 +1,154 @@
+"""Bytes of parameters, gradients and optimizer states, from real Megatron modules on the meta device.
+
+A stage of the pipeline is built by `mcore.model.build_model` in a world that communicates with nobody, with one layer:
+all layers of the supported models are equal, so the others are copies of it. What a replica keeps of the optimizer's
+state is what Megatron's own layout of its buffers says.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from megatron_opd.config.architecture import Architecture
+from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.mcore import parallel as groups
+from megatron_opd.mcore.model import build_model
+from megatron_opd.train.student import data_parallel_config
+
+META = torch.device("meta")
+MAIN, MOMENTS = 4, 8  # bytes per element: the float32 copy of a bfloat16 parameter; Adam's two float32 moments
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The parameters of one rank of a pipeline stage, in the model's order, on the meta device."""
+
+    before: tuple[torch.nn.Parameter, ...]  # the embedding
+    layer: tuple[torch.nn.Parameter, ...]  # of each of `num_layers` equal ones
+    after: tuple[torch.nn.Parameter, ...]  # final norm and output layer
+    num_layers: int
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        layers = [_copy(each) for _ in range(self.num_layers) for each in self.layer]
+        return [*self.before, *layers, *self.after]
+
+    @functools.cached_property
+    def num_bytes(self) -> int:
+        """Of a frozen copy: a teacher's or reference's whole share of memory."""
+        return _bytes(self.before) + self.num_layers * _bytes(self.layer) + _bytes(self.after)
+
+    @functools.cached_property
+    def largest_of_layer(self) -> int:
+        """Elements of a layer's largest parameter, whose gradient exists beside everything else for a moment."""
+        return max(each.numel() for each in self.layer)
+
+
+@dataclass(frozen=True)
+class TrainedBytes:
+    """What one rank of a trained model holds from the first update on."""
+
+    parameters: int
+    gradients: int
+    optimizer: int  # main parameters and moments; Adam's step counters, 4 bytes per tensor, apart
+
+
+@functools.cache
+def stages(arch: Architecture, layout: LayoutConfig, precision: str) -> list[Stage]:
+    """One per pipeline rank. The ranks of a stage hold equally much: sizes that do not divide are refused earlier."""
+    tp, pp, ep = (
+        layout.tensor_model_parallel_size,
+        layout.pipeline_model_parallel_size,
+        layout.expert_model_parallel_size,
+    )
+    # Three stages are the first, one between, and the last; two and more than three are made of these.
+    built = _one_layer_stages(replace(arch, num_layers=1 if pp == 1 else 3), tp, ep, precision)
+    roles = [0, *[1] * (pp - 2), 2] if pp > 1 else [0]
+    return [replace(built[role], num_layers=arch.num_layers // pp) for role in roles]
+
+
+@functools.cache
+def trained_stages(arch: Architecture, layout: LayoutConfig, precision: str, replicas: int) -> list[TrainedBytes]:
+    """One per pipeline rank: of the replicas, whose shards differ by padding, the fullest."""
+    each_replica = [trained_bytes(stage, replicas) for stage in stages(arch, layout, precision)]
+    return [max(each, key=lambda held: held.optimizer) for each in each_replica]
+
+
+def trained_bytes(stage: Stage, replicas: int) -> list[TrainedBytes]:
+    """Of each data-parallel rank: `train.student.prepare` on this stage. Exact."""
+    parameters = stage.parameters
+    assert all(getattr(each, "allreduce", True) for each in parameters), "experts are not trained"
+    layout = DistributedOptimizer.compute_full_param_layout(parameters, None, replicas, data_parallel_config())
+    held_bytes = gradients = 0
+    states = [0] * replicas
+    for key, buffer in layout.layouts.items():
+        size = buffer.bucket_indices[-1][1]  # padded, so that the replicas' shards are equal
+        held_bytes, gradients = held_bytes + size * key.param_dtype.itemsize, gradients + size * 4
+        for rank in range(replicas):
+            states[rank] += _state_in_shard(buffer, rank, replicas)
+    return [TrainedBytes(held_bytes, gradients, state) for state in states]
+
+
+def _state_in_shard(buffer, rank: int, replicas: int) -> int:
+    """Bytes of the optimizer's state for the parts of parameters that lie in a replica's shard of each bucket."""
+    total = 0
+    for parameter, (start, end, bucket) in buffer.param_index_map.items():
+        first, last = buffer.bucket_indices[bucket]
+        width = (last - first) // replicas
+        low = first + rank * width
+        total += max(0, min(end, low + width) - max(start, low)) * _state_bytes(parameter)
+    return total
+
+
+def _state_bytes(parameter: torch.nn.Parameter) -> int:
+    return MOMENTS + (0 if parameter.dtype is torch.float32 else MAIN)
+
+
+@functools.cache
+def _one_layer_stages(arch: Architecture, tp: int, ep: int, precision: str) -> list[Stage]:
+    pp = arch.num_layers
+    layout = LayoutConfig(tp, pp, expert_model_parallel_size=ep)
+    per_stage = math.lcm(tp, ep)
+    return [_build(arch, layout, precision, stage * per_stage, pp * per_stage) for stage in range(pp)]
+
+
+def _build(arch: Architecture, layout: LayoutConfig, precision: str, rank: int, world: int) -> Stage:
+    with world_of_one(rank, world), META:
+        parallel = replace(groups.create(layout), device=META)
+        (chunk,) = build_model(arch, parallel, precision=precision)
+        named = list(chunk.named_parameters())
+    (first, *_) = inside = [i for i, (name, _) in enumerate(named) if name.startswith("decoder.layers.0.")]
+    parameters = [parameter for _, parameter in named]
+    end = first + len(inside)
+    return Stage(tuple(parameters[:first]), tuple(parameters[first:end]), tuple(parameters[end:]), 1)
+
+
+@contextlib.contextmanager
+def world_of_one(rank: int, world: int) -> Iterator[None]:
+    """This process as `rank` of a world in which every collective returns at once."""
+    assert not dist.is_initialized(), "planning has its own default process group"
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
+    try:
+        groups.start()
+        yield
+    finally:
+        groups.stop()
+
+
+def _copy(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+    copy = torch.nn.Parameter(torch.empty_like(parameter))
+    for name in ("allreduce", "shared_embedding"):
+        if hasattr(parameter, name):
+            setattr(copy, name, getattr(parameter, name))
+    return copy
+
+
+def _bytes(parameters: tuple[torch.nn.Parameter, ...]) -> int:
+    return sum(each.numel() * each.itemsize for each in parameters)

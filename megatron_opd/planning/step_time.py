@@ -1,0 +1,168 @@
+"""An estimate of a step's seconds, to rank layouts by; nothing of it has been measured on a GPU.
+
+Products run at `COMPUTE` of the peak, decoding reads weights and cache at `BANDWIDTH` of the memory's, collectives run
+at `LINK` of the slowest link they use; nothing overlaps, as in our schedules. Every sequence is as long as the recipe
+allows, and rewards cost nothing: this compares layouts, it does not predict a run.
+"""
+
+import functools
+from dataclasses import dataclass
+
+from megatron_opd.config.architecture import Architecture
+from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.planning.activations import FLOAT32
+from megatron_opd.planning.case import Case
+from megatron_opd.planning.engine import engine
+from megatron_opd.planning.hardware import BANDWIDTH, COMPUTE, LINK
+from megatron_opd.planning.states import stages
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds by phase."""
+
+    generate: float
+    teacher: float
+    train: float
+    refit: float
+
+    @property
+    def total(self) -> float:
+        return self.generate + self.teacher + self.train + self.refit
+
+
+@dataclass(frozen=True)
+class Work:
+    """Parameters that a token meets in products, of the whole model."""
+
+    layers: int  # those outside experts
+    experts: int  # those of a token's experts
+    head: int
+
+
+def step_time(case: Case) -> StepTime:
+    needs = case.needs
+    student = forward_time(case, "student", case.samples)
+    teacher = forward_time(case, "teacher", case.samples) if case.reads_teacher else 0.0
+    updates = case.config.train.updates_per_step * update_time(case, case.samples_per_update)
+    process = update_time(case, case.samples) if needs.process else 0.0
+    return StepTime(
+        generate=generate_time(case),
+        teacher=needs.teacher * teacher + (needs.reference + needs.process) * student,
+        train=updates + process + needs.student_pass * student + needs.teacher_head * teacher,
+        refit=refit_time(case),
+    )
+
+
+@functools.cache
+def work(arch: Architecture) -> Work:
+    """Counted on the modules of the whole model."""
+    (whole,) = stages(arch, LayoutConfig(), "bfloat16")
+    layer = sum(each.numel() for each in whole.layer)
+    experts = 0
+    if arch.experts:
+        one = 3 * arch.hidden_size * arch.experts.intermediate_size  # gate, up, down
+        experts = arch.experts.per_token * one
+        layer -= arch.experts.count * one
+    head = arch.vocab_size * arch.hidden_size
+    return Work(layer * arch.num_layers, experts * arch.num_layers, head)
+
+
+# ----------------------------------------------------------------------------------------------------- training passes
+def forward_time(case: Case, name: str, samples: int) -> float:
+    """Of all micro-batches of a replica through its pipeline, whose bubble adds PP - 1 of them."""
+    seconds = _products(case, name) + _collectives(case, name)
+    return seconds * (case.micro_batches(name, samples) + _stages(case, name) - 1)
+
+
+def update_time(case: Case, samples: int) -> float:
+    """The backward pass has twice the products of the forward pass, a fused output layer its logits once more, and as
+    many collectives. Then the gradients meet."""
+    seconds = 3 * _products(case, "student") + 2 * _collectives(case, "student")
+    if case.config.train.fused_output_layer:
+        seconds += _head_products(case, "student")
+    return seconds * (case.micro_batches("student", samples) + _stages(case, "student") - 1) + _reduce_seconds(case)
+
+
+def _products(case: Case, name: str) -> float:
+    """Of one micro-batch in the slowest stage of a forward pass, the last. Attention is causal: half of the square."""
+    batch, arch, layout = case.micro_batch(name), case.architectures[name], case.model(name).layout
+    tp, counted = layout.tensor_model_parallel_size, work(arch)
+    # Without sequence parallelism every tensor-parallel rank sends all tokens to the experts.
+    repeated = 1 if layout.sequence_parallel else tp
+    attention = 2 * batch.length * arch.num_attention_heads * arch.head_dim * arch.num_layers
+    per_token = 2 * (counted.layers + repeated * counted.experts) + attention
+    flops = batch.tokens * per_token / (tp * _stages(case, name))
+    return flops / (COMPUTE * case.hardware.flops) + _head_products(case, name)
+
+
+def _head_products(case: Case, name: str) -> float:
+    batch = case.micro_batch(name)
+    return 2 * batch.sequences * batch.predicted * batch.output_weight / (COMPUTE * case.hardware.flops)
+
+
+def _collectives(case: Case, name: str) -> float:
+    """Of one micro-batch in one stage of a forward pass.
+
+    In each layer two sums over the tensor-parallel ranks (or, with sequence parallelism, a gather and a scatter each,
+    as long), and the exchange of tokens with the ranks of their experts and back; between stages the stream.
+    """
+    batch, layout = case.micro_batch(name), case.model(name).layout
+    tp, ep, pp = layout.tensor_model_parallel_size, layout.expert_model_parallel_size, _stages(case, name)
+    layer = 2 * 2 * (tp - 1) / tp * batch.whole_hidden / _link(case, tp)
+    if batch.arch.experts:
+        layer += 2 * batch.arch.experts.per_token * batch.hidden * (ep - 1) / ep / _link(case, ep)
+    to_next = batch.hidden / _link(case, case.gpus // pp + 1) if pp > 1 else 0.0
+    return layer * batch.arch.num_layers / pp + to_next
+
+
+def _stages(case: Case, name: str) -> int:
+    return case.model(name).layout.pipeline_model_parallel_size
+
+
+def _reduce_seconds(case: Case) -> float:
+    """Gradients in float32 scattered over the replicas, parameters gathered from them."""
+    replicas = case.replicas("student")
+    largest = max(
+        stage.num_bytes
+        for stage in stages(case.architectures["student"], case.config.student.layout, case.config.precision)
+    )
+    moved = (replicas - 1) / replicas * largest * (FLOAT32 / case.element + 1)
+    return moved / _link(case, replicas * case.config.student.layout.tensor_model_parallel_size)
+
+
+# ------------------------------------------------------------------------------------------------- sampling, the refit
+def generate_time(case: Case) -> float:
+    """Decoding, bound by memory or by products: as many sequences at a time as the cache holds."""
+    if not case.needs.rollouts:
+        return 0.0
+    held, settings = engine(case, "student"), case.config.rollout
+    mine = -(-settings.num_prompts // case.gpus) * settings.samples_per_prompt
+    at_once = min(mine, case.hardware.engine_sequences, held.sequences(case.config.max_sequence_length))
+    if at_once == 0:
+        return float("inf")
+    completion = settings.max_completion_tokens
+    context = case.config.max_sequence_length - completion / 2  # on average, while a completion grows
+    counted = work(case.architectures["student"])
+    read = (held.weights + at_once * context * held.cache_per_token) / (BANDWIDTH * case.hardware.memory_bandwidth)
+    computed = at_once * 2 * (counted.layers + counted.experts + counted.head) / (COMPUTE * case.hardware.flops)
+    return -(-mine // at_once) * completion * max(read, computed)
+
+
+def refit_time(case: Case) -> float:
+    """The parts of each tensor meet on every rank of a replica; on CUDA the engine's weights come from the host and
+    go back there."""
+    if not case.needs.rollouts:
+        return 0.0
+    layout = case.config.student.layout
+    ranks = layout.tensor_model_parallel_size * layout.pipeline_model_parallel_size
+    apart = case.gpus if layout.pipeline_model_parallel_size > 1 else ranks
+    weights = engine(case, "student").weights
+    gathered = weights * (ranks - 1) / ranks / _link(case, apart)
+    return gathered + (2 * weights / (LINK * case.hardware.host_link) if case.hardware.is_cuda else 0.0)
+
+
+def _link(case: Case, ranks: int) -> float:
+    """Bytes per second within a group of neighbouring ranks."""
+    hardware = case.hardware
+    return LINK * (hardware.network_link if ranks > case.gpus_per_node else hardware.node_link)

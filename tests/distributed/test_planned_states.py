@@ -1,0 +1,124 @@
+"""The planner's bytes of parameters, gradients and optimizer states are those of really built models, exactly."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_opd.config.architecture import Architecture, read_architecture
+from megatron_opd.config.methods import CATALOGUE
+from megatron_opd.config.schema import DataConfig, LayoutConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from tests.unit.tiny_model_files import write_model
+
+# Sizes that no alignment divides, so that padding shows: tied embeddings, biases, an odd vocabulary.
+MODELS = {
+    "student": {"model_type": "qwen2", "vocab_size": 101, "hidden_size": 20, "head_dim": 5, "intermediate_size": 38,
+                "tie_word_embeddings": True},
+    "untied": {"vocab_size": 67, "hidden_size": 12, "intermediate_size": 22},
+    "teacher": {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 6},
+}  # fmt: skip
+TRAINED = [("student", "bfloat16"), ("student", "float32"), ("untied", "bfloat16"), ("untied", "float32")]
+SHAPES = {1: [(1, 1, 1)], 2: [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 1, 2)]}  # processes -> TP, PP, EP
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("planned")
+    for name, sizes in MODELS.items():
+        write_model(folder / name, **sizes)
+    return folder
+
+
+@pytest.mark.parametrize("nproc", SHAPES)
+def test_planned_bytes_are_those_held(nproc, directory, run_distributed):
+    run_distributed(__file__, nproc, directory)
+    for rank in range(nproc):
+        held = json.loads((directory / f"{nproc}-{rank}.json").read_text())
+        assert len(held) == sum(len(TRAINED) if ep == 1 else 0 for _, _, ep in SHAPES[nproc]) + 2 * len(SHAPES[nproc])
+        for key, real in held.items():
+            assert planned(directory, nproc, *json.loads(key), rank) == real, (nproc, rank, key)
+
+
+def planned(directory: Path, world: int, name: str, precision: str, shape: list[int], rank: int) -> dict[str, int]:
+    from megatron_opd.planning.states import stages, trained_bytes
+
+    tp, pp, ep = shape
+    arch = read_architecture(directory / name)
+    ranks_of_stage = world // pp
+    stage = stages(arch, LayoutConfig(tp, pp, False, ep), precision)[rank // ranks_of_stage]
+    if name == "teacher":
+        return {"parameters": stage.num_bytes}
+    return asdict(trained_bytes(stage, ranks_of_stage // tp)[rank % ranks_of_stage // tp])
+
+
+# ------------------------------------------------------------------------------------------------ the program
+def frozen_bytes(arch: Architecture, shape: tuple[int, int, int], precision: str) -> dict[str, int]:
+    from megatron_opd.mcore import parallel as groups
+    from megatron_opd.mcore.model import build_model
+
+    tp, pp, ep = shape
+    chunks = build_model(arch, groups.create(LayoutConfig(tp, pp, False, ep)), precision=precision)
+    return {"parameters": storages(chunks[0].parameters())}
+
+
+def trained_bytes_of(arch: Architecture, shape: tuple[int, int, int], precision: str) -> dict[str, int]:
+    """After one update, from which on the moments exist."""
+    from megatron_opd.mcore import parallel as groups
+    from megatron_opd.mcore.model import build_model
+    from megatron_opd.train.student import prepare
+
+    layout = groups.create(LayoutConfig(shape[0], shape[1]))
+    config = RunConfig(
+        name="c", num_steps=9, max_sequence_length=8, method=CATALOGUE["sft"].method, precision=precision,
+        student=ModelConfig(""), data=DataConfig(""), train=TrainConfig(OptimizerConfig(lr=0.1)),
+    )  # fmt: skip
+    chunks = build_model(arch, layout, precision=precision)
+    for parameter in chunks[0].parameters():
+        torch.nn.init.zeros_(parameter)
+    student = prepare(chunks, arch, layout, config)
+    with layout.active():
+        student.optimizer.step()
+    own = {parameter.untyped_storage().data_ptr() for parameter in chunks[0].parameters()}
+    state = []
+    for optimizer in getattr(student.optimizer, "chained_optimizers", [student.optimizer]):
+        inner = optimizer.optimizer
+        main = [each for group in inner.param_groups for each in group["params"]]
+        state += [each for each in main if each.untyped_storage().data_ptr() not in own]
+        state += [inner.state[each][moment] for each in main for moment in ("exp_avg", "exp_avg_sq")]
+    buffers = student.chunks[0].buffers
+    return {
+        "parameters": storages(chunks[0].parameters()),
+        "gradients": storages(buffer.grad_data for buffer in buffers),
+        "optimizer": storages(state),
+    }
+
+
+def storages(tensors) -> int:
+    """Bytes, each storage once."""
+    return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
+
+
+def main() -> int:
+    from megatron_opd.mcore import parallel as groups
+
+    directory = Path(sys.argv[1])
+    groups.start()
+    world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    results = {}
+    for shape in SHAPES[world]:
+        for precision in ("bfloat16", "float32"):
+            arch = read_architecture(directory / "teacher")
+            results[json.dumps(["teacher", precision, shape])] = frozen_bytes(arch, shape, precision)
+        for name, precision in TRAINED if shape[2] == 1 else []:
+            arch = read_architecture(directory / name)
+            results[json.dumps([name, precision, shape])] = trained_bytes_of(arch, shape, precision)
+    (directory / f"{world}-{rank}.json").write_text(json.dumps(results))
+    groups.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

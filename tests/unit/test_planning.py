@@ -1,0 +1,138 @@
+"""`megatron-opd plan`: what it prints, its exit codes, and what it refuses in which words."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from megatron_opd import cli
+from megatron_opd.config.load import load_config, recipe_files
+from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.planning.architectures import architectures
+from megatron_opd.planning.case import Case
+from megatron_opd.planning.hardware import hardware
+from megatron_opd.planning.layouts import candidate, candidates
+from megatron_opd.planning.memory import in_flight, rank_kinds
+from tests.unit.tiny_model_files import write_model, write_recipe
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    return str(write_recipe(tmp_path))
+
+
+def case(recipe: str, gpus: int, *overrides: str, gpu: str = "a100") -> Case:
+    config = load_config(recipe, overrides)
+    return Case(config, architectures(config)[0], hardware(gpu, 8), gpus, min(gpus, 8))
+
+
+# ------------------------------------------------------------------------------------------------ the command
+def test_a_plan_that_fits(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "plan.json"
+    assert cli.main(["plan", recipe, "--gpus", "2", "--gpu", "h100", "--json", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "fits: yes" in printed
+    for phase in ("generate", "teacher", "train", "refit"):
+        assert f"| {phase} |" in printed
+    plan = json.loads(out.read_text())
+    assert plan["own"]["fits"] and plan["gpus"] == 2
+    assert plan["own"]["peak_bytes"] == max(sum(items.values()) for items in plan["own"]["ranks"][0]["phases"].values())
+    # TP 1 and 2 (with and without sequence parallelism), PP 1 and 2, of each model
+    assert len(plan["layouts"]) == 4 * 4
+
+
+def test_a_plan_that_does_not_fit_says_where(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    share = "rollout.gpu_memory_utilization=0.99"
+    assert cli.main(["plan", recipe, "--gpus", "1", "--gpu", "a100", share]) == 1
+    assert "fits: no; rank 0, refit: 78.3 of 76.1 GiB" in capsys.readouterr().out
+
+
+THREE, TWO = ["--gpus", "3", "--gpu", "a100"], ["--gpus", "2", "--gpu", "a100"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--gpus", "2", "--gpu", "tpu"], "--gpu: unknown device; known: a100, h100, h800, cpu"),
+        (["--gpus", "12", "--gpu", "a100"], "--gpus: 12 is no multiple of the 8 of a node"),
+        (THREE, "rollout.num_prompts: the 8 sequences of an update do not divide"),
+        ([*THREE, "student.layout.tensor_model_parallel_size=2"], "student.layout: TP 2 x PP 1"),
+        ([*THREE, "student.layout.tensor_model_parallel_size=3"], "student.layout.tensor_model"),
+        ([*TWO, "precision=float32"], "precision: float32 on a GPU is not planned"),
+        ([*TWO, "student.path=models/Nothing-7B"], "student.path: models/Nothing-7B is no dir"),
+        ([*TWO, "--json", "/nowhere/plan.json"], "--json: /nowhere is no directory"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(
+    recipe: str, arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", recipe, *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"megatron-opd: error: {problem}") and printed.err.count("\n") == 1
+
+
+def test_every_recipe_of_a_paper_has_its_sizes() -> None:
+    for name in recipe_files():
+        config = load_config(name)
+        if not name.startswith("demo"):
+            found, notes = architectures(config)
+            assert list(found) == [role for role in ("student", "teacher") if getattr(config, role)]
+            assert len(notes) == len(found)
+
+
+# ------------------------------------------------------------------------------------------------ ranks and layouts
+def test_ranks_are_grouped_by_what_they_hold(recipe: str) -> None:
+    layouts = ["student.layout.pipeline_model_parallel_size=4", "teacher.layout.pipeline_model_parallel_size=2"]
+    kinds = rank_kinds(case(recipe, 8, *layouts))
+    assert [(each.student_stage, each.teacher_stage, each.first_rank, each.ranks) for each in kinds] == [
+        (0, 0, 0, 2), (1, 0, 2, 2), (2, 1, 4, 2), (3, 1, 6, 2)
+    ]  # fmt: skip
+    saved = [each.phases["train"]["activations"] for each in kinds]
+    # 8 sequences in 1 micro-batch of 8 per replica at most: nothing to keep in flight twice
+    assert len(set(saved[1:3])) == 1
+
+
+def test_stages_keep_as_many_micro_batches_as_are_in_flight(recipe: str) -> None:
+    planned = case(recipe, 4, "student.layout.pipeline_model_parallel_size=4", "train.micro_batch_size=1")
+    assert [in_flight(planned, stage) for stage in range(4)] == [4, 3, 2, 1]
+    two = case(recipe, 4, "student.layout.pipeline_model_parallel_size=4", "train.micro_batch_size=4")
+    assert [in_flight(two, stage) for stage in range(4)] == [2, 2, 2, 1]
+
+
+def test_candidates_are_what_the_checks_accept(recipe: str, tmp_path: Path) -> None:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+    teacher = write_model(tmp_path / "experts", model_type="qwen3_moe", **experts)
+    planned = case(recipe, 4, f"teacher.path={teacher}")
+    found = candidates(planned)
+    assert all(first.time.total <= second.time.total for first, second in itertools.pairwise(found))
+    pairs = {(each.student, each.teacher) for each in found}
+    assert len(pairs) == len(found)
+    assert (LayoutConfig(), LayoutConfig(2, 1, True, 4)) in pairs
+    assert not any(student.tensor_model_parallel_size == 4 for student, _ in pairs)  # 2 key-value heads
+    for student, teacher_layout in pairs:
+        planned.with_layouts(student, teacher_layout).check()
+
+
+def test_more_of_anything_takes_longer(recipe: str) -> None:
+    base = candidate(case(recipe, 2)).time
+    longer = candidate(case(recipe, 2, "rollout.max_completion_tokens=16")).time
+    assert longer.generate > base.generate and longer.train >= base.train
+    assert candidate(case(recipe, 2, "rollout.num_prompts=16")).time.train > base.train
+    assert candidate(case(recipe, 2, gpu="h100")).time.total < base.total
+    assert math.isinf(candidate(case(recipe, 2, "rollout.gpu_memory_utilization=0.0")).time.generate)
+
+
+def test_a_method_holds_what_it_reads(recipe: str) -> None:
+    def held(*overrides: str) -> set[str]:
+        (kind,) = rank_kinds(case(recipe, 1, *overrides))
+        return set().union(*kind.phases.values())
+
+    assert {"teacher", "engine", "KV cache"} <= held()
+    assert not {"teacher", "engine", "reference"} & held("method=sft", "teacher=null", "rollout.num_prompts=4",
+                                                         "rollout.samples_per_prompt=8",
+                                                         "rollout.max_completion_tokens=1024")  # fmt: skip
+    assert {"reference", "process model"} <= held("method=prime", "teacher=null")
+    assert "teacher engine" in held("method=minillm")

@@ -1,0 +1,257 @@
+"""The planner's formulas against what real layers keep, and its peak of a training step against a measured one."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_opd.config.architecture import Architecture, Experts, parse_architecture
+from megatron_opd.config.methods import CATALOGUE
+from megatron_opd.config.schema import (
+    DataConfig,
+    LayoutConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    RunConfig,
+    TrainConfig,
+)
+from megatron_opd.mcore import parallel as groups
+from megatron_opd.mcore.model import DTYPES, build_model
+from megatron_opd.mcore.parallel import Parallel
+from megatron_opd.objective.batch import Batch
+from megatron_opd.objective.columns import build_columns
+from megatron_opd.objective.loss import Objective
+from megatron_opd.planning import activations
+from megatron_opd.planning.activations import MicroBatch
+from megatron_opd.planning.architectures import TABLE
+from megatron_opd.planning.case import Case
+from megatron_opd.planning.hardware import hardware
+from megatron_opd.planning.memory import RankKind, rank_kinds
+from megatron_opd.planning.states import stages, world_of_one
+from megatron_opd.planning.step_time import work
+from megatron_opd.records import Prompt, Rollout, Signals
+from megatron_opd.train.step import update
+from megatron_opd.train.student import prepare
+from tests.unit.live_bytes import LiveBytes
+
+QWEN3 = Architecture(
+    "qwen3", vocab_size=512, hidden_size=64, num_layers=2, num_attention_heads=8, num_key_value_heads=4, head_dim=16,
+    intermediate_size=192, max_position_embeddings=4096, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False,
+    qkv_bias=False, qk_norm=True,
+)  # fmt: skip
+QWEN2 = replace(QWEN3, model_type="qwen2", qkv_bias=True, qk_norm=False)
+SEQUENCES, LENGTH = 4, 128
+
+
+@contextmanager
+def model(
+    arch: Architecture, layout: LayoutConfig | None = None, precision: str = "float32"
+) -> Iterator[tuple[list[Any], Parallel]]:
+    """A model with random weights; the other ranks of `layout` are not there, and collectives return at once."""
+    layout = layout or LayoutConfig()
+    size = layout.tensor_model_parallel_size
+    with world_of_one(size - 1, size):
+        parallel = groups.create(layout)
+        chunks = build_model(arch, parallel, precision=precision)
+        for parameter in chunks[0].parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+        yield chunks, parallel
+
+
+def micro_batch(
+    arch: Architecture, layout: LayoutConfig | None = None, precision: str = "float32", predicted: int = LENGTH
+) -> MicroBatch:
+    element = DTYPES[precision].itemsize
+    return MicroBatch(arch, layout or LayoutConfig(), element, False, SEQUENCES, LENGTH, predicted)
+
+
+def hidden_states(chunk: Any, parallel: Parallel) -> None:
+    ids = torch.zeros(SEQUENCES, LENGTH, dtype=torch.long)
+    positions = torch.arange(LENGTH).expand(SEQUENCES, LENGTH)
+    with parallel.active():
+        chunk(ids, positions, None, output_processor=lambda hidden_states, **_: hidden_states)
+
+
+# ------------------------------------------------------------------------------------------------ activations
+def saved_bytes(chunk: Any, parallel: Parallel) -> int:
+    """Of the storages that a forward pass keeps for its backward pass, parameters apart."""
+    parameters = {each.untyped_storage().data_ptr() for each in chunk.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}  # holding them keeps addresses from being used twice
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        hidden_states(chunk, parallel)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layout", [LayoutConfig(), LayoutConfig(2), LayoutConfig(2, sequence_parallel=True)], ids=str)
+@pytest.mark.parametrize("arch", [QWEN2, QWEN3, replace(QWEN3, num_key_value_heads=8)], ids=["qwen2", "qwen3", "mha"])
+def test_layers_keep_what_the_formula_says(arch: Architecture, layout: LayoutConfig, precision: str) -> None:
+    kept = []
+    for num_layers in (1, 3):
+        with model(replace(arch, num_layers=num_layers), layout, precision) as ((chunk,), parallel):
+            kept.append(saved_bytes(chunk, parallel))
+    assert kept[1] - kept[0] == 2 * activations.layer_saved(micro_batch(arch, layout, precision))
+
+
+EXPERTS = replace(QWEN3, experts=Experts(count=8, per_token=4, intermediate_size=48, normalise_top=True))
+
+
+@pytest.mark.parametrize(
+    "arch", [QWEN2, replace(QWEN3, intermediate_size=64), EXPERTS], ids=["mlp", "attention", "experts"]
+)
+def test_a_forward_pass_needs_what_the_formula_says(arch: Architecture) -> None:
+    with model(arch) as ((chunk,), parallel), torch.no_grad():
+        hidden_states(chunk, parallel)
+        with LiveBytes() as live:
+            live.ignore(*chunk.parameters())
+            hidden_states(chunk, parallel)
+    assert activations.forward(micro_batch(arch)) == pytest.approx(live.peak, rel=0.05)
+
+
+# ------------------------------------------------------------------------------------------------ a training step
+def recipe(
+    *,
+    fused: bool,
+    predicted: int,
+    layout: LayoutConfig | None = None,
+    precision: Any = "float32",
+    sequences: int = SEQUENCES,
+) -> RunConfig:
+    return RunConfig(
+        name="c", num_steps=9, max_sequence_length=LENGTH, method=CATALOGUE["grpo"].method, precision=precision,
+        student=ModelConfig("", layout=layout or LayoutConfig()), data=DataConfig(""),
+        rollout=RolloutConfig(num_prompts=4, samples_per_prompt=2, max_completion_tokens=predicted),
+        train=TrainConfig(OptimizerConfig(lr=1e-3), micro_batch_size=sequences, fused_output_layer=fused),
+    )  # fmt: skip
+
+
+def measured_peak(arch: Architecture, config: RunConfig) -> int:
+    with model(arch, config.student.layout, config.precision) as (chunks, parallel):
+        return peak_of_update(chunks, parallel, arch, config)
+
+
+def peak_of_update(chunks: list[Any], parallel: Parallel, arch: Architecture, config: RunConfig) -> int:
+    """Live bytes of a whole update of `train.step`, with everything the trainer holds."""
+    rng = np.random.default_rng(0)
+    completion = config.rollout.max_completion_tokens
+
+    def ids(count: int) -> np.ndarray:
+        return rng.integers(0, arch.vocab_size, count).astype(np.int32)
+
+    rollouts = [
+        Rollout(Prompt(i // 2, "", "", "", ids(LENGTH - completion)), i % 2, ids(completion),
+                np.full(completion, -6, np.float32), "", "stop", 0, group=i // 2, reward=float(i % 2))
+        for i in range(8)
+    ]  # fmt: skip
+    columns = build_columns(config.method, Batch(rollouts, Signals(None), seed=0, step=0),
+                            max_completion_tokens=completion)  # fmt: skip
+    student = prepare(chunks, arch, parallel, config)
+    objective = Objective(config.method, arch.vocab_size, 1.0)
+    settings: dict[str, Any] = {"step": 0, "micro_size": config.train.micro_batch_size}
+    update(student, rollouts, columns, objective, **settings)  # the moments exist from here on
+    inner = student.optimizer.optimizer
+    state = [each for group in inner.param_groups for each in group["params"]]
+    state += [each for of in inner.state.values() for each in of.values()]
+    gradients = [buffer.grad_data for buffer in student.chunks[0].buffers]
+    tensors = [*chunks[0].parameters(), *gradients, *state]
+    held = {each.untyped_storage().data_ptr(): each for each in tensors}.values()
+    with LiveBytes() as live:
+        live.ignore(*held)
+        update(student, rollouts, columns, objective, **settings)
+    return live.peak + sum(each.untyped_storage().nbytes() for each in held)
+
+
+@pytest.mark.parametrize(
+    ("arch", "fused", "predicted"),
+    [
+        (QWEN3, False, 100),
+        (QWEN2, True, 100),
+        (replace(QWEN2, vocab_size=4096, tie_word_embeddings=True), False, 64),
+        (replace(QWEN3, vocab_size=4096), True, 64),
+        (replace(QWEN3, vocab_size=64, intermediate_size=512, num_layers=4), False, 8),  # the peak is in the layers
+    ],
+    ids=["logits", "fused", "tied", "fused large", "layers"],
+)
+def test_the_peak_of_a_training_step_is_within_a_tenth(arch: Architecture, fused: bool, predicted: int) -> None:
+    assert_peak(arch, recipe(fused=fused, predicted=predicted))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layout", [LayoutConfig(2), LayoutConfig(2, sequence_parallel=True)], ids=["tp", "sp"])
+def test_so_is_that_of_a_shard(layout: LayoutConfig, precision: str) -> None:
+    """One of two tensor-parallel ranks; what it would receive from the other has the size, not the values."""
+    assert_peak(QWEN3, recipe(fused=True, predicted=100, layout=layout, precision=precision))
+
+
+def assert_peak(arch: Architecture, config: RunConfig) -> None:
+    gpus = config.student.layout.tensor_model_parallel_size
+    (kind,) = rank_kinds(Case(config, {"student": arch}, hardware("cpu", gpus), gpus, gpus))
+    assert_within_a_tenth(kind, measured_peak(arch, config))
+
+
+def assert_within_a_tenth(kind: RankKind, measured: int) -> None:
+    items = kind.phases["train"]
+    planned = kind.total("train") - items["engine"] - items["KV cache"]
+    states = items["parameters"] + items["gradients"] + items["optimizer"]
+    assert planned == pytest.approx(measured, rel=0.1)
+    # Of which what comes on top of the states is right too.
+    assert planned - states == pytest.approx(measured - states, rel=0.1)
+
+
+# ------------------------------------------------------------------------------------------------ parameters
+def table() -> dict[str, Architecture]:
+    return {name: parse_architecture(sizes, TABLE) for name, sizes in json.loads(TABLE.read_text()).items()}
+
+
+# Parameters in all, in billions, as the models' cards say.
+PUBLISHED = {"Qwen2.5-Math-7B": 7.61, "Qwen2.5-Math-1.5B": 1.54, "Qwen3-8B": 8.2, "Qwen3-30B-A3B": 30.5}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_as_many_as_published(name: str) -> None:
+    digits = len(str(PUBLISHED[name]).partition(".")[2])
+    (whole,) = stages(table()[name], LayoutConfig(), "bfloat16")
+    assert abs(whole.num_bytes / 2 / 1e9 - PUBLISHED[name]) <= 10**-digits
+
+
+def test_a_token_meets_as_many_parameters_as_published() -> None:
+    arch = table()["Qwen3-30B-A3B"]
+    counted = work(arch)
+    embedding = arch.vocab_size * arch.hidden_size
+    in_all = counted.layers + counted.experts + counted.head + embedding
+    assert in_all / 1e9 == pytest.approx(3.3, abs=0.06)  # the card's figure; it is 3.35
+
+
+@pytest.mark.parametrize(
+    ("arch", "layout"),
+    [
+        (table()["Qwen3-30B-A3B"], LayoutConfig(4, 2, expert_model_parallel_size=8)),
+        (replace(QWEN2, num_layers=8, tie_word_embeddings=True), LayoutConfig(2, 4)),
+    ],
+    ids=["experts", "tied"],
+)
+def test_a_stage_of_equal_layers_is_the_stage(arch: Architecture, layout: LayoutConfig) -> None:
+    """The planner builds one layer; here all are built."""
+    per_stage = max(layout.tensor_model_parallel_size, layout.expert_model_parallel_size)
+    for index, stage in enumerate(stages(arch, layout, "bfloat16")):
+        world = per_stage * layout.pipeline_model_parallel_size
+        with world_of_one(index * per_stage, world), torch.device("meta"):
+            parallel = replace(groups.create(layout), device=torch.device("meta"))
+            (chunk,) = build_model(arch, parallel, precision="bfloat16")
+        marks = ("allreduce", "shared_embedding")
+        facts = [[(each.shape, each.dtype, *(getattr(each, mark, None) for mark in marks)) for each in parameters]
+                 for parameters in (stage.parameters, chunk.parameters())]  # fmt: skip
+        assert facts[0] == facts[1]
