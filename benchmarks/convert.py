@@ -120,15 +120,16 @@ def spread(values: list[float], digits: int = 2) -> str:
 def show(results: dict[str, Any]) -> None:
     limit = 2 * results["largest_tensor_bytes"] + 10**9
     table = Table(title=f"convert and cp + fsync, {results['cores']} cores: median (least to most)")
-    for column in (
-        "",
-        "GB",
+    headings = [
         "cp + fsync, s",
+        "CPU s",
         "convert, s",
+        "CPU s",
         "with imports, s",
         f"ratio (goal {GOAL})",
-        "peak memory, GB",
-    ):
+        "peak memory",
+    ]
+    for column in ("", "GB", *headings):
         table.add_column(column, justify="right" if column else "left")
     for name, row in results["directions"].items():
         sides = {side: {key: [each[key] for each in row[side]] for key in row[side][0]} for side in ("copy", "convert")}

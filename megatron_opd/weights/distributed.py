@@ -72,8 +72,11 @@ class DistributedCheckpoint:
 
     def read(self, piece: Piece) -> Tensor:
         """The piece's value, in `piece.shape`. One stored block beside it is in memory at a time."""
+        chunks = self._chunks(piece)
+        if _is_one(piece, chunks):
+            return read_whole(*self._locate(piece.key, chunks[0])).view(piece.shape)
         full = torch.empty(piece.shape, dtype=self._tensors[piece.key].properties.dtype)
-        for chunk in self._chunks(piece):
+        for chunk in chunks:
             there, here = _overlap(piece, chunk)
             value = read_whole(*self._locate(piece.key, chunk))
             full[here] = value[(0,) * len(piece.index)][there]
@@ -82,7 +85,7 @@ class DistributedCheckpoint:
     def blocks(self, piece: Piece) -> Iterator[Tensor]:
         """The same in blocks (see weights/blocks.py), from the file where the piece is stored as one."""
         chunks = self._chunks(piece)
-        if [(tuple(chunk.offsets), _shape(piece, chunk)) for chunk in chunks] != [(piece.offsets, piece.shape)]:
+        if not _is_one(piece, chunks):
             return blocks_of(self.read(piece))
         path, offset, shape, dtype = self._locate(piece.key, chunks[0])
         return read_blocks(path, offset, torch.Size(shape).numel(), dtype)
@@ -209,6 +212,10 @@ def _read_metadata(directory: Path) -> Metadata:
 
 def _shape(piece: Piece, chunk: ChunkStorageMetadata) -> Shape:
     return tuple(chunk.sizes[len(piece.index) :])
+
+
+def _is_one(piece: Piece, chunks: Sequence[ChunkStorageMetadata]) -> bool:
+    return [(tuple(chunk.offsets), _shape(piece, chunk)) for chunk in chunks] == [(piece.offsets, piece.shape)]
 
 
 def _overlap(piece: Piece, chunk: ChunkStorageMetadata) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
