@@ -86,6 +86,7 @@ def run(source: str, out: str, *, dtype: str | None = None, nproc: int = 1) -> P
             for check in checks:
                 check.result()
         except DataError:
+            pool.shutdown(cancel_futures=True)  # it may still be writing there
             shutil.rmtree(partial)
             raise
         except KeyboardInterrupt:
