@@ -2,6 +2,7 @@
 
     python tools/demo.py                              # runs/demo_assets, runs/demo_teacher, ..., runs/demo
     python tools/demo.py --seed 1 --out runs/seed1    # another split, other initial weights
+    python tools/demo.py --moe                        # a teacher with experts: runs/demo_moe_teacher, runs/demo_moe
 
 Every stage is a `megatron-opd` command that is printed before it runs. A stage that is done is skipped, one that was
 stopped goes on from its last checkpoint.
@@ -25,11 +26,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Train a small teacher, then distil it into a smaller student.")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="parent of all run directories (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the data, the weights and the sampling (%(default)s)")
+    parser.add_argument("--moe", action="store_true", help="a mixture of experts teaches")
     parser.add_argument("--teacher-only", action="store_true", help="stop before the distillation")
     arguments = parser.parse_args()
     started = time.monotonic()
     try:
-        for number, (title, command) in enumerate(stages(arguments.out, arguments.seed), start=1):
+        for number, (title, command) in enumerate(stages(arguments.out, arguments.seed, arguments.moe), start=1):
             if number == 4 and arguments.teacher_only:
                 return 0
             print(f"\n== {number} of 4: {title}", flush=True)
@@ -37,13 +39,16 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         print(f"demo: stopped (exit code {error.returncode}); the same command goes on from here", file=sys.stderr)
         return abs(error.returncode)
-    summarise(arguments.out, time.monotonic() - started)
+    summarise(arguments.out / ("demo_moe" if arguments.moe else "demo"), time.monotonic() - started)
     return 0
 
 
-def stages(out: Path, seed: int) -> list[tuple[str, list[str] | str]]:
+def stages(out: Path, seed: int, moe: bool = False) -> list[tuple[str, list[str] | str]]:
     """Title and command of each; a text in the place of a command says why there is nothing to do."""
-    assets, start, teacher = out / "demo_assets", out / "demo_student_start" / "hf", out / "demo_teacher" / "hf"
+    assets, start = out / "demo_assets", out / "demo_student_start" / "hf"
+    demo, teacher, model = (
+        ("demo_moe", "demo_moe_teacher", "teacher_moe") if moe else ("demo", "demo_teacher", "teacher")
+    )
     data = [f"data.train={assets / 'train.jsonl'}"]
     make = [sys.executable, str(ROOT / "tools" / "make_demo.py"), "--out", str(assets), "--seed", str(seed)]
     return [
@@ -53,7 +58,7 @@ def stages(out: Path, seed: int) -> list[tuple[str, list[str] | str]]:
         ),
         (
             "the teacher learns two-digit addition from 6,000 worked examples",
-            train("demo_teacher", out, seed, [f"student.path={assets / 'teacher'}", *data]),
+            train(teacher, out, seed, [f"student.path={assets / model}", *data]),
         ),
         (
             "the student learns the format from 450 of them",
@@ -67,10 +72,15 @@ def stages(out: Path, seed: int) -> list[tuple[str, list[str] | str]]:
         (
             "on-policy distillation: vLLM samples, math-verify scores, the teacher guides, Megatron updates",
             train(
-                "demo",
+                demo,
                 out,
                 seed,
-                [f"student.path={start}", f"teacher.path={teacher}", *data, f"data.heldout={assets / 'heldout.jsonl'}"],
+                [
+                    f"student.path={start}",
+                    f"teacher.path={out / teacher / 'hf'}",
+                    f"data.heldout={assets / 'heldout.jsonl'}",
+                    *data,
+                ],
             ),
         ),
     ]
@@ -105,8 +115,7 @@ def run(command: list[str] | str) -> None:
         raise subprocess.CalledProcessError(code, command)
 
 
-def summarise(out: Path, seconds: float) -> None:
-    directory = out / "demo"
+def summarise(directory: Path, seconds: float) -> None:
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     measured = [row for row in rows if "eval/accuracy" in row]
     before, after = measured[0], measured[-1]

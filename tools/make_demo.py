@@ -26,6 +26,8 @@ CONTEXT = 64  # positions
 
 TEACHER = {"hidden_size": 96, "intermediate_size": 256}
 STUDENT = {"hidden_size": 64, "intermediate_size": 192}
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
+MODELS: dict[str, dict[str, Any]] = {"teacher": TEACHER, "student": STUDENT, "teacher_moe": TEACHER | EXPERTS}
 SHARED = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
 
 Row = dict[str, str]
@@ -47,7 +49,7 @@ def write_assets(out: Path, seed: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_data(out, seed)
     tokenizer = build_tokenizer()
-    for index, (name, sizes) in enumerate({"teacher": TEACHER, "student": STUDENT}.items()):
+    for index, (name, sizes) in enumerate(MODELS.items()):
         parameters = write_model(out / name, sizes, tokenizer, seed=2 * seed + index)
         print(f"{out / name}: {parameters:,} parameters, random")
 
@@ -101,14 +103,15 @@ def build_tokenizer() -> Any:
     )
 
 
-def write_model(path: Path, sizes: dict[str, int], tokenizer: Any, seed: int) -> int:
+def write_model(path: Path, sizes: dict[str, Any], tokenizer: Any, seed: int) -> int:
     """A Hugging Face directory in float32; returns the number of parameters."""
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    config = Qwen3Config(
+    config = AutoConfig.for_model(
+        "qwen3_moe" if "num_experts" in sizes else "qwen3",
         **SHARED,
         **sizes,
         vocab_size=len(VOCABULARY),
@@ -121,10 +124,9 @@ def write_model(path: Path, sizes: dict[str, int], tokenizer: Any, seed: int) ->
         # With a padding id the row of <pad> would be zero, and the gradient of a norm at zero is huge: one sampled
         # <pad> would be enough.
         pad_token_id=None,
-        dtype="float32",
     )
     torch.manual_seed(seed)
-    model = Qwen3ForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return sum(parameter.numel() for parameter in model.parameters())

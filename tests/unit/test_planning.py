@@ -98,6 +98,10 @@ def test_ranks_are_grouped_by_what_they_hold(recipe: str) -> None:
 def test_stages_keep_as_many_micro_batches_as_are_in_flight(recipe: str) -> None:
     planned = case(recipe, 4, "student.layout.pipeline_model_parallel_size=4", "train.micro_batch_size=1")
     assert [in_flight(planned, stage) for stage in range(4)] == [4, 3, 2, 1]
+    interleaved = ["student.layout.pipeline_model_parallel_size=2",
+                   "student.layout.virtual_pipeline_model_parallel_size=2"]  # fmt: skip
+    planned = case(recipe, 2, *interleaved, "train.micro_batch_size=1")
+    assert [in_flight(planned, stage) for stage in range(2)] == [5, 3]  # of half the layers each
     two = case(recipe, 4, "student.layout.pipeline_model_parallel_size=4", "train.micro_batch_size=4")
     assert [in_flight(two, stage) for stage in range(4)] == [2, 2, 2, 1]
 

@@ -51,14 +51,14 @@ SEQUENCES, LENGTH = 4, 128
 
 @contextmanager
 def model(
-    arch: Architecture, layout: LayoutConfig | None = None, precision: str = "float32"
+    arch: Architecture, layout: LayoutConfig | None = None, precision: str = "float32", recompute: str = "none"
 ) -> Iterator[tuple[list[Any], Parallel]]:
     """A model with random weights; the other ranks of `layout` are not there, and collectives return at once."""
     layout = layout or LayoutConfig()
     size = layout.tensor_model_parallel_size
     with world_of_one(size - 1, size):
         parallel = groups.create(layout)
-        chunks = build_model(arch, parallel, precision=precision)
+        chunks = build_model(arch, parallel, precision=precision, recompute=recompute)
         for parameter in chunks[0].parameters():
             torch.nn.init.normal_(parameter, std=0.02)
         yield chunks, parallel
@@ -104,6 +104,17 @@ def test_layers_keep_what_the_formula_says(arch: Architecture, layout: LayoutCon
         with model(replace(arch, num_layers=num_layers), layout, precision) as ((chunk,), parallel):
             kept.append(saved_bytes(chunk, parallel))
     assert kept[1] - kept[0] == 2 * activations.layer_saved(micro_batch(arch, layout, precision))
+
+
+@pytest.mark.parametrize("layout", [LayoutConfig(), LayoutConfig(2, sequence_parallel=True)], ids=str)
+@pytest.mark.parametrize("granularity", ["selective", "full"])
+def test_what_is_computed_again_is_not_kept(granularity: str, layout: LayoutConfig) -> None:
+    kept = []
+    for num_layers in (1, 3):
+        with model(replace(QWEN3, num_layers=num_layers), layout, recompute=granularity) as ((chunk,), parallel):
+            kept.append(saved_bytes(chunk, parallel))
+    batch = micro_batch(QWEN3, layout)
+    assert kept[1] - kept[0] == 2 * (activations.layer_saved(batch) - activations.recomputed(batch, granularity))
 
 
 EXPERTS = replace(QWEN3, experts=Experts(count=8, per_token=4, intermediate_size=48, normalise_top=True))
