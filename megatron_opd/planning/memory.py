@@ -159,12 +159,12 @@ def _update_buffers(case: Case, stage: int) -> int:
 
 
 def _refit(case: Case) -> int:
-    """The largest tensor on its way: the ranks' parts, the whole, and a float32 copy for the check of what arrived."""
+    """The largest tensor on its way: the ranks' parts, and the whole."""
     arch, layout = case.architectures["student"], case.config.student.layout
     largest = _largest_tensor(arch)
     parts = largest * case.element if layout.tensor_model_parallel_size > 1 else 0
     whole = largest * case.element if layout.tensor_model_parallel_size * layout.pipeline_model_parallel_size > 1 else 0
-    return parts + whole + (largest * FLOAT32 if case.element < FLOAT32 else 0)
+    return parts + whole
 
 
 @functools.cache

@@ -77,11 +77,18 @@ def forward_time(case: Case, name: str, samples: int) -> float:
 
 def update_time(case: Case, samples: int) -> float:
     """The backward pass has twice the products of the forward pass, a fused output layer its logits once more, and as
-    many collectives. Then the gradients meet."""
-    seconds = 3 * _products(case, "student") + 2 * _collectives(case, "student")
+    many collectives; what is recomputed comes on top. Then the gradients meet."""
+    again = {"none": 0.0, "selective": _share_of_mlp(case), "full": 1.0}[case.config.train.recompute_granularity]
+    seconds = (3 + again) * _products(case, "student") + (2 + again) * _collectives(case, "student")
     if case.config.train.fused_output_layer:
         seconds += _head_products(case, "student")
     return seconds * (case.micro_batches("student", samples) + _stages(case, "student") - 1) + _reduce_seconds(case)
+
+
+def _share_of_mlp(case: Case) -> float:
+    """Of the products of a dense layer."""
+    arch = case.architectures["student"]
+    return 3 * arch.hidden_size * arch.intermediate_size * arch.num_layers / work(arch).layers
 
 
 def _products(case: Case, name: str) -> float:
