@@ -46,7 +46,7 @@ def test_a_plan_that_fits(recipe: str, tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_plan_that_does_not_fit_says_where(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     share = "rollout.gpu_memory_utilization=0.99"
     assert cli.main(["plan", recipe, "--gpus", "1", "--gpu", "a100", share]) == 1
-    assert "fits: no; rank 0, refit: 78.3 of 76.1 GiB" in capsys.readouterr().out
+    assert "fits: no; rank 0, generate: 78.3 of 76.1 GiB" in capsys.readouterr().out
 
 
 THREE, TWO = ["--gpus", "3", "--gpu", "a100"], ["--gpus", "2", "--gpu", "a100"]
