@@ -7,7 +7,7 @@ from typing import Any
 from megatron_opd.config.architecture import Architecture, architecture_of
 from megatron_opd.config.model_files import common_vocabulary, holds_megatron_weights
 from megatron_opd.config.plan import Plan, active, fit_topk, plan, process_reward
-from megatron_opd.config.schema import ModelConfig, RunConfig
+from megatron_opd.config.schema import ModelConfig, RunConfig, TeacherConfig
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.model import build_model
 from megatron_opd.mcore.parallel import Parallel
@@ -97,6 +97,7 @@ def _frozen(config: RunConfig, model: ModelConfig | None, student_arch: Architec
         student_vocab_size=student_arch.vocab_size if common is None else common,
         micro_batch_size=config.train.micro_batch_size,
         temperature=config.rollout.temperature,
+        offload=isinstance(model, TeacherConfig) and model.offload,
     )
 
 

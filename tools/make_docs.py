@@ -114,18 +114,20 @@ def config_page() -> str:
 
 
 def nested(kind: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Sections in the order of the schema. The teacher has the keys of the student."""
+    """Sections in the order of the schema. The teacher has the keys of the student, and its own."""
     for name, hint in get_type_hints(kind, include_extras=True).items():
         below = next((each for each in (hint, *get_args(hint)) if isinstance(each, type) and is_dataclass(each)), None)
-        if below is not None and name != "teacher":
+        if below is not None:
             yield f"{path}{name}", below
-            yield from nested(below, f"{path}{name}.")
+            yield from nested(below, f"{path}{name}.") if name != "teacher" else ()
 
 
 def section(source: SchemaSource, path: str, kind: Any) -> str:
     title = f"## `{path}`" if path else "## Top level"
     if path == "student":
         title += " and `teacher`"
+    if path == "teacher":
+        title += ", further keys"
     if path in METHOD_PARTS:
         title += f": {kind.__name__}"
     written = source.fields(kind.__name__) | {"kind": SourceField(" | ".join(kinds_of(kind)), "")}
@@ -133,6 +135,8 @@ def section(source: SchemaSource, path: str, kind: Any) -> str:
     for each in fields(kind):
         if kind is MethodConfig and each.name == "terms":
             continue  # the spellings below say what it holds
+        if each.name not in written:
+            continue  # of the class below it, which has a section
         field = written[each.name]
         cells = [f"`{each.name}`", readable(source, field.annotation), default(each), field.comment]
         rows.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")

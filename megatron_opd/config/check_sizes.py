@@ -74,6 +74,8 @@ def _check_vocabularies(config: RunConfig, architectures: dict[str, Architecture
             f"teacher.path: its vocabulary has {sizes['teacher']} rows, the student's {sizes['student']}; a term on "
             "whole distributions needs them equal"
         )
+    if needs.teacher_head and config.teacher and config.teacher.offload:
+        raise ConfigError("teacher.offload: a term on whole distributions needs the teacher during updates; remove it")
     if needs.topk <= smallest:
         return []
     if method.name in CATALOGUE and plan(CATALOGUE[method.name].method).topk == needs.topk:

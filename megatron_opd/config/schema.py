@@ -33,6 +33,13 @@ class ModelConfig:
     layout: LayoutConfig = LayoutConfig()
 
 
+@dataclass(frozen=True)
+class TeacherConfig(ModelConfig):
+    """The teacher's model, and where it waits."""
+
+    offload: bool = False  # its weights lie in host memory while it does not score: device memory for the student
+
+
 # ------------------------------------------------------------------------------------------------ data
 @dataclass(frozen=True)
 class TemplateConfig:
@@ -142,7 +149,7 @@ class RunConfig:
     method: MethodConfig
     data: DataConfig
     train: TrainConfig
-    teacher: ModelConfig | None = None
+    teacher: TeacherConfig | None = None
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     eval: EvalConfig | None = None

@@ -49,6 +49,12 @@ class Case:
         return self.config.teacher is not None and (self.needs.teacher or self.needs.teacher_head)
 
     @property
+    def offloads_teacher(self) -> bool:
+        """Whether it leaves the device between its phases. On the host there is nowhere to go."""
+        teacher = self.config.teacher
+        return self.reads_teacher and teacher is not None and teacher.offload and self.hardware.is_cuda
+
+    @property
     def generates(self) -> bool:
         return self.needs.rollouts or self.config.eval is not None
 

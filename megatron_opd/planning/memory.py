@@ -61,6 +61,8 @@ def _phases(case: Case, student_stage: int, teacher_stage: int) -> dict[str, dic
         found["generate"] = resident | awake
     if case.reads_teacher or case.needs.reference:
         found["teacher"] = resident | _scoring(case)
+        if case.offloads_teacher:
+            found["teacher"]["teacher"] = _stages(case, "teacher")[teacher_stage].num_bytes
     found["train"] = resident | _training(case, student_stage)
     if case.generates:
         found["refit"] = resident | awake | {"gathered weights": _refit(case)}
@@ -70,7 +72,7 @@ def _phases(case: Case, student_stage: int, teacher_stage: int) -> dict[str, dic
 def _resident(case: Case, student_stage: int, teacher_stage: int) -> dict[str, int]:
     held = _trained(case, student_stage)
     items = {"parameters": held.parameters, "gradients": held.gradients, "optimizer": held.optimizer}
-    if case.reads_teacher:
+    if case.reads_teacher and not case.offloads_teacher:
         items["teacher"] = _stages(case, "teacher")[teacher_stage].num_bytes
     if case.needs.reference:
         items["reference"] = _stages(case, "student")[student_stage].num_bytes

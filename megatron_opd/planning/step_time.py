@@ -48,10 +48,19 @@ def step_time(case: Case) -> StepTime:
     process = update_time(case, case.samples) if needs.process else 0.0
     return StepTime(
         generate=generate_time(case),
-        teacher=needs.teacher * teacher + (needs.reference + needs.process) * student,
+        teacher=needs.teacher * teacher + _arrival(case) + (needs.reference + needs.process) * student,
         train=updates + process + needs.student_pass * student + needs.teacher_head * teacher,
         refit=refit_time(case),
     )
+
+
+def _arrival(case: Case) -> float:
+    """Of an offloaded teacher's weights, over the link to the host."""
+    if not case.offloads_teacher:
+        return 0.0
+    model = case.model("teacher")
+    held = stages(case.architectures["teacher"], model.layout, case.config.precision)
+    return max(stage.num_bytes for stage in held) / (LINK * case.hardware.host_link)
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Scoring rollouts with a frozen model. Nothing of size [tokens, vocabulary] leaves a rank."""
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from megatron_opd.config.architecture import Architecture
 from megatron_opd.mcore import schedule
 from megatron_opd.mcore.batch import MicroBatch, micro_batches, token_offsets
 from megatron_opd.mcore.head import Head
+from megatron_opd.mcore.offload import HostWeights
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.records import Rollout, TeacherSignals
 
@@ -21,6 +23,7 @@ class Teacher:
     Args:
         chunks: this rank's model chunks, with weights.
         student_vocab_size: ids from here on do not exist for the student and never become targets.
+        offload: between calls of `score` the weights wait in host memory; `head` then is not to be used.
     """
 
     def __init__(
@@ -32,9 +35,11 @@ class Teacher:
         student_vocab_size: int,
         micro_batch_size: int,
         temperature: float,
+        offload: bool = False,
     ) -> None:
         for chunk in chunks:
             chunk.requires_grad_(False).eval()
+        self._host_weights = HostWeights(chunks, parallel.device) if offload else None
         self.chunks, self.parallel = chunks, parallel
         self.vocab_size = min(arch.vocab_size, student_vocab_size)
         self.micro_batch_size, self.temperature = micro_batch_size, temperature
@@ -48,7 +53,8 @@ class Teacher:
         replica contributes.
         """
         batches = micro_batches(rollouts, self.parallel, self.micro_batch_size)
-        scored = schedule.run(self.chunks, self.parallel, batches, self._signals(rollouts, topk), forward_only=True)
+        with self._host_weights.on_device() if self._host_weights else contextlib.nullcontext():
+            scored = schedule.run(self.chunks, self.parallel, batches, self._signals(rollouts, topk), forward_only=True)
         total = int(token_offsets(rollouts)[-1])
         # float32 carries ids exactly up to 2**24.
         out_TX = torch.zeros(total, 3 + 2 * topk, device=self.parallel.device)

@@ -215,7 +215,7 @@ def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int, fused: bool)
     rollouts, layout = recorded_rollouts(), LayoutConfig(tp, pp, sp)
     # The teacher's layout is another one wherever that is possible.
     frozen = load_model(directory / "teacher", LayoutConfig(pp, tp) if pp != tp else LayoutConfig())
-    teacher = Teacher(*frozen, student_vocab_size=VOCAB, micro_batch_size=micro + 1, temperature=1.0)
+    teacher = Teacher(*frozen, student_vocab_size=VOCAB, micro_batch_size=micro + 1, temperature=1.0, offload=fused)
     signals = teacher.score(rollouts)
     out: dict = {
         "argmax": signals.argmax_ids_T.tolist(),

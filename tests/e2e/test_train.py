@@ -169,6 +169,17 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     assert_same_run(run, whole_run)
 
 
+def test_a_run_goes_on_in_another_layout(layout: str, whole_run: Path, tmp_path: Path) -> None:
+    """From its checkpoint of step 4: tensor-parallel on one process, data-parallel with tensor parallelism."""
+    run, tp = tmp_path / "elsewhere", {"tp2": 1, "dp2": 2}[layout]
+    shutil.copytree(whole_run, run, ignore=shutil.ignore_patterns("step-000006", "hf"))
+    changed = f"student.layout.tensor_model_parallel_size={tp}"
+    finished(megatron_opd("train", run, "--resume", "--nproc", tp, changed))
+    for row, expected in zip(rows_of(run)[4:6], rows_of(whole_run)[4:6], strict=True):
+        for key in ("train/loss", "train/grad_norm", "reward/mean", "rollout/completion_tokens/mean"):
+            assert row[key] == pytest.approx(expected[key], rel=1e-3), key
+
+
 @pytest.mark.timeout(600)
 def test_a_run_killed_in_any_phase_goes_on_as_if_nothing_had_happened(bench: Bench, tmp_path: Path) -> None:
     """kill -9 while sampling, verifying, scoring, in a forward pass, after the optimizer, in the refit, the save ...

@@ -329,6 +329,12 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
     "train.optimizer.min_lr: no effect with schedule=constant": (["train.optimizer.min_lr=1e-5"], None),
     "train.optimizer.min_lr: 0.1 is above train.optimizer.lr=0.001": (
         ["train.optimizer.min_lr=0.1", "train.optimizer.schedule=cosine"], None),
+    "teacher.offload: a term on whole distributions": (["method=gkd", "teacher.offload=true"], None),
+    "student.layout.virtual_pipeline_model_parallel_size: no effect without": (
+        ["student.layout.virtual_pipeline_model_parallel_size=2"], None),
+    "student.layout.virtual_pipeline_model_parallel_size: 2 stages of 3 chunks do not divide the 4 layers": (
+        ["student.layout.virtual_pipeline_model_parallel_size=3", "student.layout.pipeline_model_parallel_size=2"],
+        None),
     "data.trace_column: no effect": (["data.trace_column=response"], None),
     "data.template.system: no effect with kind=raw": (["data.template.system=tgpo"], None),
     "eval: needs data.heldout": (["eval={}"], None),

@@ -95,6 +95,13 @@ def test_ranks_are_grouped_by_what_they_hold(recipe: str) -> None:
     assert len(set(saved[1:3])) == 1
 
 
+def test_an_offloaded_teacher_is_there_to_score_alone(recipe: str) -> None:
+    (stays,), (leaves,) = (rank_kinds(case(recipe, 1, f"teacher.offload={each}")) for each in ("false", "true"))
+    assert stays.phases["teacher"] == leaves.phases["teacher"]
+    for phase in ("generate", "train", "refit"):
+        assert stays.phases[phase] == leaves.phases[phase] | {"teacher": stays.phases["teacher"]["teacher"]}
+
+
 def test_stages_keep_as_many_micro_batches_as_are_in_flight(recipe: str) -> None:
     planned = case(recipe, 4, "student.layout.pipeline_model_parallel_size=4", "train.micro_batch_size=1")
     assert [in_flight(planned, stage) for stage in range(4)] == [4, 3, 2, 1]
