@@ -234,7 +234,7 @@ def test_metrics_of_a_run(whole_run: Path) -> None:
     assert [row["step"] for row in rows if "eval/accuracy" in row] == [0, 3, STEPS]
     for row in rows[:-1]:
         assert row["mismatch/logprob_abs/mean"] < 1e-3
-        assert row["refit/max_error"] == 0
+        assert row["refit/max_error"] < 2e-6  # of the row of signs; columns are compared bit for bit
         assert row["rollout/policy_version"] == row["step"]
         assert row["train/grad_norm"] > 0
         phases = [row[f"timing/{phase}_seconds"] for phase in ("generate", "reward", "gather", "teacher", "train")]
