@@ -17,11 +17,11 @@ from megatron_opd.weights.hf import HfCheckpoint
 from tests.distributed.conftest import REPOSITORY
 from tests.distributed.test_weights_parity import make_reference
 
-# model -> (model_type, tied, heads, key-value heads, layers); 131 tokens: tensor parallelism has to pad them
+# model -> (model_type, tied, heads, key-value heads, layers, RoPE type); 131 tokens: tensor parallelism has to pad them
 MODELS = {
-    "dense": ("qwen3", False, 8, 2, 4),
-    "tied": ("qwen2", True, 4, 2, 2),
-    "moe": ("qwen3_moe", False, 4, 2, 2),
+    "dense": ("qwen3", False, 8, 2, 4, "default"),
+    "tied": ("qwen2", True, 4, 2, 2, "default"),
+    "moe": ("qwen3_moe", False, 4, 2, 2, "default"),
 }
 # processes -> name: (TP, PP, EP)
 LAYOUTS = {1: {"whole": (1, 1, 1)}, 2: {"tp2": (2, 1, 1), "pp2": (1, 2, 1), "ep2": (1, 1, 2)}}
@@ -82,12 +82,20 @@ def described(directory: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ the program
 def check_load(name: str, arch: Architecture, parallel: Any, models: Path) -> list[Any]:
     """Loads both forms as a run does: every parameter is the same."""
-    from megatron_opd.config.schema import ModelConfig
-    from megatron_opd.run import _load
+    from megatron_opd.config.methods import CATALOGUE
+    from megatron_opd.config.schema import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+    from megatron_opd.models import load
 
     hf, megatron = (
-        _load(ModelConfig(str(models / each)), arch, parallel, "float32") for each in (name, f"{name}-megatron")
-    )
+        load(
+            RunConfig(
+                name="c", num_steps=1, max_sequence_length=8, method=CATALOGUE["sft"].method, precision="float32",
+                student=ModelConfig(str(models / each)), data=DataConfig(""), train=TrainConfig(OptimizerConfig(lr=1)),
+            ),
+            ModelConfig(str(models / each)), arch, parallel,
+        )
+        for each in (name, f"{name}-megatron")
+    )  # fmt: skip
     expected = dict(hf[0].named_parameters())
     for parameter_name, parameter in megatron[0].named_parameters():
         assert torch.equal(parameter, expected.pop(parameter_name)), parameter_name
