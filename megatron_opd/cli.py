@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, message = arguments.command(arguments) or 0, ""
     except OpdError as error:
         code, message = error.exit_code, " ".join(str(error).split())
+    except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code, message = 0, ""
     except KeyboardInterrupt:
         code, message = Interrupted.exit_code, "interrupted"
     return _finish(code, message)
