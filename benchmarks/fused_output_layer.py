@@ -8,7 +8,6 @@ two sides take turns.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -19,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.turns import report  # noqa: E402
 from megatron_opd.config.architecture import read_architecture  # noqa: E402
 from megatron_opd.config.methods import CATALOGUE  # noqa: E402
 from megatron_opd.config.schema import (  # noqa: E402
@@ -135,10 +134,7 @@ def main() -> None:
     for name, row in results.items():
         times = f"{1e3 * min(row['seconds']):.0f} ({1e3 * max(row['seconds']):.0f})"
         table.add_row(name, f"{row['loss']:.8f}", f"{row['peak_bytes'] / 2**20:.1f}", times)
-    Console(width=100).print(table)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(results, indent=1))
-    print(f"wrote {arguments.json}")
+    report(table, results, arguments.json)
 
 
 if __name__ == "__main__":

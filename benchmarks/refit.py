@@ -8,22 +8,20 @@ runs.
 """
 
 import argparse
-import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.turns import in_turn, report  # noqa: E402
 from megatron_opd.config.architecture import read_architecture  # noqa: E402
 from megatron_opd.config.schema import LayoutConfig, ModelConfig, RolloutConfig  # noqa: E402
 from megatron_opd.mcore import parallel as groups  # noqa: E402
@@ -61,13 +59,7 @@ def measure(directory: Path, precision: Any, repeat: int) -> dict[str, Any]:
         "vLLM's reload": lambda: engine.reload(iter(ready.items())),
         "refit": lambda: push(iter_hf_tensors(chunks, arch, parallel), engine, next(version)),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(repeat + 1):
-        for name, run in sides.items():
-            start = time.perf_counter()
-            run()
-            if turn:  # the first one warms up
-                seconds[name].append(time.perf_counter() - start)
+    seconds = in_turn(sides, repeat)
     engine.close()
     return {"bytes": sum(tensor.nbytes for tensor in ready.values()), "seconds": seconds}
 
@@ -95,10 +87,7 @@ def main() -> None:
             table.add_row(
                 name, precision, f"{result['bytes'] / 1e6:.0f}", f"{min(times):.3f} ({max(times):.3f})", ratio
             )
-    Console(width=100).print(table)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(results, indent=1))
-    print(f"wrote {arguments.json}")
+    report(table, results, arguments.json)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,8 @@ fastest runs.
 """
 
 import argparse
-import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.turns import in_turn, report  # noqa: E402
 from megatron_opd.config.architecture import read_architecture  # noqa: E402
 from megatron_opd.config.schema import LayoutConfig  # noqa: E402
 from megatron_opd.mcore import parallel as groups  # noqa: E402
@@ -81,14 +79,7 @@ def measure(teacher: Teacher, repeat: int) -> dict[str, list[float]]:
         "signals": lambda: teacher.score(samples),
         "signals, top 64": lambda: teacher.score(samples, 64),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(repeat + 1):
-        for name, run in sides.items():
-            start = time.perf_counter()
-            run()
-            if turn:  # the first one warms up
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+    return in_turn(sides, repeat)
 
 
 def main() -> None:
@@ -110,10 +101,7 @@ def main() -> None:
         floor = min(seconds["plain forward"])
         for name, times in seconds.items():
             table.add_row(name, precision, f"{min(times):.2f} ({max(times):.2f})", f"{min(times) / floor:.3f}")
-    Console(width=100).print(table)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(results, indent=1))
-    print(f"wrote {arguments.json}")
+    report(table, results, arguments.json)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def preflight(config: RunConfig, *, world_size: int | None) -> list[str]:
     _check_settings_have_effect(config)
     architectures = _check_directories(config)
     warnings += check_sizes(config, architectures, world_size=world_size)
-    warnings += _compare_models(config)
+    warnings += _compare_models(config, architectures)
     if config.num_steps <= config.train.optimizer.warmup_steps:
         warnings.append("train.optimizer.warmup_steps: the warm-up does not end within num_steps")
     return warnings
@@ -109,7 +109,7 @@ def _check_directories(config: RunConfig) -> dict[str, Architecture]:
     return architectures
 
 
-def _compare_models(config: RunConfig) -> list[str]:
+def _compare_models(config: RunConfig, architectures: dict[str, Architecture]) -> list[str]:
     """What teacher and student do not have in common and the run can live with."""
     if config.teacher is None:
         return []
@@ -121,11 +121,7 @@ def _compare_models(config: RunConfig) -> list[str]:
         )
     if config.method.teacher_share and common is not None:
         raise ConfigError("method.teacher_share: needs a teacher with the student's vocabulary; theirs differ")
-    if (
-        config.method.teacher_share
-        and architecture_of(config.teacher).experts
-        and not architecture_of(config.student).experts
-    ):
+    if config.method.teacher_share and architectures["teacher"].experts and not architectures["student"].experts:
         raise ConfigError("method.teacher_share: vLLM cannot sample from a mixture of experts beside a dense student")
     mine, theirs = end_tokens(student), end_tokens(teacher)
     if mine and theirs and not mine & theirs:

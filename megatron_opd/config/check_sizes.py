@@ -46,11 +46,13 @@ def models_of(config: RunConfig) -> list[tuple[str, ModelConfig]]:
 
 def _sizes(model: ModelConfig) -> tuple[int, int]:
     layout = model.layout
-    return (_model_parallel_size(model), layout.expert_model_parallel_size * layout.pipeline_model_parallel_size)
+    return (layout.model_parallel_size, layout.expert_model_parallel_size * layout.pipeline_model_parallel_size)
 
 
-def _model_parallel_size(model: ModelConfig) -> int:
-    return model.layout.tensor_model_parallel_size * model.layout.pipeline_model_parallel_size
+def sequences_per_step(config: RunConfig) -> int:
+    """Rollouts with their traces, or, where nothing is sampled, one trace of each prompt."""
+    group = config.rollout.samples_per_prompt + config.method.traces_per_group if plan(config.method).rollouts else 1
+    return config.rollout.num_prompts * group
 
 
 def _check_reach(config: RunConfig, student: Architecture) -> None:
@@ -162,10 +164,8 @@ def _check_processes(config: RunConfig, world_size: int) -> None:
             f"{widest}.layout: {sizes} needs {at_least} {needed} processes, there would be {world_size}; "
             f"add --nproc {rounded}"
         )
-    data_parallel = world_size // _model_parallel_size(config.student)
-    method = config.method
-    samples = config.rollout.samples_per_prompt + method.traces_per_group if plan(method).rollouts else 1
-    sequences = config.rollout.num_prompts // config.train.updates_per_step * samples
+    data_parallel = world_size // config.student.layout.model_parallel_size
+    sequences = sequences_per_step(config) // config.train.updates_per_step
     if sequences % data_parallel:
         raise ConfigError(
             f"rollout.num_prompts: the {sequences} sequences of an update do not divide among the student's "

@@ -22,6 +22,11 @@ class LayoutConfig:
     expert_model_parallel_size: PositiveInt = 1  # ranks of a pipeline stage among which whole experts are shared out
     virtual_pipeline_model_parallel_size: PositiveInt = 1  # chunks per stage: shorter bubbles, more messages; PP > 1
 
+    @property
+    def model_parallel_size(self) -> int:
+        """Processes that hold one copy of the model's dense part."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+
 
 @dataclass(frozen=True)
 class ModelConfig:

@@ -10,6 +10,7 @@ import torch
 
 from megatron_opd.config.architecture import Architecture, architecture_of
 from megatron_opd.config.schema import LayoutConfig, ModelConfig, RunConfig
+from megatron_opd.weights.hf import companions
 
 HEAD_DIM = 32  # vLLM's attention on a CPU wants at least that
 PER_REPLICA = 4  # prompts
@@ -34,7 +35,7 @@ def shrink(config: RunConfig, folder: Path, nproc: int) -> RunConfig:
         # One tokenizer: that which real vocabularies have in common is more than the small ones hold.
         _write(small, Path(config.student.path), folder / name, seed=2 * seed)
         _write(small, Path(config.student.path), folder / f"{name}{OTHER}", seed=2 * seed + 1)
-    updates, replicas = config.train.updates_per_step, nproc // math.prod(_model_parallel(config.student.layout))
+    updates, replicas = config.train.updates_per_step, nproc // config.student.layout.model_parallel_size
     optimizer = replace(config.train.optimizer, lr=1e-3, min_lr=0.0, schedule="constant", warmup_steps=0)
     return replace(
         config,
@@ -115,7 +116,6 @@ def _write(config: Any, tokenizer_dir: Path, directory: Path, *, seed: int) -> N
             if "norm" in name or name.endswith("bias"):  # ones and zeros would hide one that is lost
                 parameter.add_(0.2 * torch.randn_like(parameter))
     model.save_pretrained(directory)
-    for pattern in ("*.json", "*.jinja", "*.txt", "*.model"):
-        for path in tokenizer_dir.glob(pattern):
-            if path.name not in ("config.json", "generation_config.json") and not path.name.endswith(".index.json"):
-                shutil.copyfile(path, directory / path.name)
+    for path in companions(tokenizer_dir):
+        if path.name not in ("config.json", "generation_config.json"):
+            shutil.copyfile(path, directory / path.name)

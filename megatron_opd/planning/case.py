@@ -5,7 +5,7 @@ from functools import cached_property
 
 from megatron_opd.config.architecture import Architecture
 from megatron_opd.config.check_method import check_method
-from megatron_opd.config.check_sizes import check_sizes
+from megatron_opd.config.check_sizes import check_sizes, sequences_per_step
 from megatron_opd.config.plan import Plan, plan
 from megatron_opd.config.schema import LayoutConfig, ModelConfig, RunConfig
 from megatron_opd.errors import ConfigError
@@ -69,8 +69,7 @@ class Case:
 
     # ------------------------------------------------------------------------------------------------ division of work
     def replicas(self, name: str) -> int:
-        layout = self.model(name).layout
-        return self.gpus // (layout.tensor_model_parallel_size * layout.pipeline_model_parallel_size)
+        return self.gpus // self.model(name).layout.model_parallel_size
 
     def stage_of(self, name: str, rank: int) -> int:
         """Megatron numbers the ranks of a stage in a row."""
@@ -79,9 +78,7 @@ class Case:
     @property
     def samples(self) -> int:
         """Sequences of a step."""
-        rollout = self.config.rollout
-        each = rollout.samples_per_prompt + self.config.method.traces_per_group if self.needs.rollouts else 1
-        return rollout.num_prompts * each
+        return sequences_per_step(self.config)
 
     def micro_batches(self, name: str, samples: int) -> int:
         """Of one replica, for this many sequences."""

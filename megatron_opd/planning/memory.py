@@ -15,7 +15,7 @@ from megatron_opd.planning.activations import FLOAT32
 from megatron_opd.planning.case import Case
 from megatron_opd.planning.engine import Engine, engine
 from megatron_opd.planning.hardware import GIB
-from megatron_opd.planning.states import MAIN, MOMENTS, Stage, TrainedBytes, stages, trained_stages
+from megatron_opd.planning.states import Stage, TrainedBytes, stages, state_bytes, trained_stages
 from megatron_opd.weights.table import weight_table
 
 PHASES = ("generate", "teacher", "train", "refit")
@@ -156,8 +156,8 @@ def _training(case: Case, stage: int) -> dict[str, int]:
 
 def _update_buffers(case: Case, stage: int) -> int:
     """Adam's temporary: on CUDA torch takes all tensors at once, on the host one by one (less than any pass)."""
-    per_element = MOMENTS + (0 if case.element == FLOAT32 else MAIN)
-    return _trained(case, stage).optimizer // per_element * FLOAT32 if case.hardware.is_cuda else 0
+    elements = _trained(case, stage).optimizer // state_bytes(case.element)
+    return elements * FLOAT32 if case.hardware.is_cuda else 0
 
 
 def _refit(case: Case) -> int:

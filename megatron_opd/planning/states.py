@@ -103,12 +103,13 @@ def _state_in_shard(buffer, rank: int, replicas: int) -> int:
         first, last = buffer.bucket_indices[bucket]
         width = (last - first) // replicas
         low = first + rank * width
-        total += max(0, min(end, low + width) - max(start, low)) * _state_bytes(parameter)
+        total += max(0, min(end, low + width) - max(start, low)) * state_bytes(parameter.itemsize)
     return total
 
 
-def _state_bytes(parameter: torch.nn.Parameter) -> int:
-    return MOMENTS + (0 if parameter.dtype is torch.float32 else MAIN)
+def state_bytes(element: int) -> int:
+    """Of the optimizer, per element of a parameter with elements of this many bytes."""
+    return MOMENTS + (MAIN if element < MAIN else 0)
 
 
 @functools.cache

@@ -48,9 +48,9 @@ class ExpertSlot:
             return stored[self.expert]
         rows, columns = stored.shape[1:]
         places = _places(rows, columns, stored.dtype, kernel.isa)
-        return torch.empty_like(stored[self.expert]).flatten().scatter_(0, places, stored[self.expert].flatten()).view(
-            rows, columns
-        )  # fmt: skip
+        plain = torch.empty(rows * columns, dtype=stored.dtype)
+        plain[places] = stored[self.expert].flatten()
+        return plain.view(rows, columns)
 
 
 def expert_slots(path: str, module: RoutedExperts) -> Iterator[tuple[str, ExpertSlot]]:

@@ -157,12 +157,18 @@ def write_index(
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def copy_companions(source_dir: Path, directory: Path, dtype: torch.dtype, changes: Mapping[str, Any]) -> None:
-    """Config, generation config, tokenizer and chat template. The config gets the dtype that is written."""
+def companions(model_dir: Path) -> Iterator[Path]:
+    """What lies beside the weights of a model: config, generation config, tokenizer and chat template."""
     for pattern in ("*.json", "*.jinja", "*.txt", "*.model"):
-        for path in source_dir.glob(pattern):
+        for path in model_dir.glob(pattern):
             if not path.name.endswith(".index.json") and path.name != MANIFEST:
-                shutil.copyfile(path, directory / path.name)
+                yield path
+
+
+def copy_companions(source_dir: Path, directory: Path, dtype: torch.dtype, changes: Mapping[str, Any]) -> None:
+    """The config gets the dtype that is written."""
+    for path in companions(source_dir):
+        shutil.copyfile(path, directory / path.name)
     config = json.loads((source_dir / "config.json").read_text()) | changes
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     config[key] = str(dtype).removeprefix("torch.")

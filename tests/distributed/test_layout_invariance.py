@@ -184,7 +184,7 @@ def test_clipping_is_active_once_the_policy_has_moved(replayed):
 
 
 # ------------------------------------------------------------------------------------------------ the program
-def load_model(model_dir, layout):
+def load_model(model_dir, layout, recompute="none"):
     """(chunks with weights, architecture, groups) in float32. Collective over the world."""
     from megatron_opd.config.architecture import read_architecture
     from megatron_opd.mcore import parallel as groups
@@ -192,7 +192,7 @@ def load_model(model_dir, layout):
     from megatron_opd.weights.load import load_hf
 
     arch, parallel = read_architecture(model_dir), groups.create(layout)
-    chunks = build_model(arch, parallel, precision="float32")
+    chunks = build_model(arch, parallel, precision="float32", recompute=recompute)
     load_hf(chunks, model_dir, arch, parallel)
     return chunks, arch, parallel
 

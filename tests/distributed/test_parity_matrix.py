@@ -131,7 +131,6 @@ class Case:
     """One student on one layout, and the teacher's signals."""
 
     def __init__(self, directory: Path, kind: str, keys: dict[str, Any], recompute: str = "none") -> None:
-        from megatron_opd.config.architecture import read_architecture
         from megatron_opd.config.schema import (
             DataConfig,
             LayoutConfig,
@@ -140,14 +139,11 @@ class Case:
             RunConfig,
             TrainConfig,
         )
-        from megatron_opd.mcore import parallel as groups
-        from megatron_opd.mcore.model import build_model
         from megatron_opd.objective.loss import Objective
         from megatron_opd.records import Signals
         from megatron_opd.teacher.score import Teacher
         from megatron_opd.train.step import Trainer
         from megatron_opd.train.student import prepare
-        from megatron_opd.weights.load import load_hf
 
         layout = LayoutConfig(**keys)
         self.rollouts = replayed.recorded_rollouts()
@@ -163,9 +159,7 @@ class Case:
             student=ModelConfig("", layout=layout), data=DataConfig(""), precision="float32",
             train=TrainConfig(optimizer),
         )  # fmt: skip
-        arch, parallel = read_architecture(directory / kind), groups.create(layout)
-        chunks = build_model(arch, parallel, precision="float32", recompute=recompute)
-        load_hf(chunks, directory / kind, arch, parallel)
+        chunks, arch, parallel = replayed.load_model(directory / kind, layout, recompute)
         self.student, self.method = prepare(chunks, arch, parallel, config), config.method
         objective = Objective(config.method, arch.vocab_size, 1.0)
         self.trainer = Trainer(
