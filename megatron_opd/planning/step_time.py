@@ -106,7 +106,7 @@ def _products(case: Case, name: str) -> float:
     tp, counted = layout.tensor_model_parallel_size, work(arch)
     # Without sequence parallelism every tensor-parallel rank sends all tokens to the experts.
     repeated = 1 if layout.sequence_parallel else tp
-    attention = 2 * batch.length * arch.num_attention_heads * arch.head_dim * arch.num_layers
+    attention = 2 * case.config.max_sequence_length * arch.num_attention_heads * arch.head_dim * arch.num_layers
     per_token = 2 * (counted.layers + repeated * counted.experts) + attention
     flops = batch.tokens * per_token / (tp * _stages(case, name))
     return flops / (COMPUTE * case.hardware.flops) + _head_products(case, name)
@@ -114,7 +114,7 @@ def _products(case: Case, name: str) -> float:
 
 def _head_products(case: Case, name: str) -> float:
     batch = case.micro_batch(name)
-    return 2 * batch.sequences * batch.predicted * batch.output_weight / (COMPUTE * case.hardware.flops)
+    return 2 * batch.predicted * batch.output_weight / (COMPUTE * case.hardware.flops)
 
 
 def _collectives(case: Case, name: str) -> float:

@@ -20,14 +20,19 @@ from megatron_opd.doctor.rollouts import as_read_by
 from tests.distributed import test_layout_invariance as replayed
 
 STEP = 1
-# processes -> (name, TP, sequence parallel, micro-batch size, fused output layer, the teacher's TP)
+# processes -> (name, TP, sequence parallel, CP, tokens of a micro-batch, fused output layer, the teacher's TP)
 LAYOUTS = {
     1: [
-        ("whole", 1, False, 24, False, 1),
-        ("2 micro-batches", 1, False, 12, True, 1),
-        ("4 micro-batches", 1, False, 6, False, 1),
+        ("whole", 1, False, 1, 999, False, 1),
+        ("2 micro-batches", 1, False, 1, 152, True, 1),
+        ("4 micro-batches", 1, False, 1, 78, False, 1),
     ],
-    2: [("tp2", 2, True, 24, False, 2), ("tp2, teacher tp1", 2, False, 9, True, 1), ("dp2", 1, False, 5, False, 1)],
+    2: [
+        ("tp2", 2, True, 1, 999, False, 2),
+        ("tp2, teacher tp1", 2, False, 1, 110, True, 1),
+        ("dp2", 1, False, 1, 60, False, 1),
+        ("cp2", 1, False, 2, 60, False, 1),
+    ],
 }
 NAMES = [name for layouts in LAYOUTS.values() for name, *_ in layouts]
 
@@ -74,7 +79,7 @@ def test_methods_differ(updates):
 
 
 # ------------------------------------------------------------------------------------------------ the program
-def run(directory: Path, tp: int, sp: bool, micro: int, fused: bool, teacher_tp: int) -> dict:
+def run(directory: Path, tp: int, sp: bool, cp: int, micro: int, fused: bool, teacher_tp: int) -> dict:
     from megatron_opd.config.plan import fit_topk, plan, process_reward
     from megatron_opd.config.schema import (
         DataConfig,
@@ -93,9 +98,10 @@ def run(directory: Path, tp: int, sp: bool, micro: int, fused: bool, teacher_tp:
     from megatron_opd.train.step import Trainer
     from megatron_opd.train.student import prepare
 
-    layout, frozen = LayoutConfig(tp, 1, sp), LayoutConfig(teacher_tp)
+    shared = {"context_parallel_size": cp}
+    layout, frozen = LayoutConfig(tp, 1, sp, **shared), LayoutConfig(teacher_tp, **shared)
     model = lambda name, layout: replayed.load_model(directory / name, layout)  # noqa: E731
-    scoring = {"student_vocab_size": replayed.VOCAB, "micro_batch_size": micro, "temperature": 1.0}
+    scoring = {"student_vocab_size": replayed.VOCAB, "micro_batch_tokens": micro, "temperature": 1.0}
     teacher, reference = (Teacher(*model("teacher", frozen), **scoring) for _ in range(2))
     chunks, arch, parallel = model("student", layout)
     config = RunConfig(
@@ -119,7 +125,7 @@ def run(directory: Path, tp: int, sp: bool, micro: int, fused: bool, teacher_tp:
         needs = plan(active(method, STEP))
         objective = Objective(method, arch.vocab_size, 1.0)
         trainer = Trainer(
-            student, objective, updates_per_step=1, micro_size=micro, temperature=1.0, max_skipped=0,
+            student, objective, updates_per_step=1, micro_batch_tokens=micro, temperature=1.0, max_skipped=0,
             teacher_head=teacher.head if needs.teacher_head else None,
         )  # fmt: skip
         signals = Signals(

@@ -16,19 +16,19 @@ import torch
 
 STEPS = 3
 VOCAB = 61  # odd: the last tensor-parallel shard holds a padding row
-# processes -> (name, TP, PP, sequence parallel, micro-batch size); "fused" in a name: the fused output layer
+# processes -> (name, TP, PP, sequence parallel, tokens of a micro-batch); "fused" in a name: the fused output layer
 LAYOUTS = {
-    1: [("tp1", 1, 1, False, 24), ("tp1 micro 5", 1, 1, False, 5), ("tp1 micro 1 fused", 1, 1, False, 1)],
+    1: [("tp1", 1, 1, False, 999), ("tp1 micro 70", 1, 1, False, 70), ("tp1 micro 20 fused", 1, 1, False, 20)],
     2: [
-        ("tp2", 2, 1, False, 7),
-        ("tp2 sp", 2, 1, True, 7),
-        ("pp2", 1, 2, False, 7),
-        ("dp2", 1, 1, False, 7),
-        ("tp2 fused", 2, 1, False, 7),
-        ("tp2 sp fused", 2, 1, True, 7),
-        ("pp2 fused", 1, 2, False, 7),
+        ("tp2", 2, 1, False, 90),
+        ("tp2 sp", 2, 1, True, 90),
+        ("pp2", 1, 2, False, 90),
+        ("dp2", 1, 1, False, 90),
+        ("tp2 fused", 2, 1, False, 90),
+        ("tp2 sp fused", 2, 1, True, 90),
+        ("pp2 fused", 1, 2, False, 90),
     ],
-    4: [("tp2 pp2", 2, 2, False, 5), ("tp2 dp2", 2, 1, True, 5), ("pp2 dp2", 1, 2, False, 5)],
+    4: [("tp2 pp2", 2, 2, False, 60), ("tp2 dp2", 2, 1, True, 60), ("pp2 dp2", 1, 2, False, 60)],
 }
 METHODS = ("tgpo", "grpo", "sft", "tgpo in 2 updates")
 
@@ -215,7 +215,7 @@ def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int, fused: bool)
     rollouts, layout = recorded_rollouts(), LayoutConfig(tp, pp, sp)
     # The teacher's layout is another one wherever that is possible.
     frozen = load_model(directory / "teacher", LayoutConfig(pp, tp) if pp != tp else LayoutConfig())
-    teacher = Teacher(*frozen, student_vocab_size=VOCAB, micro_batch_size=micro + 1, temperature=1.0, offload=fused)
+    teacher = Teacher(*frozen, student_vocab_size=VOCAB, micro_batch_tokens=micro + 10, temperature=1.0, offload=fused)
     signals = teacher.score(rollouts)
     out: dict = {
         "argmax": signals.argmax_ids_T.tolist(),
@@ -234,7 +234,7 @@ def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int, fused: bool)
         student = prepare(chunks, arch, parallel, config)
         objective = Objective(config.method, arch.vocab_size, 1.0)
         trainer = Trainer(
-            student, objective, updates_per_step=updates, micro_size=micro, temperature=1.0, max_skipped=0
+            student, objective, updates_per_step=updates, micro_batch_tokens=micro, temperature=1.0, max_skipped=0
         )
 
         # Of supervised data no token is the student's own.

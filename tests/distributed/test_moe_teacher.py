@@ -11,17 +11,17 @@ import torch
 from tests.distributed import test_layout_invariance as replayed
 
 K = 5
-# processes -> (name, TP, PP, sequence parallel, EP, micro-batch size)
+# processes -> (name, TP, PP, sequence parallel, EP, tokens of a micro-batch)
 LAYOUTS = {
-    1: [("whole", 1, 1, False, 1, 24), ("micro 5", 1, 1, False, 1, 5)],
+    1: [("whole", 1, 1, False, 1, 999), ("micro 60", 1, 1, False, 1, 60)],
     2: [
-        ("ep2", 1, 1, False, 2, 5),  # the experts of two replicas are shared out among them
-        ("tp2", 2, 1, False, 1, 7),
-        ("tp2 ep2", 2, 1, False, 2, 7),
-        ("tp2 sp ep2", 2, 1, True, 2, 7),
-        ("pp2", 1, 2, False, 1, 7),
+        ("ep2", 1, 1, False, 2, 60),  # the experts of two replicas are shared out among them
+        ("tp2", 2, 1, False, 1, 90),
+        ("tp2 ep2", 2, 1, False, 2, 90),
+        ("tp2 sp ep2", 2, 1, True, 2, 90),
+        ("pp2", 1, 2, False, 1, 90),
     ],
-    4: [("tp2 ep4", 2, 1, False, 4, 5), ("pp2 ep2", 1, 2, False, 2, 5)],
+    4: [("tp2 ep4", 2, 1, False, 4, 60), ("pp2 ep2", 1, 2, False, 2, 60)],
 }
 SIGNALS = ("argmax", "logprobs", "entropy", "topk_ids", "topk_logprobs")
 
@@ -83,7 +83,7 @@ def signals(directory: Path, tp: int, pp: int, sp: bool, ep: int, micro: int) ->
     held = sum("local_experts" in name and "fc1" in name for name, _ in chunks[0].named_parameters())
     assert held == arch.num_layers // pp * arch.experts.count // ep
     teacher = Teacher(
-        chunks, arch, parallel, student_vocab_size=replayed.VOCAB, micro_batch_size=micro, temperature=1.0
+        chunks, arch, parallel, student_vocab_size=replayed.VOCAB, micro_batch_tokens=micro, temperature=1.0
     )  # fmt: skip
     said = teacher.score(replayed.recorded_rollouts(), K)
     columns = (said.argmax_ids_T, said.logprobs_T, said.entropy_T, said.topk_ids_TK, said.topk_logprobs_TK)

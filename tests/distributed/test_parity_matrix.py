@@ -23,12 +23,16 @@ SP2 = TP2 | {"sequence_parallel": True}
 PP2: dict[str, Any] = {"pipeline_model_parallel_size": 2}
 VPP2 = PP2 | {"virtual_pipeline_model_parallel_size": 2}
 EP2: dict[str, Any] = {"expert_model_parallel_size": 2}
+CP2: dict[str, Any] = {"context_parallel_size": 2}
 LAYOUTS: dict[int, list[Row]] = {
     4: [
         ("TP2+SP x PP2", SP2 | PP2, "none"),
         ("TP2+SP x PP2 x EP2", SP2 | PP2 | EP2, "none"),
         ("TP2+SP x PP2 x VPP2, recompute full", SP2 | VPP2, "full"),
         ("PP2 x DP2 x EP2", PP2 | EP2, "none"),
+        ("TP2+SP x CP2", SP2 | CP2, "none"),
+        ("PP2 x CP2 x EP2", PP2 | CP2 | EP2, "none"),
+        ("CP2 x DP2", CP2, "none"),
     ],
     2: [
         ("TP2", TP2, "none"),
@@ -39,6 +43,8 @@ LAYOUTS: dict[int, list[Row]] = {
         ("DP2", {}, "none"),
         ("EP2 (DP2)", EP2, "none"),
         ("DP2, recompute selective", {}, "selective"),
+        ("CP2", CP2, "none"),
+        ("CP2 x EP2, recompute full", CP2 | EP2, "full"),
     ],
     1: [("TP1", {}, "none"), ("TP1, recompute full", {}, "full")],
 }
@@ -50,6 +56,8 @@ RESHARDED = [
     ("TP2+SP x PP2 x EP2", 2, "DP2", {}),
     ("TP2+SP x PP2 x EP2", 1, "TP1", {}),
     ("PP2 x DP2 x EP2", 2, "TP2+SP x EP2", SP2 | EP2),
+    ("TP2+SP x PP2", 2, "CP2", CP2),
+    ("CP2 x DP2", 2, "TP2+SP", SP2),
 ]
 KINDS = ("dense", "MoE")
 
@@ -149,7 +157,7 @@ class Case:
         self.rollouts = replayed.recorded_rollouts()
         teacher = Teacher(
             *replayed.load_model(directory / "teacher", LayoutConfig(**{**keys, "expert_model_parallel_size": 1})),
-            student_vocab_size=replayed.VOCAB, micro_batch_size=5, temperature=1.0,
+            student_vocab_size=replayed.VOCAB, micro_batch_tokens=60, temperature=1.0,
         )  # fmt: skip
         self.signals = Signals(teacher.score(self.rollouts))
         # A large epsilon: where a gradient is mere rounding, Adam would make a whole step of its sign.
@@ -163,7 +171,7 @@ class Case:
         self.student, self.method = prepare(chunks, arch, parallel, config), config.method
         objective = Objective(config.method, arch.vocab_size, 1.0)
         self.trainer = Trainer(
-            self.student, objective, updates_per_step=1, micro_size=5, temperature=1.0, max_skipped=0
+            self.student, objective, updates_per_step=1, micro_batch_tokens=60, temperature=1.0, max_skipped=0
         )
 
     def step(self, step: int) -> dict[str, float]:

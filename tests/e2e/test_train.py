@@ -66,7 +66,7 @@ class Bench:
             str(ROOT / "recipes" / "demo.yaml"), f"run_dir={run_dir}", f"num_steps={STEPS}",
             f"student.path={self.student}", f"teacher.path={self.assets / 'teacher'}",
             f"data.train={self.assets / 'train.jsonl'}", f"data.heldout={self.assets / 'heldout.jsonl'}",
-            "rollout.num_prompts=8", "train.micro_batch_size=5", "train.optimizer.warmup_steps=2",
+            "rollout.num_prompts=8", "train.micro_batch_tokens=100", "train.optimizer.warmup_steps=2",
             "checkpoint.every=2", "eval={every: 3, num_prompts: 60}",
             "student.rope_theta=20000",  # another rotary base than the student's config.json has
             *overrides,
