@@ -58,8 +58,11 @@ def test_an_update_is_finite_and_has_every_term(updates, method):
     assert metrics["train/grad_norm"] > 0
 
 
-@pytest.mark.parametrize("method", CATALOGUE)
-@pytest.mark.parametrize("layout", NAMES[1:])
+# A process reward is a sum over a sequence, which context parallelism cuts: the checks refuse it.
+SPLIT = [(layout, method) for layout in NAMES[1:] for method in CATALOGUE if (layout, method) != ("cp2", "prime")]
+
+
+@pytest.mark.parametrize(("layout", "method"), SPLIT)
 def test_the_update_does_not_depend_on_the_layout(updates, layout, method):
     got, want = updates[layout][method], updates["whole"][method]
     assert got.keys() == want.keys()
