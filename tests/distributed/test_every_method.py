@@ -18,6 +18,7 @@ from megatron_opd.config.methods import CATALOGUE
 from megatron_opd.config.plan import active
 from megatron_opd.doctor.rollouts import as_read_by
 from tests.distributed import test_layout_invariance as replayed
+from tests.tiny_config import tiny_config
 
 STEP = 1
 # processes -> (name, TP, sequence parallel, micro-batch size, fused output layer, the teacher's TP)
@@ -76,14 +77,7 @@ def test_methods_differ(updates):
 # ------------------------------------------------------------------------------------------------ the program
 def run(directory: Path, tp: int, sp: bool, micro: int, fused: bool, teacher_tp: int) -> dict:
     from megatron_opd.config.plan import fit_topk, plan, process_reward
-    from megatron_opd.config.schema import (
-        DataConfig,
-        LayoutConfig,
-        ModelConfig,
-        OptimizerConfig,
-        RunConfig,
-        TrainConfig,
-    )  # fmt: skip
+    from megatron_opd.config.schema import LayoutConfig
     from megatron_opd.objective.batch import Batch
     from megatron_opd.objective.loss import Objective, finish
     from megatron_opd.objective.process_reward import ProcessRewardObjective, process_columns
@@ -98,11 +92,7 @@ def run(directory: Path, tp: int, sp: bool, micro: int, fused: bool, teacher_tp:
     scoring = {"student_vocab_size": replayed.VOCAB, "micro_batch_size": micro, "temperature": 1.0}
     teacher, reference = (Teacher(*model("teacher", frozen), **scoring) for _ in range(2))
     chunks, arch, parallel = model("student", layout)
-    config = RunConfig(
-        name="", num_steps=1000, max_sequence_length=64, method=CATALOGUE["grpo"].method, precision="float32",
-        student=ModelConfig("", layout), data=DataConfig(""),
-        train=TrainConfig(OptimizerConfig(lr=1e-30), fused_output_layer=fused),  # the weights stay as they are
-    )  # fmt: skip
+    config = tiny_config(1e-30, layout, fused_output_layer=fused)  # the weights stay as they are
     student = prepare(chunks, arch, parallel, config)
     advantage = replace(process_reward(CATALOGUE["prime"].method), lr=1e-2)
     process = ProcessModel(

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tiny_config import tiny_config
+
 STEPS = 3
 VOCAB = 61  # odd: the last tensor-parallel shard holds a padding row
 # processes -> (name, TP, PP, sequence parallel, micro-batch size); "fused" in a name: the fused output layer
@@ -198,14 +200,7 @@ def load_model(model_dir, layout, recompute="none"):
 
 
 def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int, fused: bool) -> dict:
-    from megatron_opd.config.schema import (
-        DataConfig,
-        LayoutConfig,
-        ModelConfig,
-        OptimizerConfig,
-        RunConfig,
-        TrainConfig,
-    )  # fmt: skip
+    from megatron_opd.config.schema import LayoutConfig
     from megatron_opd.objective.loss import Objective, finish
     from megatron_opd.records import Signals
     from megatron_opd.teacher.score import Teacher
@@ -225,11 +220,9 @@ def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int, fused: bool)
     for name in METHODS:
         updates = 2 if name.endswith("2 updates") else 1
         chunks, arch, parallel = load_model(directory / "student", layout)
-        config = RunConfig(
-            name="replay", num_steps=STEPS, max_sequence_length=64, method=method_of(name), precision="float32",
-            student=ModelConfig("", layout), data=DataConfig(""),
-            train=TrainConfig(OptimizerConfig(lr=1e-2, warmup_steps=2, clip_grad=0.5), updates_per_step=updates,
-                              fused_output_layer=fused),
+        config = tiny_config(
+            1e-2, layout, warmup_steps=2, clip_grad=0.5, num_steps=STEPS, method=method_of(name),
+            updates_per_step=updates, fused_output_layer=fused,
         )  # fmt: skip
         student = prepare(chunks, arch, parallel, config)
         objective = Objective(config.method, arch.vocab_size, 1.0)
