@@ -14,8 +14,8 @@ from megatron_opd.config.architecture import Architecture, read_architecture
 from megatron_opd.convert import run
 from megatron_opd.weights.distributed import DistributedCheckpoint
 from megatron_opd.weights.hf import HfCheckpoint
-from tests.distributed.conftest import REPOSITORY
 from tests.distributed.test_weights_parity import make_reference
+from tests.forked import REPOSITORY
 from tests.tiny_config import tiny_config
 
 # model -> (model_type, tied, heads, key-value heads, layers, RoPE type); 131 tokens: tensor parallelism has to pad them

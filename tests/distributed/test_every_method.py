@@ -4,7 +4,6 @@ Student, teacher and reference are Megatron models. Some rollouts begin with tok
 What the formulas should give is in tests/unit/test_method_gradients.py; here splitting the work must not change it.
 """
 
-import json
 import sys
 from dataclasses import replace
 from functools import partial
@@ -12,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from megatron_opd.config.methods import CATALOGUE
 from megatron_opd.config.plan import active
 from megatron_opd.doctor.rollouts import as_read_by
 from tests.distributed import test_layout_invariance as replayed
+from tests.distributed.worlds import measure, measured
 from tests.tiny_config import tiny_config
 
 STEP = 1
@@ -38,11 +37,7 @@ def updates(run_distributed, tmp_path_factory):
     """layout -> method -> metrics of its update."""
     directory = tmp_path_factory.mktemp("methods")
     replayed.make_models(directory)
-    results = {}
-    for nproc in LAYOUTS:
-        run_distributed(__file__, nproc, directory, timeout=280)
-        results |= json.loads((directory / f"{nproc}.json").read_text())
-    return results
+    return measured(run_distributed, __file__, directory, LAYOUTS)
 
 
 @pytest.mark.parametrize("method", CATALOGUE)
@@ -75,7 +70,7 @@ def test_methods_differ(updates):
 
 
 # ------------------------------------------------------------------------------------------------ the program
-def run(directory: Path, tp: int, sp: bool, micro: int, fused: bool, teacher_tp: int) -> dict:
+def run(directory: Path, name: str, tp: int, sp: bool, micro: int, fused: bool, teacher_tp: int) -> dict:
     from megatron_opd.config.plan import fit_topk, plan, process_reward
     from megatron_opd.config.schema import LayoutConfig
     from megatron_opd.objective.batch import Batch
@@ -125,18 +120,10 @@ def run(directory: Path, tp: int, sp: bool, micro: int, fused: bool, teacher_tp:
 
 
 def main() -> int:
-    from megatron_opd.mcore import parallel as groups
     from megatron_opd.mcore.vocab_parallel import linear
 
-    directory = Path(sys.argv[1])
-    groups.start()
     linear.CHUNK_TOKENS = 8
-    world = torch.distributed.get_world_size()
-    results = {name: run(directory, *layout) for name, *layout in LAYOUTS[world]}
-    if torch.distributed.get_rank() == 0:
-        (directory / f"{world}.json").write_text(json.dumps(results))
-    groups.stop()
-    return 0
+    return measure(LAYOUTS, run)
 
 
 if __name__ == "__main__":

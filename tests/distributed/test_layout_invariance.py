@@ -4,7 +4,6 @@ The reference is `transformers` with dense autograd and the formulas of the pape
 layout then takes several optimizer steps (with Megatron's optimizer, distributed over replicas) on the same rollouts.
 """
 
-import json
 import sys
 from dataclasses import replace
 from functools import partial
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.distributed.worlds import measure, measured
 from tests.tiny_config import tiny_config
 
 STEPS = 3
@@ -140,11 +140,7 @@ def replayed(run_distributed, tmp_path_factory):
     """layout -> what the program below wrote, and the reference."""
     directory = tmp_path_factory.mktemp("replay")
     make_models(directory)
-    results = {}
-    for nproc in LAYOUTS:
-        run_distributed(__file__, nproc, directory, timeout=280)
-        results |= json.loads((directory / f"{nproc}.json").read_text())
-    return results, dense_reference(directory)
+    return measured(run_distributed, __file__, directory, LAYOUTS), dense_reference(directory)
 
 
 NAMES = [name for layouts in LAYOUTS.values() for name, *_ in layouts]
@@ -199,7 +195,7 @@ def load_model(model_dir, layout, recompute="none"):
     return chunks, arch, parallel
 
 
-def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int, fused: bool) -> dict:
+def replay(directory: Path, name: str, tp: int, pp: int, sp: bool, micro: int) -> dict:
     from megatron_opd.config.schema import LayoutConfig
     from megatron_opd.objective.loss import Objective, finish
     from megatron_opd.records import Signals
@@ -207,7 +203,7 @@ def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int, fused: bool)
     from megatron_opd.train.step import Trainer
     from megatron_opd.train.student import prepare
 
-    rollouts, layout = recorded_rollouts(), LayoutConfig(tp, pp, sp)
+    rollouts, layout, fused = recorded_rollouts(), LayoutConfig(tp, pp, sp), "fused" in name
     # The teacher's layout is another one wherever that is possible.
     frozen = load_model(directory / "teacher", LayoutConfig(pp, tp) if pp != tp else LayoutConfig())
     teacher = Teacher(*frozen, student_vocab_size=VOCAB, micro_batch_size=micro + 1, temperature=1.0, offload=fused)
@@ -248,20 +244,10 @@ def columns_of(method, samples, signals, step, rows, tokens):
 
 
 def main() -> int:
-    from megatron_opd.mcore import parallel as groups
     from megatron_opd.mcore.vocab_parallel import linear
 
-    directory = Path(sys.argv[1])
-    groups.start()
-    world = torch.distributed.get_world_size()
     linear.CHUNK_TOKENS = 8  # several chunks in every micro-batch
-    results = {
-        name: replay(directory, tp, pp, sp, micro, "fused" in name) for name, tp, pp, sp, micro in LAYOUTS[world]
-    }
-    if torch.distributed.get_rank() == 0:
-        (directory / f"{world}.json").write_text(json.dumps(results))
-    groups.stop()
-    return 0
+    return measure(LAYOUTS, replay)
 
 
 if __name__ == "__main__":
