@@ -180,7 +180,7 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
         models.trainer.skipped_in_a_row = state["skipped_in_a_row"]
     engine = teacher_engine = None
     if needs.rollouts or config.eval:
-        engine = _engine(config, config.student)
+        engine = _engine(config, config.student, empty=True)  # the refit below brings the trainer's weights
         closing.callback(engine.close)
     if config.method.teacher_share and config.teacher:
         teacher_engine = _engine(config, config.teacher, sleeps=False)
@@ -193,19 +193,18 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
     for line in warnings:
         run.note(line)
     if engine:
-        # Not version 0 as vLLM read it from disk: what it gets after every update, through the same path.
         run.refit(run.step)
     return run
 
 
-def _engine(config: RunConfig, model: ModelConfig, *, sleeps: bool = True) -> RolloutEngine:
+def _engine(config: RunConfig, model: ModelConfig, **settings: bool) -> RolloutEngine:
     return RolloutEngine(
         model,
         config.rollout,
         precision=config.precision,
         max_sequence_length=config.max_sequence_length,
         seed=config.seed,
-        sleeps=sleeps,
+        **settings,
     )
 
 

@@ -4,7 +4,6 @@ Student, teacher and reference are Megatron models. Some rollouts begin with tok
 What the formulas should give is in tests/unit/test_method_gradients.py; here splitting the work must not change it.
 """
 
-import json
 import sys
 from dataclasses import replace
 from functools import partial
@@ -12,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from megatron_opd.config.methods import CATALOGUE
 from megatron_opd.config.plan import active
 from megatron_opd.doctor.rollouts import as_read_by
 from tests.distributed import test_layout_invariance as replayed
+from tests.distributed.worlds import measure, measured
+from tests.tiny_config import tiny_config
 
 STEP = 1
 # processes -> (name, TP, sequence parallel, CP, tokens of a micro-batch, fused output layer, the teacher's TP)
@@ -42,11 +42,7 @@ def updates(run_distributed, tmp_path_factory):
     """layout -> method -> metrics of its update."""
     directory = tmp_path_factory.mktemp("methods")
     replayed.make_models(directory)
-    results = {}
-    for nproc in LAYOUTS:
-        run_distributed(__file__, nproc, directory, timeout=280)
-        results |= json.loads((directory / f"{nproc}.json").read_text())
-    return results
+    return measured(run_distributed, __file__, directory, LAYOUTS)
 
 
 @pytest.mark.parametrize("method", CATALOGUE)
@@ -82,16 +78,9 @@ def test_methods_differ(updates):
 
 
 # ------------------------------------------------------------------------------------------------ the program
-def run(directory: Path, tp: int, sp: bool, cp: int, micro: int, fused: bool, teacher_tp: int) -> dict:
+def run(directory: Path, name: str, tp: int, sp: bool, cp: int, micro: int, fused: bool, teacher_tp: int) -> dict:
     from megatron_opd.config.plan import fit_topk, plan, process_reward
-    from megatron_opd.config.schema import (
-        DataConfig,
-        LayoutConfig,
-        ModelConfig,
-        OptimizerConfig,
-        RunConfig,
-        TrainConfig,
-    )  # fmt: skip
+    from megatron_opd.config.schema import LayoutConfig
     from megatron_opd.objective.batch import Batch
     from megatron_opd.objective.loss import Objective, finish
     from megatron_opd.objective.process_reward import ProcessRewardObjective, process_columns
@@ -107,11 +96,7 @@ def run(directory: Path, tp: int, sp: bool, cp: int, micro: int, fused: bool, te
     scoring = {"student_vocab_size": replayed.VOCAB, "micro_batch_tokens": micro, "temperature": 1.0}
     teacher, reference = (Teacher(*model("teacher", frozen), **scoring) for _ in range(2))
     chunks, arch, parallel = model("student", layout)
-    config = RunConfig(
-        name="", num_steps=1000, max_sequence_length=64, method=CATALOGUE["grpo"].method, precision="float32",
-        student=ModelConfig("", layout), data=DataConfig(""),
-        train=TrainConfig(OptimizerConfig(lr=1e-30), fused_output_layer=fused),  # the weights stay as they are
-    )  # fmt: skip
+    config = tiny_config(1e-30, layout, fused_output_layer=fused)  # the weights stay as they are
     student = prepare(chunks, arch, parallel, config)
     advantage = replace(process_reward(CATALOGUE["prime"].method), lr=1e-2)
     process = ProcessModel(
@@ -144,18 +129,10 @@ def run(directory: Path, tp: int, sp: bool, cp: int, micro: int, fused: bool, te
 
 
 def main() -> int:
-    from megatron_opd.mcore import parallel as groups
     from megatron_opd.mcore.vocab_parallel import linear
 
-    directory = Path(sys.argv[1])
-    groups.start()
     linear.CHUNK_TOKENS = 8
-    world = torch.distributed.get_world_size()
-    results = {name: run(directory, *layout) for name, *layout in LAYOUTS[world]}
-    if torch.distributed.get_rank() == 0:
-        (directory / f"{world}.json").write_text(json.dumps(results))
-    groups.stop()
-    return 0
+    return measure(LAYOUTS, run)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """A mixture-of-experts teacher says the same on every layout: what transformers computes in float64."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 
 from tests.distributed import test_layout_invariance as replayed
+from tests.distributed.worlds import measure, measured
 
 K = 5
 # processes -> (name, TP, PP, sequence parallel, EP, tokens of a micro-batch)
@@ -66,8 +66,7 @@ def reference(directory):
 
 @pytest.mark.parametrize("nproc", LAYOUTS)
 def test_signals_are_those_of_plain_torch(nproc, directory, reference, run_distributed):
-    run_distributed(__file__, nproc, directory)
-    results = json.loads((directory / f"{nproc}.json").read_text())
+    results = measured(run_distributed, __file__, directory, {nproc: LAYOUTS[nproc]})
     assert list(results) == [name for name, *_ in LAYOUTS[nproc]]
     for layout, got in results.items():
         for name in SIGNALS:
@@ -75,7 +74,7 @@ def test_signals_are_those_of_plain_torch(nproc, directory, reference, run_distr
 
 
 # ------------------------------------------------------------------------------------------------ the program
-def signals(directory: Path, tp: int, pp: int, sp: bool, ep: int, micro: int) -> dict:
+def signals(directory: Path, name: str, tp: int, pp: int, sp: bool, ep: int, micro: int) -> dict:
     from megatron_opd.config.schema import LayoutConfig
     from megatron_opd.teacher.score import Teacher
 
@@ -90,18 +89,5 @@ def signals(directory: Path, tp: int, pp: int, sp: bool, ep: int, micro: int) ->
     return {name: column.tolist() for name, column in zip(SIGNALS, columns, strict=True)}
 
 
-def main() -> int:
-    from megatron_opd.mcore import parallel as groups
-
-    directory = Path(sys.argv[1])
-    groups.start()
-    world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-    results = {name: signals(directory, *layout) for name, *layout in LAYOUTS[world]}
-    if rank == 0:
-        (directory / f"{world}.json").write_text(json.dumps(results))
-    groups.stop()
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(measure(LAYOUTS, signals))

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.distributed import test_layout_invariance as replayed
+from tests.tiny_config import tiny_config
 
 STEPS, SAVED_AFTER = 3, 2
 TOLERANCE = 2e-6  # relative: of a number, and of the norm of a tensor's difference to the norm of the tensor
@@ -139,14 +140,7 @@ class Case:
     """One student on one layout, and the teacher's signals."""
 
     def __init__(self, directory: Path, kind: str, keys: dict[str, Any], recompute: str = "none") -> None:
-        from megatron_opd.config.schema import (
-            DataConfig,
-            LayoutConfig,
-            ModelConfig,
-            OptimizerConfig,
-            RunConfig,
-            TrainConfig,
-        )
+        from megatron_opd.config.schema import LayoutConfig
         from megatron_opd.objective.loss import Objective
         from megatron_opd.records import Signals
         from megatron_opd.teacher.score import Teacher
@@ -161,12 +155,9 @@ class Case:
         )  # fmt: skip
         self.signals = Signals(teacher.score(self.rollouts))
         # A large epsilon: where a gradient is mere rounding, Adam would make a whole step of its sign.
-        optimizer = OptimizerConfig(lr=1e-2, adam_eps=1e-3, weight_decay=0.1)
-        config = RunConfig(
-            name="parity", num_steps=STEPS, max_sequence_length=64, method=replayed.method_of("tgpo"),
-            student=ModelConfig("", layout=layout), data=DataConfig(""), precision="float32",
-            train=TrainConfig(optimizer),
-        )  # fmt: skip
+        config = tiny_config(
+            1e-2, layout, adam_eps=1e-3, weight_decay=0.1, num_steps=STEPS, method=replayed.method_of("tgpo")
+        )
         chunks, arch, parallel = replayed.load_model(directory / kind, layout, recompute)
         self.student, self.method = prepare(chunks, arch, parallel, config), config.method
         objective = Objective(config.method, arch.vocab_size, 1.0)

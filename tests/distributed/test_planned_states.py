@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from megatron_opd.config.architecture import Architecture, read_architecture
-from megatron_opd.config.methods import CATALOGUE
-from megatron_opd.config.schema import DataConfig, LayoutConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from megatron_opd.config.schema import LayoutConfig
+from tests.tiny_config import tiny_config
 from tests.unit.tiny_model_files import write_model
 
 # Sizes that no alignment divides, so that padding shows: tied embeddings, biases, an odd vocabulary.
@@ -71,14 +71,10 @@ def trained_bytes_of(arch: Architecture, shape: tuple[int, int, int], precision:
     from megatron_opd.train.student import prepare
 
     layout = groups.create(LayoutConfig(shape[0], shape[1]))
-    config = RunConfig(
-        name="c", num_steps=9, max_sequence_length=8, method=CATALOGUE["sft"].method, precision=precision,
-        student=ModelConfig(""), data=DataConfig(""), train=TrainConfig(OptimizerConfig(lr=0.1)),
-    )  # fmt: skip
     chunks = build_model(arch, layout, precision=precision)
     for parameter in chunks[0].parameters():
         torch.nn.init.zeros_(parameter)
-    student = prepare(chunks, arch, layout, config)
+    student = prepare(chunks, arch, layout, tiny_config(precision=precision))
     with layout.active():
         student.optimizer.step()
     own = {parameter.untyped_storage().data_ptr() for parameter in chunks[0].parameters()}

@@ -1,4 +1,4 @@
-"""Under torchrun: weights_worker.py TP PP OUT_DIR MODEL_DIR...; what it finds is left in OUT_DIR for the test.
+"""In every rank: weights_worker.py TP PP OUT_DIR MODEL_DIR...; what it finds is left in OUT_DIR for the test.
 
 For every model: logits of fixed tokens (from the last stage), the exported directory, and from every rank a checksum of
 each tensor that the refit's stream yields.

@@ -13,13 +13,9 @@ import torch
 from megatron_opd.config.architecture import Architecture, Experts, parse_architecture
 from megatron_opd.config.methods import CATALOGUE
 from megatron_opd.config.schema import (
-    DataConfig,
     LayoutConfig,
-    ModelConfig,
-    OptimizerConfig,
     RolloutConfig,
     RunConfig,
-    TrainConfig,
 )
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.model import DTYPES, build_model
@@ -39,6 +35,7 @@ from megatron_opd.planning.step_time import work
 from megatron_opd.records import Prompt, Rollout, Signals
 from megatron_opd.train.step import update
 from megatron_opd.train.student import prepare
+from tests.tiny_config import tiny_config
 from tests.unit.live_bytes import LiveBytes
 
 QWEN3 = Architecture(
@@ -142,11 +139,10 @@ def recipe(
     precision: Any = "float32",
     sequences: int = SEQUENCES,
 ) -> RunConfig:
-    return RunConfig(
-        name="c", num_steps=9, max_sequence_length=LENGTH, method=CATALOGUE["grpo"].method, precision=precision,
-        student=ModelConfig("", layout=layout or LayoutConfig()), data=DataConfig(""),
+    return tiny_config(
+        1e-3, layout, max_sequence_length=LENGTH, method=CATALOGUE["grpo"].method, precision=precision,
         rollout=RolloutConfig(num_prompts=4, samples_per_prompt=2, max_completion_tokens=predicted),
-        train=TrainConfig(OptimizerConfig(lr=1e-3), micro_batch_tokens=sequences * LENGTH, fused_output_layer=fused),
+        micro_batch_tokens=sequences * LENGTH, fused_output_layer=fused,
     )  # fmt: skip
 
 
