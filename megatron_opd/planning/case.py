@@ -8,7 +8,6 @@ from megatron_opd.config.check_method import check_method
 from megatron_opd.config.check_sizes import check_sizes, sequences_per_step
 from megatron_opd.config.plan import Plan, plan
 from megatron_opd.config.schema import LayoutConfig, ModelConfig, RunConfig
-from megatron_opd.errors import ConfigError
 from megatron_opd.mcore.model import DTYPES
 from megatron_opd.planning.activations import MicroBatch
 from megatron_opd.planning.hardware import Hardware
@@ -28,10 +27,6 @@ class Case:
         """The checks of the recipe that need no model directory, for this many processes. Raises ConfigError."""
         check_method(self.config)
         check_sizes(self.config, self.architectures, world_size=self.gpus)
-        if self.architectures["student"].experts:
-            raise ConfigError(
-                "student.path: a mixture of experts, whose training is not planned yet; only a teacher's is"
-            )
 
     def with_layouts(self, student: LayoutConfig, teacher: LayoutConfig | None) -> "Case":
         config = replace(self.config, student=replace(self.config.student, layout=student))
@@ -75,7 +70,7 @@ class Case:
         """Megatron numbers the ranks of a stage in a row."""
         return rank // (self.gpus // self.model(name).layout.pipeline_model_parallel_size)
 
-    @property
+    @cached_property
     def samples(self) -> int:
         """Sequences of a step."""
         return sequences_per_step(self.config)
