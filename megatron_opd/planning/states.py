@@ -24,7 +24,7 @@ from megatron_opd.mcore.model import build_model
 from megatron_opd.train.student import data_parallel_config
 
 META = torch.device("meta")
-MAIN, MOMENTS = 4, 8  # bytes per element: the float32 copy of a bfloat16 parameter; Adam's two float32 moments
+MAIN, MOMENTS = 4, 8  # bytes per element: the float32 copy of a parameter of two bytes; Adam's two float32 moments
 
 
 @dataclass(frozen=True)
