@@ -14,6 +14,7 @@ from megatron_opd.config.model_files import check_vocabulary, check_weights, com
 from megatron_opd.config.plan import plan
 from megatron_opd.config.schema import (
     EvalConfig,
+    LossScaleConfig,
     RewardConfig,
     RolloutConfig,
     RunConfig,
@@ -62,6 +63,7 @@ def _check_settings_have_effect(config: RunConfig) -> None:
     template, optimizer = config.data.template, config.train.optimizer
     if template.kind == "raw" and template.system != TemplateConfig.system:
         raise ConfigError("data.template.system: no effect with kind=raw; put it into data.template.text")
+    _check_loss_scale(config)
     if optimizer.min_lr > 0 and optimizer.schedule == "constant":
         raise ConfigError("train.optimizer.min_lr: no effect with schedule=constant; choose linear or cosine")
     if optimizer.min_lr > optimizer.lr:
@@ -71,6 +73,17 @@ def _check_settings_have_effect(config: RunConfig) -> None:
             raise ConfigError(f"train.optimizer.{key}: must be below 1")
     if config.eval:
         _check_eval(config.eval, config.data.heldout)
+
+
+def _check_loss_scale(config: RunConfig) -> None:
+    scale = config.train.loss_scale
+    for each in fields(LossScaleConfig):
+        if config.precision != "float16" and getattr(scale, each.name) != each.default:
+            raise ConfigError(f"train.loss_scale.{each.name}: no effect with precision={config.precision}; remove it")
+    if scale.minimum > scale.initial:
+        raise ConfigError(
+            f"train.loss_scale.minimum: {scale.minimum} is above train.loss_scale.initial={scale.initial}"
+        )
 
 
 def _check_nothing_sampled(config: RunConfig) -> None:

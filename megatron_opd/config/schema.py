@@ -109,6 +109,16 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class LossScaleConfig:
+    """precision=float16: the loss is multiplied, so that small gradients are not 0 there (Megatron's dynamic scale)."""
+
+    initial: PositiveFloat = 65536.0
+    minimum: PositiveFloat = 1.0
+    window: PositiveInt = 1000  # updates without an overflow before the scale doubles
+    hysteresis: PositiveInt = 2  # overflows before it halves, at every one from then on until it has doubled again
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The update: how a step's rollouts are split, and the optimizer."""
 
@@ -118,6 +128,7 @@ class TrainConfig:
     fused_output_layer: bool = False  # logits for some tokens at a time: less memory, one more product with the layer
     recompute_granularity: Literal["none", "selective", "full"] = "none"  # in the backward pass: MLPs, or whole layers
     max_skipped_updates: NonNegativeInt = 3  # consecutive non-finite updates before the run stops
+    loss_scale: LossScaleConfig = LossScaleConfig()
 
 
 @dataclass(frozen=True)
@@ -161,7 +172,7 @@ class RunConfig:
     eval: EvalConfig | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     seed: int = 0
     run_dir: str = field(default="")  # "": runs/<name>
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from megatron_opd.config.architecture import Architecture, architecture_of
-from megatron_opd.config.schema import LayoutConfig, ModelConfig, RunConfig
+from megatron_opd.config.schema import LayoutConfig, LossScaleConfig, ModelConfig, RunConfig
 from megatron_opd.weights.hf import companions
 
 HEAD_DIM = 32  # vLLM's attention on a CPU wants at least that
@@ -46,7 +46,9 @@ def shrink(config: RunConfig, folder: Path, nproc: int) -> RunConfig:
         num_steps=1000,
         max_sequence_length=LONGEST,
         eval=None,
-        train=replace(config.train, optimizer=optimizer, micro_batch_tokens=LONGEST * 3 // 2),
+        train=replace(
+            config.train, optimizer=optimizer, micro_batch_tokens=LONGEST * 3 // 2, loss_scale=LossScaleConfig()
+        ),
         rollout=replace(
             config.rollout,
             num_prompts=updates * replicas * -(-PER_REPLICA // replicas),

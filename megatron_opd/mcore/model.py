@@ -18,7 +18,7 @@ from megatron_opd.mcore.layers import RMSNorm
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.mcore.rope import PackedRotary, scaled_frequencies
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def padded_vocab_size(arch: Architecture, tp_size: int) -> int:
@@ -61,6 +61,7 @@ def transformer_config(
         pipeline_dtype=dtype,
         params_dtype=dtype,
         bf16=dtype is torch.bfloat16,
+        fp16=dtype is torch.float16,
         # Every term has its own global denominator, applied before the loss reaches Megatron: gradients are sums.
         calculate_per_token_loss=True,
         # The local layers have none of the fused kernels; initial values come from the checkpoint.

@@ -21,6 +21,12 @@ and 4 T e head_dim for the cosines and sines. On CUDA a norm is one kernel, whic
 On the host it is composed of operations in float32 that keep two float32 tensors, the input and the normalised one, in
 the place of the input; the norms of queries and keys too.
 
+With experts, K of E for each token and X the width of one, the last three lines are H + 6 X for each of the T K rows
+that all ranks send to the experts of this one (routing is taken to be even): a row itself, and what an MLP keeps, with
+the product once more because the router's weight multiplies it. The router keeps 8 E + 16 K bytes of indices per token,
+and K float32, or E where its softmax is over all experts; of every layer's last pass, in whatever phase, 5 E bytes per
+token stay with the module.
+
 `train.recompute_granularity`: with `selective` the last three lines are computed again, with `full` a layer keeps its
 input alone. A pipeline stage keeps this for as many micro-batches as are in flight there.
 """
@@ -76,6 +82,17 @@ class MicroBatch:
         return self.tokens * width * self.element
 
     @property
+    def rows(self) -> int:
+        """Tokens times their experts, of this rank; as many come from all ranks to its experts."""
+        assert self.arch.experts is not None, "a dense model routes nothing"
+        return self.hidden // self.element // self.arch.hidden_size * self.arch.experts.per_token
+
+    @property
+    def routed(self) -> int:
+        """The hidden states of all rows."""
+        return self.rows * self.arch.hidden_size * self.element
+
+    @property
     def vocab_rows(self) -> int:
         tp = self.layout.tensor_model_parallel_size
         return padded_vocab_size(self.arch, tp) // tp
@@ -104,7 +121,6 @@ class MicroBatch:
 def layer_saved(batch: MicroBatch) -> int:
     """See the table above."""
     arch, query, key = batch.arch, batch.query, batch.key
-    assert arch.experts is None, "experts are not trained"
     saved = 2 * (_norm(batch, batch.hidden) + batch.hidden)
     saved += query + 2 * key
     if arch.qk_norm:
@@ -114,12 +130,29 @@ def layer_saved(batch: MicroBatch) -> int:
     heads = arch.num_attention_heads // batch.layout.tensor_model_parallel_size
     saved += batch.tokens * heads * FLOAT32
     saved += 4 * batch.tokens * arch.head_dim * batch.element
-    return saved + 5 * batch.mlp
+    return saved + _mlp_saved(batch)
+
+
+def _mlp_saved(batch: MicroBatch) -> int:
+    experts = batch.arch.experts
+    if experts is None:
+        return 5 * batch.mlp
+    tokens = batch.rows // experts.per_token
+    router = 8 * experts.count + 16 * experts.per_token
+    weights = experts.per_token if experts.normalise_top else experts.count
+    in_experts = batch.routed + 6 * batch.rows * experts.intermediate_size * batch.element + batch.rows * FLOAT32
+    return in_experts + tokens * (router + weights * FLOAT32)
+
+
+def routing(batch: MicroBatch) -> int:
+    """What every layer holds of the last pass: float32 weights and a choice, for each token and expert."""
+    experts = batch.arch.experts
+    return batch.rows // experts.per_token * experts.count * (FLOAT32 + 1) if experts else 0
 
 
 def recomputed(batch: MicroBatch, granularity: str) -> int:
     """What of `layer_saved` a layer does not keep, but computes again."""
-    return {"none": 0, "selective": 5 * batch.mlp, "full": layer_saved(batch) - batch.hidden}[granularity]
+    return {"none": 0, "selective": _mlp_saved(batch), "full": layer_saved(batch) - batch.hidden}[granularity]
 
 
 def stage_saved(batch: MicroBatch, num_layers: int, granularity: str, *, first: bool, last: bool) -> int:
@@ -167,8 +200,14 @@ def divergence_training(batch: MicroBatch) -> int:
     return 3 * batch.logits
 
 
-def layer_backward(batch: MicroBatch, largest_parameter: int) -> int:
-    """Besides what the layers keep: the gradient of the stream, those within the MLP, that of one weight."""
+def layer_training(batch: MicroBatch, largest_parameter: int) -> int:
+    """The most that exists within a layer besides what the layers keep.
+
+    Of a dense layer in its backward pass: the gradient of the stream, those within the MLP, that of one weight. With
+    experts in its forward pass: the stream and the rows on their way, less the copy that is kept.
+    """
+    if batch.arch.experts:
+        return batch.hidden + (_copies(batch) - 1) * batch.routed
     gathered = batch.whole_hidden if batch.layout.sequence_parallel else 0
     return batch.hidden + gathered + 2 * batch.mlp + largest_parameter * batch.element
 
@@ -177,17 +216,19 @@ def forward(batch: MicroBatch) -> int:
     """The most that exists in a layer of a forward pass without a backward pass.
 
     Attention: the streams in and between, qkv, and four copies of the query while it is rotated. MLP: as kept for a
-    backward pass. Experts, with balanced routing: four copies of each token for each of its experts, five where they
-    come from other ranks, and the router's numbers.
+    backward pass. Experts: the streams, the rows, and three indices or weights of each.
     """
     gathered = batch.whole_hidden if batch.layout.sequence_parallel else 0
     attention = 3 * batch.hidden + gathered + batch.query + 3 * batch.key + 4 * batch.query
     if batch.arch.experts is None:
         return max(attention, 4 * batch.hidden + gathered + 5 * batch.mlp)
-    experts, copies = batch.arch.experts, 4 if batch.layout.expert_model_parallel_size == 1 else 5
-    tokens = batch.hidden // batch.element // batch.arch.hidden_size
-    router = 4 * tokens * experts.count * FLOAT32
-    return max(attention, 5 * batch.hidden + copies * experts.per_token * batch.hidden + router)
+    return max(attention, 4 * batch.hidden + _copies(batch) * batch.routed + 24 * batch.rows)
+
+
+def _copies(batch: MicroBatch) -> int:
+    """Of the rows: gathered for the experts, sorted by expert, the experts' results one by one and joined; where the
+    experts lie on several ranks, as sent and as received."""
+    return 4 if batch.layout.expert_model_parallel_size == 1 else 5
 
 
 def head_scoring(batch: MicroBatch) -> int:

@@ -72,6 +72,9 @@ def _phases(case: Case, student_stage: int, teacher_stage: int) -> dict[str, dic
 def _resident(case: Case, student_stage: int, teacher_stage: int) -> dict[str, int]:
     held = _trained(case, student_stage)
     items = {"parameters": held.parameters, "gradients": held.gradients, "optimizer": held.optimizer}
+    items["routing"] = _routing(case, "student", student_stage) * (1 + case.needs.reference + case.needs.process)
+    if case.reads_teacher:
+        items["routing"] += _routing(case, "teacher", teacher_stage)
     if case.reads_teacher and not case.offloads_teacher:
         items["teacher"] = _stages(case, "teacher")[teacher_stage].num_bytes
     if case.needs.reference:
@@ -83,13 +86,19 @@ def _resident(case: Case, student_stage: int, teacher_stage: int) -> dict[str, i
     return items
 
 
+def _routing(case: Case, name: str, stage: int) -> int:
+    """What the layers hold of their last pass, in whatever phase it was."""
+    return _stages(case, name)[stage].num_layers * activations.routing(case.micro_batch(name))
+
+
 def _stages(case: Case, name: str) -> list[Stage]:
     return stages(case.architectures[name], case.model(name).layout, case.config.precision)
 
 
 def _trained(case: Case, stage: int) -> TrainedBytes:
     arch, layout = case.architectures["student"], case.config.student.layout
-    return trained_stages(arch, layout, case.config.precision, case.replicas("student"))[stage]
+    ranks = case.gpus // layout.pipeline_model_parallel_size
+    return trained_stages(arch, layout, case.config.precision, ranks)[stage]
 
 
 def _engine_items(held: Engine) -> dict[str, int]:
@@ -139,7 +148,7 @@ def _training(case: Case, stage: int) -> dict[str, int]:
     first, last = stage == 0, stage == layout.pipeline_model_parallel_size - 1
     layers = held.num_layers // layout.virtual_pipeline_model_parallel_size
     saved = activations.stage_saved(batch, layers, granularity, first=first, last=last) * in_flight(case, stage)
-    working = activations.layer_backward(batch, held.largest_of_layer) + activations.recomputed(batch, granularity)
+    working = activations.layer_training(batch, held.largest_of_layer) + activations.recomputed(batch, granularity)
     if first and last and batch.arch.tie_word_embeddings:
         working += batch.output_weight * batch.element  # the output layer's gradient waits for the embedding's
     if last:
@@ -161,15 +170,19 @@ def _update_buffers(case: Case, stage: int) -> int:
 
 
 def _refit(case: Case) -> int:
-    """The largest tensor on its way: the ranks' parts, and the whole."""
+    """The largest tensor on its way: the ranks' parts, and the whole; of an expert of another rank the whole."""
     arch, layout = case.architectures["student"], case.config.student.layout
-    largest = _largest_tensor(arch)
-    parts = largest * case.element if layout.tensor_model_parallel_size > 1 else 0
-    whole = largest * case.element if layout.tensor_model_parallel_size * layout.pipeline_model_parallel_size > 1 else 0
-    return parts + whole
+    tp, pp, ep = (
+        layout.tensor_model_parallel_size,
+        layout.pipeline_model_parallel_size,
+        layout.expert_model_parallel_size,
+    )
+    shared = _largest_tensor(arch, of_expert=False) * ((tp > 1) + (tp * pp > 1))
+    return case.element * max(shared, _largest_tensor(arch, of_expert=True) * (ep * pp > 1))
 
 
 @functools.cache
-def _largest_tensor(arch: Architecture) -> int:
+def _largest_tensor(arch: Architecture, *, of_expert: bool) -> int:
     """Elements."""
-    return max(math.prod(entry.full_shape) for entry in weight_table(arch))
+    chosen = [entry for entry in weight_table(arch) if (entry.expert is not None) == of_expert]
+    return max((math.prod(entry.full_shape) for entry in chosen), default=0)

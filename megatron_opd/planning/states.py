@@ -1,8 +1,9 @@
 """Bytes of parameters, gradients and optimizer states, from real Megatron modules on the meta device.
 
 A stage of the pipeline is built by `mcore.model.build_model` in a world that communicates with nobody, with one layer:
-all layers of the supported models are equal, so the others are copies of it. What a replica keeps of the optimizer's
-state is what Megatron's own layout of its buffers says.
+all layers of the supported models are equal, so the others are copies of it. What a rank keeps of the optimizer's
+state is what Megatron's own layout of its buffers says: experts have buffers of their own where they are spread
+otherwise than the dense parameters, sharded over the ranks that hold the same experts.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from megatron_opd.mcore.model import build_model
 from megatron_opd.train.student import data_parallel_config
 
 META = torch.device("meta")
-MAIN, MOMENTS = 4, 8  # bytes per element: the float32 copy of a bfloat16 parameter; Adam's two float32 moments
+MAIN, MOMENTS = 4, 8  # bytes per element: the float32 copy of a parameter of two bytes; Adam's two float32 moments
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Stage:
     def num_bytes(self) -> int:
         """Of a frozen copy: a teacher's or reference's whole share of memory."""
         return _bytes(self.before) + self.num_layers * _bytes(self.layer) + _bytes(self.after)
+
+    @functools.cached_property
+    def expert_bytes(self) -> int:
+        """Of these, what is spread over ranks otherwise than the dense parameters."""
+        return self.num_layers * _bytes(tuple(each for each in self.layer if not getattr(each, "allreduce", True)))
 
     @functools.cached_property
     def largest_of_layer(self) -> int:
@@ -75,36 +81,43 @@ def stages(arch: Architecture, layout: LayoutConfig, precision: str) -> list[Sta
 
 
 @functools.cache
-def trained_stages(arch: Architecture, layout: LayoutConfig, precision: str, replicas: int) -> list[TrainedBytes]:
-    """One per pipeline rank: of the replicas, whose shards differ by padding, the fullest."""
-    each_replica = [trained_bytes(stage, replicas) for stage in stages(arch, layout, precision)]
-    return [max(each, key=lambda held: held.optimizer) for each in each_replica]
+def trained_stages(arch: Architecture, layout: LayoutConfig, precision: str, ranks: int) -> list[TrainedBytes]:
+    """One per pipeline rank: of the `ranks` of a stage, whose shards differ by padding, the fullest."""
+    return [_fullest(stage, layout, ranks) for stage in stages(arch, layout, precision)]
 
 
-def trained_bytes(stage: Stage, replicas: int) -> list[TrainedBytes]:
-    """Of each data-parallel rank: `train.student.prepare` on this stage. Exact."""
-    parameters = stage.parameters
-    assert all(getattr(each, "allreduce", True) for each in parameters), "experts are not trained"
-    layout = DistributedOptimizer.compute_full_param_layout(parameters, None, replicas, data_parallel_config())
+@functools.cache
+def _fullest(stage: Stage, layout: LayoutConfig, ranks: int) -> TrainedBytes:
+    return max(trained_bytes(stage, layout, ranks), key=lambda held: held.optimizer)
+
+
+def trained_bytes(stage: Stage, layout: LayoutConfig, ranks: int) -> list[TrainedBytes]:
+    """Of each of the `ranks` of a pipeline stage: `train.student.prepare` on it. Exact."""
+    tp, ep = layout.tensor_model_parallel_size, layout.expert_model_parallel_size
+    buffers = DistributedOptimizer.compute_full_param_layout(
+        stage.parameters, None, ranks // tp, data_parallel_config(), expert_data_parallel_world_size=ranks // ep
+    ).layouts
     held_bytes = gradients = 0
-    states = [0] * replicas
-    for key, buffer in layout.layouts.items():
-        size = buffer.bucket_indices[-1][1]  # padded, so that the replicas' shards are equal
+    states = [0] * ranks
+    for key, buffer in buffers.items():
+        size = buffer.bucket_indices[-1][1]  # padded, so that the shards are equal
         held_bytes, gradients = held_bytes + size * key.param_dtype.itemsize, gradients + size * 4
-        for rank in range(replicas):
-            states[rank] += _state_in_shard(buffer, rank, replicas)
+        parts = ep if key.is_expert_parallel else tp  # neighbouring ranks hold different parts of the model
+        shards = _states_of_shards(buffer, ranks // parts)
+        states = [state + shards[rank // parts] for rank, state in enumerate(states)]
     return [TrainedBytes(held_bytes, gradients, state) for state in states]
 
 
-def _state_in_shard(buffer, rank: int, replicas: int) -> int:
-    """Bytes of the optimizer's state for the parts of parameters that lie in a replica's shard of each bucket."""
-    total = 0
+def _states_of_shards(buffer, shards: int) -> list[int]:
+    """Bytes of the optimizer's state for the parts of parameters that lie in each shard of the buckets."""
+    found = [0] * shards
     for parameter, (start, end, bucket) in buffer.param_index_map.items():
         first, last = buffer.bucket_indices[bucket]
-        width = (last - first) // replicas
-        low = first + rank * width
-        total += max(0, min(end, low + width) - max(start, low)) * state_bytes(parameter.itemsize)
-    return total
+        width = (last - first) // shards
+        for shard in range((start - first) // width, (end - 1 - first) // width + 1):
+            low = first + shard * width
+            found[shard] += (min(end, low + width) - max(start, low)) * state_bytes(parameter.itemsize)
+    return found
 
 
 def state_bytes(element: int) -> int:
@@ -144,7 +157,7 @@ def world_of_one(rank: int, world: int) -> Iterator[None]:
 
 
 def _copy(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
-    copy = torch.nn.Parameter(torch.empty_like(parameter))
+    copy = torch.nn.Parameter(parameter.detach())
     for name in ("allreduce", "shared_embedding"):
         if hasattr(parameter, name):
             setattr(copy, name, getattr(parameter, name))

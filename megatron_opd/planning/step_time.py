@@ -1,8 +1,9 @@
 """An estimate of a step's seconds, to rank layouts by; nothing of it has been measured on a GPU.
 
 Products run at `COMPUTE` of the peak, decoding reads weights and cache at `BANDWIDTH` of the memory's, collectives run
-at `LINK` of the slowest link they use; nothing overlaps, as in our schedules. Every sequence is as long as the recipe
-allows, and rewards cost nothing: this compares layouts, it does not predict a run.
+at `LINK` of the slowest link they use; nothing overlaps, as in our schedules. Experts take the time of their products,
+or that of issuing their kernels. Every sequence is as long as the recipe allows, every expert has equally many tokens,
+and rewards cost nothing: this compares layouts, it does not predict a run.
 """
 
 import functools
@@ -13,7 +14,7 @@ from megatron_opd.config.schema import LayoutConfig
 from megatron_opd.planning.activations import FLOAT32
 from megatron_opd.planning.case import Case
 from megatron_opd.planning.engine import engine
-from megatron_opd.planning.hardware import BANDWIDTH, COMPUTE, LINK
+from megatron_opd.planning.hardware import BANDWIDTH, COMPUTE, EXPERT_KERNELS, LAUNCH, LINK
 from megatron_opd.planning.states import stages
 
 
@@ -36,6 +37,7 @@ class Work:
     """Parameters that a token meets in products, of the whole model."""
 
     layers: int  # those outside experts
+    mlp: int  # of these, in MLPs
     experts: int  # those of a token's experts
     head: int
 
@@ -68,13 +70,13 @@ def work(arch: Architecture) -> Work:
     """Counted on the modules of the whole model."""
     (whole,) = stages(arch, LayoutConfig(), "bfloat16")
     layer = sum(each.numel() for each in whole.layer)
-    experts = 0
+    mlp, experts = 3 * arch.hidden_size * arch.intermediate_size, 0  # gate, up, down
     if arch.experts:
-        one = 3 * arch.hidden_size * arch.experts.intermediate_size  # gate, up, down
-        experts = arch.experts.per_token * one
+        one = 3 * arch.hidden_size * arch.experts.intermediate_size
+        mlp, experts = 0, arch.experts.per_token * one
         layer -= arch.experts.count * one
     head = arch.vocab_size * arch.hidden_size
-    return Work(layer * arch.num_layers, experts * arch.num_layers, head)
+    return Work(layer * arch.num_layers, mlp * arch.num_layers, experts * arch.num_layers, head)
 
 
 # ----------------------------------------------------------------------------------------------------- training passes
@@ -87,29 +89,43 @@ def forward_time(case: Case, name: str, samples: int) -> float:
 def update_time(case: Case, samples: int) -> float:
     """The backward pass has twice the products of the forward pass, a fused output layer its logits once more, and as
     many collectives; what is recomputed comes on top. Then the gradients meet."""
-    again = {"none": 0.0, "selective": _share_of_mlp(case), "full": 1.0}[case.config.train.recompute_granularity]
-    seconds = (3 + again) * _products(case, "student") + (2 + again) * _collectives(case, "student")
+    mlp, mlp_collectives = _mlp_products(case, "student"), _exchange(case, "student")
+    products, collectives = _products(case, "student"), _collectives(case, "student")
+    again = {
+        "none": 0.0,
+        "selective": mlp + mlp_collectives,
+        "full": products - _head_products(case, "student") + collectives,
+    }[case.config.train.recompute_granularity]
+    seconds = 3 * products + 2 * collectives + again
     if case.config.train.fused_output_layer:
         seconds += _head_products(case, "student")
     return seconds * (case.micro_batches("student", samples) + _stages(case, "student") - 1) + _reduce_seconds(case)
 
 
-def _share_of_mlp(case: Case) -> float:
-    """Of the products of a dense layer."""
-    arch = case.architectures["student"]
-    return 3 * arch.hidden_size * arch.intermediate_size * arch.num_layers / work(arch).layers
-
-
 def _products(case: Case, name: str) -> float:
     """Of one micro-batch in the slowest stage of a forward pass, the last. Attention is causal: half of the square."""
-    batch, arch, layout = case.micro_batch(name), case.architectures[name], case.model(name).layout
-    tp, counted = layout.tensor_model_parallel_size, work(arch)
-    # Without sequence parallelism every tensor-parallel rank sends all tokens to the experts.
-    repeated = 1 if layout.sequence_parallel else tp
+    arch = case.architectures[name]
     attention = 2 * case.config.max_sequence_length * arch.num_attention_heads * arch.head_dim * arch.num_layers
-    per_token = 2 * (counted.layers + repeated * counted.experts) + attention
-    flops = batch.tokens * per_token / (tp * _stages(case, name))
-    return flops / (COMPUTE * case.hardware.flops) + _head_products(case, name)
+    dense = 2 * (work(arch).layers - work(arch).mlp) + attention
+    return _per_rank(case, name, dense) + _mlp_products(case, name) + _head_products(case, name)
+
+
+def _mlp_products(case: Case, name: str) -> float:
+    """Of a stage's MLPs, or of its experts."""
+    arch, layout = case.architectures[name], case.model(name).layout
+    if arch.experts is None:
+        return _per_rank(case, name, 2 * work(arch).mlp)
+    # Without sequence parallelism every tensor-parallel rank sends all tokens to the experts.
+    repeated = 1 if layout.sequence_parallel else layout.tensor_model_parallel_size
+    products = _per_rank(case, name, 2 * repeated * work(arch).experts)
+    mine = arch.experts.count // layout.expert_model_parallel_size * arch.num_layers // _stages(case, name)
+    return max(products, mine * EXPERT_KERNELS * LAUNCH) if case.hardware.is_cuda else products
+
+
+def _per_rank(case: Case, name: str, operations: int) -> float:
+    """Seconds of a rank for a micro-batch, of so many operations per token in the whole model."""
+    ranks = case.model(name).layout.tensor_model_parallel_size * _stages(case, name)
+    return case.micro_batch(name).tokens * operations / (ranks * COMPUTE * case.hardware.flops)
 
 
 def _head_products(case: Case, name: str) -> float:
@@ -121,15 +137,22 @@ def _collectives(case: Case, name: str) -> float:
     """Of one micro-batch in one stage of a forward pass.
 
     In each layer two sums over the tensor-parallel ranks (or, with sequence parallelism, a gather and a scatter each,
-    as long), and the exchange of tokens with the ranks of their experts and back; between stages the stream.
+    as long); the tokens on their way to experts; between stages the stream.
     """
-    batch, layout = case.micro_batch(name), case.model(name).layout
-    tp, ep, pp = layout.tensor_model_parallel_size, layout.expert_model_parallel_size, _stages(case, name)
-    layer = 2 * 2 * (tp - 1) / tp * batch.whole_hidden / _link(case, tp)
-    if batch.arch.experts:
-        layer += 2 * batch.arch.experts.per_token * batch.hidden * (ep - 1) / ep / _link(case, ep)
+    batch, tp, pp = case.micro_batch(name), case.model(name).layout.tensor_model_parallel_size, _stages(case, name)
+    sums = 2 if batch.arch.experts is None else 1  # experts are whole: their ranks exchange rows instead
+    layer = sums * 2 * (tp - 1) / tp * batch.whole_hidden / _link(case, tp)
     to_next = batch.hidden / _link(case, case.gpus // pp + 1) if pp > 1 else 0.0
-    return layer * batch.arch.num_layers / pp + to_next
+    return layer * batch.arch.num_layers / pp + _exchange(case, name) + to_next
+
+
+def _exchange(case: Case, name: str) -> float:
+    """Of rows with the ranks of their experts and back, in the layers of a stage."""
+    batch, ep = case.micro_batch(name), case.model(name).layout.expert_model_parallel_size
+    if batch.arch.experts is None:
+        return 0.0
+    layer = 2 * batch.routed * (ep - 1) / ep / _link(case, ep)
+    return layer * batch.arch.num_layers / _stages(case, name)
 
 
 def _stages(case: Case, name: str) -> int:
@@ -137,14 +160,15 @@ def _stages(case: Case, name: str) -> int:
 
 
 def _reduce_seconds(case: Case) -> float:
-    """Gradients in float32 scattered over the replicas, parameters gathered from them."""
-    replicas = case.replicas("student")
-    largest = max(
-        stage.num_bytes
-        for stage in stages(case.architectures["student"], case.config.student.layout, case.config.precision)
-    )
-    moved = (replicas - 1) / replicas * largest * (FLOAT32 / case.element + 1)
-    return moved / _link(case, replicas * case.config.student.layout.tensor_model_parallel_size)
+    """Gradients in float32 scattered over the ranks that hold the same parameters, which are gathered from them."""
+    layout = case.config.student.layout
+    ranks, bytes_moved = case.gpus // _stages(case, "student"), FLOAT32 / case.element + 1
+    seconds = []
+    for stage in stages(case.architectures["student"], layout, case.config.precision):
+        dense = stage.num_bytes - stage.expert_bytes
+        parts = [(dense, layout.tensor_model_parallel_size), (stage.expert_bytes, layout.expert_model_parallel_size)]
+        seconds.append(sum(held * (1 - apart / ranks) * bytes_moved for held, apart in parts) / _link(case, ranks))
+    return max(seconds)
 
 
 # ------------------------------------------------------------------------------------------------- sampling, the refit
@@ -160,21 +184,36 @@ def generate_time(case: Case) -> float:
     completion = settings.max_completion_tokens
     context = case.config.max_sequence_length - completion / 2  # on average, while a completion grows
     counted = work(case.architectures["student"])
-    read = (held.weights + at_once * context * held.cache_per_token) / (BANDWIDTH * case.hardware.memory_bandwidth)
+    read = (_weights_read(case, at_once) + at_once * context * held.cache_per_token) / (
+        BANDWIDTH * case.hardware.memory_bandwidth
+    )
     computed = at_once * 2 * (counted.layers + counted.experts + counted.head) / (COMPUTE * case.hardware.flops)
     return -(-mine // at_once) * completion * max(read, computed)
 
 
+def _weights_read(case: Case, sequences: int) -> float:
+    """Bytes of the engine's weights that a step of decoding reads: of experts, those that any of its tokens chose."""
+    arch, held = case.architectures["student"], engine(case, "student").weights
+    if arch.experts is None:
+        return held
+    all_experts = work(arch).experts / arch.experts.per_token * arch.experts.count * case.element
+    return held - all_experts * (1 - arch.experts.per_token / arch.experts.count) ** sequences
+
+
 def refit_time(case: Case) -> float:
-    """The parts of each tensor meet on every rank of a replica; on CUDA the engine's weights come from the host and
-    go back there."""
+    """The parts of each tensor meet on every rank of a replica, experts on every rank; on CUDA the engine's weights
+    come from the host and go back there."""
     if not case.needs.rollouts:
         return 0.0
-    layout = case.config.student.layout
-    ranks = layout.tensor_model_parallel_size * layout.pipeline_model_parallel_size
-    apart = case.gpus if layout.pipeline_model_parallel_size > 1 else ranks
-    weights = engine(case, "student").weights
-    gathered = weights * (ranks - 1) / ranks / _link(case, apart)
+    layout, arch, weights = case.config.student.layout, case.architectures["student"], engine(case, "student").weights
+    stages_of, experts = _stages(case, "student"), arch.experts
+    in_experts = work(arch).experts / experts.per_token * experts.count * case.element if experts else 0.0
+    gathered = 0.0
+    for held, parts in (
+        (weights - in_experts, layout.tensor_model_parallel_size * stages_of),
+        (in_experts, layout.expert_model_parallel_size * stages_of),
+    ):
+        gathered += held * (parts - 1) / parts / _link(case, case.gpus if stages_of > 1 else parts)
     return gathered + (2 * weights / (LINK * case.hardware.host_link) if case.hardware.is_cuda else 0.0)
 
 

@@ -44,7 +44,7 @@ class RolloutEngine:
         model: ModelConfig,
         config: RolloutConfig,
         *,
-        precision: Literal["float32", "bfloat16"],
+        precision: Literal["float32", "bfloat16", "float16"],
         max_sequence_length: int,
         seed: int,
         sleeps: bool = True,

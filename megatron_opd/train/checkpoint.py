@@ -3,7 +3,7 @@
     checkpoints/step-000050/
       model/         Megatron distributed checkpoint: weights and optimizer
       process/       the same of a model trained beside the student (PRIME)
-      state.json     step, policy version, data position, learning-rate schedule
+      state.json     step, policy version, data position, learning-rate schedule, loss scale
       manifest.json  size and SHA-256 of every file; its presence under the final name makes the checkpoint complete
 
 Any layout on any number of processes loads what another one wrote.
@@ -71,7 +71,8 @@ def _write(directory: Path, step: int, models: Models, state: dict[str, Any]) ->
     dist.barrier()
     if dist.get_rank() == 0:
         schedulers = {name: model.scheduler.state_dict() for name, model in models.items()}
-        full = {**state, "step": step, "schedulers": schedulers}
+        scales = {name: model.loss_scale.state_dict() for name, model in models.items() if model.loss_scale}
+        full = {**state, "step": step, "schedulers": schedulers, "loss_scales": scales}
         (directory / "state.json").write_text(json.dumps(full, indent=1))
         write_manifest(directory)
 
@@ -85,6 +86,8 @@ def load(checkpoint: Path, models: Models) -> dict[str, Any]:
             _put_weights(model.bare_chunks, loaded)
             optimizer_state.load_state(model.optimizer, loaded["optimizer"])
         model.scheduler.load_state_dict(state["schedulers"][name])
+        if model.loss_scale and (scale := state.get("loss_scales", {}).get(name)):  # none: it was another precision
+            model.loss_scale.load_state_dict(scale)
     return state
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from torch import Tensor
 
 from megatron_opd.errors import RunError
@@ -29,7 +30,8 @@ def update(
     """Forward, backward and optimizer step on `rollouts`. Collective over the world.
 
     Returns the metric sums over all micro-batches and replicas, with `train/grad_norm` (before clipping) and
-    `train/learning_rate`, equal on every rank; and whether the update was applied (False: non-finite, skipped).
+    `train/learning_rate`, equal on every rank; and whether the update was applied (False: non-finite, skipped). In
+    float16 also `train/loss_scale`, that of this update; the norm is that of the gradients without it.
     """
     parallel = student.parallel
     for chunk in student.chunks:
@@ -47,6 +49,8 @@ def update(
     )
     sums = _sum_over_ranks(collected, parallel)
     student.scheduler.step(1)  # before the update, so that a warm-up does not begin with a learning rate of 0
+    if student.loss_scale:
+        sums["train/loss_scale"] = student.loss_scale.value
     norm, applied = _apply(student)
     sums["train/grad_norm"] = norm
     sums["train/learning_rate"] = student.optimizer.param_groups[0]["lr"]
@@ -54,12 +58,19 @@ def update(
 
 
 def _apply(student: Student) -> tuple[float, bool]:
+    """What `optimizer.step()` does, but that a norm that is no number skips the update."""
+    optimizer = student.optimizer
     with student.parallel.active():
-        student.optimizer.prepare_grads()
-        norm = float(student.optimizer.get_grad_norm())
+        overflow = optimizer.prepare_grads()  # divides them by the loss scale: must happen once
+        if student.loss_scale:
+            student.loss_scale.finish_update()
+        norm = math.inf if overflow else float(optimizer.get_grad_norm())
         if not math.isfinite(norm):
             return norm, False
-        student.optimizer.step()
+        if optimizer.config.clip_grad > 0:
+            parameters = optimizer.get_parameters()
+            clip_grad_by_total_norm_fp32(parameters, max_norm=optimizer.config.clip_grad, total_norm=norm)
+        optimizer.step_with_ready_grads()
     return norm, True
 
 
@@ -144,7 +155,9 @@ class Trainer:
             self.student, rollouts, columns, self.objective,
             step=step, micro_batch_tokens=self.micro_batch_tokens, teacher_head=self.teacher_head,
         )  # fmt: skip
-        self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + 1
+        # While a loss scale can fall, it is being found.
+        searching = self.student.loss_scale is not None and self.student.loss_scale.can_fall
+        self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + (not searching)
         if self.skipped_in_a_row > self.max_skipped:
             raise RunError(
                 f"step {step}: {self.skipped_in_a_row} updates in a row had non-finite gradients; lower "

@@ -14,6 +14,7 @@ from megatron_opd.config.architecture import Architecture
 from megatron_opd.config.schema import OptimizerConfig, RunConfig
 from megatron_opd.mcore.model import DTYPES
 from megatron_opd.mcore.parallel import Parallel
+from megatron_opd.train.loss_scale import LossScale
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Student:
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
     fused_output_layer: bool
+    loss_scale: LossScale | None  # float16
 
     @property
     def bare_chunks(self) -> list[torch.nn.Module]:
@@ -40,7 +42,7 @@ def data_parallel_config() -> DistributedDataParallelConfig:
 
 def prepare(chunks: list[torch.nn.Module], arch: Architecture, parallel: Parallel, config: RunConfig) -> Student:
     """Wraps loaded chunks."""
-    settings = config.train.optimizer
+    settings, dtype = config.train.optimizer, DTYPES[config.precision]
     with parallel.active():
         ddp = data_parallel_config()
         wrapped = [DistributedDataParallel(get_model_config(c), ddp, c, pg_collection=parallel.groups) for c in chunks]
@@ -54,21 +56,25 @@ def prepare(chunks: list[torch.nn.Module], arch: Architecture, parallel: Paralle
                 adam_beta2=settings.adam_beta2,
                 adam_eps=settings.adam_eps,
                 clip_grad=settings.clip_grad,
-                bf16=DTYPES[config.precision] is torch.bfloat16,
-                params_dtype=DTYPES[config.precision],
+                bf16=dtype is torch.bfloat16,
+                fp16=dtype is torch.float16,
+                params_dtype=dtype,
                 use_distributed_optimizer=True,
             ),
             wrapped,
             use_gloo_process_groups=False,
             pg_collection=parallel.groups,
         )
+    loss_scale = LossScale(config.train.loss_scale) if dtype is torch.float16 else None
+    for part in optimizer.chained_optimizers if loss_scale else []:
+        part.grad_scaler = loss_scale
     for chunk in chunks:
         model_config = get_model_config(chunk)
         model_config.finalize_model_grads_func = _finalize
         model_config.grad_scale_func = optimizer.scale_loss
     updates = config.num_steps * config.train.updates_per_step
     scheduler = _schedule(optimizer, settings, updates)
-    return Student(arch, parallel, wrapped, optimizer, scheduler, config.train.fused_output_layer)
+    return Student(arch, parallel, wrapped, optimizer, scheduler, config.train.fused_output_layer, loss_scale)
 
 
 def _finalize(chunks, num_tokens=None, pg_collection=None, **kwargs) -> None:

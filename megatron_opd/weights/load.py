@@ -72,7 +72,7 @@ def named_parameters(chunks: Sequence[Module]) -> dict[str, Parameter]:
 def load_hf(chunks: Sequence[Module], model_dir: str | Path, arch: Architecture, parallel: "Parallel") -> None:
     """Fills every parameter of `chunks` exactly once, cast to its dtype. Each rank works for itself.
 
-    Raises DataError when the checkpoint is not a whole model of `arch` (see `check_hf`).
+    Raises DataError when the checkpoint is not a whole model of `arch` (see `check_hf`), or float16 cannot hold it.
     """
     checkpoint = check_hf(model_dir, arch)
     parameters = named_parameters(chunks)
@@ -82,6 +82,11 @@ def load_hf(chunks: Sequence[Module], model_dir: str | Path, arch: Architecture,
             continue  # another stage's, or another rank's expert
         parts = [checkpoint.read(name) for name in entry.hf_names]
         parameter.copy_(entry.shard(parts, parallel.tp_rank, parallel.tp_size, tuple(parameter.shape)))
+        if parameter.dtype is torch.float16 and not parameter.isfinite().all():
+            raise DataError(
+                f"{model_dir}: tensor {entry.hf_names[0]} holds numbers beyond float16's range; set "
+                "precision=bfloat16 or float32"
+            )
     refuse_unknown(parameters)
 
 

@@ -1,5 +1,6 @@
 """The planner's bytes of parameters, gradients and optimizer states are those of really built models, exactly."""
 
+import itertools
 import json
 import sys
 from dataclasses import asdict
@@ -18,10 +19,14 @@ MODELS = {
     "student": {"model_type": "qwen2", "vocab_size": 101, "hidden_size": 20, "head_dim": 5, "intermediate_size": 38,
                 "tie_word_embeddings": True},
     "untied": {"vocab_size": 67, "hidden_size": 12, "intermediate_size": 22},
-    "teacher": {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 6},
+    "experts": {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 7},
 }  # fmt: skip
-TRAINED = [("student", "bfloat16"), ("student", "float32"), ("untied", "bfloat16"), ("untied", "float32")]
-SHAPES = {1: [(1, 1, 1)], 2: [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 1, 2)]}  # processes -> TP, PP, EP
+PRECISIONS = ("bfloat16", "float32")
+SHAPES = {  # processes -> TP, PP, EP
+    1: [(1, 1, 1)],
+    2: [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 1, 2)],
+    4: [(1, 1, 2), (2, 1, 1), (2, 1, 2), (2, 1, 4), (1, 2, 2), (2, 2, 2)],  # with experts on several replicas
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,41 +42,50 @@ def test_planned_bytes_are_those_held(nproc, directory, run_distributed):
     run_distributed(__file__, nproc, directory)
     for rank in range(nproc):
         held = json.loads((directory / f"{nproc}-{rank}.json").read_text())
-        assert len(held) == sum(len(TRAINED) if ep == 1 else 0 for _, _, ep in SHAPES[nproc]) + 2 * len(SHAPES[nproc])
+        assert [json.loads(key) for key in held] == [[*case] for case in cases(nproc)]
         for key, real in held.items():
             assert planned(directory, nproc, *json.loads(key), rank) == real, (nproc, rank, key)
 
 
-def planned(directory: Path, world: int, name: str, precision: str, shape: list[int], rank: int) -> dict[str, int]:
+def cases(world: int) -> list[tuple[bool, str, str, list[int]]]:
+    """Trained or frozen, model, precision, shape."""
+    found = []
+    for shape, precision in itertools.product(SHAPES[world], PRECISIONS):
+        found.append((False, "experts", precision, [*shape]))
+        names = ["experts"] if shape[2] > 1 or world == 4 else [*MODELS]
+        found += [(True, name, precision, [*shape]) for name in names]
+    return found
+
+
+def layout_of(shape: list[int]) -> LayoutConfig:
+    tp, pp, ep = shape
+    return LayoutConfig(tp, pp, tp > 1, ep)
+
+
+def planned(
+    directory: Path, world: int, trained: bool, name: str, precision: str, shape: list[int], rank: int
+) -> dict[str, int]:
     from megatron_opd.planning.states import stages, trained_bytes
 
-    tp, pp, ep = shape
-    arch = read_architecture(directory / name)
-    ranks_of_stage = world // pp
-    stage = stages(arch, LayoutConfig(tp, pp, False, ep), precision)[rank // ranks_of_stage]
-    if name == "teacher":
+    layout, arch = layout_of(shape), read_architecture(directory / name)
+    ranks_of_stage = world // layout.pipeline_model_parallel_size
+    stage = stages(arch, layout, precision)[rank // ranks_of_stage]
+    if not trained:
         return {"parameters": stage.num_bytes}
-    return asdict(trained_bytes(stage, ranks_of_stage // tp)[rank % ranks_of_stage // tp])
+    return asdict(trained_bytes(stage, layout, ranks_of_stage)[rank % ranks_of_stage])
 
 
 # ------------------------------------------------------------------------------------------------ the program
-def frozen_bytes(arch: Architecture, shape: tuple[int, int, int], precision: str) -> dict[str, int]:
-    from megatron_opd.mcore import parallel as groups
-    from megatron_opd.mcore.model import build_model
-
-    tp, pp, ep = shape
-    chunks = build_model(arch, groups.create(LayoutConfig(tp, pp, False, ep)), precision=precision)
-    return {"parameters": storages(chunks[0].parameters())}
-
-
-def trained_bytes_of(arch: Architecture, shape: tuple[int, int, int], precision: str) -> dict[str, int]:
-    """After one update, from which on the moments exist."""
+def held_bytes(trained: bool, arch: Architecture, shape: list[int], precision: str) -> dict[str, int]:
+    """Of a trained model after one update, from which on the moments exist."""
     from megatron_opd.mcore import parallel as groups
     from megatron_opd.mcore.model import build_model
     from megatron_opd.train.student import prepare
 
-    layout = groups.create(LayoutConfig(shape[0], shape[1]))
+    layout = groups.create(layout_of(shape))
     chunks = build_model(arch, layout, precision=precision)
+    if not trained:
+        return {"parameters": storages(chunks[0].parameters())}
     for parameter in chunks[0].parameters():
         torch.nn.init.zeros_(parameter)
     student = prepare(chunks, arch, layout, tiny_config(precision=precision))
@@ -84,7 +98,7 @@ def trained_bytes_of(arch: Architecture, shape: tuple[int, int, int], precision:
         main = [each for group in inner.param_groups for each in group["params"]]
         state += [each for each in main if each.untyped_storage().data_ptr() not in own]
         state += [inner.state[each][moment] for each in main for moment in ("exp_avg", "exp_avg_sq")]
-    buffers = student.chunks[0].buffers
+    buffers = [*student.chunks[0].buffers, *student.chunks[0].expert_parallel_buffers]
     return {
         "parameters": storages(chunks[0].parameters()),
         "gradients": storages(buffer.grad_data for buffer in buffers),
@@ -104,13 +118,9 @@ def main() -> int:
     groups.start()
     world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     results = {}
-    for shape in SHAPES[world]:
-        for precision in ("bfloat16", "float32"):
-            arch = read_architecture(directory / "teacher")
-            results[json.dumps(["teacher", precision, shape])] = frozen_bytes(arch, shape, precision)
-        for name, precision in TRAINED if shape[2] == 1 else []:
-            arch = read_architecture(directory / name)
-            results[json.dumps([name, precision, shape])] = trained_bytes_of(arch, shape, precision)
+    for trained, name, precision, shape in cases(world):
+        arch = read_architecture(directory / name)
+        results[json.dumps([trained, name, precision, shape])] = held_bytes(trained, arch, shape, precision)
     (directory / f"{world}-{rank}.json").write_text(json.dumps(results))
     groups.stop()
     return 0
