@@ -50,7 +50,7 @@ def transformer_config(
         tensor_model_parallel_size=layout.tensor_model_parallel_size,
         pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
         expert_model_parallel_size=layout.expert_model_parallel_size,
-        expert_tensor_parallel_size=1,
+        expert_tensor_parallel_size=layout.expert_tensor_parallel_size,
         sequence_parallel=layout.sequence_parallel,
         virtual_pipeline_model_parallel_size=parallel.num_chunks if interleaved else None,
         # Interleaved stages with Megatron's batched messages compute wrong gradients on gloo, without an error.

@@ -13,7 +13,7 @@ from torch.nn import Module, Parameter
 from megatron_opd.config.architecture import CHANGEABLE, Architecture, config_changes, read_architecture
 from megatron_opd.errors import DataError
 from megatron_opd.weights.hf import check_out_dir, write_hf
-from megatron_opd.weights.load import hf_shapes, named_parameters, refuse_unknown
+from megatron_opd.weights.load import hf_shapes, named_parameters, refuse_unknown, slicing_group
 from megatron_opd.weights.table import Entry, weight_table
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def export_hf(
     The directory is complete when that rank returns; others may return earlier. Raises DataError when `out_dir`
     exists or `source_dir` describes another model.
     """
-    if parallel.dp_rank != 0 and parallel.ep_size == 1:
+    if parallel.dp_rank != 0 and parallel.ep_size * parallel.etp_group.size() == 1:
         return
     check_out_dir(out_dir)
     _check_source(source_dir, arch)
@@ -81,13 +81,13 @@ def export_hf(
 
 
 def _gather(entry: Entry, parameter: Parameter, parallel: "Parallel") -> Tensor:
-    """The whole Megatron tensor, contiguous, on every tensor-parallel rank of the stage that owns it."""
-    shard = parameter.detach().contiguous()
-    if entry.expert is not None or parallel.tp_size == 1 or entry.partition.dim is None:
+    """The whole Megatron tensor, contiguous, on every rank that has a slice of it."""
+    shard, group = parameter.detach().contiguous(), slicing_group(entry, parallel)
+    if group.size() == 1 or entry.partition.dim is None:
         shards = [shard]
     else:
-        shards = [torch.empty_like(shard) for _ in range(parallel.tp_size)]
-        dist.all_gather(shards, shard, group=parallel.tp_group)
+        shards = [torch.empty_like(shard) for _ in range(group.size())]
+        dist.all_gather(shards, shard, group=group)
     return entry.gather(shards).contiguous()
 
 

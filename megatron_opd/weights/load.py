@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed import ProcessGroup
 from torch.nn import Module, Parameter
 
 from megatron_opd.config.architecture import Architecture
@@ -81,8 +82,14 @@ def load_hf(chunks: Sequence[Module], model_dir: str | Path, arch: Architecture,
         if parameter is None:
             continue  # another stage's, or another rank's expert
         parts = [checkpoint.read(name) for name in entry.hf_names]
-        parameter.copy_(entry.shard(parts, parallel.tp_rank, parallel.tp_size, tuple(parameter.shape)))
+        group = slicing_group(entry, parallel)
+        parameter.copy_(entry.shard(parts, group.rank(), group.size(), tuple(parameter.shape)))
     refuse_unknown(parameters)
+
+
+def slicing_group(entry: Entry, parallel: "Parallel") -> ProcessGroup:
+    """The ranks among which an entry's tensor is partitioned."""
+    return parallel.tp_group if entry.expert is None else parallel.etp_group
 
 
 def refuse_unknown(parameters: Mapping[str, Parameter]) -> None:

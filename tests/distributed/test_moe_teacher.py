@@ -11,17 +11,23 @@ import torch
 from tests.distributed import test_layout_invariance as replayed
 
 K = 5
-# processes -> (name, TP, PP, sequence parallel, EP, micro-batch size)
+# processes -> (name, TP, PP, sequence parallel, EP, ETP, micro-batch size)
 LAYOUTS = {
-    1: [("whole", 1, 1, False, 1, 24), ("micro 5", 1, 1, False, 1, 5)],
+    1: [("whole", 1, 1, False, 1, 1, 24), ("micro 5", 1, 1, False, 1, 1, 5)],
     2: [
-        ("ep2", 1, 1, False, 2, 5),  # the experts of two replicas are shared out among them
-        ("tp2", 2, 1, False, 1, 7),
-        ("tp2 ep2", 2, 1, False, 2, 7),
-        ("tp2 sp ep2", 2, 1, True, 2, 7),
-        ("pp2", 1, 2, False, 1, 7),
+        ("ep2", 1, 1, False, 2, 1, 5),  # the experts of two replicas are shared out among them
+        ("tp2", 2, 1, False, 1, 1, 7),
+        ("tp2 ep2", 2, 1, False, 2, 1, 7),
+        ("tp2 sp ep2", 2, 1, True, 2, 1, 7),
+        ("pp2", 1, 2, False, 1, 1, 7),
+        ("tp2 etp2", 2, 1, False, 1, 2, 7),
+        ("etp2", 1, 1, False, 1, 2, 5),
     ],
-    4: [("tp2 ep4", 2, 1, False, 4, 5), ("pp2 ep2", 1, 2, False, 2, 5)],
+    4: [
+        ("tp2 ep4", 2, 1, False, 4, 1, 5),
+        ("pp2 ep2", 1, 2, False, 2, 1, 5),
+        ("tp2 sp ep2 etp2", 2, 1, True, 2, 2, 5),
+    ],
 }
 SIGNALS = ("argmax", "logprobs", "entropy", "topk_ids", "topk_logprobs")
 
@@ -75,11 +81,11 @@ def test_signals_are_those_of_plain_torch(nproc, directory, reference, run_distr
 
 
 # ------------------------------------------------------------------------------------------------ the program
-def signals(directory: Path, tp: int, pp: int, sp: bool, ep: int, micro: int) -> dict:
+def signals(directory: Path, tp: int, pp: int, sp: bool, ep: int, etp: int, micro: int) -> dict:
     from megatron_opd.config.schema import LayoutConfig
     from megatron_opd.teacher.score import Teacher
 
-    chunks, arch, parallel = replayed.load_model(directory / "teacher", LayoutConfig(tp, pp, sp, ep))
+    chunks, arch, parallel = replayed.load_model(directory / "teacher", LayoutConfig(tp, pp, sp, ep, etp))
     held = sum("local_experts" in name and "fc1" in name for name, _ in chunks[0].named_parameters())
     assert held == arch.num_layers // pp * arch.experts.count // ep
     teacher = Teacher(
