@@ -132,6 +132,11 @@ def _check_experts(name: str, model: ModelConfig, architecture: Architecture) ->
             raise ConfigError(f"{key}: no effect, {model.path} has no experts; remove it")
         if whole and whole % size:
             raise ConfigError(f"{key}: {size} does not divide the {whole} {what} of {model.path}")
+    if experts and experts.intermediate_size // layout.expert_tensor_parallel_size % 8:  # 16 bytes of two each
+        raise ConfigError(
+            f"{name}.layout.expert_tensor_parallel_size: a rank's share of the intermediate size "
+            f"{experts.intermediate_size} of the experts of {model.path} must be a multiple of 8, for grouped products"
+        )
     whole_sequences = layout.tensor_model_parallel_size > 1 and not layout.sequence_parallel
     if experts and name == "student" and whole_sequences:
         raise ConfigError(f"{name}.layout.sequence_parallel: must be true to train experts with tensor parallelism")

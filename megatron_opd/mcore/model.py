@@ -6,16 +6,14 @@ Weights are left unset: `weights.load_hf` or a checkpoint fills every one of the
 from typing import Any
 
 import torch
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_opd.config.architecture import Architecture, Experts
-from megatron_opd.mcore.layers import RMSNorm, SdpaCoreAttention
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.mcore.rope import scaled_frequencies
+from megatron_opd.mcore.specs import block_spec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -109,18 +107,6 @@ def _experts(experts: Experts | None) -> dict[str, Any]:
     }
 
 
-def _layer_spec(arch: Architecture) -> ModuleSpec:
-    num_experts = arch.experts.count if arch.experts else None
-    spec = get_gpt_layer_local_spec(num_experts=num_experts, qk_layernorm=arch.qk_norm, normalization="RMSNorm")
-    layer = spec.submodules
-    layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
-    attention = layer.self_attention.submodules
-    attention.core_attention = SdpaCoreAttention
-    if arch.qk_norm:
-        attention.q_layernorm = attention.k_layernorm = RMSNorm
-    return spec
-
-
 def build_model(
     arch: Architecture, parallel: Parallel, *, precision: str, recompute: str = "none"
 ) -> list[torch.nn.Module]:
@@ -139,7 +125,7 @@ def _chunk(arch: Architecture, parallel: Parallel, config: TransformerConfig, in
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=parallel.pp_rank)
     model = GPTModel(
         config,
-        transformer_layer_spec=TransformerBlockSubmodules([_layer_spec(arch)] * num_layers, layer_norm=RMSNorm),
+        transformer_layer_spec=block_spec(arch, num_layers, parallel.device),
         vocab_size=padded_vocab_size(arch, parallel.tp_size),
         max_sequence_length=arch.max_position_embeddings,
         pre_process=parallel.pp_rank == 0 and index == 0,

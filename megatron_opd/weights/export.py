@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Module
 
 from megatron_opd.config.architecture import CHANGEABLE, Architecture, config_changes, read_architecture
 from megatron_opd.errors import DataError
 from megatron_opd.weights.hf import check_out_dir, write_hf
-from megatron_opd.weights.load import hf_shapes, named_parameters, refuse_unknown, slicing_group
+from megatron_opd.weights.load import hf_shapes, refuse_unknown, slicing_group
+from megatron_opd.weights.names import named_parameters
 from megatron_opd.weights.table import Entry, weight_table
 
 if TYPE_CHECKING:
@@ -80,9 +81,9 @@ def export_hf(
             pass
 
 
-def _gather(entry: Entry, parameter: Parameter, parallel: "Parallel") -> Tensor:
+def _gather(entry: Entry, shard: Tensor, parallel: "Parallel") -> Tensor:
     """The whole Megatron tensor, contiguous, on every rank that has a slice of it."""
-    shard, group = parameter.detach().contiguous(), slicing_group(entry, parallel)
+    shard, group = shard.contiguous(), slicing_group(entry, parallel)
     if group.size() == 1 or entry.partition.dim is None:
         shards = [shard]
     else:
@@ -91,7 +92,7 @@ def _gather(entry: Entry, parameter: Parameter, parallel: "Parallel") -> Tensor:
     return entry.gather(shards).contiguous()
 
 
-def _owning_stages(table: Sequence[Entry], parameters: Mapping[str, Parameter], parallel: "Parallel") -> list[int]:
+def _owning_stages(table: Sequence[Entry], parameters: Mapping[str, Tensor], parallel: "Parallel") -> list[int]:
     """The pipeline rank that holds each entry. A small reduction, so that any split into stages will do."""
     rank = parallel.pp_rank
     mine = [rank if entry.megatron_name in parameters else -1 for entry in table]

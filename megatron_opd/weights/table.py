@@ -157,7 +157,7 @@ class Entry:
 
 
 def weight_table(arch: Architecture) -> tuple[Entry, ...]:
-    """The entries of a model of this architecture, in the checkpoint's order. Names follow Megatron's local spec."""
+    """The entries of a model of this architecture, in the checkpoint's order. Names: see `names.py`."""
     embedding: dict[str, Shape] = {"model.embed_tokens.weight": (arch.vocab_size, arch.hidden_size)}
     head = embedding if arch.tie_word_embeddings else {"lm_head.weight": (arch.vocab_size, arch.hidden_size)}
     return (

@@ -86,8 +86,9 @@ def signals(directory: Path, tp: int, pp: int, sp: bool, ep: int, etp: int, micr
     from megatron_opd.teacher.score import Teacher
 
     chunks, arch, parallel = replayed.load_model(directory / "teacher", LayoutConfig(tp, pp, sp, ep, etp))
-    held = sum("local_experts" in name and "fc1" in name for name, _ in chunks[0].named_parameters())
-    assert held == arch.num_layers // pp * arch.experts.count // ep
+    held = [tuple(weight.shape) for name, weight in chunks[0].named_parameters() if "experts.linear_fc1" in name]
+    one_layer = (arch.experts.count // ep, 2 * arch.experts.intermediate_size // etp, arch.hidden_size)
+    assert held == [one_layer] * (arch.num_layers // pp)
     teacher = Teacher(
         chunks, arch, parallel, student_vocab_size=replayed.VOCAB, micro_batch_size=micro, temperature=1.0
     )  # fmt: skip
