@@ -91,9 +91,7 @@ class GroupedExperts(MegatronModule):
     def forward(self, x_TD: Tensor, tokens_per_expert: Tensor, probs_T: Tensor) -> tuple[Tensor, None]:
         """Tokens sorted by local expert, with the router's weight of each, in its dtype. -> [T, D] and no bias."""
         ends_E = torch.as_tensor(tokens_per_expert).to(x_TD.device).cumsum(0).to(torch.int32)
-        gate_TF, up_TF = self.linear_fc1(x_TD, ends_E).chunk(2, dim=-1)
-        hidden_TF = (silu(gate_TF) * up_TF * probs_T[:, None]).to(x_TD.dtype)
-        return self.linear_fc2(hidden_TF, ends_E), None
+        return self.linear_fc2(_gated(self.linear_fc1(x_TD, ends_E), probs_T), ends_E), None
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Offsets = (), metadata: dict | None = None
@@ -116,6 +114,12 @@ class GroupedExperts(MegatronModule):
                 for expert in experts
             ]
         return state
+
+
+def _gated(both_TF: Tensor, probs_T: Tensor) -> Tensor:
+    """[gate, up] -> SwiGLU, weighted by the router."""
+    gate_TF, up_TF = both_TF.chunk(2, dim=-1)
+    return (silu(gate_TF) * up_TF * probs_T[:, None]).to(both_TF.dtype)
 
 
 def _in_order(grad: Tensor) -> Tensor:

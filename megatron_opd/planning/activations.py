@@ -183,7 +183,7 @@ def forward(batch: MicroBatch) -> int:
 
     Attention: the streams in and between, qkv, and four copies of the query while it is rotated. MLP: as kept for a
     backward pass. Experts, with balanced routing: four copies of each token for each of its experts, five where they
-    come from other ranks, and the router's numbers.
+    come from other ranks, and the router's numbers; or two copies less and what is wide within the experts.
     """
     gathered = batch.whole_hidden if batch.layout.sequence_parallel else 0
     attention = 3 * batch.hidden + gathered + batch.query + 3 * batch.key + 4 * batch.query
@@ -192,7 +192,9 @@ def forward(batch: MicroBatch) -> int:
     experts, copies = batch.arch.experts, 4 if batch.layout.expert_model_parallel_size == 1 else 5
     tokens = batch.hidden // batch.element // batch.arch.hidden_size
     router = 4 * tokens * experts.count * FLOAT32
-    return max(attention, 5 * batch.hidden + copies * experts.per_token * batch.hidden + router)
+    width = experts.intermediate_size / batch.arch.hidden_size
+    rows = int(max(copies, copies - 2 + 4 * width) * experts.per_token * batch.hidden)
+    return max(attention, 5 * batch.hidden + rows + router)
 
 
 def head_scoring(batch: MicroBatch) -> int:
