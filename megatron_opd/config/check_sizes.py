@@ -35,7 +35,7 @@ def check_sizes(
 
 
 def processes_needed(config: RunConfig) -> int:
-    """Every layout's TP x PP x CP, and EP x PP, divides the number of processes: their least common multiple."""
+    """Every layout's TP x PP x CP, and EP x ETP x PP, divides the number of processes: their least common multiple."""
     return math.lcm(*(size for _, model in models_of(config) for size in _sizes(model)))
 
 
@@ -45,8 +45,7 @@ def models_of(config: RunConfig) -> list[tuple[str, ModelConfig]]:
 
 
 def _sizes(model: ModelConfig) -> tuple[int, int]:
-    layout = model.layout
-    return (layout.model_parallel_size, layout.expert_model_parallel_size * layout.pipeline_model_parallel_size)
+    return (model.layout.model_parallel_size, model.layout.expert_parallel_size)
 
 
 def sequences_per_step(config: RunConfig) -> int:
@@ -134,13 +133,22 @@ def _check_stages(key: str, model: ModelConfig, architecture: Architecture) -> N
 
 
 def _check_experts(name: str, model: ModelConfig, architecture: Architecture) -> None:
-    experts, size = architecture.experts, model.layout.expert_model_parallel_size
-    key = f"{name}.layout.expert_model_parallel_size"
-    if experts is None and size > 1:
-        raise ConfigError(f"{key}: no effect, {model.path} has no experts; remove it")
-    if experts and experts.count % size:
-        raise ConfigError(f"{key}: {size} does not divide the {experts.count} experts of {model.path}")
-    whole_sequences = model.layout.tensor_model_parallel_size > 1 and not model.layout.sequence_parallel
+    experts, layout = architecture.experts, model.layout
+    for size_of, what, whole in (
+        ("expert_model_parallel_size", "experts", experts and experts.count),
+        ("expert_tensor_parallel_size", "intermediate size of the experts", experts and experts.intermediate_size),
+    ):
+        key, size = f"{name}.layout.{size_of}", getattr(layout, size_of)
+        if experts is None and size > 1:
+            raise ConfigError(f"{key}: no effect, {model.path} has no experts; remove it")
+        if whole and whole % size:
+            raise ConfigError(f"{key}: {size} does not divide the {whole} {what} of {model.path}")
+    if experts and experts.intermediate_size // layout.expert_tensor_parallel_size % 8:  # 16 bytes of two each
+        raise ConfigError(
+            f"{name}.layout.expert_tensor_parallel_size: a rank's share of the intermediate size "
+            f"{experts.intermediate_size} of the experts of {model.path} must be a multiple of 8, for grouped products"
+        )
+    whole_sequences = layout.tensor_model_parallel_size > 1 and not layout.sequence_parallel
     if experts and name == "student" and whole_sequences:
         raise ConfigError(f"{name}.layout.sequence_parallel: must be true to train experts with tensor parallelism")
 
@@ -191,6 +199,8 @@ def _check_processes(config: RunConfig, world_size: int) -> None:
             sizes += f" x CP {layout.context_parallel_size}"
         if layout.expert_model_parallel_size > 1:
             sizes += f" with EP {layout.expert_model_parallel_size}"
+        if layout.expert_tensor_parallel_size > 1:
+            sizes += f" with ETP {layout.expert_tensor_parallel_size}"
         at_least = "at least" if world_size < needed else "a multiple of"
         rounded = max(needed, world_size // needed * needed)
         raise ConfigError(

@@ -20,6 +20,7 @@ class LayoutConfig:
     pipeline_model_parallel_size: PositiveInt = 1
     sequence_parallel: bool = False  # shard activations between tensor-parallel regions; needs TP > 1
     expert_model_parallel_size: PositiveInt = 1  # ranks of a pipeline stage among which whole experts are shared out
+    expert_tensor_parallel_size: PositiveInt = 1  # ranks among which every expert is sliced, whatever TP the rest has
     virtual_pipeline_model_parallel_size: PositiveInt = 1  # chunks per stage: shorter bubbles, more messages; PP > 1
     context_parallel_size: PositiveInt = 1  # ranks among which the tokens of every sequence are shared out
 
@@ -27,6 +28,12 @@ class LayoutConfig:
     def model_parallel_size(self) -> int:
         """Processes that work on the same sequences."""
         return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+
+    @property
+    def expert_parallel_size(self) -> int:
+        """Processes that hold one copy of the experts of all stages."""
+        experts = self.expert_model_parallel_size * self.expert_tensor_parallel_size
+        return experts * self.pipeline_model_parallel_size
 
 
 @dataclass(frozen=True)

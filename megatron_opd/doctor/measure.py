@@ -34,7 +34,7 @@ def measure(config: RunConfig) -> dict[str, Any]:
     if method := vanishing(config.method, vocab_size):
         assert config.teacher is not None, "its terms read the teacher"
         distances = replace(config, method=method)
-        layout = replace(config.teacher.layout, expert_model_parallel_size=1)
+        layout = replace(config.teacher.layout, expert_model_parallel_size=1, expert_tensor_parallel_size=1)
         itself = replace(distances, teacher=replace(config.teacher, **(vars(config.student) | {"layout": layout})))
         found["own_teacher"], found["distance"] = (_on_policy(each, vocab_size) for each in (itself, distances))
     if plan(config.method).rollouts and importlib.util.find_spec("vllm"):

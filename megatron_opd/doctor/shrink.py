@@ -102,9 +102,10 @@ def _small_config(model: ModelConfig, arch: Architecture, layouts: list[LayoutCo
         changes["head_dim"] = HEAD_DIM
     if arch.experts:
         per_token, ranks = min(arch.experts.per_token, 2), model.layout.expert_model_parallel_size
+        width = 24 * model.layout.expert_tensor_parallel_size
         count = ranks * -(-2 * per_token // ranks)
         keys.pop("num_local_experts", None)  # another name of the count
-        changes |= {"num_experts": count, "num_experts_per_tok": per_token, "moe_intermediate_size": 24}
+        changes |= {"num_experts": count, "num_experts_per_tok": per_token, "moe_intermediate_size": width}
     return type(given).from_dict(keys | changes)
 
 

@@ -68,6 +68,7 @@ def prepare_platform() -> None:
     _map_generator()
     _map_tensor_methods()
     _give_split_sizes_as_integers()
+    _let_shares_differ_in_size()
     _keep_checkpoint_queue_in_process()
 
 
@@ -190,6 +191,33 @@ def _give_split_sizes_as_integers() -> None:
 
     on_host.for_megatron_on_host = True  # type: ignore[attr-defined]
     dispatcher.maybe_move_tensor_to_cpu = on_host
+
+
+def _let_shares_differ_in_size() -> None:
+    """Of tokens that go to sliced experts every rank has another number, which gloo neither gathers nor scatters."""
+    mappings: Any = importlib.import_module("megatron.core.tensor_parallel.mappings")
+    gather, reduce_scatter = mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
+    if getattr(gather, "for_megatron_on_host", False):
+        return
+
+    def gather_shares(share, group, output_split_sizes=None, use_global_buffer=False):
+        if output_split_sizes is None or group.size() == 1:
+            return gather(share, group, output_split_sizes, use_global_buffer)
+        whole, copies = share.new_empty(sum(output_split_sizes), *share.shape[1:]), [share] * group.size()
+        torch.distributed.all_to_all_single(
+            whole, torch.cat(copies), output_split_sizes, [len(each) for each in copies], group=group
+        )
+        return whole
+
+    def reduce_scatter_shares(whole, group, input_split_sizes=None, use_global_buffer=False):
+        if input_split_sizes is None or group.size() == 1:
+            return reduce_scatter(whole, group, input_split_sizes, use_global_buffer)
+        total = whole.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total, group=group)
+        return total.split(input_split_sizes)[group.rank()].clone()
+
+    gather_shares.for_megatron_on_host = True  # type: ignore[attr-defined]
+    mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim = gather_shares, reduce_scatter_shares
 
 
 def _keep_checkpoint_queue_in_process() -> None:

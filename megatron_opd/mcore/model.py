@@ -6,17 +6,14 @@ Weights are left unset: `weights.load_hf` or a checkpoint fills every one of the
 from typing import Any
 
 import torch
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_opd.config.architecture import Architecture, Experts
-from megatron_opd.mcore.attention import PackedAttention
-from megatron_opd.mcore.layers import RMSNorm
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.mcore.rope import PackedRotary, scaled_frequencies
+from megatron_opd.mcore.specs import block_spec, uses_transformer_engine
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -52,7 +49,7 @@ def transformer_config(
         pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
         context_parallel_size=layout.context_parallel_size,
         expert_model_parallel_size=layout.expert_model_parallel_size,
-        expert_tensor_parallel_size=1,
+        expert_tensor_parallel_size=layout.expert_tensor_parallel_size,
         sequence_parallel=layout.sequence_parallel,
         virtual_pipeline_model_parallel_size=parallel.num_chunks if interleaved else None,
         # Interleaved stages with Megatron's batched messages compute wrong gradients on gloo, without an error.
@@ -71,7 +68,8 @@ def transformer_config(
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
-        apply_rope_fusion=False,
+        # Without it, Transformer Engine's layers would ask the host for the sequences' lengths in every layer.
+        apply_rope_fusion=uses_transformer_engine(parallel.device),
         persist_layer_norm=False,
         # Dense models too: the default dispatcher forbids sequences whose length changes between steps.
         moe_token_dispatcher_type="alltoall",
@@ -112,18 +110,6 @@ def _experts(experts: Experts | None) -> dict[str, Any]:
     }
 
 
-def _layer_spec(arch: Architecture) -> ModuleSpec:
-    num_experts = arch.experts.count if arch.experts else None
-    spec = get_gpt_layer_local_spec(num_experts=num_experts, qk_layernorm=arch.qk_norm, normalization="RMSNorm")
-    layer = spec.submodules
-    layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
-    attention = layer.self_attention.submodules
-    attention.core_attention = PackedAttention
-    if arch.qk_norm:
-        attention.q_layernorm = attention.k_layernorm = RMSNorm
-    return spec
-
-
 def build_model(
     arch: Architecture, parallel: Parallel, *, precision: str, recompute: str = "none"
 ) -> list[torch.nn.Module]:
@@ -142,7 +128,7 @@ def _chunk(arch: Architecture, parallel: Parallel, config: TransformerConfig, in
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=parallel.pp_rank)
     model = GPTModel(
         config,
-        transformer_layer_spec=TransformerBlockSubmodules([_layer_spec(arch)] * num_layers, layer_norm=RMSNorm),
+        transformer_layer_spec=block_spec(arch, num_layers, parallel.device),
         vocab_size=padded_vocab_size(arch, parallel.tp_size),
         max_sequence_length=arch.max_position_embeddings,
         pre_process=parallel.pp_rank == 0 and index == 0,
@@ -154,8 +140,9 @@ def _chunk(arch: Architecture, parallel: Parallel, config: TransformerConfig, in
         pg_collection=parallel.groups,
         vp_stage=vp_stage,
     )
-    freqs_F = model.rotary_pos_emb.inv_freq
+    rotary = model.rotary_pos_emb
     if arch.rope_scaling:  # Megatron knows fewer types, with fixed parameters
-        freqs_F = scaled_frequencies(freqs_F, arch.rope_theta, arch.rope_scaling)
-    model.rotary_pos_emb = PackedRotary(freqs_F)
+        rotary.inv_freq = scaled_frequencies(rotary.inv_freq, arch.rope_theta, arch.rope_scaling)
+    if not uses_transformer_engine(parallel.device):
+        model.rotary_pos_emb = PackedRotary(rotary.inv_freq)
     return model

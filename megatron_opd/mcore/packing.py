@@ -53,24 +53,34 @@ class Segments:
 class Packing(PackedSeqParams):
     """What a model must know of a packed row of tokens; `of` makes it.
 
-    Megatron hands it to the rotary embedding and the core attention as it is: its format says that positions and
-    segments are theirs to deal with.
+    Megatron hands it to the rotary embedding and the core attention of the local layers as it is: its format says that
+    positions and segments are theirs to deal with.
     """
 
+    lengths: Sequence[int] = ()  # of whole sequences, padding included
     positions_S: Tensor | None = None  # int64, the place in its sequence of each token that this rank holds
     segments: Segments | None = None
     keys_U: Tensor | None = None  # int64, rows of all ranks' keys that `segments` runs over; None: one's own keys
 
     @classmethod
     def of(cls, lengths: Sequence[int], cp_size: int, cp_rank: int, device: torch.device) -> "Packing":
-        """`lengths` [N]: of whole sequences, padding included, each a multiple of 2C where C > 1."""
+        """`lengths` [N]: each a multiple of 2C where C > 1."""
         positions = [local_positions(length, cp_size, cp_rank) for length in lengths]
         segments, keys = _segments(lengths, cp_size, cp_rank, device)
         return cls(
             qkv_format="sbhd",
+            lengths=tuple(lengths),
             positions_S=torch.from_numpy(np.concatenate(positions)).to(device),
             segments=segments,
             keys_U=keys,
+        )
+
+    def thd(self) -> PackedSeqParams:
+        """The same in Transformer Engine's words, whose layers share out sequences among ranks as `local_positions`."""
+        assert self.positions_S is not None, "made by Packing.of"
+        bounds, longest = _bounds(np.array(self.lengths), self.positions_S.device), max(self.lengths)
+        return PackedSeqParams(
+            qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest
         )
 
 

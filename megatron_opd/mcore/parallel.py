@@ -98,6 +98,10 @@ class Parallel:
         return self.groups.ep.rank()
 
     @property
+    def etp_group(self) -> dist.ProcessGroup:
+        return self.groups.expt_tp
+
+    @property
     def is_last_stage(self) -> bool:
         return self.pp_rank == self.pp_size - 1
 
@@ -133,7 +137,7 @@ def start(timeout_minutes: float = 30.0) -> None:
         dist.init_process_group(backend(), timeout=timedelta(minutes=timeout_minutes))
 
 
-# (TP, PP, EP, CP) -> the groups of that shape and Megatron's globals of it. Groups are never freed before `stop()`:
+# (TP, PP, EP, ETP, CP) -> the groups of that shape and Megatron's globals of it. They are never freed before `stop()`:
 # gloo keeps three polling threads for each of the twenty or so that Megatron makes, so equal layouts must share theirs.
 _created: dict[tuple[int, ...], tuple[ProcessGroupCollection, dict[str, Any]]] = {}
 
@@ -141,11 +145,12 @@ _created: dict[tuple[int, ...], tuple[ProcessGroupCollection, dict[str, Any]]] =
 def create(layout: LayoutConfig) -> Parallel:
     """Collective over the world: the groups of `layout`. The data-parallel size is world / (TP x PP x CP).
 
-    The experts of a stage lie on EP of its ranks, whatever tensor- or data-parallel rank these have. Layouts of the
-    same sizes share one set of groups.
+    The experts of a stage lie on EP x ETP of its ranks, whatever tensor- or data-parallel rank these have. Layouts of
+    the same sizes share one set of groups.
     """
     tp, pp = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
-    shape = tp, pp, layout.expert_model_parallel_size, layout.context_parallel_size
+    experts = layout.expert_model_parallel_size, layout.expert_tensor_parallel_size
+    shape = tp, pp, *experts, layout.context_parallel_size
     if shape not in _created:
         _created[shape] = _initialize(*shape)
     groups, megatron_globals = _created[shape]
@@ -157,7 +162,7 @@ def create(layout: LayoutConfig) -> Parallel:
     return Parallel(layout, groups, device(), megatron_globals | interleaving)
 
 
-def _initialize(tp: int, pp: int, ep: int, cp: int) -> tuple[ProcessGroupCollection, dict[str, Any]]:
+def _initialize(tp: int, pp: int, ep: int, etp: int, cp: int) -> tuple[ProcessGroupCollection, dict[str, Any]]:
     assert not parallel_state.is_initialized(), "create() is called outside of active()"
     empty = _snapshot()
     parallel_state.initialize_model_parallel(
@@ -165,7 +170,7 @@ def _initialize(tp: int, pp: int, ep: int, cp: int) -> tuple[ProcessGroupCollect
         pipeline_model_parallel_size=pp,
         context_parallel_size=cp,
         expert_model_parallel_size=ep,
-        expert_tensor_parallel_size=1,
+        expert_tensor_parallel_size=etp,
         create_gloo_process_groups=False,  # for optimizer states that travel through the host
     )
     # Dropout is 0 everywhere: the seed only satisfies Megatron's tracker, which some forward passes enter.

@@ -11,6 +11,7 @@ from torch import Tensor
 from megatron_opd.mcore.batch import MicroBatch
 from megatron_opd.mcore.head import Head, make_head
 from megatron_opd.mcore.parallel import Parallel
+from megatron_opd.mcore.specs import uses_transformer_engine
 
 # Called on the last pipeline stage with the model's head at the positions that predict completion tokens.
 LossFunction = Callable[[MicroBatch, Head], tuple[Tensor, Any]]
@@ -37,7 +38,8 @@ def run(
         batch = next(iterator)
         head = partial(make_head, batch.predict_T, parallel.tp_group, fused_output_layer)
         positions_1S = batch.packing.positions_S[None]
-        output = model(batch.tokens_1S, positions_1S, None, packed_seq_params=batch.packing, output_processor=head)
+        packing = batch.packing.thd() if uses_transformer_engine(parallel.device) else batch.packing
+        output = model(batch.tokens_1S, positions_1S, None, packed_seq_params=packing, output_processor=head)
         return output, partial(_on_head, batch, loss)
 
     with parallel.active():

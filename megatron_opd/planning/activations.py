@@ -21,9 +21,8 @@ and 4 T e head_dim for the cosines and sines. On CUDA a norm is one kernel, whic
 On the host it is composed of operations in float32 that keep two float32 tensors, the input and the normalised one, in
 the place of the input; the norms of queries and keys too.
 
-With experts, K of E for each token and X the width of one, the last three lines are H + 6 X for each of the T K rows
-that all ranks send to the experts of this one (routing is taken to be even): a row itself, and what an MLP keeps, with
-the product once more because the router's weight multiplies it. The router keeps 8 E + 16 K bytes of indices per token,
+With experts, K of E for each token and X the width of one, the last three lines are H + 5 X for each of the T K rows
+that all ranks send to the experts of this one (routing is taken to be even): a row itself, and what an MLP keeps. The router keeps 8 E + 16 K bytes of indices per token,
 and K float32, or E where its softmax is over all experts; of every layer's last pass, in whatever phase, 5 E bytes per
 token stay with the module.
 
@@ -140,8 +139,9 @@ def _mlp_saved(batch: MicroBatch) -> int:
     tokens = batch.rows // experts.per_token
     router = 8 * experts.count + 16 * experts.per_token
     weights = experts.per_token if experts.normalise_top else experts.count
-    in_experts = batch.routed + 6 * batch.rows * experts.intermediate_size * batch.element + batch.rows * FLOAT32
-    return in_experts + tokens * (router + weights * FLOAT32)
+    ends = 4 * experts.count // batch.layout.expert_model_parallel_size  # int32, of each expert's rows
+    in_experts = batch.routed + 5 * batch.rows * experts.intermediate_size * batch.element + batch.rows * FLOAT32
+    return in_experts + ends + tokens * (router + weights * FLOAT32)
 
 
 def routing(batch: MicroBatch) -> int:
@@ -222,7 +222,10 @@ def forward(batch: MicroBatch) -> int:
     attention = 3 * batch.hidden + gathered + batch.query + 3 * batch.key + 4 * batch.query
     if batch.arch.experts is None:
         return max(attention, 4 * batch.hidden + gathered + 5 * batch.mlp)
-    return max(attention, 4 * batch.hidden + _copies(batch) * batch.routed + 24 * batch.rows)
+    # Before the results of all experts there is what is wide within them: four times X of a row, two copies less of it.
+    wide = 4 * batch.arch.experts.intermediate_size / batch.arch.hidden_size - 2
+    copies = _copies(batch) + max(wide, 0)
+    return max(attention, 4 * batch.hidden + int(copies * batch.routed) + 24 * batch.rows)
 
 
 def _copies(batch: MicroBatch) -> int:

@@ -40,11 +40,6 @@ COMPUTE = 0.35
 BANDWIDTH = 0.7
 LINK = 0.7
 
-# Megatron's local experts run one after the other: fc1, five steps of the activation, fc2. The host takes about this
-# long to issue a kernel of eager torch, however few tokens an expert has. An assumption.
-EXPERT_KERNELS = 7
-LAUNCH = 5e-6
-
 # What torch reports of a card sold as "80 GB": 79.15, 79.25 and 79.33 GiB are seen in its out-of-memory messages.
 _OF_80_GB = 79.1 * GIB
 # CUDA context, NCCL's buffers, cuBLAS workspaces, fragmentation of torch's allocator. An assumption.

@@ -69,13 +69,16 @@ class TrainedBytes:
 @functools.cache
 def stages(arch: Architecture, layout: LayoutConfig, precision: str) -> list[Stage]:
     """One per pipeline rank. The ranks of a stage hold equally much: sizes that do not divide are refused earlier."""
-    tp, pp, ep = (
-        layout.tensor_model_parallel_size,
-        layout.pipeline_model_parallel_size,
-        layout.expert_model_parallel_size,
-    )
+    pp = layout.pipeline_model_parallel_size
     # Three stages are the first, one between, and the last; two and more than three are made of these.
-    built = _one_layer_stages(replace(arch, num_layers=1 if pp == 1 else 3), tp, ep, precision)
+    small = replace(arch, num_layers=1 if pp == 1 else 3)
+    sizes = LayoutConfig(
+        layout.tensor_model_parallel_size,
+        small.num_layers,
+        expert_model_parallel_size=layout.expert_model_parallel_size,
+        expert_tensor_parallel_size=layout.expert_tensor_parallel_size,
+    )
+    built = _one_layer_stages(small, sizes, precision)
     roles = [0, *[1] * (pp - 2), 2] if pp > 1 else [0]
     return [replace(built[role], num_layers=arch.num_layers // pp) for role in roles]
 
@@ -126,11 +129,9 @@ def state_bytes(element: int) -> int:
 
 
 @functools.cache
-def _one_layer_stages(arch: Architecture, tp: int, ep: int, precision: str) -> list[Stage]:
-    pp = arch.num_layers
-    layout = LayoutConfig(tp, pp, expert_model_parallel_size=ep)
-    per_stage = math.lcm(tp, ep)
-    return [_build(arch, layout, precision, stage * per_stage, pp * per_stage) for stage in range(pp)]
+def _one_layer_stages(arch: Architecture, layout: LayoutConfig, precision: str) -> list[Stage]:
+    pp, world = arch.num_layers, math.lcm(layout.model_parallel_size, layout.expert_parallel_size)
+    return [_build(arch, layout, precision, stage * world // pp, world) for stage in range(pp)]
 
 
 def _build(arch: Architecture, layout: LayoutConfig, precision: str, rank: int, world: int) -> Stage:

@@ -14,7 +14,7 @@ from megatron_opd.config.schema import LayoutConfig
 from megatron_opd.planning.activations import FLOAT32
 from megatron_opd.planning.case import Case
 from megatron_opd.planning.engine import engine
-from megatron_opd.planning.hardware import BANDWIDTH, COMPUTE, EXPERT_KERNELS, LAUNCH, LINK
+from megatron_opd.planning.hardware import BANDWIDTH, COMPUTE, LINK
 from megatron_opd.planning.states import stages
 
 
@@ -117,9 +117,7 @@ def _mlp_products(case: Case, name: str) -> float:
         return _per_rank(case, name, 2 * work(arch).mlp)
     # Without sequence parallelism every tensor-parallel rank sends all tokens to the experts.
     repeated = 1 if layout.sequence_parallel else layout.tensor_model_parallel_size
-    products = _per_rank(case, name, 2 * repeated * work(arch).experts)
-    mine = arch.experts.count // layout.expert_model_parallel_size * arch.num_layers // _stages(case, name)
-    return max(products, mine * EXPERT_KERNELS * LAUNCH) if case.hardware.is_cuda else products
+    return _per_rank(case, name, 2 * repeated * work(arch).experts)
 
 
 def _per_rank(case: Case, name: str, operations: int) -> float:

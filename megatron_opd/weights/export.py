@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Module
 
 from megatron_opd.config.architecture import CHANGEABLE, Architecture, config_changes, read_architecture
 from megatron_opd.errors import DataError
 from megatron_opd.weights.hf import check_out_dir, write_hf
-from megatron_opd.weights.load import hf_shapes, named_parameters, refuse_unknown
+from megatron_opd.weights.load import hf_shapes, refuse_unknown, slicing_group
+from megatron_opd.weights.names import named_parameters
 from megatron_opd.weights.table import Entry, weight_table
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def export_hf(
     The directory is complete when that rank returns; others may return earlier. Raises DataError when `out_dir`
     exists or `source_dir` describes another model.
     """
-    if parallel.copy_rank != 0 and parallel.ep_size == 1:
+    if parallel.copy_rank != 0 and parallel.ep_size * parallel.etp_group.size() == 1:
         return
     check_out_dir(out_dir)
     _check_source(source_dir, arch)
@@ -80,18 +81,18 @@ def export_hf(
             pass
 
 
-def _gather(entry: Entry, parameter: Parameter, parallel: "Parallel") -> Tensor:
-    """The whole Megatron tensor, contiguous, on every tensor-parallel rank of the stage that owns it."""
-    shard = parameter.detach().contiguous()
-    if entry.expert is not None or parallel.tp_size == 1 or entry.partition.dim is None:
+def _gather(entry: Entry, shard: Tensor, parallel: "Parallel") -> Tensor:
+    """The whole Megatron tensor, contiguous, on every rank that has a slice of it."""
+    shard, group = shard.contiguous(), slicing_group(entry, parallel)
+    if group.size() == 1 or entry.partition.dim is None:
         shards = [shard]
     else:
-        shards = [torch.empty_like(shard) for _ in range(parallel.tp_size)]
-        dist.all_gather(shards, shard, group=parallel.tp_group)
+        shards = [torch.empty_like(shard) for _ in range(group.size())]
+        dist.all_gather(shards, shard, group=group)
     return entry.gather(shards).contiguous()
 
 
-def _owning_stages(table: Sequence[Entry], parameters: Mapping[str, Parameter], parallel: "Parallel") -> list[int]:
+def _owning_stages(table: Sequence[Entry], parameters: Mapping[str, Tensor], parallel: "Parallel") -> list[int]:
     """The pipeline rank that holds each entry. A small reduction, so that any split into stages will do."""
     rank = parallel.pp_rank
     mine = [rank if entry.megatron_name in parameters else -1 for entry in table]

@@ -3,14 +3,17 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import Module, Parameter
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.nn import Module
 
 from megatron_opd.config.architecture import Architecture
 from megatron_opd.errors import DataError
 from megatron_opd.weights.hf import HfCheckpoint
+from megatron_opd.weights.names import named_parameters
 from megatron_opd.weights.table import Entry, weight_table
 
 if TYPE_CHECKING:  # a checkpoint is checked before Megatron, which takes seconds to import, is needed
@@ -18,7 +21,6 @@ if TYPE_CHECKING:  # a checkpoint is checked before Megatron, which takes second
 
 # Constants that old checkpoints hold beside the weights.
 IGNORED = re.compile(r"\.rotary_emb\.inv_freq$")
-EXPERT = re.compile(r"(mlp\.experts\.local_experts\.)(\d+)")
 TIED_HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -51,23 +53,6 @@ def hf_shapes(table: Sequence[Entry]) -> dict[str, tuple[int, ...]]:
     return {name: shape for entry in table if not entry.is_copy for name, shape in entry.hf_shapes.items()}
 
 
-def named_parameters(chunks: Sequence[Module]) -> dict[str, Parameter]:
-    """The parameters of this rank by the table's names: no wrapper's prefix, layers and experts count globally."""
-    named: dict[str, Parameter] = {}
-    for chunk in chunks:
-        model: Any = chunk
-        while not hasattr(model, "decoder"):  # DistributedDataParallel and Float16Module hold it as `module`
-            model = model.module
-        for name, parameter in model.named_parameters():
-            if match := re.match(r"decoder\.layers\.(\d+)\.", name):
-                layer, rest = model.decoder.layers[int(match[1])], name[match.end() :]
-                if expert := EXPERT.match(rest):
-                    rest = f"{expert[1]}{layer.mlp.local_expert_indices[int(expert[2])]}{rest[expert.end() :]}"
-                name = f"decoder.layers.{layer.layer_number - 1}.{rest}"
-            named[name] = parameter
-    return named
-
-
 @torch.no_grad()
 def load_hf(chunks: Sequence[Module], model_dir: str | Path, arch: Architecture, parallel: "Parallel") -> None:
     """Fills every parameter of `chunks` exactly once, cast to its dtype. Each rank works for itself.
@@ -81,7 +66,8 @@ def load_hf(chunks: Sequence[Module], model_dir: str | Path, arch: Architecture,
         if parameter is None:
             continue  # another stage's, or another rank's expert
         parts = [checkpoint.read(name) for name in entry.hf_names]
-        parameter.copy_(entry.shard(parts, parallel.tp_rank, parallel.tp_size, tuple(parameter.shape)))
+        group = slicing_group(entry, parallel)
+        parameter.copy_(entry.shard(parts, group.rank(), group.size(), tuple(parameter.shape)))
         if parameter.dtype is torch.float16 and not parameter.isfinite().all():
             raise DataError(
                 f"{model_dir}: tensor {entry.hf_names[0]} holds numbers beyond float16's range; set "
@@ -90,7 +76,12 @@ def load_hf(chunks: Sequence[Module], model_dir: str | Path, arch: Architecture,
     refuse_unknown(parameters)
 
 
-def refuse_unknown(parameters: Mapping[str, Parameter]) -> None:
+def slicing_group(entry: Entry, parallel: "Parallel") -> ProcessGroup:
+    """The ranks among which an entry's tensor is partitioned."""
+    return parallel.tp_group if entry.expert is None else parallel.etp_group
+
+
+def refuse_unknown(parameters: Mapping[str, Tensor]) -> None:
     """Raises ValueError when the model has parameters that the table does not: it is of another architecture."""
     if parameters:
         raise ValueError(f"no entry in the weight table for {', '.join(parameters)}")

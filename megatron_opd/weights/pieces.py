@@ -16,13 +16,9 @@ from torch import Tensor
 from megatron_opd.config.architecture import Architecture
 from megatron_opd.weights.blocks import blocks_of
 from megatron_opd.weights.hf import HfCheckpoint
+from megatron_opd.weights.names import FUSED
 from megatron_opd.weights.table import Entry, Same, Shape, Stacked, Transform, weight_table
 
-# Norms lie under the names of the fused layers that other layer specs have.
-_STORED_AS = {
-    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
-    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
-}
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(?:mlp\.experts\.local_experts\.(\d+)\.)?(.+)")
 _LINEAR = re.compile(r"linear_\w+\.weight$")
 
@@ -98,7 +94,7 @@ def _stored(entry: Entry, arch: Architecture) -> tuple[str, Shape, Shape]:
         return entry.megatron_name, (), ()
     layer, expert, rest = match.groups()
     if expert is None:
-        return f"decoder.layers.{_STORED_AS.get(rest, rest)}", (int(layer),), (arch.num_layers,)
+        return f"decoder.layers.{FUSED.get(rest, rest)}", (int(layer),), (arch.num_layers,)
     assert arch.experts is not None
     sizes = (arch.num_layers, arch.experts.count)
     return f"decoder.layers.mlp.experts.experts.{rest}", (int(layer), int(expert)), sizes

@@ -72,7 +72,7 @@ class GroupedQkv:
 # --------------------------------------------------------------------------------------------------------- partitions
 @dataclass(frozen=True)
 class Partition:
-    """How a whole Megatron tensor lies on the tensor-parallel ranks.
+    """How a whole Megatron tensor lies on the tensor-parallel ranks; an expert's, on the expert-tensor-parallel ones.
 
     `dim` is the sliced dimension, None: every rank holds all of it. The tensor is `blocks` equal blocks along `dim`,
     each sliced for itself: a rank of [gate; up] holds [its slice of gate; its slice of up]. A `padded` tensor (the
@@ -124,7 +124,7 @@ class Entry:
     hf_shapes: Mapping[str, Shape]  # the checkpoint's tensors in the transform's order
     partition: Partition
     transform: Transform = field(default=Same())
-    expert: int | None = None  # of an expert: its number in the layer; it lies whole on one expert-parallel rank
+    expert: int | None = None  # of an expert: its number in the layer; one expert-parallel rank has it
     is_copy: bool = False  # the same tensor is another entry's: loaded, never exported, absent from some layouts
 
     @property
@@ -157,7 +157,7 @@ class Entry:
 
 
 def weight_table(arch: Architecture) -> tuple[Entry, ...]:
-    """The entries of a model of this architecture, in the checkpoint's order. Names follow Megatron's local spec."""
+    """The entries of a model of this architecture, in the checkpoint's order. Names: see `names.py`."""
     embedding: dict[str, Shape] = {"model.embed_tokens.weight": (arch.vocab_size, arch.hidden_size)}
     head = embedding if arch.tie_word_embeddings else {"lm_head.weight": (arch.vocab_size, arch.hidden_size)}
     return (
@@ -220,6 +220,6 @@ def _experts(arch: Architecture, megatron: str, hf: str) -> list[Entry]:
         ours, theirs = f"{megatron}.experts.local_experts.{e}", f"{hf}.experts.{e}"
         gate_up = {f"{theirs}.gate_proj.weight": wide, f"{theirs}.up_proj.weight": wide}
         down = {f"{theirs}.down_proj.weight": (wide[1], wide[0])}
-        entries.append(Entry(f"{ours}.linear_fc1.weight", gate_up, REPLICATED, Stacked(2), expert=e))
-        entries.append(Entry(f"{ours}.linear_fc2.weight", down, REPLICATED, expert=e))
+        entries.append(Entry(f"{ours}.linear_fc1.weight", gate_up, GATED_ROWS, Stacked(2), expert=e))
+        entries.append(Entry(f"{ours}.linear_fc2.weight", down, COLUMNS, expert=e))
     return entries

@@ -11,17 +11,23 @@ from tests.distributed import test_layout_invariance as replayed
 from tests.distributed.worlds import measure, measured
 
 K = 5
-# processes -> (name, TP, PP, sequence parallel, EP, tokens of a micro-batch)
+# processes -> (name, TP, PP, sequence parallel, EP, ETP, tokens of a micro-batch)
 LAYOUTS = {
-    1: [("whole", 1, 1, False, 1, 999), ("micro 60", 1, 1, False, 1, 60)],
+    1: [("whole", 1, 1, False, 1, 1, 999), ("micro 60", 1, 1, False, 1, 1, 60)],
     2: [
-        ("ep2", 1, 1, False, 2, 60),  # the experts of two replicas are shared out among them
-        ("tp2", 2, 1, False, 1, 90),
-        ("tp2 ep2", 2, 1, False, 2, 90),
-        ("tp2 sp ep2", 2, 1, True, 2, 90),
-        ("pp2", 1, 2, False, 1, 90),
+        ("ep2", 1, 1, False, 2, 1, 60),  # the experts of two replicas are shared out among them
+        ("tp2", 2, 1, False, 1, 1, 90),
+        ("tp2 ep2", 2, 1, False, 2, 1, 90),
+        ("tp2 sp ep2", 2, 1, True, 2, 1, 90),
+        ("pp2", 1, 2, False, 1, 1, 90),
+        ("tp2 etp2", 2, 1, False, 1, 2, 90),
+        ("etp2", 1, 1, False, 1, 2, 60),
     ],
-    4: [("tp2 ep4", 2, 1, False, 4, 60), ("pp2 ep2", 1, 2, False, 2, 60)],
+    4: [
+        ("tp2 ep4", 2, 1, False, 4, 1, 60),
+        ("pp2 ep2", 1, 2, False, 2, 1, 60),
+        ("tp2 sp ep2 etp2", 2, 1, True, 2, 2, 60),
+    ],
 }
 SIGNALS = ("argmax", "logprobs", "entropy", "topk_ids", "topk_logprobs")
 
@@ -74,13 +80,14 @@ def test_signals_are_those_of_plain_torch(nproc, directory, reference, run_distr
 
 
 # ------------------------------------------------------------------------------------------------ the program
-def signals(directory: Path, name: str, tp: int, pp: int, sp: bool, ep: int, micro: int) -> dict:
+def signals(directory: Path, name: str, tp: int, pp: int, sp: bool, ep: int, etp: int, micro: int) -> dict:
     from megatron_opd.config.schema import LayoutConfig
     from megatron_opd.teacher.score import Teacher
 
-    chunks, arch, parallel = replayed.load_model(directory / "teacher", LayoutConfig(tp, pp, sp, ep))
-    held = sum("local_experts" in name and "fc1" in name for name, _ in chunks[0].named_parameters())
-    assert held == arch.num_layers // pp * arch.experts.count // ep
+    chunks, arch, parallel = replayed.load_model(directory / "teacher", LayoutConfig(tp, pp, sp, ep, etp))
+    held = [tuple(weight.shape) for name, weight in chunks[0].named_parameters() if "experts.linear_fc1" in name]
+    one_layer = (arch.experts.count // ep, 2 * arch.experts.intermediate_size // etp, arch.hidden_size)
+    assert held == [one_layer] * (arch.num_layers // pp)
     teacher = Teacher(
         chunks, arch, parallel, student_vocab_size=replayed.VOCAB, micro_batch_tokens=micro, temperature=1.0
     )  # fmt: skip

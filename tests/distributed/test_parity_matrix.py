@@ -25,6 +25,7 @@ PP2: dict[str, Any] = {"pipeline_model_parallel_size": 2}
 VPP2 = PP2 | {"virtual_pipeline_model_parallel_size": 2}
 EP2: dict[str, Any] = {"expert_model_parallel_size": 2}
 CP2: dict[str, Any] = {"context_parallel_size": 2}
+ETP2: dict[str, Any] = {"expert_tensor_parallel_size": 2}
 LAYOUTS: dict[int, list[Row]] = {
     4: [
         ("TP2+SP x PP2", SP2 | PP2, "none"),
@@ -34,15 +35,18 @@ LAYOUTS: dict[int, list[Row]] = {
         ("TP2+SP x CP2", SP2 | CP2, "none"),
         ("PP2 x CP2 x EP2", PP2 | CP2 | EP2, "none"),
         ("CP2 x DP2", CP2, "none"),
+        ("TP2+SP x EP2 x ETP2", SP2 | EP2 | ETP2, "none"),
     ],
     2: [
         ("TP2", TP2, "none"),
         ("TP2+SP", SP2, "none"),
         ("TP2+SP x EP2", SP2 | EP2, "none"),
+        ("TP2+SP x ETP2", SP2 | ETP2, "none"),
         ("PP2", PP2, "none"),
         ("PP2 x VPP2", VPP2, "none"),
         ("DP2", {}, "none"),
         ("EP2 (DP2)", EP2, "none"),
+        ("ETP2 (DP2), recompute selective", ETP2, "selective"),
         ("DP2, recompute selective", {}, "selective"),
         ("CP2", CP2, "none"),
         ("CP2 x EP2, recompute full", CP2 | EP2, "full"),
@@ -59,6 +63,8 @@ RESHARDED = [
     ("PP2 x DP2 x EP2", 2, "TP2+SP x EP2", SP2 | EP2),
     ("TP2+SP x PP2", 2, "CP2", CP2),
     ("CP2 x DP2", 2, "TP2+SP", SP2),
+    ("PP2 x DP2 x EP2", 2, "TP2+SP x ETP2", SP2 | ETP2),
+    ("TP2+SP x EP2 x ETP2", 2, "EP2 (DP2)", EP2),
 ]
 KINDS = ("dense", "MoE")
 
@@ -66,7 +72,7 @@ KINDS = ("dense", "MoE")
 def applies(kind: str, keys: dict[str, Any]) -> bool:
     """Experts can be spread only where there are some; with them, Megatron trains TP with sequence parallelism only."""
     if kind == "dense":
-        return "expert_model_parallel_size" not in keys
+        return not any(key.startswith("expert") for key in keys)
     return "tensor_model_parallel_size" not in keys or "sequence_parallel" in keys
 
 
@@ -149,8 +155,9 @@ class Case:
 
         layout = LayoutConfig(**keys)
         self.rollouts = replayed.recorded_rollouts()
+        dense = {key: value for key, value in keys.items() if not key.startswith("expert")}
         teacher = Teacher(
-            *replayed.load_model(directory / "teacher", LayoutConfig(**{**keys, "expert_model_parallel_size": 1})),
+            *replayed.load_model(directory / "teacher", LayoutConfig(**dense)),
             student_vocab_size=replayed.VOCAB, micro_batch_tokens=60, temperature=1.0,
         )  # fmt: skip
         self.signals = Signals(teacher.score(self.rollouts))

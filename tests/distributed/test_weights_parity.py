@@ -44,7 +44,10 @@ ROPES = {
     "yarn-given": {"factor": 8.0, "attention_factor": 1.5, "original_max_position_embeddings": 8},
 }  # fmt: skip
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
-LAYOUTS = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1), (1, 1, 2), (2, 1, 2), (2, 2, 2), (1, 2, 2)]  # TP, PP, EP
+LAYOUTS = [  # TP, PP, EP, ETP
+    (1, 1, 1, 1), (2, 1, 1, 1), (1, 2, 1, 1), (2, 2, 1, 1), (1, 1, 2, 1), (2, 1, 2, 1), (2, 2, 2, 1), (1, 2, 2, 1),
+    (2, 1, 1, 2), (1, 2, 1, 2), (2, 1, 2, 2),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,18 +107,20 @@ def checksum(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
 
 
-@pytest.mark.parametrize(("tp_size", "pp_size", "ep_size"), LAYOUTS)
+@pytest.mark.parametrize(("tp_size", "pp_size", "ep_size", "etp_size"), LAYOUTS)
 def test_logits_refit_stream_and_export_equal_transformers(
     tp_size: int,
     pp_size: int,
     ep_size: int,
+    etp_size: int,
     references: dict[str, Reference],
     tmp_path: Path,
     run_distributed: Callable[..., CompletedProcess],
 ) -> None:
-    num_ranks = max(tp_size, ep_size) * pp_size
-    models = {name: each for name, each in references.items() if ep_size == 1 or name.startswith("qwen3_moe")}
-    run_distributed(WORKER, num_ranks, tp_size, pp_size, ep_size, tmp_path, *(r.directory for r in models.values()))
+    num_ranks, experts = max(tp_size, ep_size * etp_size) * pp_size, ep_size * etp_size > 1
+    models = {name: each for name, each in references.items() if not experts or name.startswith("qwen3_moe")}
+    directories = [reference.directory for reference in models.values()]
+    run_distributed(WORKER, num_ranks, tp_size, pp_size, ep_size, etp_size, tmp_path, *directories)
     for name, reference in models.items():
         logits_BSV = load_file(tmp_path / f"{name}.safetensors")["logits_BSV"]
         torch.testing.assert_close(logits_BSV, reference.logits_BSV, atol=2e-5, rtol=0)
@@ -138,7 +143,7 @@ def test_every_architecture_has_every_rope(tmp_path: Path, run_distributed: Call
     for model_type, rope, tied in itertools.product(SUPPORTED, ROPES, (False, True)):
         name = f"{model_type}-{rope}-{tied}"
         references[name] = make_reference(tmp_path / "models" / name, model_type, tied, 4, 2, 1, rope)
-    run_distributed(WORKER, 1, 1, 1, 1, tmp_path, *(reference.directory for reference in references.values()))
+    run_distributed(WORKER, 1, 1, 1, 1, 1, tmp_path, *(reference.directory for reference in references.values()))
     for name, reference in references.items():
         logits[name] = load_file(tmp_path / f"{name}.safetensors")["logits_BSV"]
         torch.testing.assert_close(logits[name], reference.logits_BSV, atol=1e-5, rtol=0)

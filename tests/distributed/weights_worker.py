@@ -50,9 +50,9 @@ def logits_BSV(chunks: list, arch: Architecture, parallel: Parallel) -> torch.Te
 
 
 @torch.no_grad()
-def main(tp_size: int, pp_size: int, ep_size: int, out_dir: Path, model_dirs: list[Path]) -> None:
+def main(tp: int, pp: int, ep: int, etp: int, out_dir: Path, model_dirs: list[Path]) -> None:
     process_groups.start()
-    parallel = process_groups.create(LayoutConfig(tp_size, pp_size, tp_size > 1 and ep_size > 1, ep_size))
+    parallel = process_groups.create(LayoutConfig(tp, pp, tp > 1 and ep * etp > 1, ep, etp))
     for model_dir in model_dirs:
         arch = read_architecture(model_dir)
         chunks = build_model(arch, parallel, precision="float32")
@@ -75,5 +75,5 @@ def main(tp_size: int, pp_size: int, ep_size: int, out_dir: Path, model_dirs: li
 
 
 if __name__ == "__main__":
-    sizes, paths = map(int, sys.argv[1:4]), map(Path, sys.argv[4:])
+    sizes, paths = map(int, sys.argv[1:5]), map(Path, sys.argv[5:])
     main(*sizes, next(paths), list(paths))

@@ -510,7 +510,7 @@ def test_a_wrong_base_is_one_line(tmp_path: Path, text: str, problem: str) -> No
 
 
 def test_experts_are_shared_out_whole(tmp_path: Path) -> None:
-    experts = {"model_type": "qwen3_moe", "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 5}
+    experts = {"model_type": "qwen3_moe", "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
     write_model(tmp_path / "teacher", **experts)
     path, key = str(write_recipe(tmp_path)), "teacher.layout.expert_model_parallel_size"
     assert preflight(load_config(path, [f"{key}=2"]), world_size=2) == []
@@ -522,6 +522,13 @@ def test_experts_are_shared_out_whole(tmp_path: Path) -> None:
     )
     experts_learn = [f"student.path={tmp_path / 'teacher'}", "student.layout.tensor_model_parallel_size=2"]
     assert "student.layout.sequence_parallel: must be true" in refusal(path, *experts_learn)
+    sliced = "student.layout.expert_tensor_parallel_size"
+    assert preflight(load_config(path, [experts_learn[0], f"{sliced}=5"]), world_size=None) == []
+    assert processes_needed(load_config(path, [f"{key}=3", key.replace("model", "tensor") + "=5"])) == 15
+    assert f"{sliced}: 3 does not divide the 40 intermediate size" in refusal(path, experts_learn[0], f"{sliced}=3")
+    assert "intermediate size 40 of the experts" in refusal(path, experts_learn[0], f"{sliced}=10")
+    assert f"{sliced}: no effect" in refusal(path, f"{sliced}=2")
+    assert "with ETP 5 needs at least 5" in refusal(path, experts_learn[0], f"{sliced}=5", world_size=1)
     write_model(tmp_path / "mixed", **experts, mlp_only_layers=[0])
     assert "layers without experts" in refusal(path, f"teacher.path={tmp_path / 'mixed'}")
 
