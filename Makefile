@@ -3,13 +3,16 @@ PYTEST := $(PYTHON_BIN) -m pytest
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-fast lint docs bench lock clean
+.PHONY: help setup launch-env demo test test-fast test-slurm lint docs bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## make .venv with the pinned packages (done by every target below)
 	@tools/setup.sh
+
+launch-env: setup  ## make .venv-launch, from which `megatron-opd launch` submits jobs
+	@tools/setup.sh launch
 
 demo: setup  ## train a student with a teacher, from nothing to a report (DEMO_ARGS=...)
 	$(PYTHON_BIN) tools/demo.py $(DEMO_ARGS)
@@ -19,6 +22,10 @@ test: setup  ## every test; those that need a GPU are skipped without one (TEST_
 
 test-fast: setup  ## the unit tests, without the slow ones
 	$(PYTEST) tests/unit -m "not slow" $(TEST_ARGS)
+
+test-slurm: launch-env  ## jobs on a real Slurm of two virtual nodes, which this sets up and takes down (as root)
+	@tools/slurm_test_cluster.sh up
+	@$(PYTEST) tests/slurm $(TEST_ARGS); code=$$?; tools/slurm_test_cluster.sh down; exit $$code
 
 lint: setup  ## style, formatting, types, and that the generated pages are current
 	$(PYTHON_BIN) -m ruff check .
@@ -32,10 +39,12 @@ docs: setup  ## write docs/config.md and docs/methods.md from the code
 bench: setup  ## every benchmark, one after the other (hours on a small machine)
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(PYTHON_BIN) $$file; done
 
-lock: setup  ## resolve constraints/cpu.txt from pyproject.toml (LOCK_ARGS=--upgrade for newer versions)
+lock: setup  ## resolve constraints/*.txt from pyproject.toml (LOCK_ARGS=--upgrade for newer versions)
 	$(PYTHON_BIN) -m uv pip compile pyproject.toml --quiet --python $(PYTHON_BIN) --extra cpu --extra dev \
 	    --override constraints/overrides.txt --custom-compile-command "make lock" $(LOCK_ARGS) -o constraints/cpu.txt
+	$(PYTHON_BIN) -m uv pip compile --group pyproject.toml:launch --quiet --python $(PYTHON_BIN) \
+	    --custom-compile-command "make lock" $(LOCK_ARGS) -o constraints/launch.txt
 
 clean:  ## remove .venv and every cache; runs/ stays
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-launch build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

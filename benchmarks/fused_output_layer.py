@@ -47,6 +47,7 @@ from megatron_opd.weights.load import load_hf  # noqa: E402
 from tests.unit.live_bytes import LiveBytes  # noqa: E402
 
 VOCAB, SEQUENCES, PROMPT, COMPLETION = 32768, 16, 8, 64
+TOKENS = SEQUENCES * (PROMPT + COMPLETION)
 SIDES = {"logits": False, "fused output layer": True}
 
 
@@ -87,7 +88,7 @@ def build(directory: Path, repeat: int) -> dict[str, Any]:
 
     samples = rollouts()
     teacher = Teacher(
-        load("teacher"), arch, parallel, student_vocab_size=VOCAB, micro_batch_size=SEQUENCES, temperature=1.0
+        load("teacher"), arch, parallel, student_vocab_size=VOCAB, micro_batch_tokens=TOKENS, temperature=1.0
     )
     signals = teacher.score(samples)
     method = CATALOGUE["tgpo"].method
@@ -101,7 +102,7 @@ def build(directory: Path, repeat: int) -> dict[str, Any]:
     objective = Objective(method, VOCAB, 1.0)
 
     def once(side: Student) -> float:
-        return update(side, samples, columns, objective, step=0, micro_size=SEQUENCES)[0]["train/loss"]
+        return update(side, samples, columns, objective, step=0, micro_batch_tokens=TOKENS)[0]["train/loss"]
 
     sides = {name: replace(student, fused_output_layer=fused) for name, fused in SIDES.items()}
     results: dict[str, Any] = {name: {"seconds": []} for name in sides}

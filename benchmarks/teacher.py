@@ -36,7 +36,7 @@ from megatron_opd.records import Prompt, Rollout  # noqa: E402
 from megatron_opd.teacher.score import Teacher  # noqa: E402
 from megatron_opd.weights.load import load_hf  # noqa: E402
 
-VOCAB, HIDDEN, SEQUENCES, PROMPT, COMPLETION, MICRO = 16384, 512, 16, 64, 128, 4
+VOCAB, HIDDEN, SEQUENCES, PROMPT, COMPLETION, MICRO = 16384, 512, 16, 64, 128, 768
 
 
 def build(directory: Path, layers: int, precision: str) -> Teacher:
@@ -50,7 +50,7 @@ def build(directory: Path, layers: int, precision: str) -> Teacher:
     arch, parallel = read_architecture(directory), groups.create(LayoutConfig())
     chunks = build_model(arch, parallel, precision=precision)
     load_hf(chunks, directory, arch, parallel)
-    return Teacher(chunks, arch, parallel, student_vocab_size=VOCAB, micro_batch_size=MICRO, temperature=1.0)
+    return Teacher(chunks, arch, parallel, student_vocab_size=VOCAB, micro_batch_tokens=MICRO, temperature=1.0)
 
 
 def rollouts() -> list[Rollout]:

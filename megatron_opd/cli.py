@@ -25,6 +25,7 @@ examples:
   megatron-opd traces demo --out runs/demo_traces.parquet
   megatron-opd convert runs/demo/checkpoints/step-000100 demo-hf
   megatron-opd report runs/demo
+  megatron-opd launch demo --cluster cpu-test
   megatron-opd plan tgpo_qwen25_math_7b --gpus 8 --gpu a100
 
 RECIPE is a YAML file, the name of one in recipes/, or a run directory. KEY=VALUE sets a key of it (docs/config.md).
@@ -129,6 +130,21 @@ def _parser() -> argparse.ArgumentParser:
     traces.add_argument("--model", metavar="DIR", help="Hugging Face directory; default: the recipe's teacher")
     traces.add_argument("--samples", metavar="N", type=_positive, default=4, help="at most N per prompt; default 4")
     traces.add_argument("--temperature", metavar="T", type=float, default=1.0, help="0: greedy; default 1")
+    launch = recipe_command("launch", commands.launch, "submit a recipe to a Slurm cluster, through nemo-run")
+    launch.add_argument("--cluster", metavar="PROFILE", required=True, help="file, or the name of one in slurm/")
+    launch.add_argument("--dry-run", action="store_true", help="print the batch script and submit nothing")
+    launch.add_argument(
+        "--prepare", action="store_true", help="write a batch script without nemo-run, to submit yourself"
+    )
+    for name, run, text in (
+        ("status", commands.status, "say how a launched run is getting on"),
+        ("logs", commands.logs, "print the logs of a launched run"),
+        ("cancel", commands.cancel, "end the jobs of a launched run"),
+    ):
+        of_job = command(name, run, text)
+        of_job.add_argument("run_dir", metavar="RUN_DIR", type=Path)
+        if name == "logs":
+            of_job.add_argument("--follow", action="store_true", help="until the job has ended")
     report = command("report", commands.report, "write report.html and the plots of a run")
     report.add_argument("run_dir", metavar="RUN_DIR", type=Path)
     doctor = recipe_command(

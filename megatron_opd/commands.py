@@ -156,6 +156,31 @@ def traces(arguments: argparse.Namespace) -> None:
     run(config, model, arguments.out, samples=arguments.samples, temperature=arguments.temperature)
 
 
+def launch(arguments: argparse.Namespace) -> int:
+    from megatron_opd.cluster.submit import launch
+
+    settings = {"dry_run": arguments.dry_run, "prepare": arguments.prepare}
+    return launch(arguments.recipe, arguments.cluster, arguments.overrides, **settings)
+
+
+def status(arguments: argparse.Namespace) -> int:
+    from megatron_opd.cluster.watch import status
+
+    return status(arguments.run_dir)
+
+
+def logs(arguments: argparse.Namespace) -> int:
+    from megatron_opd.cluster.watch import logs
+
+    return logs(arguments.run_dir, follow=arguments.follow)
+
+
+def cancel(arguments: argparse.Namespace) -> int:
+    from megatron_opd.cluster.watch import cancel
+
+    return cancel(arguments.run_dir)
+
+
 def report(arguments: argparse.Namespace) -> None:
     from megatron_opd.metrics.report import write_report
 

@@ -13,8 +13,8 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,18 @@ from megatron_opd import launch
 from megatron_opd.config.architecture import Architecture, architecture_of, config_changes, read_architecture
 from megatron_opd.config.load import load_config
 from megatron_opd.errors import DataError, Interrupted, OpdError, RunError
-from megatron_opd.manifest import MANIFEST, FileRecord, damage_of, describe, read_manifest, sync, write_manifest
+from megatron_opd.manifest import MANIFEST, FileRecord, damage_of, read_manifest, sync, write_manifest
 from megatron_opd.weights.conversion import Conversion, ToHf, ToMegatron
-from megatron_opd.weights.distributed import DistributedCheckpoint, Records
+from megatron_opd.weights.distributed import DistributedCheckpoint
 from megatron_opd.weights.hf import INDEX, check_out_dir, copy_companions
 from megatron_opd.weights.load import check_hf, hf_shapes
+from megatron_opd.weights.sealed import DONE, Report, write_files
 from megatron_opd.weights.table import weight_table
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_JOB, _DONE = "conversion.json", ".done"
+_JOB = "conversion.json"
 _SMALL = 2**24  # bytes
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-Report = Callable[[str, int, bool], None]  # file, bytes, whether it was there already
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def run(source: str, out: str, *, dtype: str | None = None, nproc: int = 1) -> P
                 _launch(nproc, source, out, dtype)
             else:
                 report = closing.enter_context(_reporter(job))
-                _write_files(job.conversion, partial, list(job.conversion.files), report, pool, checks)
+                write_files(job.conversion, partial, list(job.conversion.files), report, pool, checks)
             for check in checks:
                 check.result()
         except DataError:
@@ -103,7 +103,7 @@ def work(source: str, out: str, *, dtype: str | None) -> None:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     names = list(job.conversion.files)[rank::size]
     with ThreadPoolExecutor(1) as pool:
-        _write_files(job.conversion, _partial(Path(out)), names, _line(job), pool, [])
+        write_files(job.conversion, _partial(Path(out)), names, _line(job), pool, [])
 
 
 # ---------------------------------------------------------------------------------------------------------- the source
@@ -204,56 +204,9 @@ def _keep_only_what_belongs_to(job: Job, partial: Path) -> None:
         (partial / name).parent.mkdir(exist_ok=True)
 
 
-def _write_files(
-    conversion: Conversion,
-    partial: Path,
-    names: list[str],
-    report: Report,
-    pool: Executor,
-    checks: list[Future[None]],
-) -> None:
-    """Writes each file; the one before is read back meanwhile. Stops when a check of the source fails."""
-    sealed = []
-    for name in names:
-        for check in checks:
-            if check.done():
-                check.result()
-        path = partial / name
-        if kept := _is_done(path):
-            report(name, path.stat().st_size, kept)
-            continue
-        records = conversion.write(partial, name)
-        sealed.append(pool.submit(_seal, conversion, partial, name, records))
-        report(name, path.stat().st_size, kept)
-    for each in sealed:
-        each.result()
-
-
-def _seal(conversion: Conversion, partial: Path, name: str, records: Records) -> None:
-    """Reads a file back and, when every tensor in it is its source, says so beside it."""
-    path = partial / name
-    try:
-        tensor = conversion.differing(partial, name, records)
-    except DataError as error:
-        tensor = str(error)
-    if tensor is not None:
-        raise RunError(f"{path}: does not read back as it was written, at {tensor}; check the disk")
-    sync(path)
-    done = path.with_name(path.name + _DONE)
-    done.write_text(json.dumps({"file": describe(path), "records": records}))
-    sync(done)
-
-
-def _is_done(path: Path) -> bool:
-    try:
-        return json.loads(path.with_name(path.name + _DONE).read_text())["file"] == describe(path)
-    except (OSError, ValueError):
-        return False
-
-
 def _complete(job: Job, partial: Path, target: Path) -> None:
     """Adds index, config, tokenizer and manifest, and gives the directory its name."""
-    done = {name: partial / (name + _DONE) for name in job.conversion.files}
+    done = {name: partial / (name + DONE) for name in job.conversion.files}
     said = {name: json.loads(path.read_text()) for name, path in done.items()}
     job.conversion.finish(partial, {name: each["records"] for name, each in said.items()})
     copy_companions(job.companions, partial, job.conversion.dtype, job.config_changes)

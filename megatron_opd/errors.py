@@ -32,3 +32,9 @@ class Interrupted(OpdError):
     """The user asked the run to stop (Ctrl-C, SIGTERM); it was saved and can be resumed."""
 
     exit_code = 130
+
+
+class OutOfTime(OpdError):
+    """The job's time limit is near (SIGUSR1); the run was saved and goes on in the next job."""
+
+    exit_code = 75

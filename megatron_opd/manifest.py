@@ -1,10 +1,11 @@
 """What makes a directory whole: `manifest.json` lists size and SHA-256 of every file. Imports no torch."""
 
 import hashlib
+import io
 import json
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Buffer, Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -25,6 +26,21 @@ def describe(path: Path) -> FileRecord:
             size += count
         view.release()
     return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+class RecordedFile(io.FileIO):
+    """A new file, written from its beginning to its end, that knows what `describe` should find."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w")
+        self._digest = hashlib.sha256()
+
+    def write(self, data: Buffer, /) -> int:
+        self._digest.update(data)
+        return super().write(data)
+
+    def record(self) -> FileRecord:
+        return {"bytes": self.tell(), "sha256": self._digest.hexdigest()}
 
 
 def write_manifest(directory: Path, known: Mapping[str, FileRecord] | None = None) -> None:

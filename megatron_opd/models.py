@@ -66,7 +66,7 @@ def assemble(config: RunConfig) -> Models:
         student,
         objective,
         updates_per_step=config.train.updates_per_step,
-        micro_size=config.train.micro_batch_size,
+        micro_batch_tokens=config.train.micro_batch_tokens,
         temperature=temperature,
         max_skipped=config.train.max_skipped_updates,
         teacher_head=teacher.head if teacher and needs.teacher_head else None,
@@ -95,7 +95,7 @@ def _frozen(config: RunConfig, model: ModelConfig | None, student_arch: Architec
         arch,
         layout,
         student_vocab_size=student_arch.vocab_size if common is None else common,
-        micro_batch_size=config.train.micro_batch_size,
+        micro_batch_tokens=config.train.micro_batch_tokens,
         temperature=config.rollout.temperature,
         offload=isinstance(model, TeacherConfig) and model.offload,
     )
@@ -108,4 +108,4 @@ def _process(config: RunConfig, arch: Architecture, layout: Parallel, temperatur
     chunks = load(config, config.student, arch, layout)
     model = prepare_process_model(chunks, arch, layout, config, advantage)
     objective = ProcessRewardObjective(advantage.beta, arch.vocab_size, temperature)
-    return ProcessModel(model, objective, config.train.micro_batch_size, temperature)
+    return ProcessModel(model, objective, config.train.micro_batch_tokens, temperature)

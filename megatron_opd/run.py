@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron_opd.config.load import dump_config
 from megatron_opd.config.plan import plan
 from megatron_opd.config.schema import ModelConfig, RunConfig
-from megatron_opd.errors import Interrupted, RunError
+from megatron_opd.errors import Interrupted, OutOfTime, RunError
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.metrics.run_directory import write_atomically
 from megatron_opd.metrics.sinks import Sinks
@@ -90,15 +90,18 @@ class Run(Models):
             self.sinks.note(text)
 
     def finish_step(self, step: int) -> None:
-        """Saves when it is time or when asked to stop. Raises Interrupted in the latter case, on every rank."""
+        """Saves when it is time or when asked to stop. Then raises Interrupted or OutOfTime, on every rank."""
         self.step = step + 1
         settings, last = self.config.checkpoint, self.step == self.config.num_steps
         stopping = groups.any_rank(self.stop.asked, self.student.parallel.device)
+        out_of_time = groups.any_rank(self.stop.out_of_time, self.student.parallel.device)
         if last or stopping or (settings.every and self.step % settings.every == 0):
             state = {"source": self.source.state_dict(), "skipped_in_a_row": self.trainer.skipped_in_a_row}
             start = time.perf_counter()
             checkpoint.save(self.directory / "checkpoints", self.step, self.trained, state, keep=settings.keep)
             self.carried["timing/checkpoint_seconds"] = time.perf_counter() - start
+        if out_of_time and not last:
+            raise OutOfTime(f"saved after step {step}, before the time limit")
         if stopping and not last:
             raise Interrupted(
                 f"stopped after step {step}; go on with: megatron-opd train {self.directory} --resume "
@@ -126,14 +129,19 @@ class Run(Models):
 
 
 class StopRequest:
-    """Ctrl-C and SIGTERM ask the loop to stop after the present step; a second one ends the process at once."""
+    """Ctrl-C and SIGTERM ask the loop to stop after the present step; a second one ends the process at once.
+
+    SIGUSR1 asks for the same: it is what Slurm sends ahead of a time limit.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
-        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.asked = self.out_of_time = False
+        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self.asked:
+        if number == signal.SIGUSR1:
+            self.out_of_time = True
+        elif self.asked:
             os._exit(130)
         self.asked = True
 
@@ -172,7 +180,7 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
         models.trainer.skipped_in_a_row = state["skipped_in_a_row"]
     engine = teacher_engine = None
     if needs.rollouts or config.eval:
-        engine = _engine(config, config.student)
+        engine = _engine(config, config.student, empty=True)  # the refit below brings the trainer's weights
         closing.callback(engine.close)
     if config.method.teacher_share and config.teacher:
         teacher_engine = _engine(config, config.teacher, sleeps=False)
@@ -185,19 +193,18 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
     for line in warnings:
         run.note(line)
     if engine:
-        # Not version 0 as vLLM read it from disk: what it gets after every update, through the same path.
         run.refit(run.step)
     return run
 
 
-def _engine(config: RunConfig, model: ModelConfig, *, sleeps: bool = True) -> RolloutEngine:
+def _engine(config: RunConfig, model: ModelConfig, **settings: bool) -> RolloutEngine:
     return RolloutEngine(
         model,
         config.rollout,
         precision=config.precision,
         max_sequence_length=config.max_sequence_length,
         seed=config.seed,
-        sleeps=sleeps,
+        **settings,
     )
 
 

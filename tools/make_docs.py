@@ -1,4 +1,4 @@
-"""Writes docs/config.md from the schema, and the tables of docs/methods.md and docs/vocab_parallel.md.
+"""Writes docs/config.md from the schema, the tables of docs/methods.md and docs/vocab_parallel.md, and slurm/examples.
 
 python tools/make_docs.py           write them
 python tools/make_docs.py --check   write nothing; exit 1 when one is stale
@@ -16,6 +16,9 @@ from typing import Any, get_args, get_type_hints
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from megatron_opd.cluster import script  # noqa: E402
+from megatron_opd.cluster.job import Job  # noqa: E402
+from megatron_opd.cluster.profile import load_profile  # noqa: E402
 from megatron_opd.config import parts, schema, terms  # noqa: E402
 from megatron_opd.config.parts import CosineDecay, LinearDecay, Switch  # noqa: E402
 from megatron_opd.config.schema import RunConfig  # noqa: E402
@@ -25,6 +28,7 @@ from tools.methods_table import catalogue_table  # noqa: E402
 CONFIG_PAGE = REPOSITORY / "docs" / "config.md"
 METHODS_PAGE = REPOSITORY / "docs" / "methods.md"
 VOCAB_PAGE = REPOSITORY / "docs" / "vocab_parallel.md"
+EXAMPLE_SCRIPT = REPOSITORY / "slurm" / "examples" / "tgpo_qwen25_math_7b.sbatch"
 VOCAB_RESULTS = REPOSITORY / "benchmarks" / "results" / "vocab_parallel.json"
 
 CONFIG_HEAD = """\
@@ -38,6 +42,8 @@ prints a recipe with every default filled in.
 A recipe may say `base: NAME`, the file of another one beside it or its name: it then holds what differs. Mappings are
 merged key by key, `method` is replaced, and `name` is its own.
 """
+
+SHARED = Path("/shared/megatron-opd")  # where the example's checkout lies
 
 METHOD_FORMS = """\
 `method` has three spellings:
@@ -231,6 +237,14 @@ def vocab_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+# ------------------------------------------------------------------------------------------------ slurm/examples
+def example_script() -> str:
+    """What `megatron-opd launch --prepare` writes of the paper's run, for a checkout in SHARED."""
+    run_dir, python = SHARED / "runs" / "tgpo_qwen25_math_7b", SHARED / ".venv" / "bin" / "python"
+    cluster = load_profile("a100", ["account=my-account", "partition=batch"])
+    return script.sbatch(Job("tgpo_qwen25_math_7b", str(run_dir), str(SHARED), str(python), cluster))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page is stale")
@@ -239,6 +253,7 @@ def main() -> int:
     pages = {
         CONFIG_PAGE: config_page(),
         METHODS_PAGE: with_table(METHODS_PAGE, "catalogue", catalogue_table()),
+        EXAMPLE_SCRIPT: example_script(),
         VOCAB_PAGE: with_table(VOCAB_PAGE, "measured", vocab_table()),
     }
     for path, text in pages.items():

@@ -1,13 +1,18 @@
 #!/usr/bin/env bash
-# Makes .venv with the exact packages of constraints/cpu.txt and this checkout installed in place.
+# Makes .venv with the exact packages of constraints/cpu.txt and this checkout installed in place; with the argument
+# "launch" .venv-launch with those of constraints/launch.txt, whose requirements clash with the others'.
 # Safe to run at any time: it does nothing when nothing changed, and repairs what is missing or broken.
 # PYTHON=/path/to/python3.12 chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 WANTED=3.12
-LOCK=constraints/cpu.txt
-VENV=$PWD/.venv
+case "${1:-}" in
+"") LOCK=constraints/cpu.txt NAME=.venv WHAT="6 GB; about a minute the first time" ;;
+launch) LOCK=constraints/launch.txt NAME=.venv-launch WHAT="nemo-run and what it needs" ;;
+*) echo "setup: unknown argument $1; give none, or launch" >&2; exit 2 ;;
+esac
+VENV=$PWD/$NAME
 STAMP=$VENV/.setup-stamp
 
 say() { echo "setup: $*"; }
@@ -71,11 +76,11 @@ nothing_is_missing() {
 key=$(cat pyproject.toml "$LOCK" tools/setup.sh | sha256sum | cut -d' ' -f1)
 if venv_is_sound; then
     if [ "$(cat "$STAMP")" = "$key" ] && nothing_is_missing; then exit 0; fi
-    say "the pinned packages changed, or some are missing: updating .venv"
+    say "the pinned packages changed, or some are missing: updating $NAME"
 else
     python=$(find_python)
-    if [ -e "$VENV" ]; then say ".venv is unfinished, broken or was moved: making it anew"; fi
-    say "making .venv with $("$python" --version)"
+    if [ -e "$VENV" ]; then say "$NAME is unfinished, broken or was moved: making it anew"; fi
+    say "making $NAME with $("$python" --version)"
     rm -rf "$VENV"
     "$python" -m venv "$VENV" || fail "$python cannot make environments: install its venv module (python$WANTED-venv)"
 fi
@@ -84,9 +89,11 @@ if ! use_uv; then
     say "installing $(grep '^uv==' "$LOCK")"
     install "$(grep '^uv==' "$LOCK")" || say "uv is not available; pip will be used, which takes some minutes"
 fi
-say "installing $(grep -c '^[a-z].*==' "$LOCK") packages from $LOCK (6 GB; about a minute the first time)"
+say "installing $(grep -c '^[a-z].*==' "$LOCK") packages from $LOCK ($WHAT)"
 install -r "$LOCK" || fail "packages could not be installed: check the network and pip's index settings, then run it again"
-say "installing this checkout in place"
-install --no-build-isolation --editable .
+if [ "$NAME" = .venv ]; then
+    say "installing this checkout in place"
+    install --no-build-isolation --editable .
+fi
 echo "$key" >"$STAMP"
-say "done: .venv/bin/megatron-opd"
+say "done: $NAME/bin"

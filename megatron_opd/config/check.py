@@ -113,11 +113,10 @@ def _check_eval(evaluation: EvalConfig, heldout: str | None) -> None:
 def _check_directories(config: RunConfig) -> dict[str, Architecture]:
     """The architectures in the models' directories, which must hold weights and a tokenizer that fits."""
     architectures = {}
-    method = config.method
-    sampled = {"student": plan(method).rollouts or bool(config.eval), "teacher": bool(method.teacher_share)}
     for name, model in models_of(config):
         architectures[name] = architecture_of(model)
-        check_weights(Path(model.path), sampled=sampled[name])
+        # The student's engine gets its weights from the trainer.
+        check_weights(Path(model.path), sampled=name == "teacher" and bool(config.method.teacher_share))
         check_vocabulary(Path(model.path), architectures[name].vocab_size)
     return architectures
 

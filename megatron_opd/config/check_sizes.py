@@ -4,8 +4,8 @@ import math
 
 from megatron_opd.config.architecture import Architecture
 from megatron_opd.config.methods import CATALOGUE
-from megatron_opd.config.plan import plan
-from megatron_opd.config.schema import ModelConfig, RunConfig
+from megatron_opd.config.plan import plan, process_reward
+from megatron_opd.config.schema import LayoutConfig, ModelConfig, RunConfig, TeacherConfig
 from megatron_opd.errors import ConfigError
 
 
@@ -35,7 +35,7 @@ def check_sizes(
 
 
 def processes_needed(config: RunConfig) -> int:
-    """Every layout's TP x PP, and EP x PP, divides the number of processes: their least common multiple."""
+    """Every layout's TP x PP x CP, and EP x PP, divides the number of processes: their least common multiple."""
     return math.lcm(*(size for _, model in models_of(config) for size in _sizes(model)))
 
 
@@ -76,8 +76,8 @@ def _check_vocabularies(config: RunConfig, architectures: dict[str, Architecture
             f"teacher.path: its vocabulary has {sizes['teacher']} rows, the student's {sizes['student']}; a term on "
             "whole distributions needs them equal"
         )
-    if needs.teacher_head and config.teacher and config.teacher.offload:
-        raise ConfigError("teacher.offload: a term on whole distributions needs the teacher during updates; remove it")
+    if needs.teacher_head and config.teacher:
+        _check_teacher_head(config.student.layout, config.teacher)
     if needs.topk <= smallest:
         return []
     if method.name in CATALOGUE and plan(CATALOGUE[method.name].method).topk == needs.topk:
@@ -85,6 +85,17 @@ def _check_vocabularies(config: RunConfig, architectures: dict[str, Architecture
     readers = [name for name, term in method.terms.items() if getattr(term, "k", 0) > smallest]
     key = f"method.{readers[0]}.k" if readers else "method"
     raise ConfigError(f"{key}: {needs.topk} is more than the {smallest} tokens of the vocabulary")
+
+
+def _check_teacher_head(student: LayoutConfig, teacher: TeacherConfig) -> None:
+    """The teacher goes through the student's micro-batches during the update, each rank through its own."""
+    if teacher.offload:
+        raise ConfigError("teacher.offload: a term on whole distributions needs the teacher during updates; remove it")
+    if teacher.layout.context_parallel_size != student.context_parallel_size:
+        raise ConfigError(
+            f"teacher.layout.context_parallel_size: must be the student's {student.context_parallel_size} for a term "
+            "on whole distributions"
+        )
 
 
 def _check_layout(name: str, model: ModelConfig, architecture: Architecture) -> None:
@@ -143,6 +154,26 @@ def _check_lengths(config: RunConfig) -> None:
             f"max_sequence_length={longest}"
         )
 
+    _check_micro_batch(config)
+
+
+def _check_micro_batch(config: RunConfig) -> None:
+    tokens, longest = config.train.micro_batch_tokens, config.max_sequence_length
+    for name, model in models_of(config):
+        ranks = model.layout.context_parallel_size
+        cut = 2 * ranks if ranks > 1 else 1
+        if tokens * ranks < -(-longest // cut) * cut:
+            shared = f" on the {name}'s {ranks} context-parallel ranks" if ranks > 1 else ""
+            raise ConfigError(
+                f"train.micro_batch_tokens: {tokens} cannot hold a sequence of max_sequence_length={longest}{shared}; "
+                "raise it"
+            )
+    if process_reward(config.method) and config.student.layout.context_parallel_size > 1:
+        raise ConfigError(
+            "student.layout.context_parallel_size: a process reward is a sum over whole sequences; use tensor or "
+            "pipeline parallelism"
+        )
+
 
 def _check_batch(config: RunConfig) -> None:
     prompts, updates = config.rollout.num_prompts, config.train.updates_per_step
@@ -156,6 +187,8 @@ def _check_processes(config: RunConfig, world_size: int) -> None:
     layout = model.layout
     if world_size % needed:
         sizes = f"TP {layout.tensor_model_parallel_size} x PP {layout.pipeline_model_parallel_size}"
+        if layout.context_parallel_size > 1:
+            sizes += f" x CP {layout.context_parallel_size}"
         if layout.expert_model_parallel_size > 1:
             sizes += f" with EP {layout.expert_model_parallel_size}"
         at_least = "at least" if world_size < needed else "a multiple of"

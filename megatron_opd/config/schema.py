@@ -21,11 +21,12 @@ class LayoutConfig:
     sequence_parallel: bool = False  # shard activations between tensor-parallel regions; needs TP > 1
     expert_model_parallel_size: PositiveInt = 1  # ranks of a pipeline stage among which whole experts are shared out
     virtual_pipeline_model_parallel_size: PositiveInt = 1  # chunks per stage: shorter bubbles, more messages; PP > 1
+    context_parallel_size: PositiveInt = 1  # ranks among which the tokens of every sequence are shared out
 
     @property
     def model_parallel_size(self) -> int:
-        """Processes that hold one copy of the model's dense part."""
-        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+        """Processes that work on the same sequences."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class TrainConfig:
     """The update: how a step's rollouts are split, and the optimizer."""
 
     optimizer: OptimizerConfig
-    micro_batch_size: PositiveInt = 8  # sequences per forward pass
+    micro_batch_tokens: PositiveInt = 16384  # of one forward pass on one rank: sequences lie end to end, unpadded
     updates_per_step: PositiveInt = 1  # optimizer updates on one step's rollouts
     fused_output_layer: bool = False  # logits for some tokens at a time: less memory, one more product with the layer
     recompute_granularity: Literal["none", "selective", "full"] = "none"  # in the backward pass: MLPs, or whole layers

@@ -14,6 +14,7 @@ from megatron_opd.weights.hf import companions
 
 HEAD_DIM = 32  # vLLM's attention on a CPU wants at least that
 PER_REPLICA = 4  # prompts
+LONGEST = 64  # tokens of a sequence
 # Beside the recipe's own weights, others of the same architecture.
 OTHER = "_other"
 
@@ -43,9 +44,11 @@ def shrink(config: RunConfig, folder: Path, nproc: int) -> RunConfig:
         teacher=config.teacher and replace(config.teacher, path=str(folder / "teacher")),
         precision="float32",
         num_steps=1000,
-        max_sequence_length=64,
+        max_sequence_length=LONGEST,
         eval=None,
-        train=replace(config.train, optimizer=optimizer, micro_batch_size=3, loss_scale=LossScaleConfig()),
+        train=replace(
+            config.train, optimizer=optimizer, micro_batch_tokens=LONGEST * 3 // 2, loss_scale=LossScaleConfig()
+        ),
         rollout=replace(
             config.rollout,
             num_prompts=updates * replicas * -(-PER_REPLICA // replicas),
@@ -64,7 +67,7 @@ def alone(config: RunConfig) -> RunConfig:
         config,
         student=replace(config.student, layout=LayoutConfig()),
         teacher=config.teacher and replace(config.teacher, layout=LayoutConfig()),
-        train=replace(config.train, micro_batch_size=everything, fused_output_layer=False),
+        train=replace(config.train, micro_batch_tokens=everything * LONGEST, fused_output_layer=False),
     )
 
 

@@ -1,9 +1,10 @@
 """From rollouts to micro-batches: who trains on which sequence, where its completion tokens sit, and their columns.
 
 Every rank holds all rollouts of a step, so denominators and advantages are global by construction; a rank then takes
-its data-parallel share. Sequences of similar length share a micro-batch and are padded on the right.
+its data-parallel share. The sequences of a micro-batch lie end to end and do not see each other.
 """
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_opd.mcore.packing import Packing, local_positions, padded_length
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.records import Rollout
 
@@ -42,16 +44,12 @@ class Columns:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some sequences, padded to one length, on the device."""
+    """Some sequences end to end, on the device: this context-parallel rank's part of them."""
 
-    tokens_BS: Tensor  # int64
-    positions_BS: Tensor  # int64
-    predict_T: Tensor  # int64 index into the flattened [B * S]: the position whose logits predict completion token t
+    tokens_1S: Tensor  # int64
+    packing: Packing
+    predict_T: Tensor  # int64 index into S: the position whose logits predict completion token t
     rows_T: Tensor  # int64, on the host: row of completion token t among all the rollouts' completion tokens
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return tuple(self.tokens_BS.shape)  # type: ignore[return-value]
 
 
 def token_offsets(rollouts: Sequence[Rollout]) -> np.ndarray:
@@ -64,50 +62,87 @@ def flatten(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.concatenate(arrays)).to(dtype) if arrays else torch.empty(0, dtype=dtype)
 
 
-def micro_batches(rollouts: Sequence[Rollout], parallel: Parallel, micro_batch_size: int) -> list[MicroBatch]:
-    """This rank's share of `rollouts`: the same number of micro-batches, of the same shapes, on every replica.
+def micro_batches(rollouts: Sequence[Rollout], parallel: Parallel, micro_batch_tokens: int) -> list[MicroBatch]:
+    """This rank's share of `rollouts`, the same number of micro-batches on every replica.
 
-    Sorted by length, each window of (replicas x micro_batch_size) sequences becomes one micro-batch per replica; the
-    last window is filled up with sequences of one token and no completion. Interleaved pipeline stages want a multiple
-    of their number: the rest are micro-batches of such sequences.
+    A rank holds at most `micro_batch_tokens` tokens of a micro-batch (those of a part of each sequence under context
+    parallelism), plus what fills up the last sequence. All micro-batches of all replicas are as equally long as whole
+    sequences allow; one that has none gets a token of padding. Interleaved pipeline stages want a multiple of their
+    number.
     """
+    if not rollouts:
+        return []
     offsets = token_offsets(rollouts)
-    lengths = np.array([len(r.prompt.token_ids) + r.num_tokens for r in rollouts], dtype=np.int64)
-    order = np.argsort(-lengths, kind="stable")
-    window = parallel.dp_size * micro_batch_size
-    batches = []
-    for start in range(0, len(order), window):
-        longest = int(lengths[order[start]])
-        mine = order[start:][parallel.dp_rank :: parallel.dp_size][:micro_batch_size]
-        batches.append(_pad(rollouts, offsets, mine, micro_batch_size, _padded_length(longest, parallel), parallel))
-    while batches and parallel.num_chunks > 1 and len(batches) % parallel.pp_size:
-        nobody = np.empty(0, dtype=np.int64)
-        batches.append(_pad(rollouts, offsets, nobody, micro_batch_size, _padded_length(1, parallel), parallel))
-    return batches
+    lengths = [padded_length(len(r.prompt.token_ids) + r.num_tokens, parallel.cp_size) for r in rollouts]
+    multiple = parallel.pp_size if parallel.num_chunks > 1 else 1
+    bins = balanced(lengths, parallel.dp_size, micro_batch_tokens * parallel.cp_size, multiple)
+    return [_pack(rollouts, offsets, chosen, lengths, parallel) for chosen in bins[parallel.dp_rank]]
 
 
-def _padded_length(length: int, parallel: Parallel) -> int:
-    """Sequence parallelism gives every tensor-parallel rank an equal part of the sequence."""
-    multiple = parallel.tp_size if parallel.layout.sequence_parallel else 1
-    return -(-length // multiple) * multiple
+def balanced(lengths: Sequence[int], replicas: int, capacity: int, multiple: int = 1) -> list[list[list[int]]]:
+    """For each replica its micro-batches, each a list of indices into `lengths`, none above `capacity` tokens.
+
+    As many micro-batches as it takes, in a multiple of `multiple`. The longest sequence goes to the emptiest
+    micro-batch, then the next. `capacity` must hold the longest.
+    """
+    assert max(lengths) <= capacity, "checked with the recipe"
+    count = -(-sum(lengths) // (replicas * capacity))
+    while True:
+        count = -(-count // multiple) * multiple
+        loads, bins = _fill(lengths, replicas * count)
+        if max(loads) <= capacity:
+            break
+        count = max(count + 1, count * 21 // 20)
+    # The fullest of all are the replicas' first ones, and so on; every second time in the other direction.
+    order = sorted(range(len(bins)), key=lambda i: -loads[i])
+    rounds = [order[i : i + replicas] for i in range(0, len(order), replicas)]
+    dealt = [each if number % 2 == 0 else each[::-1] for number, each in enumerate(rounds)]
+    return [[sorted(bins[each[replica]]) for each in dealt] for replica in range(replicas)]
 
 
-def _pad(
-    rollouts: Sequence[Rollout], offsets: np.ndarray, chosen: np.ndarray, rows: int, length: int, parallel: Parallel
+def _fill(lengths: Sequence[int], count: int) -> tuple[list[int], list[list[int]]]:
+    """Tokens and members of each of `count` micro-batches."""
+    bins: list[list[int]] = [[] for _ in range(count)]
+    heap = [(0, i) for i in range(count)]
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        load, emptiest = heap[0]
+        bins[emptiest].append(index)
+        heapq.heapreplace(heap, (load + lengths[index], emptiest))
+    loads = [0] * count
+    for load, i in heap:
+        loads[i] = load
+    return loads, bins
+
+
+def _pack(
+    rollouts: Sequence[Rollout], offsets: np.ndarray, chosen: Sequence[int], padded: Sequence[int], parallel: Parallel
 ) -> MicroBatch:
-    tokens_BS = np.zeros((rows, length), dtype=np.int64)
-    predict, source = [], []
-    for row, i in enumerate(chosen):
+    cp_size, cp_rank = parallel.cp_size, parallel.cp_rank
+    lengths = _filled_up([padded[i] for i in chosen] or [padded_length(1, cp_size)], parallel)
+    tokens = [np.zeros(length, dtype=np.int64) for length in lengths]
+    predict, rows, start = [], [], 0
+    for place, i in enumerate(chosen):
         prompt, completion = rollouts[i].prompt.token_ids, rollouts[i].token_ids
-        start, end = len(prompt), len(prompt) + len(completion)
-        tokens_BS[row, :start] = prompt
-        tokens_BS[row, start:end] = completion
-        predict.append(row * length + np.arange(start - 1, end - 1))
-        source.append(np.arange(offsets[i], offsets[i + 1]))
-    positions_BS = torch.arange(length, device=parallel.device).expand(rows, length)
+        tokens[place][: len(prompt) + len(completion)] = np.concatenate([prompt, completion])
+        # Completion token t is predicted at position len(prompt) - 1 + t.
+        token_S = local_positions(lengths[place], cp_size, cp_rank) - (len(prompt) - 1)
+        inside = np.flatnonzero((token_S >= 0) & (token_S < len(completion)))
+        predict.append(start + inside)
+        rows.append(offsets[i] + token_S[inside])
+        start += len(token_S)
+    mine = [row[local_positions(len(row), cp_size, cp_rank)] for row in tokens]
     return MicroBatch(
-        tokens_BS=torch.from_numpy(tokens_BS).to(parallel.device),
-        positions_BS=positions_BS,
+        tokens_1S=flatten(mine, torch.long)[None].to(parallel.device),
+        packing=Packing.of(lengths, cp_size, cp_rank, parallel.device),
         predict_T=flatten(predict, torch.long).to(parallel.device),
-        rows_T=flatten(source, torch.long),
+        rows_T=flatten(rows, torch.long),
     )
+
+
+def _filled_up(lengths: list[int], parallel: Parallel) -> list[int]:
+    """Sequence parallelism gives every tensor-parallel rank an equal part of a row: the last sequence grows."""
+    parts = parallel.tp_size if parallel.layout.sequence_parallel else 1
+    step = padded_length(1, parallel.cp_size)
+    while sum(lengths) % (parts * parallel.cp_size):
+        lengths[-1] += step
+    return lengths

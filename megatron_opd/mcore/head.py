@@ -81,9 +81,9 @@ def make_head(
     output_weight: Tensor | None, **_: Any,
 ) -> Head:  # fmt: skip
     """Megatron's `output_processor`: called on the last stage in the place of the output layer."""
-    hidden_SBD, sequence_parallel = hidden_states, output_layer.sequence_parallel
+    hidden_S1D, sequence_parallel = hidden_states, output_layer.sequence_parallel
     if sequence_parallel:
-        hidden_SBD = gather_from_sequence_parallel_region(hidden_SBD, tensor_parallel_output_grad=True, group=group)
-    hidden_TD = hidden_SBD.transpose(0, 1).flatten(0, 1)[predict_T]
+        hidden_S1D = gather_from_sequence_parallel_region(hidden_S1D, tensor_parallel_output_grad=True, group=group)
+    hidden_TD = hidden_S1D[predict_T, 0]
     weight_VD = output_layer.weight if output_weight is None else output_weight
     return Head(hidden_TD, weight_VD, group, sums_hidden_grad=sequence_parallel, fused=fused)

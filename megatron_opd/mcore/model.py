@@ -13,9 +13,10 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_opd.config.architecture import Architecture, Experts
-from megatron_opd.mcore.layers import RMSNorm, SdpaCoreAttention
+from megatron_opd.mcore.attention import PackedAttention
+from megatron_opd.mcore.layers import RMSNorm
 from megatron_opd.mcore.parallel import Parallel
-from megatron_opd.mcore.rope import scaled_frequencies
+from megatron_opd.mcore.rope import PackedRotary, scaled_frequencies
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -49,6 +50,7 @@ def transformer_config(
         softmax_scale=_softmax_scale(arch),
         tensor_model_parallel_size=layout.tensor_model_parallel_size,
         pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        context_parallel_size=layout.context_parallel_size,
         expert_model_parallel_size=layout.expert_model_parallel_size,
         expert_tensor_parallel_size=1,
         sequence_parallel=layout.sequence_parallel,
@@ -116,7 +118,7 @@ def _layer_spec(arch: Architecture) -> ModuleSpec:
     layer = spec.submodules
     layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
     attention = layer.self_attention.submodules
-    attention.core_attention = SdpaCoreAttention
+    attention.core_attention = PackedAttention
     if arch.qk_norm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
     return spec
@@ -152,7 +154,8 @@ def _chunk(arch: Architecture, parallel: Parallel, config: TransformerConfig, in
         pg_collection=parallel.groups,
         vp_stage=vp_stage,
     )
+    freqs_F = model.rotary_pos_emb.inv_freq
     if arch.rope_scaling:  # Megatron knows fewer types, with fixed parameters
-        rotary = model.rotary_pos_emb
-        rotary.inv_freq = scaled_frequencies(rotary.inv_freq, arch.rope_theta, arch.rope_scaling)
+        freqs_F = scaled_frequencies(freqs_F, arch.rope_theta, arch.rope_scaling)
+    model.rotary_pos_emb = PackedRotary(freqs_F)
     return model

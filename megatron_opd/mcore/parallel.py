@@ -73,6 +73,19 @@ class Parallel:
         return self.groups.dp.rank()
 
     @property
+    def copy_rank(self) -> int:
+        """Of the ranks with the same part of the weights (but for experts): 0 on the first replica's."""
+        return self.groups.dp_cp.rank()
+
+    @property
+    def cp_size(self) -> int:
+        return self.groups.cp.size()
+
+    @property
+    def cp_rank(self) -> int:
+        return self.groups.cp.rank()
+
+    @property
     def ep_group(self) -> dist.ProcessGroup:
         return self.groups.ep
 
@@ -90,7 +103,7 @@ class Parallel:
 
     @property
     def is_signal_source(self) -> bool:
-        """One rank per data-parallel replica holds the results of a forward pass: last stage, first tensor rank."""
+        """The last stage's first tensor rank holds the results of a forward pass, for the tokens that it was given."""
         return self.is_last_stage and self.tp_rank == 0
 
     @contextlib.contextmanager
@@ -120,19 +133,19 @@ def start(timeout_minutes: float = 30.0) -> None:
         dist.init_process_group(backend(), timeout=timedelta(minutes=timeout_minutes))
 
 
-# (TP, PP, EP) -> the groups of that shape and Megatron's globals of it. Groups are never freed before `stop()`: gloo
-# keeps three polling threads for each of the twenty or so that Megatron makes, so equal layouts must share theirs.
-_created: dict[tuple[int, int, int], tuple[ProcessGroupCollection, dict[str, Any]]] = {}
+# (TP, PP, EP, CP) -> the groups of that shape and Megatron's globals of it. Groups are never freed before `stop()`:
+# gloo keeps three polling threads for each of the twenty or so that Megatron makes, so equal layouts must share theirs.
+_created: dict[tuple[int, ...], tuple[ProcessGroupCollection, dict[str, Any]]] = {}
 
 
 def create(layout: LayoutConfig) -> Parallel:
-    """Collective over the world: the groups of `layout`. The data-parallel size is world / (TP x PP).
+    """Collective over the world: the groups of `layout`. The data-parallel size is world / (TP x PP x CP).
 
     The experts of a stage lie on EP of its ranks, whatever tensor- or data-parallel rank these have. Layouts of the
     same sizes share one set of groups.
     """
     tp, pp = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
-    shape = tp, pp, layout.expert_model_parallel_size
+    shape = tp, pp, layout.expert_model_parallel_size, layout.context_parallel_size
     if shape not in _created:
         _created[shape] = _initialize(*shape)
     groups, megatron_globals = _created[shape]
@@ -144,12 +157,13 @@ def create(layout: LayoutConfig) -> Parallel:
     return Parallel(layout, groups, device(), megatron_globals | interleaving)
 
 
-def _initialize(tp: int, pp: int, ep: int) -> tuple[ProcessGroupCollection, dict[str, Any]]:
+def _initialize(tp: int, pp: int, ep: int, cp: int) -> tuple[ProcessGroupCollection, dict[str, Any]]:
     assert not parallel_state.is_initialized(), "create() is called outside of active()"
     empty = _snapshot()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
+        context_parallel_size=cp,
         expert_model_parallel_size=ep,
         expert_tensor_parallel_size=1,
         create_gloo_process_groups=False,  # for optimizer states that travel through the host

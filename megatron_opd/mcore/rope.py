@@ -1,4 +1,4 @@
-"""Rotary frequencies for contexts longer than a model was first trained on."""
+"""Rotary angles of packed tokens, and frequencies for contexts longer than a model was first trained on."""
 
 import math
 
@@ -6,6 +6,25 @@ import torch
 from torch import Tensor
 
 from megatron_opd.config.rope import RopeScaling
+from megatron_opd.mcore.packing import Packing
+
+
+class PackedRotary(torch.nn.Module):
+    """In the place of Megatron's embedding: every token's angles are those of its place in its own sequence."""
+
+    def __init__(self, freqs_F: Tensor) -> None:
+        super().__init__()
+        self.freqs_F = freqs_F  # no buffer, so that it stays float32
+
+    def get_rotary_seq_len(self, _context, _block, _hidden, _config, packed_seq_params: Packing) -> Tensor:
+        """What Megatron then passes to `forward`: here not a length, but the positions."""
+        assert packed_seq_params.positions_S is not None, "made by Packing.of"
+        return packed_seq_params.positions_S
+
+    def forward(self, positions_S: Tensor, **_: object) -> Tensor:
+        """float32 [S, 1, 1, head_dim], radians."""
+        angles_SF = torch.outer(positions_S.float(), self.freqs_F.to(positions_S.device))
+        return torch.cat([angles_SF, angles_SF], dim=-1)[:, None, None]
 
 
 def scaled_frequencies(freqs_F: Tensor, theta: float, scaling: RopeScaling) -> Tensor:

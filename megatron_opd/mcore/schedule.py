@@ -36,7 +36,8 @@ def run(
     def forward_step(iterator, model):
         batch = next(iterator)
         head = partial(make_head, batch.predict_T, parallel.tp_group, fused_output_layer)
-        output = model(batch.tokens_BS, batch.positions_BS, None, output_processor=head)
+        positions_1S = batch.packing.positions_S[None]
+        output = model(batch.tokens_1S, positions_1S, None, packed_seq_params=batch.packing, output_processor=head)
         return output, partial(_on_head, batch, loss)
 
     with parallel.active():
@@ -46,8 +47,8 @@ def run(
             model=chunks,
             num_microbatches=len(batches),
             # With variable sequence lengths the stages tell each other the shapes; these two are upper bounds.
-            seq_length=max(b.shape[1] for b in batches),
-            micro_batch_size=batches[0].shape[0],
+            seq_length=max(batch.tokens_1S.shape[1] for batch in batches),
+            micro_batch_size=1,
             forward_only=forward_only,
         )
 

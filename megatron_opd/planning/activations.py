@@ -1,6 +1,6 @@
 """Bytes of activations of one micro-batch on one rank, layer by layer.
 
-T = B S tokens of B sequences padded to S; e bytes per element; H the hidden size, H' = H / TP under sequence
+T tokens, those of whole sequences end to end; e bytes per element; H the hidden size, H' = H / TP under sequence
 parallelism and H without; Q, G and F this rank's share of the query heads' width, the key-value heads' width and the
 MLP's width; V its share of the vocabulary. Counted operation by operation in our layers (local Megatron layers, our
 RMSNorm, SDPA); tests/unit/test_planning_memory.py repeats the count.
@@ -17,7 +17,7 @@ What a layer keeps for its backward pass, in elements per token:
     silu(gate), up + 0      2 F            Megatron adds an offset to `up`, which makes it a tensor of its own
     their product           F
 
-and 4 S e head_dim for the cosines and sines. On CUDA a norm is one kernel, which keeps its input and a float32 per row.
+and 4 T e head_dim for the cosines and sines. On CUDA a norm is one kernel, which keeps its input and a float32 per row.
 On the host it is composed of operations in float32 that keep two float32 tensors, the input and the normalised one, in
 the place of the input; the norms of queries and keys too.
 
@@ -50,15 +50,10 @@ class MicroBatch:
     layout: LayoutConfig
     element: int  # bytes of an activation: 2 or 4
     is_cuda: bool
-    sequences: int
-    length: int  # tokens of a sequence, padding included
-    predicted: int  # tokens of a sequence that have logits
+    tokens: int
+    predicted: int  # tokens that have logits
 
     # ---------------------------------------------------------------------------------------------- bytes of one tensor
-    @property
-    def tokens(self) -> int:
-        return self.sequences * self.length
-
     @property
     def hidden(self) -> int:
         """The residual stream, outside of tensor-parallel regions."""
@@ -104,17 +99,17 @@ class MicroBatch:
 
     @property
     def logits(self) -> int:
-        return self.sequences * self.predicted * self.vocab_rows * self.element
+        return self.predicted * self.vocab_rows * self.element
 
     @property
     def chunk_logits(self) -> int:
         """The logits that exist at one time where the output layer is fused."""
-        tokens = self.sequences * self.predicted
-        return min(tokens, default_chunk(tokens, self.vocab_rows)) * self.vocab_rows * self.element
+        chunk = default_chunk(self.predicted, self.vocab_rows)
+        return min(self.predicted, chunk) * self.vocab_rows * self.element
 
     @property
     def head_hidden(self) -> int:
-        return self.sequences * self.predicted * self.arch.hidden_size * self.element
+        return self.predicted * self.arch.hidden_size * self.element
 
     @property
     def output_weight(self) -> int:
@@ -134,7 +129,7 @@ def layer_saved(batch: MicroBatch) -> int:
     saved += query + key + query
     heads = arch.num_attention_heads // batch.layout.tensor_model_parallel_size
     saved += batch.tokens * heads * FLOAT32
-    saved += 4 * batch.length * arch.head_dim * batch.element
+    saved += 4 * batch.tokens * arch.head_dim * batch.element
     return saved + _mlp_saved(batch)
 
 

@@ -15,7 +15,7 @@ from megatron_opd.planning.hardware import Hardware
 
 @dataclass(frozen=True)
 class Case:
-    """Sequences are taken to be as long as the recipe allows: memory must suffice for these, and times are theirs."""
+    """Micro-batches are taken to be full, with sequences as long as the recipe allows: memory and times are theirs."""
 
     config: RunConfig
     architectures: dict[str, Architecture]  # of "student" and, where there is one, "teacher"
@@ -77,23 +77,29 @@ class Case:
 
     def micro_batches(self, name: str, samples: int) -> int:
         """Of one replica, for this many sequences."""
-        return -(-samples // (self.replicas(name) * self.config.train.micro_batch_size))
+        tokens = self.config.train.micro_batch_tokens * self.model(name).layout.context_parallel_size
+        return -(-samples // (self.replicas(name) * (tokens // self.config.max_sequence_length)))
 
     @property
     def samples_per_update(self) -> int:
         return self.samples // self.config.train.updates_per_step
 
-    def micro_batch(self, name: str) -> MicroBatch:
-        layout, longest = self.model(name).layout, self.config.max_sequence_length
-        multiple = layout.tensor_model_parallel_size if layout.sequence_parallel else 1
-        length = -(-longest // multiple) * multiple
+    @property
+    def predicted(self) -> int:
+        """Tokens of a sequence that have logits."""
+        longest = self.config.max_sequence_length
         only_samples = self.needs.rollouts and not self.needs.traces
+        return min(longest, self.config.rollout.max_completion_tokens) if only_samples else longest
+
+    def micro_batch(self, name: str) -> MicroBatch:
+        samples = self.samples_per_update if name == "student" else self.samples
+        there = -(-samples // self.replicas(name)) * self.config.max_sequence_length
+        tokens = min(self.config.train.micro_batch_tokens, there)
         return MicroBatch(
             arch=self.architectures[name],
-            layout=layout,
+            layout=self.model(name).layout,
             element=self.element,
             is_cuda=self.hardware.is_cuda,
-            sequences=self.config.train.micro_batch_size,
-            length=length,
-            predicted=min(length, self.config.rollout.max_completion_tokens) if only_samples else length,
+            tokens=tokens,
+            predicted=tokens * self.predicted // self.config.max_sequence_length,
         )

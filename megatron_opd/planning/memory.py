@@ -128,7 +128,7 @@ def _scoring(case: Case) -> dict[str, int]:
     for name, topk in models:
         batch = case.micro_batch(name)
         working = max(working, activations.forward(batch), activations.head_scoring(batch))
-        numbers = case.samples * batch.predicted * (3 + 2 * topk)
+        numbers = case.samples * case.predicted * (3 + 2 * topk)
         signals = max(signals, FLOAT32 * (numbers + numbers // case.replicas(name)))
     return {"activations": working, "signals": signals}
 

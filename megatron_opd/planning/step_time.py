@@ -104,8 +104,8 @@ def update_time(case: Case, samples: int) -> float:
 
 def _products(case: Case, name: str) -> float:
     """Of one micro-batch in the slowest stage of a forward pass, the last. Attention is causal: half of the square."""
-    batch, arch = case.micro_batch(name), case.architectures[name]
-    attention = 2 * batch.length * arch.num_attention_heads * arch.head_dim * arch.num_layers
+    arch = case.architectures[name]
+    attention = 2 * case.config.max_sequence_length * arch.num_attention_heads * arch.head_dim * arch.num_layers
     dense = 2 * (work(arch).layers - work(arch).mlp) + attention
     return _per_rank(case, name, dense) + _mlp_products(case, name) + _head_products(case, name)
 
@@ -124,13 +124,13 @@ def _mlp_products(case: Case, name: str) -> float:
 
 def _per_rank(case: Case, name: str, operations: int) -> float:
     """Seconds of a rank for a micro-batch, of so many operations per token in the whole model."""
-    ranks = case.model(name).layout.model_parallel_size
+    ranks = case.model(name).layout.tensor_model_parallel_size * _stages(case, name)
     return case.micro_batch(name).tokens * operations / (ranks * COMPUTE * case.hardware.flops)
 
 
 def _head_products(case: Case, name: str) -> float:
     batch = case.micro_batch(name)
-    return 2 * batch.sequences * batch.predicted * batch.output_weight / (COMPUTE * case.hardware.flops)
+    return 2 * batch.predicted * batch.output_weight / (COMPUTE * case.hardware.flops)
 
 
 def _collectives(case: Case, name: str) -> float:

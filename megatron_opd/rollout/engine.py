@@ -31,7 +31,7 @@ from megatron_opd.weights.probes import Probes
 
 
 class RolloutEngine:
-    """vLLM with the weights of `model.path`, which count as policy version 0.
+    """vLLM with the weights of `model.path`, which count as policy version 0; `empty`, with none until `reload`.
 
     When torch.distributed is initialised, all ranks must construct their engines together, after the trainer's own
     process groups; otherwise vLLM makes a default group of one, and `close` ends it.
@@ -48,20 +48,22 @@ class RolloutEngine:
         max_sequence_length: int,
         seed: int,
         sleeps: bool = True,
+        empty: bool = False,
     ) -> None:
         check_context(model, max_sequence_length)
         self.max_sequence_length = max_sequence_length
         self.device = local_device()
         self.dtype: torch.dtype = getattr(torch, precision)
         self._sleeps = sleeps and self.device.type == "cuda"
+        self._empty = empty
         self._start_llm = partial(
-            start_vllm, model, config, self.device, precision, max_sequence_length, seed, self._sleeps
+            start_vllm, model, config, self.device, precision, max_sequence_length, seed, self._sleeps, empty
         )
         prepare_environment(self.device)
         self._start()
 
     def _start(self) -> None:
-        self.policy_version: int | None = 0
+        self.policy_version: int | None = None if self._empty else 0
         self._asleep = False
         self._owns_default_group = not dist.is_initialized()
         with trainer_state_kept(self.device):
@@ -73,7 +75,7 @@ class RolloutEngine:
         self._sleep()
 
     def restart(self) -> None:
-        """A new engine in the place of one that failed, with the weights on disk. All ranks together, as to construct.
+        """A new engine in the place of one that failed, as it was constructed. All ranks together, as to construct.
 
         What broke the CUDA context of the process cannot be healed in it.
         """

@@ -18,9 +18,15 @@ def start_vllm(
     max_sequence_length: int,
     seed: int,
     sleeps: bool,
+    empty: bool,
 ) -> Any:
-    """The model in vLLM. The settings that make it an engine for training: its samples are the policy's own."""
+    """The model in vLLM. The settings that make it an engine for training: its samples are the policy's own.
+
+    `empty`: of `model.path` only config and tokenizer are read, and every weight is 0.
+    """
     from vllm import LLM
+
+    from megatron_opd.rollout.empty_weights import EMPTY
 
     memory: dict[str, Any]
     if device.type == "cuda":
@@ -29,6 +35,7 @@ def start_vllm(
         memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
     return LLM(
         model=model.path,
+        load_format=EMPTY if empty else "auto",
         hf_overrides=engine_changes(model),
         dtype=precision,
         max_model_len=max_sequence_length,

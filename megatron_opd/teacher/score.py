@@ -33,7 +33,7 @@ class Teacher:
         parallel: Parallel,
         *,
         student_vocab_size: int,
-        micro_batch_size: int,
+        micro_batch_tokens: int,
         temperature: float,
         offload: bool = False,
     ) -> None:
@@ -42,7 +42,7 @@ class Teacher:
         self._host_weights = HostWeights(chunks, parallel.device) if offload else None
         self.chunks, self.parallel = chunks, parallel
         self.vocab_size = min(arch.vocab_size, student_vocab_size)
-        self.micro_batch_size, self.temperature = micro_batch_size, temperature
+        self.micro_batch_tokens, self.temperature = micro_batch_tokens, temperature
 
     @torch.no_grad()
     def score(self, rollouts: Sequence[Rollout], topk: int = 0) -> TeacherSignals:
@@ -52,7 +52,7 @@ class Teacher:
         teacher score a share each; their results meet in one sum of [T, 3 + 2 topk] numbers, to which one rank per
         replica contributes.
         """
-        batches = micro_batches(rollouts, self.parallel, self.micro_batch_size)
+        batches = micro_batches(rollouts, self.parallel, self.micro_batch_tokens)
         with self._host_weights.on_device() if self._host_weights else contextlib.nullcontext():
             scored = schedule.run(self.chunks, self.parallel, batches, self._signals(rollouts, topk), forward_only=True)
         total = int(token_offsets(rollouts)[-1])

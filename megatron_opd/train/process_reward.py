@@ -22,18 +22,18 @@ class ProcessModel:
 
     model: Student
     objective: Objective
-    micro_size: int
+    micro_batch_tokens: int
     temperature: float
 
     def logprobs(self, rollouts: Sequence[Rollout]) -> np.ndarray:
         """Of the completion tokens under the present weights, float32 [T], equal on every rank. Collective."""
-        settings = {"temperature": self.temperature, "micro_size": self.micro_size}
+        settings = {"temperature": self.temperature, "micro_batch_tokens": self.micro_batch_tokens}
         return student_signals(self.model, rollouts, **settings).logprobs_T  # type: ignore[arg-type]
 
     def learn(self, rollouts: Sequence[Rollout], columns: Columns, *, step: int) -> dict[str, float]:
         """One update on a step's responses; its metrics. A non-finite one is skipped and counted. Collective."""
         sums, applied = update(
-            self.model, rollouts, columns, self.objective, step=step, micro_size=self.micro_size
+            self.model, rollouts, columns, self.objective, step=step, micro_batch_tokens=self.micro_batch_tokens
         )  # fmt: skip
         return {
             "process_reward/loss": sums["loss"],

@@ -25,7 +25,7 @@ TeacherHead = Callable[[MicroBatch], Head]
 
 def update(
     student: Student, rollouts: Sequence[Rollout], columns: Columns, objective: Objective, *, step: int,
-    micro_size: int, teacher_head: TeacherHead | None = None,
+    micro_batch_tokens: int, teacher_head: TeacherHead | None = None,
 ) -> tuple[dict[str, float], bool]:  # fmt: skip
     """Forward, backward and optimizer step on `rollouts`. Collective over the world.
 
@@ -43,7 +43,7 @@ def update(
         teacher = partial(teacher_head, batch) if teacher_head else None
         return objective(head, columns.take(batch.rows_T, parallel.device), step, teacher)
 
-    batches = micro_batches(rollouts, parallel, micro_size)
+    batches = micro_batches(rollouts, parallel, micro_batch_tokens)
     collected = schedule.run(
         student.chunks, parallel, batches, loss, forward_only=False, fused_output_layer=student.fused_output_layer
     )
@@ -95,7 +95,7 @@ def _last_stage_rank(parallel: Parallel) -> int:
 
 
 def student_signals(
-    student: Student, rollouts: Sequence[Rollout], *, temperature: float, micro_size: int
+    student: Student, rollouts: Sequence[Rollout], *, temperature: float, micro_batch_tokens: int
 ) -> StudentSignals:
     """Logprobs of the completion tokens and entropy under the present weights, equal on every rank."""
     parallel = student.parallel
@@ -108,7 +108,7 @@ def student_signals(
         )  # fmt: skip
         return out_T1.new_zeros(()), torch.stack([out_T1[:, 0], entropy_T], dim=1)
 
-    batches = micro_batches(rollouts, parallel, micro_size)
+    batches = micro_batches(rollouts, parallel, micro_batch_tokens)
     with torch.no_grad():
         collected = schedule.run(
             student.chunks, parallel, batches, signals, forward_only=True,
@@ -126,17 +126,18 @@ def student_signals(
 class Trainer:
     """The updates of a step, and the count of updates in a row that had to be skipped."""
 
-    def __init__(self, student: Student, objective: Objective, *, updates_per_step: int, micro_size: int,
+    def __init__(self, student: Student, objective: Objective, *, updates_per_step: int, micro_batch_tokens: int,
                  temperature: float, max_skipped: int, teacher_head: TeacherHead | None = None) -> None:  # fmt: skip
         self.student, self.objective = student, objective
-        self.updates_per_step, self.micro_size, self.temperature = updates_per_step, micro_size, temperature
+        self.updates_per_step, self.micro_batch_tokens = updates_per_step, micro_batch_tokens
+        self.temperature = temperature
         self.max_skipped, self.teacher_head = max_skipped, teacher_head
         self.skipped_in_a_row = 0
 
     def signals(self, rollouts: Sequence[Rollout]) -> StudentSignals:
         """The student's view of the rollouts, before the updates."""
         return student_signals(
-            self.student, rollouts, temperature=self.temperature, micro_size=self.micro_size
+            self.student, rollouts, temperature=self.temperature, micro_batch_tokens=self.micro_batch_tokens
         )  # fmt: skip
 
     def step(
@@ -152,7 +153,7 @@ class Trainer:
     def _update(self, rollouts: Sequence[Rollout], columns: Columns, step: int) -> dict[str, float]:
         sums, applied = update(
             self.student, rollouts, columns, self.objective,
-            step=step, micro_size=self.micro_size, teacher_head=self.teacher_head,
+            step=step, micro_batch_tokens=self.micro_batch_tokens, teacher_head=self.teacher_head,
         )  # fmt: skip
         # While a loss scale can fall, it is being found.
         searching = self.student.loss_scale is not None and self.student.loss_scale.can_fall

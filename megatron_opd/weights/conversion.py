@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import torch
 
@@ -32,8 +32,8 @@ class Conversion(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def write(self, directory: Path, name: str) -> Records:
-        """Writes a file; what it returns is handed to `differing` and `finish`."""
+    def write(self, file: BinaryIO, name: str) -> Records:
+        """Writes file `name`; what it returns is handed to `differing` and `finish`."""
 
     def differing(self, directory: Path, name: str, records: Records) -> str | None:
         """Reads a file again: the first tensor that is not its source bit for bit, or None."""
@@ -51,8 +51,8 @@ class ToMegatron:
         groups = _groups(pieces_of(arch), dtype)
         self.files = {f"model/__0_{i}.distcp": group for i, group in enumerate(groups, start=1)}
 
-    def write(self, directory: Path, name: str) -> Records:
-        return write_pieces(directory / name, self.files[name], self.source, self.dtype)
+    def write(self, file: BinaryIO, name: str) -> Records:
+        return write_pieces(file, self.files[name], self.source, self.dtype)
 
     def differing(self, directory: Path, name: str, records: Records) -> str | None:
         path = directory / name
@@ -75,9 +75,9 @@ class ToHf:
         groups = _groups(pieces_of(arch), dtype)
         self.files = dict(zip(shard_names(len(groups)), groups, strict=True))
 
-    def write(self, directory: Path, name: str) -> Records:
+    def write(self, file: BinaryIO, name: str) -> Records:
         tensors = (tensor for piece in self.files[name] for tensor in piece.hf_blocks(self.source))
-        write_safetensors(directory / name, self._shapes(name), self.dtype, tensors)
+        write_safetensors(file, self._shapes(name), self.dtype, tensors)
         return ()
 
     def differing(self, directory: Path, name: str, records: Records) -> str | None:

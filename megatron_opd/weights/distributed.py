@@ -9,11 +9,11 @@
 
 import functools
 import json
-import os
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -149,18 +149,17 @@ class DistributedCheckpoint:
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
-def write_pieces(path: Path, pieces: Sequence[Piece], source: HfCheckpoint, dtype: torch.dtype) -> Records:
-    """Writes one file. Returns where each piece is in it."""
-    with path.open("wb", buffering=0) as file:
-        records = []
-        for piece in pieces:
-            before, after = envelope((*(1 for _ in piece.index), *piece.shape), dtype)
-            file.seek(-(file.tell() + len(before)) % PAGE, os.SEEK_CUR)  # the numbers begin with a page
-            start = file.tell()
-            file.write(before)
-            write_blocks(file, piece.blocks(source), dtype, piece.key)
-            file.write(after)
-            records.append((start, file.tell() - start))
+def write_pieces(file: BinaryIO, pieces: Sequence[Piece], source: HfCheckpoint, dtype: torch.dtype) -> Records:
+    """Writes one file, which is unbuffered. Returns where each piece is in it."""
+    records = []
+    for piece in pieces:
+        before, after = envelope((*(1 for _ in piece.index), *piece.shape), dtype)
+        file.write(bytes(-(file.tell() + len(before)) % PAGE))  # the numbers begin with a page
+        start = file.tell()
+        file.write(before)
+        write_blocks(file, piece.blocks(source), dtype, piece.key)
+        file.write(after)
+        records.append((start, file.tell() - start))
     return records
 
 

@@ -66,12 +66,12 @@ def export_hf(
     The directory is complete when that rank returns; others may return earlier. Raises DataError when `out_dir`
     exists or `source_dir` describes another model.
     """
-    if parallel.dp_rank != 0 and parallel.ep_size == 1:
+    if parallel.copy_rank != 0 and parallel.ep_size == 1:
         return
     check_out_dir(out_dir)
     _check_source(source_dir, arch)
     tensors = iter_hf_tensors(chunks, arch, parallel)
-    if (parallel.tp_rank, parallel.pp_rank, parallel.dp_rank) == (0, 0, 0):
+    if (parallel.tp_rank, parallel.pp_rank, parallel.copy_rank) == (0, 0, 0):
         dtype = dtype or next(chunks[0].parameters()).dtype
         shapes, changes = hf_shapes(weight_table(arch)), config_changes(source_dir, arch)
         write_hf(out_dir, source_dir, tensors, shapes, dtype, max_shard_bytes, changes)

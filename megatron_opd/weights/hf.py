@@ -126,7 +126,8 @@ def write_hf(
     stream = ((name, _blocks(name, tensor, shapes)) for name, tensor in tensors)
     try:
         for file, names in shards.items():
-            write_safetensors(unfinished / file, {name: shapes[name] for name in names}, dtype, stream)
+            with (unfinished / file).open("wb", buffering=0) as shard:
+                write_safetensors(shard, {name: shapes[name] for name in names}, dtype, stream)
         if (left := next(stream, None)) is not None:
             raise ValueError(f"tensor {left[0]} came after the last one")
         write_index(unfinished, shards, shapes, dtype)

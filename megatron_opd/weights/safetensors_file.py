@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -44,17 +45,16 @@ class SafetensorsFile:
 
 
 def write_safetensors(
-    path: Path, shapes: Mapping[str, Shape], dtype: torch.dtype, tensors: Iterator[tuple[str, Iterable[Tensor]]]
+    file: BinaryIO, shapes: Mapping[str, Shape], dtype: torch.dtype, tensors: Iterator[tuple[str, Iterable[Tensor]]]
 ) -> None:
     """Writes the next `len(shapes)` of `tensors`, each as its blocks, which come in the order of `shapes`."""
-    with path.open("wb", buffering=0) as file:
-        file.write(_header(shapes, dtype))
-        for expected, shape in shapes.items():
-            name, blocks = next(tensors)
-            if name != expected:
-                raise ValueError(f"tensor {name} came, {expected} was due")
-            if (count := write_blocks(file, blocks, dtype, name)) != torch.Size(shape).numel():
-                raise ValueError(f"tensor {name} came with {count} elements, {shape} was due")
+    file.write(_header(shapes, dtype))
+    for expected, shape in shapes.items():
+        name, blocks = next(tensors)
+        if name != expected:
+            raise ValueError(f"tensor {name} came, {expected} was due")
+        if (count := write_blocks(file, blocks, dtype, name)) != torch.Size(shape).numel():
+            raise ValueError(f"tensor {name} came with {count} elements, {shape} was due")
 
 
 def _header(shapes: Mapping[str, Shape], dtype: torch.dtype) -> bytes:

@@ -1,4 +1,4 @@
-"""Run under torchrun by test_rollout_ranks.py: an engine in every rank, each generating its share of the prompts.
+"""Run in ranks by test_rollout_ranks.py: an engine in every rank, each generating its share of the prompts.
 
 Prints one line of JSON from rank 0.
 """

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from megatron_opd.config.architecture import read_architecture
-from megatron_opd.config.methods import CATALOGUE
-from megatron_opd.config.schema import DataConfig, LayoutConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from megatron_opd.config.schema import LayoutConfig
 from megatron_opd.errors import RunError
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.model import build_model
 from megatron_opd.train import checkpoint
 from megatron_opd.train.student import Student, prepare
+from tests.tiny_config import tiny_config
 from tests.unit.tiny_model_files import write_model
 
 
@@ -27,16 +27,12 @@ def new_student(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[
     directory = write_model(tmp_path_factory.mktemp("model") / "student", num_hidden_layers=2)
     groups.start()
     arch, layout = read_architecture(directory), groups.create(LayoutConfig())
-    config = RunConfig(
-        name="c", num_steps=9, max_sequence_length=8, method=CATALOGUE["sft"].method, precision="float32",
-        student=ModelConfig(str(directory)), data=DataConfig(""), train=TrainConfig(OptimizerConfig(lr=0.1)),
-    )  # fmt: skip
 
     def make() -> Student:
         chunks = build_model(arch, layout, precision="float32")
         for parameter in chunks[0].parameters():
             torch.nn.init.normal_(parameter)
-        return prepare(chunks, arch, layout, config)
+        return prepare(chunks, arch, layout, tiny_config())
 
     yield make
     groups.stop()

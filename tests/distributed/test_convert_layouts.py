@@ -14,8 +14,9 @@ from megatron_opd.config.architecture import Architecture, read_architecture
 from megatron_opd.convert import run
 from megatron_opd.weights.distributed import DistributedCheckpoint
 from megatron_opd.weights.hf import HfCheckpoint
-from tests.distributed.conftest import REPOSITORY
 from tests.distributed.test_weights_parity import make_reference
+from tests.forked import REPOSITORY
+from tests.tiny_config import tiny_config
 
 # model -> (model_type, tied, heads, key-value heads, layers, RoPE type); 131 tokens: tensor parallelism has to pad them
 MODELS = {
@@ -82,20 +83,12 @@ def described(directory: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ the program
 def check_load(name: str, arch: Architecture, parallel: Any, models: Path) -> list[Any]:
     """Loads both forms as a run does: every parameter is the same."""
-    from megatron_opd.config.methods import CATALOGUE
-    from megatron_opd.config.schema import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+    from megatron_opd.config.schema import ModelConfig
     from megatron_opd.models import load
 
     hf, megatron = (
-        load(
-            RunConfig(
-                name="c", num_steps=1, max_sequence_length=8, method=CATALOGUE["sft"].method, precision="float32",
-                student=ModelConfig(str(models / each)), data=DataConfig(""), train=TrainConfig(OptimizerConfig(lr=1)),
-            ),
-            ModelConfig(str(models / each)), arch, parallel,
-        )
-        for each in (name, f"{name}-megatron")
-    )  # fmt: skip
+        load(tiny_config(), ModelConfig(str(models / each)), arch, parallel) for each in (name, f"{name}-megatron")
+    )
     expected = dict(hf[0].named_parameters())
     for parameter_name, parameter in megatron[0].named_parameters():
         assert torch.equal(parameter, expected.pop(parameter_name)), parameter_name

@@ -4,7 +4,6 @@ The reference is `transformers` with dense autograd and the formulas of the pape
 layout then takes several optimizer steps (with Megatron's optimizer, distributed over replicas) on the same rollouts.
 """
 
-import json
 import sys
 from dataclasses import replace
 from functools import partial
@@ -14,21 +13,24 @@ import numpy as np
 import pytest
 import torch
 
+from tests.distributed.worlds import measure, measured
+from tests.tiny_config import tiny_config
+
 STEPS = 3
 VOCAB = 61  # odd: the last tensor-parallel shard holds a padding row
-# processes -> (name, TP, PP, sequence parallel, micro-batch size); "fused" in a name: the fused output layer
+# processes -> (name, TP, PP, sequence parallel, tokens of a micro-batch); "fused" in a name: the fused output layer
 LAYOUTS = {
-    1: [("tp1", 1, 1, False, 24), ("tp1 micro 5", 1, 1, False, 5), ("tp1 micro 1 fused", 1, 1, False, 1)],
+    1: [("tp1", 1, 1, False, 999), ("tp1 micro 70", 1, 1, False, 70), ("tp1 micro 20 fused", 1, 1, False, 20)],
     2: [
-        ("tp2", 2, 1, False, 7),
-        ("tp2 sp", 2, 1, True, 7),
-        ("pp2", 1, 2, False, 7),
-        ("dp2", 1, 1, False, 7),
-        ("tp2 fused", 2, 1, False, 7),
-        ("tp2 sp fused", 2, 1, True, 7),
-        ("pp2 fused", 1, 2, False, 7),
+        ("tp2", 2, 1, False, 90),
+        ("tp2 sp", 2, 1, True, 90),
+        ("pp2", 1, 2, False, 90),
+        ("dp2", 1, 1, False, 90),
+        ("tp2 fused", 2, 1, False, 90),
+        ("tp2 sp fused", 2, 1, True, 90),
+        ("pp2 fused", 1, 2, False, 90),
     ],
-    4: [("tp2 pp2", 2, 2, False, 5), ("tp2 dp2", 2, 1, True, 5), ("pp2 dp2", 1, 2, False, 5)],
+    4: [("tp2 pp2", 2, 2, False, 60), ("tp2 dp2", 2, 1, True, 60), ("pp2 dp2", 1, 2, False, 60)],
 }
 METHODS = ("tgpo", "grpo", "sft", "tgpo in 2 updates")
 
@@ -138,11 +140,7 @@ def replayed(run_distributed, tmp_path_factory):
     """layout -> what the program below wrote, and the reference."""
     directory = tmp_path_factory.mktemp("replay")
     make_models(directory)
-    results = {}
-    for nproc in LAYOUTS:
-        run_distributed(__file__, nproc, directory, timeout=280)
-        results |= json.loads((directory / f"{nproc}.json").read_text())
-    return results, dense_reference(directory)
+    return measured(run_distributed, __file__, directory, LAYOUTS), dense_reference(directory)
 
 
 NAMES = [name for layouts in LAYOUTS.values() for name, *_ in layouts]
@@ -197,25 +195,18 @@ def load_model(model_dir, layout, recompute="none"):
     return chunks, arch, parallel
 
 
-def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int, fused: bool) -> dict:
-    from megatron_opd.config.schema import (
-        DataConfig,
-        LayoutConfig,
-        ModelConfig,
-        OptimizerConfig,
-        RunConfig,
-        TrainConfig,
-    )  # fmt: skip
+def replay(directory: Path, name: str, tp: int, pp: int, sp: bool, micro: int) -> dict:
+    from megatron_opd.config.schema import LayoutConfig
     from megatron_opd.objective.loss import Objective, finish
     from megatron_opd.records import Signals
     from megatron_opd.teacher.score import Teacher
     from megatron_opd.train.step import Trainer
     from megatron_opd.train.student import prepare
 
-    rollouts, layout = recorded_rollouts(), LayoutConfig(tp, pp, sp)
+    rollouts, layout, fused = recorded_rollouts(), LayoutConfig(tp, pp, sp), "fused" in name
     # The teacher's layout is another one wherever that is possible.
     frozen = load_model(directory / "teacher", LayoutConfig(pp, tp) if pp != tp else LayoutConfig())
-    teacher = Teacher(*frozen, student_vocab_size=VOCAB, micro_batch_size=micro + 1, temperature=1.0, offload=fused)
+    teacher = Teacher(*frozen, student_vocab_size=VOCAB, micro_batch_tokens=micro + 10, temperature=1.0, offload=fused)
     signals = teacher.score(rollouts)
     out: dict = {
         "argmax": signals.argmax_ids_T.tolist(),
@@ -225,16 +216,14 @@ def replay(directory: Path, tp: int, pp: int, sp: bool, micro: int, fused: bool)
     for name in METHODS:
         updates = 2 if name.endswith("2 updates") else 1
         chunks, arch, parallel = load_model(directory / "student", layout)
-        config = RunConfig(
-            name="replay", num_steps=STEPS, max_sequence_length=64, method=method_of(name), precision="float32",
-            student=ModelConfig("", layout), data=DataConfig(""),
-            train=TrainConfig(OptimizerConfig(lr=1e-2, warmup_steps=2, clip_grad=0.5), updates_per_step=updates,
-                              fused_output_layer=fused),
+        config = tiny_config(
+            1e-2, layout, warmup_steps=2, clip_grad=0.5, num_steps=STEPS, method=method_of(name),
+            updates_per_step=updates, fused_output_layer=fused,
         )  # fmt: skip
         student = prepare(chunks, arch, parallel, config)
         objective = Objective(config.method, arch.vocab_size, 1.0)
         trainer = Trainer(
-            student, objective, updates_per_step=updates, micro_size=micro, temperature=1.0, max_skipped=0
+            student, objective, updates_per_step=updates, micro_batch_tokens=micro, temperature=1.0, max_skipped=0
         )
 
         # Of supervised data no token is the student's own.
@@ -255,20 +244,10 @@ def columns_of(method, samples, signals, step, rows, tokens):
 
 
 def main() -> int:
-    from megatron_opd.mcore import parallel as groups
     from megatron_opd.mcore.vocab_parallel import linear
 
-    directory = Path(sys.argv[1])
-    groups.start()
-    world = torch.distributed.get_world_size()
     linear.CHUNK_TOKENS = 8  # several chunks in every micro-batch
-    results = {
-        name: replay(directory, tp, pp, sp, micro, "fused" in name) for name, tp, pp, sp, micro in LAYOUTS[world]
-    }
-    if torch.distributed.get_rank() == 0:
-        (directory / f"{world}.json").write_text(json.dumps(results))
-    groups.stop()
-    return 0
+    return measure(LAYOUTS, replay)
 
 
 if __name__ == "__main__":

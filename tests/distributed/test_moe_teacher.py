@@ -1,6 +1,5 @@
 """A mixture-of-experts teacher says the same on every layout: what transformers computes in float64."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -9,19 +8,20 @@ import pytest
 import torch
 
 from tests.distributed import test_layout_invariance as replayed
+from tests.distributed.worlds import measure, measured
 
 K = 5
-# processes -> (name, TP, PP, sequence parallel, EP, micro-batch size)
+# processes -> (name, TP, PP, sequence parallel, EP, tokens of a micro-batch)
 LAYOUTS = {
-    1: [("whole", 1, 1, False, 1, 24), ("micro 5", 1, 1, False, 1, 5)],
+    1: [("whole", 1, 1, False, 1, 999), ("micro 60", 1, 1, False, 1, 60)],
     2: [
-        ("ep2", 1, 1, False, 2, 5),  # the experts of two replicas are shared out among them
-        ("tp2", 2, 1, False, 1, 7),
-        ("tp2 ep2", 2, 1, False, 2, 7),
-        ("tp2 sp ep2", 2, 1, True, 2, 7),
-        ("pp2", 1, 2, False, 1, 7),
+        ("ep2", 1, 1, False, 2, 60),  # the experts of two replicas are shared out among them
+        ("tp2", 2, 1, False, 1, 90),
+        ("tp2 ep2", 2, 1, False, 2, 90),
+        ("tp2 sp ep2", 2, 1, True, 2, 90),
+        ("pp2", 1, 2, False, 1, 90),
     ],
-    4: [("tp2 ep4", 2, 1, False, 4, 5), ("pp2 ep2", 1, 2, False, 2, 5)],
+    4: [("tp2 ep4", 2, 1, False, 4, 60), ("pp2 ep2", 1, 2, False, 2, 60)],
 }
 SIGNALS = ("argmax", "logprobs", "entropy", "topk_ids", "topk_logprobs")
 
@@ -66,8 +66,7 @@ def reference(directory):
 
 @pytest.mark.parametrize("nproc", LAYOUTS)
 def test_signals_are_those_of_plain_torch(nproc, directory, reference, run_distributed):
-    run_distributed(__file__, nproc, directory)
-    results = json.loads((directory / f"{nproc}.json").read_text())
+    results = measured(run_distributed, __file__, directory, {nproc: LAYOUTS[nproc]})
     assert list(results) == [name for name, *_ in LAYOUTS[nproc]]
     for layout, got in results.items():
         for name in SIGNALS:
@@ -75,7 +74,7 @@ def test_signals_are_those_of_plain_torch(nproc, directory, reference, run_distr
 
 
 # ------------------------------------------------------------------------------------------------ the program
-def signals(directory: Path, tp: int, pp: int, sp: bool, ep: int, micro: int) -> dict:
+def signals(directory: Path, name: str, tp: int, pp: int, sp: bool, ep: int, micro: int) -> dict:
     from megatron_opd.config.schema import LayoutConfig
     from megatron_opd.teacher.score import Teacher
 
@@ -83,25 +82,12 @@ def signals(directory: Path, tp: int, pp: int, sp: bool, ep: int, micro: int) ->
     held = sum("local_experts" in name and "fc1" in name for name, _ in chunks[0].named_parameters())
     assert held == arch.num_layers // pp * arch.experts.count // ep
     teacher = Teacher(
-        chunks, arch, parallel, student_vocab_size=replayed.VOCAB, micro_batch_size=micro, temperature=1.0
+        chunks, arch, parallel, student_vocab_size=replayed.VOCAB, micro_batch_tokens=micro, temperature=1.0
     )  # fmt: skip
     said = teacher.score(replayed.recorded_rollouts(), K)
     columns = (said.argmax_ids_T, said.logprobs_T, said.entropy_T, said.topk_ids_TK, said.topk_logprobs_TK)
     return {name: column.tolist() for name, column in zip(SIGNALS, columns, strict=True)}
 
 
-def main() -> int:
-    from megatron_opd.mcore import parallel as groups
-
-    directory = Path(sys.argv[1])
-    groups.start()
-    world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-    results = {name: signals(directory, *layout) for name, *layout in LAYOUTS[world]}
-    if rank == 0:
-        (directory / f"{world}.json").write_text(json.dumps(results))
-    groups.stop()
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(measure(LAYOUTS, signals))

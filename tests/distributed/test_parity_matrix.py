@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.distributed import test_layout_invariance as replayed
+from tests.tiny_config import tiny_config
 
 STEPS, SAVED_AFTER = 3, 2
 TOLERANCE = 2e-6  # relative: of a number, and of the norm of a tensor's difference to the norm of the tensor
@@ -23,12 +24,16 @@ SP2 = TP2 | {"sequence_parallel": True}
 PP2: dict[str, Any] = {"pipeline_model_parallel_size": 2}
 VPP2 = PP2 | {"virtual_pipeline_model_parallel_size": 2}
 EP2: dict[str, Any] = {"expert_model_parallel_size": 2}
+CP2: dict[str, Any] = {"context_parallel_size": 2}
 LAYOUTS: dict[int, list[Row]] = {
     4: [
         ("TP2+SP x PP2", SP2 | PP2, "none"),
         ("TP2+SP x PP2 x EP2", SP2 | PP2 | EP2, "none"),
         ("TP2+SP x PP2 x VPP2, recompute full", SP2 | VPP2, "full"),
         ("PP2 x DP2 x EP2", PP2 | EP2, "none"),
+        ("TP2+SP x CP2", SP2 | CP2, "none"),
+        ("PP2 x CP2 x EP2", PP2 | CP2 | EP2, "none"),
+        ("CP2 x DP2", CP2, "none"),
     ],
     2: [
         ("TP2", TP2, "none"),
@@ -39,6 +44,8 @@ LAYOUTS: dict[int, list[Row]] = {
         ("DP2", {}, "none"),
         ("EP2 (DP2)", EP2, "none"),
         ("DP2, recompute selective", {}, "selective"),
+        ("CP2", CP2, "none"),
+        ("CP2 x EP2, recompute full", CP2 | EP2, "full"),
     ],
     1: [("TP1", {}, "none"), ("TP1, recompute full", {}, "full")],
 }
@@ -50,6 +57,8 @@ RESHARDED = [
     ("TP2+SP x PP2 x EP2", 2, "DP2", {}),
     ("TP2+SP x PP2 x EP2", 1, "TP1", {}),
     ("PP2 x DP2 x EP2", 2, "TP2+SP x EP2", SP2 | EP2),
+    ("TP2+SP x PP2", 2, "CP2", CP2),
+    ("CP2 x DP2", 2, "TP2+SP", SP2),
 ]
 KINDS = ("dense", "MoE")
 
@@ -131,14 +140,7 @@ class Case:
     """One student on one layout, and the teacher's signals."""
 
     def __init__(self, directory: Path, kind: str, keys: dict[str, Any], recompute: str = "none") -> None:
-        from megatron_opd.config.schema import (
-            DataConfig,
-            LayoutConfig,
-            ModelConfig,
-            OptimizerConfig,
-            RunConfig,
-            TrainConfig,
-        )
+        from megatron_opd.config.schema import LayoutConfig
         from megatron_opd.objective.loss import Objective
         from megatron_opd.records import Signals
         from megatron_opd.teacher.score import Teacher
@@ -149,21 +151,18 @@ class Case:
         self.rollouts = replayed.recorded_rollouts()
         teacher = Teacher(
             *replayed.load_model(directory / "teacher", LayoutConfig(**{**keys, "expert_model_parallel_size": 1})),
-            student_vocab_size=replayed.VOCAB, micro_batch_size=5, temperature=1.0,
+            student_vocab_size=replayed.VOCAB, micro_batch_tokens=60, temperature=1.0,
         )  # fmt: skip
         self.signals = Signals(teacher.score(self.rollouts))
         # A large epsilon: where a gradient is mere rounding, Adam would make a whole step of its sign.
-        optimizer = OptimizerConfig(lr=1e-2, adam_eps=1e-3, weight_decay=0.1)
-        config = RunConfig(
-            name="parity", num_steps=STEPS, max_sequence_length=64, method=replayed.method_of("tgpo"),
-            student=ModelConfig("", layout=layout), data=DataConfig(""), precision="float32",
-            train=TrainConfig(optimizer),
-        )  # fmt: skip
+        config = tiny_config(
+            1e-2, layout, adam_eps=1e-3, weight_decay=0.1, num_steps=STEPS, method=replayed.method_of("tgpo")
+        )
         chunks, arch, parallel = replayed.load_model(directory / kind, layout, recompute)
         self.student, self.method = prepare(chunks, arch, parallel, config), config.method
         objective = Objective(config.method, arch.vocab_size, 1.0)
         self.trainer = Trainer(
-            self.student, objective, updates_per_step=1, micro_size=5, temperature=1.0, max_skipped=0
+            self.student, objective, updates_per_step=1, micro_batch_tokens=60, temperature=1.0, max_skipped=0
         )
 
     def step(self, step: int) -> dict[str, float]:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from megatron_opd.config.architecture import Architecture, read_architecture
-from megatron_opd.config.methods import CATALOGUE
-from megatron_opd.config.schema import DataConfig, LayoutConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from megatron_opd.config.schema import LayoutConfig
+from tests.tiny_config import tiny_config
 from tests.unit.tiny_model_files import write_model
 
 # Sizes that no alignment divides, so that padding shows: tied embeddings, biases, an odd vocabulary.
@@ -86,13 +86,9 @@ def held_bytes(trained: bool, arch: Architecture, shape: list[int], precision: s
     chunks = build_model(arch, layout, precision=precision)
     if not trained:
         return {"parameters": storages(chunks[0].parameters())}
-    config = RunConfig(
-        name="c", num_steps=9, max_sequence_length=8, method=CATALOGUE["sft"].method, precision=precision,
-        student=ModelConfig(""), data=DataConfig(""), train=TrainConfig(OptimizerConfig(lr=0.1)),
-    )  # fmt: skip
     for parameter in chunks[0].parameters():
         torch.nn.init.zeros_(parameter)
-    student = prepare(chunks, arch, layout, config)
+    student = prepare(chunks, arch, layout, tiny_config(precision=precision))
     with layout.active():
         student.optimizer.step()
     own = {parameter.untyped_storage().data_ptr() for parameter in chunks[0].parameters()}

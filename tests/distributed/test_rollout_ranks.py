@@ -1,4 +1,4 @@
-"""Engines in the ranks of one torchrun job, beside the trainer's process groups."""
+"""Engines in the ranks of one job, beside the trainer's process groups."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Under torchrun: weights_worker.py TP PP OUT_DIR MODEL_DIR...; what it finds is left in OUT_DIR for the test.
+"""In every rank: weights_worker.py TP PP OUT_DIR MODEL_DIR...; what it finds is left in OUT_DIR for the test.
 
 For every model: logits of fixed tokens (from the last stage), the exported directory, and from every rank a checksum of
 each tensor that the refit's stream yields.
@@ -20,6 +20,7 @@ from megatron_opd.mcore import schedule
 from megatron_opd.mcore.batch import MicroBatch
 from megatron_opd.mcore.head import Head
 from megatron_opd.mcore.model import build_model
+from megatron_opd.mcore.packing import Packing
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.weights import export_hf, iter_hf_tensors, load_hf
 
@@ -34,8 +35,8 @@ def logits_BSV(chunks: list, arch: Architecture, parallel: Parallel) -> torch.Te
     """Unpadded logits, on every rank of the last stage."""
     tokens = tokens_BS(arch.vocab_size)
     every = torch.arange(tokens.numel())
-    positions = torch.arange(NUM_TOKENS).expand_as(tokens)
-    batch = MicroBatch(tokens.to(parallel.device), positions.to(parallel.device), every.to(parallel.device), every)
+    packing = Packing.of([NUM_TOKENS] * len(tokens), 1, 0, parallel.device)
+    batch = MicroBatch(tokens.view(1, -1).to(parallel.device), packing, every.to(parallel.device), every)
 
     def keep(_: MicroBatch, head: Head) -> tuple[torch.Tensor, torch.Tensor]:
         return head.hidden_TD.sum() * 0, head.hidden_TD @ head.weight_VD.T

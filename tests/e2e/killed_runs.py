@@ -2,11 +2,11 @@
 
 For every phase a process trains into OUT/<phase> and kills itself (SIGKILL) in that phase of step `KILLED_AT`; a second
 one resumes. OUT/whole is a run that nothing disturbs. All are forked from this process, which has imported everything,
-so that a run costs seconds. Prints a line per phase: the signal that ended the first, the exit code of the other.
+so that a run costs seconds; as many at a time as there are cores. OUT/<phase>.ended has the signal that ended the first
+and the exit code of the other.
 """
 
 import contextlib
-import importlib
 import os
 import signal
 import sys
@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from megatron_opd import loop, run
 from megatron_opd.config.load import load_config
 from megatron_opd.config.schema import RunConfig
@@ -26,17 +24,11 @@ from megatron_opd.objective.loss import Objective
 from megatron_opd.prompts.tokenizer import load_tokenizer
 from megatron_opd.reward.pool import RewardPool
 from megatron_opd.rollout.engine import RolloutEngine
-from megatron_opd.rollout.host_process import prepare_environment
 from megatron_opd.teacher.score import Teacher
 from megatron_opd.train import checkpoint
 from megatron_opd.train import step as train_step
 
 KILLED_AT = 1
-# What a run imports when it comes to it, 15 seconds in all: once, here.
-LATE = (
-    "vllm.entrypoints.llm", "vllm.sampling_params", "vllm.v1.worker.cpu_worker", "vllm.model_executor.models.qwen3",
-    "vllm.model_executor.model_loader.reload", "megatron_opd.rollout.loaded_weights", "megatron_opd.metrics.report",
-)  # fmt: skip
 step_now = -1
 
 
@@ -137,8 +129,16 @@ def train(config: RunConfig, *, phase: str | None = None, resume: bool = False) 
     loop.train(config, resume=resume)
 
 
-def forked(work: Callable[[], None]) -> int:
-    """The status of a process that does `work`."""
+def killed_and_resumed(config: RunConfig, phase: str) -> None:
+    _, status = os.waitpid(fork(partial(train, config, phase=phase)), 0)
+    ended = os.WTERMSIG(status)
+    if ended:
+        _, status = os.waitpid(fork(partial(train, config, resume=True)), 0)
+    Path(f"{config.run_dir}.ended").write_text(f"{ended} {os.waitstatus_to_exitcode(status)}")
+
+
+def fork(work: Callable[[], None]) -> int:
+    """The id of a process that does `work`."""
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
@@ -149,23 +149,23 @@ def forked(work: Callable[[], None]) -> int:
             except BaseException:
                 traceback.print_exc()
         os._exit(1)
-    return os.waitpid(pid, 0)[1]
+    return pid
 
 
 def main(out: Path, recipe: str, *overrides: str) -> None:
     config = load_config(recipe, list(overrides))
-    prepare_environment(torch.device("cpu"))
-    for module in LATE:
-        importlib.import_module(module)
     load_tokenizer(config.student.path)
-    forked(partial(train, replace(config, run_dir=str(out / "whole"))))
-    for phase in PHASES:
-        here = replace(config, run_dir=str(out / phase))
-        status = forked(partial(train, here, phase=phase))
-        ended = os.WTERMSIG(status)
-        if ended:
-            status = forked(partial(train, here, resume=True))
-        print(phase, ended, os.waitstatus_to_exitcode(status), flush=True)
+    works = [partial(train, replace(config, run_dir=str(out / "whole")))]
+    works += [partial(killed_and_resumed, replace(config, run_dir=str(out / phase)), phase) for phase in PHASES]
+    running = 0
+    for work in works:
+        if running == len(os.sched_getaffinity(0)):
+            os.wait()
+            running -= 1
+        fork(work)
+        running += 1
+    for _ in range(running):
+        os.wait()
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ def test_experts_are_refitted_and_every_stale_one_is_found(precision: str, width
     updated = {
         name: tensor + step * torch.sign(tensor) * tensor.abs().clamp(min=0.1) for name, tensor in previous.items()
     }
-    engine = RolloutEngine(ModelConfig(str(directory)), CONFIG, precision=precision, max_sequence_length=64, seed=0)
+    settings = dict(precision=precision, max_sequence_length=64, seed=0, empty=True)
+    engine = RolloutEngine(ModelConfig(str(directory)), CONFIG, **settings)
     try:
         push(iter(updated.items()), engine, 1)
         experts = [name for name in previous if "experts" in name]

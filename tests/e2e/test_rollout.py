@@ -290,6 +290,30 @@ def test_refit_changes_the_policy(student: Student) -> None:
                                 temperature=1.0, seed=0)  # fmt: skip
 
 
+def test_an_engine_without_weights_takes_nothing_less_than_all_of_them(tmp_path: Path) -> None:
+    """As in a run: only config and tokenizer are there to read, and nothing is sampled before the trainer's weights."""
+    model = tiny_hf.build("qwen2", seed=0)
+    directory = tiny_hf.write(model, tmp_path)
+    (directory / "model.safetensors").unlink()
+    settings = dict(precision="float32", max_sequence_length=300, seed=0, empty=True)
+    engine = RolloutEngine(ModelConfig(str(directory)), CONFIG, **settings)
+    student = Student(engine, model)
+    try:
+        for _ in ("new", "restarted"):
+            with pytest.raises(RunError, match="version 0 asked of an engine that holds None"):
+                student.generate(tiny_hf.prompts(3))
+            lost, *sent = tiny_hf.tensors(model)
+            with pytest.raises(RunError, match=f"1 tensors did not arrive, first {lost[0]}"):
+                push(iter(sent), engine, 0)
+            with pytest.raises(RunError, match="version 0 asked of an engine that holds None"):
+                student.generate(tiny_hf.prompts(3))
+            push(tiny_hf.tensors(model), engine, 0)
+            assert_logprobs_of(model, student.generate(tiny_hf.prompts(3, 140)))
+            engine.restart()
+    finally:
+        engine.close()
+
+
 class Tampered:
     """The engine behind a link that changes tensors after the sender has seen them."""
 

@@ -20,7 +20,9 @@ import pyarrow.parquet
 import pytest
 from safetensors.numpy import load_file
 
+from megatron_opd import convert
 from megatron_opd.config.architecture import read_architecture
+from tests.forked import run as run_forked
 from tools import demo, make_demo
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +56,17 @@ def finished(process: "subprocess.Popen[str]", code: int = 0, seconds: float = 2
     return stdout, stderr
 
 
+def command(*argv: object, nproc: int | None = None, code: int = 0) -> tuple[str, str]:
+    """stdout and stderr of the same, without its imports; `nproc`: in as many ranks, as torchrun starts them."""
+    return forked("megatron_opd", nproc, *argv, code=code)
+
+
+def forked(program: str, nproc: int | None, *argv: object, code: int = 0, timeout: float = 240) -> tuple[str, str]:
+    done = run_forked(program, nproc, *argv, timeout=timeout)
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stdout, done.stderr
+
+
 @dataclass
 class Bench:
     """The inputs of the runs."""
@@ -66,7 +79,7 @@ class Bench:
             str(ROOT / "recipes" / "demo.yaml"), f"run_dir={run_dir}", f"num_steps={STEPS}",
             f"student.path={self.student}", f"teacher.path={self.assets / 'teacher'}",
             f"data.train={self.assets / 'train.jsonl'}", f"data.heldout={self.assets / 'heldout.jsonl'}",
-            "rollout.num_prompts=8", "train.micro_batch_size=5", "train.optimizer.warmup_steps=2",
+            "rollout.num_prompts=8", "train.micro_batch_tokens=100", "train.optimizer.warmup_steps=2",
             "checkpoint.every=2", "eval={every: 3, num_prompts: 60}",
             "student.rope_theta=20000",  # another rotary base than the student's config.json has
             *overrides,
@@ -79,11 +92,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     folder = tmp_path_factory.mktemp("bench")
     make_demo.write_assets(folder / "assets", seed=0)
     start = folder / "student_start"
-    finished(
-        megatron_opd(
-            "train", ROOT / "recipes" / "demo_student_start.yaml", f"run_dir={start}", "num_steps=120",
-            f"student.path={folder / 'assets' / 'student'}", f"data.train={folder / 'assets' / 'student_start.jsonl'}",
-        )
+    command(
+        "train", ROOT / "recipes" / "demo_student_start.yaml", f"run_dir={start}", "num_steps=120",
+        f"student.path={folder / 'assets' / 'student'}", f"data.train={folder / 'assets' / 'student_start.jsonl'}",
     )  # fmt: skip
     losses = [row["train/loss"] for row in rows_of(start) if "train/loss" in row]
     assert losses[-1] < 0.5 * losses[0]
@@ -97,9 +108,13 @@ def layout(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def whole_run(bench: Bench, layout: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing disturbed."""
+    """A run that nothing disturbed, one of them started as users do."""
     run = tmp_path_factory.mktemp("whole") / layout
-    finished(megatron_opd("train", *bench.recipe(run, *LAYOUTS[layout]), "--nproc", "2"))
+    recipe = bench.recipe(run, *LAYOUTS[layout])
+    if layout == "tp2":
+        finished(megatron_opd("train", *recipe, "--nproc", "2"))
+    else:
+        command("train", *recipe, nproc=2)
     return run
 
 
@@ -165,7 +180,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
         assert (run / "checkpoints" / f"step-{steps_logged(run):06d}" / "manifest.json").is_file()
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
     assert steps_logged(run) < STEPS + 1
-    finished(megatron_opd("train", run, "--resume", "--nproc", "2"))
+    command("train", run, "--resume", nproc=2)
     assert_same_run(run, whole_run)
 
 
@@ -174,7 +189,7 @@ def test_a_run_goes_on_in_another_layout(layout: str, whole_run: Path, tmp_path:
     run, tp = tmp_path / "elsewhere", {"tp2": 1, "dp2": 2}[layout]
     shutil.copytree(whole_run, run, ignore=shutil.ignore_patterns("step-000006", "hf"))
     changed = f"student.layout.tensor_model_parallel_size={tp}"
-    finished(megatron_opd("train", run, "--resume", "--nproc", tp, changed))
+    command("train", run, "--resume", changed, nproc=tp)
     for row, expected in zip(rows_of(run)[4:6], rows_of(whole_run)[4:6], strict=True):
         for key in ("train/loss", "train/grad_norm", "reward/mean", "rollout/completion_tokens/mean"):
             assert row[key] == pytest.approx(expected[key], rel=1e-3), key
@@ -188,14 +203,9 @@ def test_a_run_killed_in_any_phase_goes_on_as_if_nothing_had_happened(bench: Ben
     """
     recipe = bench.recipe(tmp_path, *LAYOUTS["dp2"], "num_steps=3", "rollout.num_prompts=4", "checkpoint.every=1")
     recipe += ["eval={every: 1, num_prompts: 8}", "log.tensorboard=false"]
-    program = subprocess.Popen(
-        [sys.executable, "-m", "tests.e2e.killed_runs", str(tmp_path), *recipe],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    stdout, stderr = finished(program, seconds=500)
-    lines = [line.split() for line in stdout.splitlines() if line.split()[0] in PHASES]
-    assert lines == [[phase, "0" if phase == "engine" else "9", "0"] for phase in PHASES], stderr[-3000:]
+    _, stderr = forked("tests.e2e.killed_runs", None, tmp_path, *recipe, timeout=500)
+    ended = {phase: (tmp_path / f"{phase}.ended").read_text() for phase in PHASES}
+    assert ended == {phase: "0 0" if phase == "engine" else "9 0" for phase in PHASES}, stderr[-3000:]
     restarts = [row.get("rollout/engine_restarts", 0) for row in rows_of(tmp_path / "engine")]
     assert restarts == [0, 1, 0, 0]  # in the evaluation before step 1
     metrics = tmp_path / "engine" / "metrics.jsonl"
@@ -207,24 +217,27 @@ def test_a_run_killed_in_any_phase_goes_on_as_if_nothing_had_happened(bench: Ben
 def test_a_model_trained_beside_the_student_goes_on_too(bench: Bench, tmp_path: Path) -> None:
     run, again = tmp_path / "prime", tmp_path / "again"
     beside = ["method=prime", "method.policy.advantages.process.lr=1e-3", "teacher=null", "num_steps=3"]
-    finished(megatron_opd("train", *bench.recipe(run, *LAYOUTS["dp2"], *beside)))
+    command("train", *bench.recipe(run, *LAYOUTS["dp2"], *beside))
     assert [row["process_reward/loss"] > 0 for row in rows_of(run)[:3]] == [True] * 3
     shutil.copytree(run, again)
     shutil.rmtree(again / "checkpoints" / "step-000003")
     shutil.rmtree(again / "hf")
-    finished(megatron_opd("train", again, "--resume"))
+    command("train", again, "--resume")
     assert_same_run(again, run)
 
 
 def test_one_process_needs_no_launcher_and_draws_the_same_samples(
     bench: Bench, whole_run: Path, tmp_path: Path
 ) -> None:
-    run = tmp_path / "alone"
-    finished(megatron_opd("train", *bench.recipe(run, *LAYOUTS["dp2"], "eval=null", "num_steps=1")))
+    """From the same weights in Megatron's format, which vLLM cannot read and the refit brings it."""
+    run, student = tmp_path / "alone", convert.run(str(bench.student), str(tmp_path / "student"))
+    changes = ["eval=null", "num_steps=1", f"student.path={student}"]
+    command("train", *bench.recipe(run, *LAYOUTS["dp2"], *changes))
     assert [row["step"] for row in rows_of(run)] == [0, 1]
     sampled = [[json.loads(line)["token_ids"] for line in (each / "rollouts" / "step-000000.jsonl").open()]
                for each in (run, whole_run)]  # fmt: skip
     assert sampled[0] == sampled[1]
+    assert {path.name for path in (run / "hf").iterdir()} == {path.name for path in (whole_run / "hf").iterdir()}
 
 
 # ------------------------------------------------------------------------------------------------ what a run leaves
@@ -261,13 +274,13 @@ def test_transformers_reproduces_the_greedy_answers(whole_run: Path) -> None:
 
 
 def test_eval_convert_and_report_agree_with_the_run(whole_run: Path, tmp_path: Path) -> None:
-    stdout, _ = finished(megatron_opd("eval", whole_run, "--model", whole_run / "hf"))
+    stdout, _ = command("eval", whole_run, "--model", whole_run / "hf")
     assert f"eval/accuracy {rows_of(whole_run)[-1]['eval/accuracy']:.4f}" in stdout
     out = tmp_path / "converted"
-    finished(megatron_opd("convert", whole_run / "checkpoints" / f"step-{STEPS:06d}", out))
+    command("convert", whole_run / "checkpoints" / f"step-{STEPS:06d}", out)
     assert (out / "model.safetensors").read_bytes() == (whole_run / "hf" / "model.safetensors").read_bytes()
-    finished(megatron_opd("report", whole_run))
-    _, stderr = finished(megatron_opd("convert", whole_run / "hf", out), code=2)
+    command("report", whole_run)
+    _, stderr = command("convert", whole_run / "hf", out, code=2)
     assert stderr.count("\n") == 1
 
 
@@ -275,7 +288,7 @@ def test_groups_of_equal_rewards_are_sampled_anew(bench: Bench, tmp_path: Path) 
     """DAPO's dynamic sampling: every group that trains has a right and a wrong response, however many it takes."""
     run = tmp_path / "dapo"
     changes = ["method=dapo", "teacher=null", "num_steps=2", "train.optimizer.lr=1e-5", "rollout.num_prompts=4"]
-    finished(megatron_opd("train", *bench.recipe(run, *changes), "--nproc", "2"))
+    command("train", *bench.recipe(run, *changes), nproc=2)
     steps = rows_of(run)[:2]
     assert [row["reward/uniform_groups/mean"] for row in steps] == [0, 0]
     assert all(0 < row["reward/mean"] < 1 for row in steps)
@@ -301,11 +314,12 @@ def test_mixtures_of_experts_teach_and_learn(bench: Bench, tmp_path: Path) -> No
     for seed, directory in enumerate((teacher, student)):
         torch.manual_seed(seed)
         transformers.Qwen3MoeForCausalLM(config).save_pretrained(directory)
+    student = convert.run(str(student), str(tmp_path / "converted"))
     changes = ["method=opd", "num_steps=3", "teacher.layout.tensor_model_parallel_size=2",
                "teacher.layout.expert_model_parallel_size=2", "student.layout.expert_model_parallel_size=2",
                f"teacher.path={teacher}", f"student.path={student}"]  # fmt: skip
     recipe = [each for each in bench.recipe(run, *LAYOUTS["dp2"]) if not each.startswith(("teacher.", "student.path"))]
-    finished(megatron_opd("train", *recipe, *changes, "--nproc", "2"))
+    command("train", *recipe, *changes, nproc=2)
     rows = rows_of(run)[:3]
     assert all(row["teacher/log_ratio/mean"] < -0.1 and row["train/grad_norm"] > 0 for row in rows)
     # The engine has the experts that the trainer has moved.
@@ -318,8 +332,8 @@ def test_traces_are_made_and_learned_from(bench: Bench, tmp_path: Path) -> None:
     data.write_text("\n".join((bench.assets / "train.jsonl").read_text().splitlines()[:100]) + "\n")
     recipe = [f"data.train={data}" if each.startswith("data.train=") else each
               for each in bench.recipe(tmp_path / "unused", "teacher=null", "method=grpo")]  # fmt: skip
-    command = ["traces", *recipe, "--model", bench.student, "--samples", "3", "--out", out]
-    stdout, _ = finished(megatron_opd(*command))
+    asked = ["traces", *recipe, "--model", bench.student, "--samples", "3", "--out", out]
+    stdout, _ = command(*asked)
     table = pyarrow.parquet.read_table(out)
     rows = table.to_pylist()
     assert 8 <= len(rows) < 100 and f"{len(rows)} traces for 100 prompts" in stdout
@@ -327,7 +341,7 @@ def test_traces_are_made_and_learned_from(bench: Bench, tmp_path: Path) -> None:
         assert row["response"].endswith(f"\\boxed{{{row['answer']}}}") and row["token_ids"][-1] == 1
     provenance = json.loads(table.schema.metadata[b"megatron-opd"])
     assert provenance["model"] == str(bench.student) and provenance["samples"] == 3
-    _, stderr = finished(megatron_opd(*command), code=2)
+    _, stderr = command(*asked, code=2)
     assert stderr == f"megatron-opd: error: --out: {out} exists already; give another file, or remove it\n"
 
     for method in ("tropd", "luffy"):
@@ -340,7 +354,7 @@ def test_traces_are_made_and_learned_from(bench: Bench, tmp_path: Path) -> None:
         ]
         changes += ["teacher=null"] if method == "luffy" else []
         recipe = [each for each in bench.recipe(run, *changes) if each != f"data.train={bench.assets / 'train.jsonl'}"]
-        finished(megatron_opd("train", *recipe, "--nproc", "2"))
+        command("train", *recipe, nproc=2)
         assert all(row["train/loss"] != 0 and row["rollout/given_tokens/mean"] > 0 for row in rows_of(run)[:2])
         texts = [json.loads(line) for line in (run / "rollouts" / "step-000000.jsonl").read_text().splitlines()]
         assert {text["given"] > 0 for text in texts} == {True, False}

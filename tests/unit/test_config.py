@@ -331,6 +331,17 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
     "train.optimizer.min_lr: 0.1 is above train.optimizer.lr=0.001": (
         ["train.optimizer.min_lr=0.1", "train.optimizer.schedule=cosine"], None),
     "teacher.offload: a term on whole distributions": (["method=gkd", "teacher.offload=true"], None),
+    "teacher.layout.context_parallel_size: must be the student's 1": (
+        ["method=gkd", "teacher.layout.context_parallel_size=2"], None),
+    "student.layout.context_parallel_size: a process reward is a sum over whole sequences": (
+        ["method=prime", "teacher=null", "student.layout.context_parallel_size=2"], None),
+    "train.micro_batch_tokens: 31 cannot hold a sequence of max_sequence_length=32; raise it": (
+        ["train.micro_batch_tokens=31"], None),
+    "train.micro_batch_tokens: 16 cannot hold a sequence of max_sequence_length=33 on the student's 2": (
+        ["train.micro_batch_tokens=16", "max_sequence_length=33", "student.layout.context_parallel_size=2",
+         "teacher.layout.context_parallel_size=4"], None),
+    "student.layout: TP 1 x PP 1 x CP 3 needs at least 3 processes, there would be 2": (
+        ["student.layout.context_parallel_size=3"], 2),
     "student.layout.virtual_pipeline_model_parallel_size: no effect without": (
         ["student.layout.virtual_pipeline_model_parallel_size=2"], None),
     "student.layout.virtual_pipeline_model_parallel_size: 2 stages of 3 chunks do not divide the 4 layers": (

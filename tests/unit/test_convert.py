@@ -1,11 +1,13 @@
 """Conversions on one process: exact in both directions, verified, continued after a crash, and bad input refused."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -164,15 +166,15 @@ def test_how_the_processes_end_is_how_the_conversion_ends(
 KILLED = """
 import os, signal, sys
 from megatron_opd import convert
-from megatron_opd.weights import conversion
+from megatron_opd.weights import conversion, sealed
 conversion.FILE_BYTES = 3000
-seal, count = convert._seal, []
+seal, count = sealed._seal, []
 def killing(*arguments):
     seal(*arguments)
     count.append(1)
     if len(count) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-convert._seal = killing
+sealed._seal = killing
 convert.run(sys.argv[1], sys.argv[2])
 """
 
@@ -226,9 +228,9 @@ def test_a_file_that_does_not_read_back_is_an_error(
 ) -> None:
     """The disk hands back another bit than was written."""
 
-    def faulty(path: Path, *arguments: object) -> object:
-        records = write_pieces(path, *arguments)
-        flip_a_bit(path)
+    def faulty(file: Any, *arguments: Any) -> object:
+        records = write_pieces(file, *arguments)
+        flip_a_bit(Path(file.name))
         return records
 
     monkeypatch.setattr(conversion, "write_pieces", faulty)
@@ -374,19 +376,21 @@ def test_no_source_an_existing_out_and_torchrun_are_refused(
 
 
 # ------------------------------------------------------------------------------------------------------------- recipes
-def test_a_recipe_may_name_a_converted_teacher_but_no_student_that_vllm_samples_from(
+def test_a_recipe_may_name_converted_models_but_none_that_vllm_itself_has_to_load(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = str(write_recipe(tmp_path))
     megatron = convert.run(str(source), str(tmp_path / "megatron"))
-    assert preflight(load_config(recipe, [f"teacher.path={megatron}"]), world_size=1) == []
-    supervised = ["method=sft", "teacher=null", f"student.path={megatron}"]
-    for overrides in (["method=grpo", "teacher=null", f"student.path={megatron}"], [*supervised, "eval.every=1"]):
-        with pytest.raises(DataError, match=r"megatron: holds Megatron weights, and vLLM samples from this model"):
-            preflight(load_config(recipe, [*overrides, f"data.heldout={tmp_path / 'train.jsonl'}"]), world_size=1)
+    for model in ("student", "teacher"):
+        assert preflight(load_config(recipe, [f"{model}.path={megatron}"]), world_size=1) == []
+    refusal = r"megatron: holds Megatron weights, and vLLM samples from this model"
+    with pytest.raises(DataError, match=refusal):  # the teacher's engine reads them from disk
+        preflight(load_config(recipe, ["method=minillm", f"teacher.path={megatron}"]), world_size=1)
+    for command in (["eval", "--model"], ["traces", "--out", str(tmp_path / "traces.parquet"), "--model"]):
+        capsys.readouterr()
+        data = f"data.heldout={tmp_path / 'train.jsonl'}"
+        assert cli.main([command[0], recipe, data, *command[1:], str(megatron)]) == 2
+        assert re.search(refusal, capsys.readouterr().err)
     truncate(largest(megatron))
     with pytest.raises(DataError, match=r"bytes instead of \d+; convert the model again"):
         preflight(load_config(recipe, [f"teacher.path={megatron}"]), world_size=1)
-    capsys.readouterr()
-    assert cli.main(["eval", recipe, "--model", str(megatron), f"data.heldout={tmp_path / 'train.jsonl'}"]) == 2
-    assert "holds Megatron weights" in capsys.readouterr().err

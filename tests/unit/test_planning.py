@@ -103,13 +103,13 @@ def test_an_offloaded_teacher_is_there_to_score_alone(recipe: str) -> None:
 
 
 def test_stages_keep_as_many_micro_batches_as_are_in_flight(recipe: str) -> None:
-    planned = case(recipe, 4, "student.layout.pipeline_model_parallel_size=4", "train.micro_batch_size=1")
+    planned = case(recipe, 4, "student.layout.pipeline_model_parallel_size=4", "train.micro_batch_tokens=32")
     assert [in_flight(planned, stage) for stage in range(4)] == [4, 3, 2, 1]
     interleaved = ["student.layout.pipeline_model_parallel_size=2",
                    "student.layout.virtual_pipeline_model_parallel_size=2"]  # fmt: skip
-    planned = case(recipe, 2, *interleaved, "train.micro_batch_size=1")
+    planned = case(recipe, 2, *interleaved, "train.micro_batch_tokens=32")
     assert [in_flight(planned, stage) for stage in range(2)] == [5, 3]  # of half the layers each
-    two = case(recipe, 4, "student.layout.pipeline_model_parallel_size=4", "train.micro_batch_size=4")
+    two = case(recipe, 4, "student.layout.pipeline_model_parallel_size=4", "train.micro_batch_tokens=128")
     assert [in_flight(two, stage) for stage in range(4)] == [2, 2, 2, 1]
 
 

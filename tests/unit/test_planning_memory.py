@@ -13,16 +13,13 @@ import torch
 from megatron_opd.config.architecture import Architecture, Experts, parse_architecture
 from megatron_opd.config.methods import CATALOGUE
 from megatron_opd.config.schema import (
-    DataConfig,
     LayoutConfig,
-    ModelConfig,
-    OptimizerConfig,
     RolloutConfig,
     RunConfig,
-    TrainConfig,
 )
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.model import DTYPES, build_model
+from megatron_opd.mcore.packing import Packing
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
@@ -38,6 +35,7 @@ from megatron_opd.planning.step_time import work
 from megatron_opd.records import Prompt, Rollout, Signals
 from megatron_opd.train.step import update
 from megatron_opd.train.student import prepare
+from tests.tiny_config import tiny_config
 from tests.unit.live_bytes import LiveBytes
 
 QWEN3 = Architecture(
@@ -70,14 +68,14 @@ def micro_batch(
     arch: Architecture, layout: LayoutConfig | None = None, precision: str = "float32", predicted: int = LENGTH
 ) -> MicroBatch:
     element = DTYPES[precision].itemsize
-    return MicroBatch(arch, layout or LayoutConfig(), element, False, SEQUENCES, LENGTH, predicted)
+    return MicroBatch(arch, layout or LayoutConfig(), element, False, SEQUENCES * LENGTH, SEQUENCES * predicted)
 
 
 def hidden_states(chunk: Any, parallel: Parallel) -> None:
-    ids = torch.arange(SEQUENCES * LENGTH).view(SEQUENCES, LENGTH)  # all others, so that experts have equal shares
-    positions = torch.arange(LENGTH).expand(SEQUENCES, LENGTH)
+    ids = torch.arange(SEQUENCES * LENGTH)[None]  # all others, so that experts have equal shares
+    packing = Packing.of([LENGTH] * SEQUENCES, 1, 0, ids.device)
     with parallel.active():
-        chunk(ids, positions, None, output_processor=lambda hidden_states, **_: hidden_states)
+        chunk(ids, ids, None, packed_seq_params=packing, output_processor=lambda hidden_states, **_: hidden_states)
 
 
 # ------------------------------------------------------------------------------------------------ activations
@@ -148,11 +146,10 @@ def recipe(
     precision: Any = "float32",
     sequences: int = SEQUENCES,
 ) -> RunConfig:
-    return RunConfig(
-        name="c", num_steps=9, max_sequence_length=LENGTH, method=CATALOGUE["grpo"].method, precision=precision,
-        student=ModelConfig("", layout=layout or LayoutConfig()), data=DataConfig(""),
+    return tiny_config(
+        1e-3, layout, max_sequence_length=LENGTH, method=CATALOGUE["grpo"].method, precision=precision,
         rollout=RolloutConfig(num_prompts=4, samples_per_prompt=2, max_completion_tokens=predicted),
-        train=TrainConfig(OptimizerConfig(lr=1e-3), micro_batch_size=sequences, fused_output_layer=fused),
+        micro_batch_tokens=sequences * LENGTH, fused_output_layer=fused,
     )  # fmt: skip
 
 
@@ -179,7 +176,7 @@ def peak_of_update(chunks: list[Any], parallel: Parallel, arch: Architecture, co
                             max_completion_tokens=completion)  # fmt: skip
     student = prepare(chunks, arch, parallel, config)
     objective = Objective(config.method, arch.vocab_size, 1.0)
-    settings: dict[str, Any] = {"step": 0, "micro_size": config.train.micro_batch_size}
+    settings: dict[str, Any] = {"step": 0, "micro_batch_tokens": config.train.micro_batch_tokens}
     update(student, rollouts, columns, objective, **settings)  # the moments exist from here on
     optimizers = [each.optimizer for each in student.optimizer.chained_optimizers]  # type: ignore[attr-defined]
     state = [each for inner in optimizers for group in inner.param_groups for each in group["params"]]

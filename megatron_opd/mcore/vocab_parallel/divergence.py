@@ -173,7 +173,7 @@ def _both_lse(
         for each in (student_TV, teacher_TV)
     ]
     none_TK = torch.cat([ids_TK, ids_TK])
-    lse_T, teacher_lse_T = combine(Statistics.joined(parts), none_TK, none_TK.bool(), group, None).lse_T.chunk(2)
+    lse_T, teacher_lse_T = combine(Statistics.joined(parts), none_TK, group, None).lse_T.chunk(2)
     return lse_T, teacher_lse_T
 
 

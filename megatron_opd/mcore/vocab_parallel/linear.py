@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megatron_opd.mcore.vocab_parallel import blocks
 from megatron_opd.mcore.vocab_parallel.checks import check_hidden, check_ids, check_k
-from megatron_opd.mcore.vocab_parallel.ops import TeacherTopK, merge_topk, no_ids, passes
+from megatron_opd.mcore.vocab_parallel.ops import TeacherTopK, grad_of_targets, merge_topk, no_ids, passes
 from megatron_opd.mcore.vocab_parallel.shards import Group, Shard, Statistics, combine, size
 
 # When the caller names no chunk: an eighth of the tokens, between these. Few tokens make slim products; many logits
@@ -81,7 +81,7 @@ def linear_topk(
         parts.append(local(logits_TV, columns_TJ[rows], here_TJ[rows], shard, temperature, with_entropy=True))
         best.append(blocks.best(logits_TV, k, shard, temperature))
     values_TK, ids_TK = (torch.cat(each) for each in zip(*best, strict=True))
-    return merge_topk(Statistics.joined(parts), (values_TK, ids_TK), ids_TJ, here_TJ, k, group, valid_vocab_size)
+    return merge_topk(Statistics.joined(parts), (values_TK, ids_TK), ids_TJ, k, group, valid_vocab_size)
 
 
 # ------------------------------------------------------------------------------------------------------- internals
@@ -115,7 +115,7 @@ class _LinearLogprobs(torch.autograd.Function):
                 local(logits_TV, columns_TK[rows], here_TK[rows], shard, temperature, with_entropy=with_entropy)
             )
             del logits_TV  # before the next chunk's
-        whole = combine(Statistics.joined(parts), ids_TK, here_TK, group, valid)
+        whole = combine(Statistics.joined(parts), ids_TK, group, valid)
         entropy_T = whole.entropy_T if with_entropy else whole.entropy_T.new_zeros(0)
         ctx.save_for_backward(hidden_TD, weight_VD, columns_TK, here_TK, ids_TK, whole.lse_T, entropy_T)
         ctx.set_materialize_grads(False)
@@ -125,8 +125,7 @@ class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_TK, grad_entropy_T):
         hidden_TD, weight_VD, columns_TK, here_TK, ids_TK, lse_T, entropy_T = ctx.saved_tensors
-        grad_TK = torch.zeros_like(ids_TK, dtype=lse_T.dtype) if grad_TK is None else grad_TK
-        grad_TK = grad_TK.masked_fill(ids_TK < 0, 0.0)
+        grad_TK = grad_of_targets(grad_TK, ids_TK, lse_T)
         use_entropy = grad_entropy_T is not None and len(entropy_T) > 0
         grad_hidden_TD = torch.empty_like(hidden_TD) if ctx.needs_input_grad[0] else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=lse_T.dtype) if ctx.needs_input_grad[1] else None

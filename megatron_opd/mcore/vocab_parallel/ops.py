@@ -14,7 +14,16 @@ from torch import Tensor
 
 from megatron_opd.mcore.vocab_parallel import blocks
 from megatron_opd.mcore.vocab_parallel.checks import check_ids, check_k, check_logits
-from megatron_opd.mcore.vocab_parallel.shards import Group, Shard, Statistics, combine, size
+from megatron_opd.mcore.vocab_parallel.shards import (
+    Distribution,
+    Group,
+    Shard,
+    Statistics,
+    combine,
+    distribution,
+    rebased,
+    size,
+)
 
 
 class TeacherTopK(NamedTuple):
@@ -86,7 +95,7 @@ def topk(
     columns_TJ, here_TJ = shard.columns(ids_TJ)
     local = passes(logits_TV).statistics(logits_TV, columns_TJ, here_TJ, shard, temperature, with_entropy=True)
     best = blocks.best(logits_TV, k, shard, temperature)
-    return merge_topk(local, best, ids_TJ, here_TJ, k, group, valid_vocab_size)
+    return merge_topk(local, best, ids_TJ, k, group, valid_vocab_size)
 
 
 def no_ids(like: Tensor) -> Tensor:
@@ -106,7 +115,6 @@ def merge_topk(
     local: Statistics,
     best: tuple[Tensor, Tensor],
     ids_TJ: Tensor,
-    here_TJ: Tensor,
     k: int,
     group: Group,
     valid_vocab_size: int | None,
@@ -114,8 +122,7 @@ def merge_topk(
     """Shards' statistics and best ids -> the whole vocabulary's, with one gather of a few numbers per token."""
     values_TK, ids_TK = best
     if size(group) == 1:
-        whole = combine(local, ids_TJ, here_TJ, None, valid_vocab_size)
-        return _signals(whole.lse_T, whole.entropy_T, whole.logprobs_TK, values_TK, ids_TK)
+        return _signals(combine(local, ids_TJ, None, valid_vocab_size), values_TK, ids_TK)
     missing = k - values_TK.shape[1]  # a shard with fewer tokens than k
     values_TK = torch.nn.functional.pad(values_TK, (0, missing), value=-torch.inf)
     ids_TK = torch.nn.functional.pad(ids_TK, (0, missing), value=torch.iinfo(torch.int32).max)  # after every real id
@@ -123,26 +130,25 @@ def merge_topk(
     packed = torch.cat([part.double() for part in parts], dim=1)  # float64 carries ids and float32 exactly
     gathered = [torch.empty_like(packed) for _ in range(size(group))]
     dist.all_gather(gathered, packed, group=group)
-    shards_RTX = torch.stack(gathered)
-    j = ids_TJ.shape[1]
-    max_RT, sum_RT, dot_RT = shards_RTX[..., 0], shards_RTX[..., 1], shards_RTX[..., 2]
-    max_T = max_RT.amax(dim=0)
-    shift_RT = (max_RT - max_T).masked_fill(sum_RT == 0, 0.0)
-    sum_T = (sum_RT * shift_RT.exp()).sum(dim=0)
-    lse_T = max_T + sum_T.log()
-    entropy_T = sum_T.log() - (shift_RT.exp() * (dot_RT + sum_RT * shift_RT)).sum(dim=0) / sum_T
-    logprobs_TJ = (shards_RTX[..., 3 : 3 + j].sum(dim=0) - lse_T[:, None]).masked_fill(ids_TJ < 0, 0.0)
-    if valid_vocab_size is not None:
-        logprobs_TJ = logprobs_TJ.masked_fill(ids_TJ >= valid_vocab_size, -torch.inf)
-    values_TK = shards_RTX[..., 3 + j : 3 + j + k].transpose(0, 1).flatten(1)
-    ids_TK = shards_RTX[..., 3 + j + k :].transpose(0, 1).flatten(1).long()
+    max_RT, sum_RT, dot_RT, others_RTX = torch.stack(gathered).tensor_split((1, 2, 3), dim=-1)
+    at_RTJ, values_RTK, ids_RTK = others_RTX.split([ids_TJ.shape[1], k, k], dim=-1)
+    shards = Statistics(max_RT[..., 0], sum_RT[..., 0], dot_RT[..., 0], at_RTJ)
+    max_T = shards.max_T.amax(dim=0)
+    whole = distribution(max_T, rebased(shards, max_T).sum(dim=0), ids_TJ, valid_vocab_size)
+    values_TK, ids_TK = (each.transpose(0, 1).flatten(1) for each in (values_RTK, ids_RTK.long()))
     values_TK, ids_TK = (each[:, :k] for each in blocks.by_value_then_id(values_TK, ids_TK))
-    return _signals(lse_T, entropy_T, logprobs_TJ, values_TK, ids_TK)
+    return _signals(whole, values_TK, ids_TK)
 
 
-def _signals(lse_T: Tensor, entropy_T: Tensor, logprobs_TJ: Tensor, values_TK: Tensor, ids_TK: Tensor) -> TeacherTopK:
-    logprobs_TK = values_TK - lse_T[:, None]
-    return TeacherTopK(ids_TK, logprobs_TK.float(), entropy_T.float(), logprobs_TJ.float())
+def _signals(whole: Distribution, values_TK: Tensor, ids_TK: Tensor) -> TeacherTopK:
+    logprobs_TK = values_TK - whole.lse_T[:, None]
+    return TeacherTopK(ids_TK, logprobs_TK.float(), whole.entropy_T.float(), whole.logprobs_TK.float())
+
+
+def grad_of_targets(grad_TK: Tensor | None, ids_TK: Tensor, lse_T: Tensor) -> Tensor:
+    """The incoming gradient of the logprobs, zeros where there is none."""
+    grad_TK = torch.zeros_like(ids_TK, dtype=lse_T.dtype) if grad_TK is None else grad_TK
+    return grad_TK.masked_fill(ids_TK < 0, 0.0)
 
 
 class _Logprobs(torch.autograd.Function):
@@ -152,7 +158,7 @@ class _Logprobs(torch.autograd.Function):
         local = passes(logits_TV).statistics(
             logits_TV, columns_TK, here_TK, shard, temperature, with_entropy=with_entropy
         )
-        whole = combine(local, ids_TK, here_TK, group, valid_vocab_size)
+        whole = combine(local, ids_TK, group, valid_vocab_size)
         entropy_T = whole.entropy_T if with_entropy else whole.entropy_T.new_zeros(0)
         ctx.save_for_backward(logits_TV, columns_TK, here_TK, ids_TK, whole.lse_T, entropy_T)
         ctx.set_materialize_grads(False)  # an entropy that is only logged costs nothing in the backward pass
@@ -162,8 +168,7 @@ class _Logprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_TK, grad_entropy_T):
         logits_TV, columns_TK, here_TK, ids_TK, lse_T, entropy_T = ctx.saved_tensors
-        grad_TK = torch.zeros_like(ids_TK, dtype=lse_T.dtype) if grad_TK is None else grad_TK
-        grad_TK = grad_TK.masked_fill(ids_TK < 0, 0.0)
+        grad_TK = grad_of_targets(grad_TK, ids_TK, lse_T)
         entropy = None if grad_entropy_T is None or not len(entropy_T) else (entropy_T, grad_entropy_T)
         # detach(): writing the gradient is not an operation that autograd should see
         out_TV = logits_TV.detach() if ctx.reuse else torch.empty_like(logits_TV)

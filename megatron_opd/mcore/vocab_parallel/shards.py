@@ -75,25 +75,31 @@ def size(group: Group) -> int:
     return 1 if group is None else group.size()
 
 
-def combine(
-    local: Statistics, ids_TK: Tensor, here_TK: Tensor, group: Group, valid_vocab_size: int | None
-) -> Distribution:
+def combine(local: Statistics, ids_TK: Tensor, group: Group, valid_vocab_size: int | None) -> Distribution:
     """One maximum and one sum over the group."""
     max_T = local.max_T
     if size(group) > 1:
         max_T = max_T.clone()
         dist.all_reduce(max_T, dist.ReduceOp.MAX, group=group)
-    absent_T = local.sum_T == 0  # a shard without tokens of weight has maximum -inf
-    shift_T = (local.max_T - max_T).masked_fill(absent_T, 0.0)
-    scale_T = shift_T.exp()
-    sum_T1 = (local.sum_T * scale_T)[:, None]
-    dot_T1 = (scale_T * (local.dot_T + local.sum_T * shift_T))[:, None]
-    at_TK = (local.at_TK - max_T[:, None]).masked_fill(~here_TK, 0.0)
-    packed = torch.cat([sum_T1, dot_T1, at_TK], dim=1)
+    sums_TX = rebased(local, max_T)
     if size(group) > 1:
-        dist.all_reduce(packed, dist.ReduceOp.SUM, group=group)
-    log_sum_T = packed[:, 0].log()
-    logprobs_TK = (packed[:, 2:] - log_sum_T[:, None]).masked_fill(ids_TK < 0, 0.0)
+        dist.all_reduce(sums_TX, dist.ReduceOp.SUM, group=group)
+    return distribution(max_T, sums_TX, ids_TK, valid_vocab_size)
+
+
+def rebased(shard: Statistics, max_T: Tensor) -> Tensor:
+    """What shards add up once they know the maximum over all: sum, dot, and z at the ids, [..., T, 2 + K]."""
+    absent_T = shard.sum_T == 0  # a shard without tokens of weight has maximum -inf
+    shift_T = (shard.max_T - max_T).masked_fill(absent_T, 0.0)
+    scale_T = shift_T.exp()
+    sum_T, dot_T = shard.sum_T * scale_T, scale_T * (shard.dot_T + shard.sum_T * shift_T)
+    return torch.cat([sum_T[..., None], dot_T[..., None], shard.at_TK], dim=-1)
+
+
+def distribution(max_T: Tensor, sums_TX: Tensor, ids_TK: Tensor, valid_vocab_size: int | None) -> Distribution:
+    """The whole vocabulary's, from the maximum and the sum over the shards of what `rebased` gives."""
+    log_sum_T = sums_TX[:, 0].log()
+    logprobs_TK = (sums_TX[:, 2:] - max_T[:, None] - log_sum_T[:, None]).masked_fill(ids_TK < 0, 0.0)
     if valid_vocab_size is not None:
         logprobs_TK = logprobs_TK.masked_fill(ids_TK >= valid_vocab_size, -torch.inf)
-    return Distribution(max_T + log_sum_T, logprobs_TK, log_sum_T - packed[:, 1] / packed[:, 0])
+    return Distribution(max_T + log_sum_T, logprobs_TK, log_sum_T - sums_TX[:, 1] / sums_TX[:, 0])

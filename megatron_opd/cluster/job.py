@@ -1,0 +1,91 @@
+"""A job as it lies beside the run's directory, in RUN.job: what its processes read, and what they leave there.
+
+recipe.yaml     the resolved recipe
+job.json        this file's `Job`
+job_id          Slurm's number of the newest job; a line each
+excluded        nodes that a job must not get; a line each
+cancelled       there once `cancel` was asked for: nothing starts the run again
+verdict         what the processes say of their end, read by the batch script (see script.py)
+heartbeat.json  written every few seconds by rank 0; the last one holds the final state
+logs/           of the batch script and of the processes, per job and restart
+attempts/JOB-RESTART/  the nodes' reports, the rendezvous
+"""
+
+import json
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_opd.cluster.profile import ClusterConfig, ContainerConfig
+from megatron_opd.config.schema import RunConfig
+from megatron_opd.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run on a cluster, however many Slurm jobs and restarts it takes."""
+
+    name: str
+    run_dir: str  # absolute
+    working_dir: str  # in which the recipe's relative paths hold
+    python: str  # on the nodes
+    cluster: ClusterConfig
+
+    @property
+    def directory(self) -> Path:
+        return directory_of(Path(self.run_dir))
+
+    @property
+    def processes(self) -> int:
+        return self.cluster.nodes * self.cluster.processes_per_node
+
+    def command(self) -> list[str]:
+        """What every process of the job runs."""
+        return [self.python, "-m", "megatron_opd.cluster.rank", str(self.directory)]
+
+    def environment(self) -> dict[str, str]:
+        """Of the job's processes; quoted for a shell."""
+        threads = str(self.cluster.cpus_per_process or 1)
+        # Newer versions of srun do not take the number of CPUs from sbatch.
+        settings = {"OMP_NUM_THREADS": threads, "SRUN_CPUS_PER_TASK": threads, **self.cluster.environment}
+        return {key: shlex.quote(value) for key, value in settings.items()}
+
+    def write(self) -> None:
+        text = json.dumps(asdict(self), indent=1)
+        (self.directory / "job.json").write_text(text + "\n")
+
+
+def directory_of(run_dir: Path) -> Path:
+    return run_dir.with_name(run_dir.name + ".job")
+
+
+def make(config: RunConfig, cluster: ClusterConfig, python: str) -> Job:
+    """The job of a recipe. Raises ConfigError where a path could not stand in a batch script."""
+    run_dir = Path(config.directory).absolute()
+    for key, path in (("run_dir", run_dir), ("python", Path(python)), ("the working directory", Path.cwd())):
+        if any(character.isspace() for character in str(path)):
+            raise ConfigError(f"{key}: {path} has a space, which batch scripts cannot have in paths; choose another")
+    if cluster.container:
+        python = cluster.container.python
+    return Job(config.name, str(run_dir), str(Path.cwd()), cluster.python or python, cluster)
+
+
+def read(directory: Path) -> Job:
+    """The job in RUN.job. Raises ConfigError."""
+    try:
+        found: dict[str, Any] = json.loads((directory / "job.json").read_text())
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{directory}: no job was launched there; name the run's directory, such as runs/demo"
+        ) from None
+    cluster = dict(found["cluster"])
+    if cluster["container"]:
+        cluster["container"] = ContainerConfig(**cluster["container"])
+    return Job(**{**found, "cluster": ClusterConfig(**cluster)})
+
+
+def job_ids(directory: Path) -> list[str]:
+    """Slurm's numbers of a run's jobs, oldest first."""
+    path = directory / "job_id"
+    return path.read_text().split() if path.is_file() else []

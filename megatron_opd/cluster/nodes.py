@@ -1,0 +1,113 @@
+"""The nodes' reports before a job begins: what each finds out about itself, and which of them is unfit.
+
+Every node's first process writes a file on the shared file system; rank 0 reads them all. A node that cannot write
+there, or never comes up, is named because its file is missing.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from megatron_opd import __version__
+from megatron_opd.cluster.job import Job
+
+MAX_CLOCK_SECONDS = 60  # between a node's clock and the file system's
+MIN_FREE_GIB = 1
+CHECK_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Report:
+    """Of one node. `problem` is "" where it is fit."""
+
+    node: str
+    problem: str
+    version: str
+    torch: str
+
+
+def report(job: Job, attempt: Path, node: str) -> Report:
+    """Checks this node and leaves its report in `attempt`."""
+    import torch
+
+    found = Report(node, _problem(job, attempt, node), __version__, torch.__version__)
+    temporary = attempt / f".{node}.json"
+    temporary.write_text(json.dumps(asdict(found)))
+    temporary.rename(attempt / f"{node}.json")
+    return found
+
+
+def unfit(attempt: Path, nodes: list[str], *, seconds: float) -> dict[str, str]:
+    """Node -> what is wrong with it, once all have reported or `seconds` have passed."""
+    until = time.monotonic() + seconds
+    reports: dict[str, Report] = {}
+    while len(reports) < len(nodes) and time.monotonic() < until:
+        for node in set(nodes) - set(reports):
+            path = attempt / f"{node}.json"
+            if path.is_file():
+                reports[node] = Report(**json.loads(path.read_text()))
+        time.sleep(0.1)
+    problems = {node: f"did not report within {seconds:.0f} s" for node in nodes if node not in reports}
+    problems |= {node: each.problem for node, each in reports.items() if each.problem}
+    wanted = next((reports[node] for node in nodes if node in reports), None)
+    for node, each in reports.items():
+        if wanted and (each.version, each.torch) != (wanted.version, wanted.torch):
+            problems.setdefault(node, f"has torch {each.torch}, {wanted.node} has {wanted.torch}")
+    return problems
+
+
+def _problem(job: Job, attempt: Path, node: str) -> str:
+    stamp = attempt / f".{node}.clock"
+    stamp.touch()
+    behind = abs(time.time() - stamp.stat().st_mtime)
+    if behind > MAX_CLOCK_SECONDS:
+        return f"its clock is {behind:.0f} s off that of {attempt}"
+    free = shutil.disk_usage(attempt).free / 2**30
+    if free < MIN_FREE_GIB:
+        return f"{free:.1f} GiB are free on {attempt}"
+    return _gpu_problem(job.cluster.gpus_per_node) or _own_check(job.cluster.node_check)
+
+
+def _gpu_problem(wanted: int) -> str:
+    if wanted == 0:
+        return ""
+    import torch
+
+    found = torch.cuda.device_count()
+    if found != wanted:
+        return f"{found} of {wanted} GPUs are visible"
+    for index in range(found):
+        try:
+            torch.ones(1024, device=f"cuda:{index}").sum().item()
+        except RuntimeError as error:
+            return f"GPU {index}: {str(error).splitlines()[0]}"
+    return ""
+
+
+def _own_check(command: str) -> str:
+    if not command:
+        return ""
+    try:
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=CHECK_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"cluster.node_check took more than {CHECK_SECONDS} s"
+    said = (done.stderr or done.stdout).strip().splitlines()
+    return f"cluster.node_check failed{': ' + said[-1] if said else ''}" if done.returncode else ""
+
+
+def node_name() -> str:
+    return os.environ["SLURMD_NODENAME"]
+
+
+def address(node: str) -> str:
+    """By which other nodes reach this one: what Slurm itself uses."""
+    if shutil.which("scontrol"):
+        shown = subprocess.run(["scontrol", "show", "node", node, "-o"], capture_output=True, text=True, timeout=60)
+        for word in shown.stdout.split():
+            if word.startswith("NodeAddr="):
+                return word.removeprefix("NodeAddr=")
+    return node

@@ -1,0 +1,117 @@
+"""A cluster's profile (slurm/*.yaml): what a job asks of Slurm, and what its processes find on a node. No torch."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from megatron_opd.config.parts import NonNegativeInt, PositiveInt
+from megatron_opd.config.validate import InvalidKey, build, unknown
+from megatron_opd.errors import ConfigError
+
+PROFILES = Path(__file__).resolve().parents[2] / "slurm"
+PREFIX = "cluster."  # of an override that sets a key of the profile
+
+
+@dataclass(frozen=True)
+class ContainerConfig:
+    """Processes run in a container (pyxis: srun --container-image)."""
+
+    image: str  # file on the shared file system (.sqsh), or registry#image:tag
+    mounts: list[str] = field(default_factory=list)  # host:container; run directories, models and data must be there
+    python: str = "python"  # an interpreter in it that has megatron-opd installed
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Keys that are empty or null are not given to Slurm."""
+
+    gpu: Literal["a100", "h100", "h800", "cpu"]  # whose memory the recipe's plan must fit
+    processes_per_node: PositiveInt  # one for each GPU
+    gpus_per_node: NonNegativeInt = 0
+    nodes: PositiveInt = 1
+    cpus_per_process: PositiveInt | None = None
+    memory: str | None = None  # of a node, such as 900G; "0": all of it
+    exclusive: bool = False  # whole nodes
+    account: str = ""
+    partition: str = ""
+    qos: str = ""
+    reservation: str = ""
+    constraint: str = ""
+    exclude: str = ""  # nodes
+    time: str = "04:00:00"  # wall-clock limit of one job; the run is continued by the next one
+    save_before_seconds: PositiveInt = 300  # ahead of that limit: a step and a checkpoint must be done by then
+    max_failures: NonNegativeInt = 3  # deaths without a new checkpoint between them, after which the run stays down
+    start_minutes: PositiveInt = 10  # for all nodes to report, and for their first all-reduce
+    node_check: str = ""  # shell command that a node must pass, such as a site's GPU diagnosis
+    environment: dict[str, str] = field(default_factory=dict)  # of the processes
+    secrets: list[str] = field(default_factory=list)  # names of variables that come with you and are written nowhere
+    setup: list[str] = field(default_factory=list)  # shell lines before the processes start: module load ...
+    container: ContainerConfig | None = None  # null: the environment from which the job is launched
+    python: str = ""  # another interpreter, on the shared file system
+
+
+def load_profile(name: str, overrides: Sequence[str] = ()) -> ClusterConfig:
+    """Reads a profile: a file, or the name of one in slurm/. Overrides are "key=value" without the prefix.
+
+    Raises ConfigError, one line that names the file or the override, and the key.
+    """
+    path = _find(name)
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"))
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
+    source = str(path)
+    try:
+        profile = build(ClusterConfig, tree)
+        for text in overrides:
+            source = f"override {PREFIX}{text!r}"
+            key, _, value = text.partition("=")
+            profile = build(ClusterConfig, _with(tree, key, yaml.load(value)))
+    except InvalidKey as error:
+        raise ConfigError(f"{source}: {error}") from None
+    return _check(profile, path)
+
+
+def _find(name: str) -> Path:
+    path, known = Path(name), {each.stem: each for each in sorted(PROFILES.glob("*.yaml"))}
+    if path.is_file():
+        return path
+    if name in known:
+        return known[name]
+    raise ConfigError(f"--cluster: {name}: no such file; {unknown('profile', name, known)}")
+
+
+def _with(tree: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Sets a dotted key."""
+    parts, below = key.split("."), tree
+    for part in parts[:-1]:
+        below = below.setdefault(part, {})
+    below[parts[-1]] = value
+    return tree
+
+
+def _check(profile: ClusterConfig, path: Path) -> ClusterConfig:
+    if profile.gpu == "cpu" and profile.gpus_per_node:
+        raise ConfigError(f"{path}: gpus_per_node: no effect with gpu=cpu; remove it")
+    if profile.gpu != "cpu" and profile.gpus_per_node != profile.processes_per_node:
+        raise ConfigError(
+            f"{path}: processes_per_node: {profile.processes_per_node} is not gpus_per_node={profile.gpus_per_node}; "
+            "every process has one GPU"
+        )
+    for name in profile.secrets:
+        if name not in os.environ:
+            raise ConfigError(f"{path}: secrets: {name} is not set in your environment; export it first")
+    if profile.container:
+        image = Path(profile.container.image)
+        if image.is_absolute() and not image.exists():
+            raise ConfigError(f"{path}: container.image: {image} does not exist")
+        for mount in profile.container.mounts:
+            if not Path(mount.split(":")[0]).exists():
+                raise ConfigError(f"{path}: container.mounts: {mount.split(':')[0]} does not exist")
+    return replace(profile, python=str(Path(profile.python).expanduser()) if profile.python else "")

@@ -1,0 +1,93 @@
+"""The parts of a job's batch script that do not depend on who writes it: nemo-run, or `sbatch` below."""
+
+import shlex
+from typing import Any
+
+from megatron_opd.cluster.job import Job
+
+# Run by the batch script when it ends, however it ends. The processes' verdict is what decides; without one they were
+# killed. Slurm itself starts a job again whose node was lost.
+_WHEN_IT_ENDS = """\
+job_dir={job_dir}
+ended() {{
+    exitcode=$?
+    set +e
+    [ $exitcode -eq 0 ] && [ "$(cat $job_dir/verdict 2>/dev/null)" = finished ] && return
+    [ -e $job_dir/cancelled ] && echo "cancelled" && return
+    verdict=$(cat $job_dir/verdict 2>/dev/null || echo died)
+    newest=$(ls $job_dir/../{run_name}/checkpoints 2>/dev/null | tail -n 1)
+    [ "$newest" = "$(cat $job_dir/newest 2>/dev/null)" ] || echo 0 >$job_dir/failures
+    echo "$newest" >$job_dir/newest
+    failures=$(cat $job_dir/failures 2>/dev/null || echo 0)
+    echo "ended: $verdict, newest checkpoint: ${{newest:-none}}, failures without a new one: $failures"
+    case $verdict in
+    requeue) scontrol requeue $SLURM_JOB_ID ;;
+    exclude) sbatch --parsable --requeue --exclude="$(paste -sd, $job_dir/excluded)" "$0" >>$job_dir/job_id ;;
+    died)
+        if [ $failures -lt {max_failures} ]; then
+            echo $((failures + 1)) >$job_dir/failures
+            scontrol requeue $SLURM_JOB_ID
+        fi ;;
+    esac
+}}
+trap ended EXIT
+rm -f $job_dir/verdict
+grep -qx $SLURM_JOB_ID $job_dir/job_id 2>/dev/null || echo $SLURM_JOB_ID >>$job_dir/job_id"""
+
+
+def when_it_ends(job: Job) -> str:
+    """Shell lines for the beginning of the batch script."""
+    return _WHEN_IT_ENDS.format(
+        job_dir=job.directory,
+        run_name=job.run_dir.rpartition("/")[2],
+        max_failures=job.cluster.max_failures,
+    )
+
+
+def flags(job: Job) -> dict[str, Any]:
+    """Of sbatch, by their long names. The signal comes to every process ahead of the time limit."""
+    cluster = job.cluster
+    wanted: dict[str, Any] = {
+        "account": cluster.account,
+        "partition": cluster.partition,
+        "qos": cluster.qos,
+        "reservation": cluster.reservation,
+        "constraint": cluster.constraint,
+        "exclude": cluster.exclude,
+        "nodes": cluster.nodes,
+        "ntasks-per-node": cluster.processes_per_node,
+        "gpus-per-node": cluster.gpus_per_node or None,
+        "cpus-per-task": cluster.cpus_per_process,
+        "mem": cluster.memory,
+        "exclusive": cluster.exclusive or None,
+        "time": cluster.time,
+        "signal": f"USR1@{cluster.save_before_seconds}",
+        "open-mode": "append",
+    }
+    return {name: value for name, value in wanted.items() if value not in ("", None)}
+
+
+def sbatch(job: Job) -> str:
+    """A whole batch script, for sites without nemo-run. `megatron-opd launch --prepare` writes it into RUN.job."""
+    log = job.directory / "logs"
+    lines = [
+        "#!/bin/bash",
+        f"# {job.name}. Submit it with: sbatch {job.directory}/train.sbatch",
+        f"# then: megatron-opd status|logs|cancel {job.run_dir}",
+    ]
+    given = {"job-name": job.name, "requeue": True, "output": f"{log}/batch_%j.out", **flags(job)}
+    for name, value in given.items():
+        lines.append(f"#SBATCH --{name}" + ("" if value is True else f"={shlex.quote(str(value))}"))
+    lines += ["", *(f"export {key}={value}" for key, value in job.environment().items())]
+    lines += [*job.cluster.setup, "", when_it_ends(job), ""]
+    srun = ["srun", "--kill-on-bad-exit=1", "--output", f"{log}/%j_${{SLURM_RESTART_COUNT:-0}}_%t.out", *container(job)]
+    lines.append(f"{' '.join(srun)} {shlex.join(job.command())}")
+    return "\n".join(lines) + "\n"
+
+
+def container(job: Job) -> list[str]:
+    """Of srun."""
+    if job.cluster.container is None:
+        return []
+    mounts = ",".join(job.cluster.container.mounts)
+    return [f"--container-image={job.cluster.container.image}", *([f"--container-mounts={mounts}"] if mounts else [])]

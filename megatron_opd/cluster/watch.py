@@ -1,0 +1,87 @@
+"""`megatron-opd status`, `logs` and `cancel`: of a run that was launched, by its directory."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from megatron_opd.cluster import slurm
+from megatron_opd.cluster.job import directory_of, job_ids, read
+from megatron_opd.errors import ConfigError, RunError
+
+CANCEL_SECONDS = 180
+
+
+def status(run_dir: Path) -> int:
+    """Prints the newest job's state, the last heartbeat, and what to do next. Returns 0."""
+    directory = directory_of(run_dir)
+    job, ids = read(directory), job_ids(directory)
+    if not ids:
+        raise ConfigError(f"{directory}: nothing was submitted; run megatron-opd launch again")
+    state, beat = slurm.state(ids[-1]), _heartbeat(directory)
+    print(f"job {ids[-1]}: {state}" + (f", after {', '.join(ids[:-1])}" if len(ids) > 1 else ""))
+    if beat:
+        step = "no step yet" if beat["step"] is None else f"step {beat['step']}"
+        ago = time.time() - beat["time"]
+        print(f"{beat['state']}: {step}, {ago:.0f} s ago on {beat['node']} (attempt {beat['attempt']})")
+    excluded = (directory / "excluded").read_text().split()
+    if excluded:
+        print(f"excluded nodes: {', '.join(excluded)}")
+    if state.startswith(("FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")):
+        print(f"go on with: megatron-opd launch {job.directory / 'recipe.yaml'} --cluster ...")
+    return 0
+
+
+def logs(run_dir: Path, *, follow: bool) -> int:
+    """Prints the newest job's logs: the batch script's, then rank 0's. With `follow`, until the job has ended."""
+    directory = directory_of(run_dir)
+    read(directory)
+    shown: dict[Path, int] = {}
+    while True:
+        ids = job_ids(directory)
+        going_on = follow and bool(ids) and slurm.in_queue(ids[-1])
+        for path in _logs_of(directory / "logs", ids[-1]) if ids else []:
+            _print_new(path, shown)
+        if not going_on:
+            break
+        time.sleep(1)
+    if not shown:
+        print(f"megatron-opd: {directory / 'logs'} is empty as yet", file=sys.stderr)
+    return 0
+
+
+def cancel(run_dir: Path) -> int:
+    """Ends a run's jobs, at once, and waits until none of their processes is left."""
+    directory = directory_of(run_dir)
+    read(directory)
+    (directory / "cancelled").touch()  # first: a job that ends must not be started again
+    running = [job_id for job_id in job_ids(directory) if slurm.in_queue(job_id)]
+    for job_id in running:
+        slurm.run("scancel", job_id)
+    until = time.monotonic() + CANCEL_SECONDS
+    while any(slurm.in_queue(job_id) for job_id in running):
+        if time.monotonic() > until:
+            raise RunError(f"job {running[-1]} still ends after {CANCEL_SECONDS} s; look at: squeue -j {running[-1]}")
+        time.sleep(0.5)
+    print(f"cancelled job {', '.join(running)}" if running else "no job of this run is in the queue")
+    return 0
+
+
+def _heartbeat(directory: Path) -> dict[str, Any] | None:
+    path = directory / "heartbeat.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _logs_of(directory: Path, job_id: str) -> list[Path]:
+    """The batch script's, then those of the processes, restart by restart."""
+    return [*directory.glob(f"batch_{job_id}.out"), *sorted(directory.glob(f"{job_id}_*.out"))]
+
+
+def _print_new(path: Path, shown: dict[Path, int]) -> None:
+    with path.open(errors="replace") as file:
+        file.seek(shown.get(path, 0))
+        text = file.read()
+        shown[path] = file.tell()
+    if text:
+        print(f"== {path.name}\n{text}", end="" if text.endswith("\n") else "\n", flush=True)

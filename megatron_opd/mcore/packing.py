@@ -1,0 +1,127 @@
+"""Sequences end to end in one row of tokens, and which of these tokens a context-parallel rank holds.
+
+With context parallelism of size C every sequence is cut into 2C equal chunks, and rank r holds the chunks r and
+2C - 1 - r: a token meets all tokens before it, so a first and a last chunk together are as much work as any other pair.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Runs of queries, each with its run of keys whose last one belongs to its last query. Lengths in tokens."""
+
+    queries: np.ndarray  # int64 [B]
+    keys: np.ndarray  # int64 [B], none shorter than its queries
+    device: torch.device
+
+    @cached_property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Where the runs of queries and of keys begin and end, int32 [B + 1] each: what varlen kernels want."""
+        return _bounds(self.queries, self.device), _bounds(self.keys, self.device)
+
+    @cached_property
+    def padded_queries(self) -> Tensor:
+        """int64 [B * longest]: rows of the packed queries, each run filled up with its last row."""
+        return _fill(self.queries, self.device)
+
+    @cached_property
+    def padded_keys(self) -> Tensor:
+        return _fill(self.keys, self.device)
+
+    @cached_property
+    def packed(self) -> Tensor:
+        """The inverse of `padded_queries`, int64 [tokens]."""
+        rows_BL = np.arange(self.queries.max())[None] < self.queries[:, None]
+        return torch.from_numpy(np.flatnonzero(rows_BL)).to(self.device)
+
+    @cached_property
+    def visible(self) -> Tensor:
+        """bool [B, 1, longest queries, longest keys]: the keys each query of a padded batch attends to."""
+        place_BQ1 = (self.keys - self.queries)[:, None, None] + np.arange(self.queries.max())[None, :, None]
+        return torch.from_numpy(np.arange(self.keys.max()) <= place_BQ1)[:, None].to(self.device)
+
+
+@dataclass
+class Packing(PackedSeqParams):
+    """What a model must know of a packed row of tokens; `of` makes it.
+
+    Megatron hands it to the rotary embedding and the core attention as it is: its format says that positions and
+    segments are theirs to deal with.
+    """
+
+    positions_S: Tensor | None = None  # int64, the place in its sequence of each token that this rank holds
+    segments: Segments | None = None
+    keys_U: Tensor | None = None  # int64, rows of all ranks' keys that `segments` runs over; None: one's own keys
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], cp_size: int, cp_rank: int, device: torch.device) -> "Packing":
+        """`lengths` [N]: of whole sequences, padding included, each a multiple of 2C where C > 1."""
+        positions = [local_positions(length, cp_size, cp_rank) for length in lengths]
+        segments, keys = _segments(lengths, cp_size, cp_rank, device)
+        return cls(
+            qkv_format="sbhd",
+            positions_S=torch.from_numpy(np.concatenate(positions)).to(device),
+            segments=segments,
+            keys_U=keys,
+        )
+
+
+def local_positions(length: int, cp_size: int, cp_rank: int) -> np.ndarray:
+    """int64: the places of a sequence of `length` tokens that a context-parallel rank holds, in ascending order."""
+    if cp_size == 1:
+        return np.arange(length)
+    chunks = np.arange(length).reshape(2 * cp_size, -1)
+    return np.concatenate([chunks[cp_rank], chunks[-1 - cp_rank]])
+
+
+def padded_length(length: int, cp_size: int) -> int:
+    """The next length that can be cut into the ranks' chunks."""
+    multiple = 2 * cp_size if cp_size > 1 else 1
+    return -(-length // multiple) * multiple
+
+
+def _segments(
+    lengths: Sequence[int], cp_size: int, cp_rank: int, device: torch.device
+) -> tuple[Segments, Tensor | None]:
+    if cp_size == 1:
+        whole = np.asarray(lengths, dtype=np.int64)
+        return Segments(whole, whole, device), None
+    # Row of the gathered keys, rank after rank, in which each token of the whole sequences lies.
+    held = [_row_positions(lengths, cp_size, rank) for rank in range(cp_size)]
+    row_of = np.argsort(np.concatenate(held), kind="stable")
+    queries, keys, rows = [], [], []
+    start = 0
+    for length in lengths:
+        chunk = length // (2 * cp_size)
+        for last in (cp_rank, 2 * cp_size - 1 - cp_rank):
+            queries.append(chunk)
+            keys.append((last + 1) * chunk)
+            rows.append(row_of[start : start + keys[-1]])
+        start += length
+    segments = Segments(np.array(queries), np.array(keys), device)
+    return segments, torch.from_numpy(np.concatenate(rows)).to(device)
+
+
+def _row_positions(lengths: Sequence[int], cp_size: int, cp_rank: int) -> np.ndarray:
+    """The places that a rank holds, counted through all sequences."""
+    starts = np.cumsum([0, *lengths[:-1]])
+    pairs = zip(starts, lengths, strict=True)
+    return np.concatenate([start + local_positions(length, cp_size, cp_rank) for start, length in pairs])
+
+
+def _bounds(lengths: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(device)
+
+
+def _fill(lengths: np.ndarray, device: torch.device) -> Tensor:
+    starts = np.cumsum(lengths) - lengths
+    inside_BL = np.minimum(np.arange(lengths.max())[None], lengths[:, None] - 1)
+    return torch.from_numpy((starts[:, None] + inside_BL).ravel()).to(device)

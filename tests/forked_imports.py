@@ -1,0 +1,16 @@
+"""What `tests/forked.py` imports once: all that a run comes to import, vLLM included."""
+
+import importlib
+
+import torch
+
+from megatron_opd.rollout.host_process import prepare_environment
+
+prepare_environment(torch.device("cpu"))
+for name in (
+    "megatron_opd.loop", "megatron_opd.metrics.report", "megatron_opd.rollout.empty_weights",
+    "megatron_opd.rollout.loaded_weights", "pytest", "vllm.entrypoints.llm", "vllm.model_executor.model_loader.reload",
+    "vllm.model_executor.models.qwen3", "vllm.model_executor.models.qwen3_moe", "vllm.sampling_params",
+    "vllm.v1.worker.cpu_worker",
+):  # fmt: skip
+    importlib.import_module(name)

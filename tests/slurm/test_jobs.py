@@ -1,0 +1,300 @@
+"""Jobs on a real Slurm of two virtual nodes: `make test-slurm` sets it up. Every wait has an end.
+
+All runs have the same recipe. Whatever happens to a job, the run it leaves equals that of two local processes.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools import make_demo
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = Path("/var/lib/megatron-opd-slurm")
+TP2 = "student.layout.tensor_model_parallel_size=2"
+STEPS = 6
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+
+
+def run(*argv: object, code: int = 0, seconds: float = 240, **environment: str) -> tuple[str, str]:
+    """A megatron-opd command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "megatron_opd", *map(str, argv)],
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=seconds,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout, done.stderr
+
+
+def slurm(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+
+def wait(what: str, condition: Callable[[], Any], seconds: float = 180) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"waited {seconds} s for: {what}\n{slurm('squeue')}\n{slurm('sinfo', '-N')}"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The demo with models that have learned nothing: guidance moves the student from the first step on."""
+    assets = tmp_path_factory.mktemp("slurm") / "assets"
+    make_demo.write_assets(assets, seed=0)
+    return [
+        str(ROOT / "recipes" / "demo.yaml"), f"num_steps={STEPS}", f"student.path={assets / 'student'}",
+        f"teacher.path={assets / 'teacher'}", f"data.train={assets / 'train.jsonl'}",
+        f"data.heldout={assets / 'heldout.jsonl'}", "rollout.num_prompts=8", "train.optimizer.warmup_steps=2",
+        "checkpoint.every=2", "eval={every: 3, num_prompts: 40}", TP2,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def expected(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two processes on this machine."""
+    run_dir = tmp_path_factory.mktemp("local") / "run"
+    run("train", *recipe, f"run_dir={run_dir}", "--nproc", 2)
+    return run_dir
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    yield
+    leave = slurm("squeue", "-h", "-o", "%A").split()
+    for job in leave:
+        slurm("scancel", job)
+    wait("the queue to empty", lambda: not slurm("squeue", "-h"))
+    start_node("node2")
+
+
+def launch(recipe: list[str], run_dir: Path, *overrides: str) -> str:
+    """Returns the job's number."""
+    stdout, _ = run("launch", *recipe, f"run_dir={run_dir}", *overrides, "--cluster", "cpu-test")
+    return stdout.split()[1].rstrip(":")
+
+
+def job_dir(run_dir: Path) -> Path:
+    return run_dir.with_name(run_dir.name + ".job")
+
+
+def state(run_dir: Path) -> str:
+    path = job_dir(run_dir) / "heartbeat.json"
+    return json.loads(path.read_text())["state"] if path.exists() else "not begun"
+
+
+def rows(run_dir: Path) -> list[dict[str, Any]]:
+    path = run_dir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def assert_same(run_dir: Path, expected: Path) -> None:
+    """Every number but times."""
+    one, other = (
+        [{key: value for key, value in row.items() if not key.startswith("timing/")} for row in rows(each)]
+        for each in (run_dir, expected)
+    )
+    assert one == other
+    assert (run_dir / "report.html").is_file() and (run_dir / "hf" / "model.safetensors").is_file()
+
+
+def finish(run_dir: Path, seconds: float = 240) -> None:
+    def ended() -> bool:
+        job = (job_dir(run_dir) / "job_id").read_text().split()[-1]
+        return state(run_dir) == "finished" and not slurm("squeue", "-h", "-j", job) if in_queue(job) else True
+
+    wait("the run to finish", ended, seconds)
+    assert state(run_dir) == "finished", run("logs", run_dir)[0][-3000:]
+
+
+def in_queue(job: str) -> bool:
+    return job in slurm("squeue", "-h", "-o", "%A").split()
+
+
+def ranks(run_dir: Path) -> dict[str, int]:
+    """Node -> process, of a job whose processes run."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                argv = (entry / "cmdline").read_bytes().split(b"\0")
+                environment = (entry / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"megatron_opd.cluster.rank" in argv and str(job_dir(run_dir)).encode() in argv:
+                names = [each for each in environment if each.startswith(b"SLURMD_NODENAME=")]
+                if b"srun" not in argv[0] and names:
+                    found[names[0].partition(b"=")[2].decode()] = int(entry.name)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ nodes
+def pid_of(node: str) -> int | None:
+    path = CLUSTER / f"slurmd-{node}.pid"
+    if not path.exists():
+        return None
+    pid = int(path.read_text())
+    return pid if Path(f"/proc/{pid}").exists() else None
+
+
+def kill_node(node: str, run_dir: Path) -> None:
+    """As when its power goes: the daemon, the job's step there, and its process, at once."""
+    daemon = pid_of(node)
+    assert daemon is not None
+    victims = [daemon, ranks(run_dir)[node]]
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and _is_step_of(entry, node):
+            victims.append(int(entry.name))
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _is_step_of(entry: Path, node: str) -> bool:
+    try:
+        name, environment = (entry / "comm").read_text().strip(), (entry / "environ").read_bytes()
+    except OSError:
+        return False
+    return name == "slurmstepd" and f"SLURMD_NODENAME={node}".encode() in environment.split(b"\0")
+
+
+def start_node(node: str) -> None:
+    if pid_of(node) is None:
+        subprocess.run(["slurmd", "-N", node], check=True, timeout=60)
+    up = (
+        "idle",
+        "mix",
+        "comp",
+        "alloc",
+    )  # a lost message can leave a node "completing" for minutes, which hurts nobody
+    wait(f"{node} to be up", lambda: slurm("sinfo", "-h", "-n", node, "-o", "%t") in up)
+
+
+# ------------------------------------------------------------------------------------------------ the tests
+def test_tensor_parallelism_across_nodes_trains_as_two_local_processes(
+    recipe: list[str], expected: Path, tmp_path: Path
+) -> None:
+    job = launch(recipe, tmp_path / "run")
+    finish(tmp_path / "run")
+    assert_same(tmp_path / "run", expected)
+    stdout, _ = run("status", tmp_path / "run")
+    assert stdout.startswith(f"job {job}: COMPLETED\nfinished: step {STEPS}")
+    stdout, _ = run("logs", tmp_path / "run")
+    assert f"step {STEPS - 1}/{STEPS}" in stdout
+    nodes = {
+        json.loads(path.read_text())["node"] for path in (job_dir(tmp_path / "run") / "attempts").glob("*/n*.json")
+    }
+    assert nodes == {"node1", "node2"}
+
+
+def test_a_lost_node_costs_no_step(recipe: list[str], expected: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    job = launch(recipe, run_dir)
+    wait("the first checkpoint", lambda: (run_dir / "checkpoints" / "step-000002" / "manifest.json").exists())
+    kill_node("node2", run_dir)
+    wait("the job to leave the lost node", lambda: slurm("squeue", "-h", "-j", job, "-o", "%T") != "RUNNING", 120)
+    start_node("node2")
+    finish(run_dir)
+    assert_same(run_dir, expected)
+    assert len(list((job_dir(run_dir) / "attempts").iterdir())) == 2
+
+
+def test_a_killed_process_costs_no_step(recipe: list[str], expected: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    launch(recipe, run_dir)
+    wait("the first checkpoint", lambda: (run_dir / "checkpoints" / "step-000002" / "manifest.json").exists())
+    os.kill(ranks(run_dir)["node2"], signal.SIGKILL)
+    finish(run_dir)
+    assert_same(run_dir, expected)
+    assert len(list((job_dir(run_dir) / "attempts").iterdir())) == 2
+
+
+def test_a_run_outlives_its_time_limit(recipe: list[str], tmp_path: Path) -> None:
+    """Slurm's own signal, ahead of its own limit. More steps than a job has time for."""
+    run_dir = tmp_path / "run"
+    steps = 2000
+    launch(
+        recipe, run_dir, f"num_steps={steps}", "eval=null", "log={rollouts_per_step: 0, tensorboard: false}",
+        "checkpoint.every=0", "cluster.time=00:02:00", "cluster.save_before_seconds=75",
+    )  # fmt: skip
+    wait("a second job", lambda: len(list((job_dir(run_dir) / "attempts").iterdir())) == 2, 180)
+    wait("its first step", lambda: len(rows(run_dir)) > json_step(run_dir), 120)
+    log = "".join(path.read_text() for path in (job_dir(run_dir) / "logs").glob("*_0_0.out"))
+    assert "before the time limit" in log
+    assert [row["step"] for row in rows(run_dir)] == list(range(len(rows(run_dir))))  # none twice, none left out
+    run("cancel", run_dir)
+
+
+def json_step(run_dir: Path) -> int:
+    """Of the checkpoint the first job left."""
+    (name,) = [path.name for path in (run_dir / "checkpoints").iterdir() if path.name.startswith("step-")][:1]
+    return int(name.removeprefix("step-"))
+
+
+def test_cancel_leaves_no_process(recipe: list[str], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    job = launch(recipe, run_dir, "num_steps=1000")
+    wait("a step", lambda: len(rows(run_dir)) > 1)
+    assert set(ranks(run_dir)) == {"node1", "node2"}
+    stdout, _ = run("cancel", run_dir)
+    assert stdout == f"cancelled job {job}\n"
+    assert not ranks(run_dir) and not in_queue(job)
+    assert "CANCELLED" in run("status", run_dir)[0]
+    assert run("cancel", run_dir)[0] == "no job of this run is in the queue\n"
+
+
+def test_an_unfit_node_is_named_and_left_out(recipe: list[str], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    alone = ["student.layout={}", "teacher.layout={}", "cluster.nodes=1"]
+    check = "cluster.node_check='echo one of its GPUs is lost >&2; [ $SLURMD_NODENAME = node2 ]'"
+    first = launch(recipe, run_dir, *alone, check)
+    wait("another job", lambda: len((job_dir(run_dir) / "job_id").read_text().split()) == 2)
+    finish(run_dir)
+    assert (job_dir(run_dir) / "excluded").read_text().split() == ["node1"]
+    log = (job_dir(run_dir) / "logs" / f"{first}_0_0.out").read_text()
+    assert "node1 is unfit: cluster.node_check failed: one of its GPUs is lost" in log
+    assert "excluded nodes: node1" in run("status", run_dir)[0]
+
+
+def test_two_jobs_on_the_same_nodes_do_not_meet(recipe: list[str], expected: Path, tmp_path: Path) -> None:
+    both = [tmp_path / "one", tmp_path / "two"]
+    for run_dir in both:
+        launch(recipe, run_dir)
+    wait("both to run", lambda: all(state(run_dir) == "running" for run_dir in both))
+    for run_dir in both:
+        finish(run_dir)
+        assert_same(run_dir, expected)
+
+
+def test_what_cannot_be_submitted_is_one_line(recipe: list[str], tmp_path: Path) -> None:
+    def refused(*overrides: str, cluster: object = "cpu-test", **environment: str) -> str:
+        run_dir = f"run_dir={tmp_path / 'run'}"
+        _, stderr = run("launch", *recipe, run_dir, *overrides, "--cluster", cluster, code=2, **environment)
+        line = stderr.strip().splitlines()[-1]
+        assert line.startswith("megatron-opd: error: ") and stderr.count("error:") == 1, stderr
+        return line.removeprefix("megatron-opd: error: ")
+
+    assert refused("cluster.partition=tset").startswith("cluster.partition: tset is none of this cluster's: test")
+    assert refused("cluster.account=nobody").startswith("cluster.account: nobody is none of yours: megatron-opd")
+    assert "sbatch" in refused("cluster.nodes=4") or "nodes" in refused("cluster.nodes=4")
+    assert refused(f"student.path={tmp_path / 'absent'}").startswith(f"student.path: {tmp_path / 'absent'}")
+    profile = tmp_path / "container.yaml"
+    text = (ROOT / "slurm" / "cpu-test.yaml").read_text()
+    profile.write_text(text + f"container: {{image: {tmp_path / 'image.sqsh'}}}\n")
+    assert refused(cluster=profile) == f"{profile}: container.image: {tmp_path / 'image.sqsh'} does not exist"
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    (bare / "bash").symlink_to(shutil.which("bash") or "")
+    assert refused(PATH=str(bare)) == (
+        "sinfo: not found; this is no machine of a Slurm cluster, go to its login node"
+    )  # fmt: skip
+    assert not (tmp_path / "run").exists() and not slurm("squeue", "-h")
