@@ -93,7 +93,8 @@ class Case:
 
     def micro_batch(self, name: str) -> MicroBatch:
         samples = self.samples_per_update if name == "student" else self.samples
-        there = -(-samples // self.replicas(name)) * self.config.max_sequence_length
+        ranks = self.model(name).layout.context_parallel_size
+        there = -(-samples // self.replicas(name)) * -(-self.config.max_sequence_length // ranks)
         tokens = min(self.config.train.micro_batch_tokens, there)
         return MicroBatch(
             arch=self.architectures[name],
