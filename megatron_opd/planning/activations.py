@@ -21,8 +21,13 @@ and 4 T e head_dim for the cosines and sines. On CUDA a norm is one kernel, whic
 On the host it is composed of operations in float32 that keep two float32 tensors, the input and the normalised one, in
 the place of the input; the norms of queries and keys too.
 
+With context parallelism of C a rank has T of the sequences' tokens. It keeps the keys and values that its two chunks of
+each sequence attend to, (2 C + 1) / 2 of its own each (the host fills both chunks up to the longer one; its mask is not
+counted), and the qkv tensor only for the norms of queries and keys.
+
 With experts, K of E for each token and X the width of one, the last three lines are H + 5 X for each of the T K rows
-that all ranks send to the experts of this one (routing is taken to be even): a row itself, and what an MLP keeps. The router keeps 8 E + 16 K bytes of indices per token,
+that all ranks send to the experts of this one (routing is taken to be even): a row itself, and what an MLP keeps. The
+router keeps 8 E + 16 K bytes of indices per token,
 and K float32, or E where its softmax is over all experts; of every layer's last pass, in whatever phase, 5 E bytes per
 token stay with the module.
 
@@ -76,6 +81,14 @@ class MicroBatch:
         return self._heads(self.arch.num_key_value_heads)
 
     @property
+    def attended(self) -> int:
+        """The keys that this rank's queries attend to; as many values."""
+        ranks = self.layout.context_parallel_size
+        if ranks == 1:
+            return self.key
+        return self.key * (2 * ranks + 1) // 2 if self.is_cuda else self.key * 2 * ranks
+
+    @property
     def mlp(self) -> int:
         width = self.arch.intermediate_size // self.layout.tensor_model_parallel_size
         return self.tokens * width * self.element
@@ -121,11 +134,12 @@ def layer_saved(batch: MicroBatch) -> int:
     """See the table above."""
     arch, query, key = batch.arch, batch.query, batch.key
     saved = 2 * (_norm(batch, batch.hidden) + batch.hidden)
-    saved += query + 2 * key
+    alone = batch.layout.context_parallel_size == 1
+    saved += query + 2 * key if alone or arch.qk_norm else 0
     if arch.qk_norm:
         saved += _head_norm(batch, query, is_copy=arch.num_attention_heads > arch.num_key_value_heads)
         saved += _head_norm(batch, key, is_copy=False)
-    saved += query + key + query
+    saved += query + (key if alone else 2 * batch.attended) + query
     heads = arch.num_attention_heads // batch.layout.tensor_model_parallel_size
     saved += batch.tokens * heads * FLOAT32
     saved += 4 * batch.tokens * arch.head_dim * batch.element
@@ -220,6 +234,8 @@ def forward(batch: MicroBatch) -> int:
     """
     gathered = batch.whole_hidden if batch.layout.sequence_parallel else 0
     attention = 3 * batch.hidden + gathered + batch.query + 3 * batch.key + 4 * batch.query
+    if (ranks := batch.layout.context_parallel_size) > 1:
+        attention += 2 * (ranks * batch.key + batch.attended)
     if batch.arch.experts is None:
         return max(attention, 4 * batch.hidden + gathered + 5 * batch.mlp)
     # Before the results of all experts there is what is wide within them: four times X of a row, two copies less of it.

@@ -5,10 +5,9 @@ from functools import cached_property
 
 from megatron_opd.config.architecture import Architecture
 from megatron_opd.config.check_method import check_method
-from megatron_opd.config.check_sizes import check_sizes, models_of, sequences_per_step
+from megatron_opd.config.check_sizes import check_sizes, sequences_per_step
 from megatron_opd.config.plan import Plan, plan
 from megatron_opd.config.schema import LayoutConfig, ModelConfig, RunConfig
-from megatron_opd.errors import ConfigError
 from megatron_opd.mcore.model import DTYPES
 from megatron_opd.planning.activations import MicroBatch
 from megatron_opd.planning.hardware import Hardware
@@ -28,9 +27,6 @@ class Case:
         """The checks of the recipe that need no model directory, for this many processes. Raises ConfigError."""
         check_method(self.config)
         check_sizes(self.config, self.architectures, world_size=self.gpus)
-        for name, model in models_of(self.config):
-            if model.layout.context_parallel_size > 1:
-                raise ConfigError(f"{name}.layout.context_parallel_size: is not planned yet; plan with 1")
 
     def with_layouts(self, student: LayoutConfig, teacher: LayoutConfig | None) -> "Case":
         config = replace(self.config, student=replace(self.config.student, layout=student))
@@ -97,7 +93,8 @@ class Case:
 
     def micro_batch(self, name: str) -> MicroBatch:
         samples = self.samples_per_update if name == "student" else self.samples
-        there = -(-samples // self.replicas(name)) * self.config.max_sequence_length
+        ranks = self.model(name).layout.context_parallel_size
+        there = -(-samples // self.replicas(name)) * -(-self.config.max_sequence_length // ranks)
         tokens = min(self.config.train.micro_batch_tokens, there)
         return MicroBatch(
             arch=self.architectures[name],

@@ -37,9 +37,12 @@ def candidate(case: Case) -> Candidate:
 def candidates(case: Case) -> list[Candidate]:
     """Fastest first; of equally fast ones that which needs less.
 
-    Tensor parallelism stays within a node; expert parallelism and stages may span several.
+    Tensor parallelism stays within a node; expert parallelism and stages may span several. Context parallelism is the
+    recipe's.
     """
-    students = [each for each in _layouts(case, "student") if _accepted(case.with_layouts(each, LayoutConfig()))]
+    judge = case.config.teacher
+    smallest = LayoutConfig(context_parallel_size=judge.layout.context_parallel_size) if judge else None
+    students = [each for each in _layouts(case, "student") if _accepted(case.with_layouts(each, smallest))]
     teachers: list[LayoutConfig | None] = [None]
     if case.reads_teacher:
         accepted = students[:1]
@@ -63,15 +66,14 @@ def _accepted(case: Case) -> bool:
 
 
 def _layouts(case: Case, name: str) -> Iterator[LayoutConfig]:
-    arch, gpus = case.architectures[name], case.gpus
+    arch, gpus, context = case.architectures[name], case.gpus, case.model(name).layout.context_parallel_size
     experts = arch.experts.count if arch.experts else 1
     for tp in _divisors(min(gpus, case.gpus_per_node)):
         for pp in _divisors(gpus):
             for ep in _divisors(experts):
-                if tp * pp <= gpus and ep * pp <= gpus and arch.num_layers % pp == 0:
-                    yield LayoutConfig(tp, pp, expert_model_parallel_size=ep)
-                    if tp > 1:
-                        yield LayoutConfig(tp, pp, sequence_parallel=True, expert_model_parallel_size=ep)
+                if tp * pp * context <= gpus and ep * pp <= gpus and arch.num_layers % pp == 0:
+                    for sequence_parallel in (False, True)[: 1 + (tp > 1)]:
+                        yield LayoutConfig(tp, pp, sequence_parallel, ep, context_parallel_size=context)
 
 
 def _divisors(number: int) -> list[int]:

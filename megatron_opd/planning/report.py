@@ -124,6 +124,7 @@ def _layout(layout: LayoutConfig) -> str:
         "PP": layout.pipeline_model_parallel_size,
         "EP": layout.expert_model_parallel_size,
         "ETP": layout.expert_tensor_parallel_size,
+        "CP": layout.context_parallel_size,
     }
     parts = [f"{name}{size}" for name, size in sizes.items() if size > 1] + ["SP"] * layout.sequence_parallel
     return " ".join(parts) or "TP1"

@@ -135,11 +135,14 @@ def _collectives(case: Case, name: str) -> float:
     """Of one micro-batch in one stage of a forward pass.
 
     In each layer two sums over the tensor-parallel ranks (or, with sequence parallelism, a gather and a scatter each,
-    as long); the tokens on their way to experts; between stages the stream.
+    as long), the keys and values of the other context-parallel ranks, and the tokens on their way to experts; between
+    stages the stream.
     """
     batch, tp, pp = case.micro_batch(name), case.model(name).layout.tensor_model_parallel_size, _stages(case, name)
     sums = 2 if batch.arch.experts is None else 1  # experts are whole: their ranks exchange rows instead
     layer = sums * 2 * (tp - 1) / tp * batch.whole_hidden / _link(case, tp)
+    ranks = case.model(name).layout.context_parallel_size
+    layer += 2 * batch.key * (ranks - 1) / _link(case, tp * ranks)
     to_next = batch.hidden / _link(case, case.gpus // pp + 1) if pp > 1 else 0.0
     return layer * batch.arch.num_layers / pp + _exchange(case, name) + to_next
 

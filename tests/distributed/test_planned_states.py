@@ -22,10 +22,11 @@ MODELS = {
     "experts": {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 7},
 }  # fmt: skip
 PRECISIONS = ("bfloat16", "float32")
-SHAPES = {  # processes -> TP, PP, EP
-    1: [(1, 1, 1)],
-    2: [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 1, 2)],
-    4: [(1, 1, 2), (2, 1, 1), (2, 1, 2), (2, 1, 4), (1, 2, 2), (2, 2, 2)],  # with experts on several replicas
+SHAPES = {  # processes -> TP, PP, EP, CP
+    1: [(1, 1, 1, 1)],
+    2: [(1, 1, 1, 1), (2, 1, 1, 1), (1, 2, 1, 1), (1, 1, 2, 1), (2, 1, 2, 1), (1, 1, 1, 2)],
+    # Experts on several replicas.
+    4: [(1, 1, 2, 1), (2, 1, 1, 1), (2, 1, 2, 1), (2, 1, 4, 1), (1, 2, 2, 1), (2, 2, 2, 1), (2, 1, 2, 2)],
 }
 
 
@@ -58,8 +59,8 @@ def cases(world: int) -> list[tuple[bool, str, str, list[int]]]:
 
 
 def layout_of(shape: list[int]) -> LayoutConfig:
-    tp, pp, ep = shape
-    return LayoutConfig(tp, pp, tp > 1, ep)
+    tp, pp, ep, cp = shape
+    return LayoutConfig(tp, pp, tp > 1, ep, context_parallel_size=cp)
 
 
 def planned(

@@ -17,14 +17,14 @@ from tests.e2e.test_rollout import CONFIG, Tampered, assert_logprobs_of, replace
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("precision", "width"), [("float32", 24), ("bfloat16", 32)])  # 24: vLLM widens it
+@pytest.mark.parametrize(("precision", "width"), [("float32", 24), ("bfloat16", 32), ("float16", 32)])  # 24: widened
 def test_experts_are_refitted_and_every_stale_one_is_found(precision: str, width: int, tmp_path: Path) -> None:
     """vLLM packs the experts of a layer into one tensor, in the order its kernel wants."""
     model = tiny_hf.build("qwen3_moe", seed=0, tied=False, moe_intermediate_size=width)
     directory = tiny_hf.write(model, tmp_path / "model")
     on_disk = load_file(directory / "model.safetensors")
     previous = {name: tensor.to(getattr(torch, precision)) for name, tensor in on_disk.items()}
-    # As small as an update with a learning rate of 1e-6; in bfloat16 the next number of a tenth of the elements.
+    # As small as an update with a learning rate of 1e-6; in 16 bits the next numbers of a tenth of the elements.
     step = 1e-6 if precision == "float32" else 2**-8
     updated = {
         name: tensor + step * torch.sign(tensor) * tensor.abs().clamp(min=0.1) for name, tensor in previous.items()

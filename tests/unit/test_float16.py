@@ -100,7 +100,7 @@ def build(mine: slice, tokens: slice) -> Columns:
 
 
 def new_trainer(student: Student, max_skipped: int = 0) -> Trainer:
-    settings: dict[str, Any] = {"updates_per_step": 1, "micro_size": 4, "temperature": TEMPERATURE}
+    settings: dict[str, Any] = {"updates_per_step": 1, "micro_batch_tokens": 64, "temperature": TEMPERATURE}
     return Trainer(student, OBJECTIVE, max_skipped=max_skipped, **settings)
 
 
@@ -122,7 +122,7 @@ def reference_gradients(model: ModelConfig) -> dict[str, torch.Tensor]:
     def loss(batch: Any, head: Any) -> Any:
         return OBJECTIVE(head, columns.take(batch.rows_T, parallel.device), 0)
 
-    schedule.run(chunks, parallel, micro_batches(ROLLOUTS, parallel, 4), loss, forward_only=False)
+    schedule.run(chunks, parallel, micro_batches(ROLLOUTS, parallel, 64), loss, forward_only=False)
     return {name: each.grad for name, each in chunks[0].named_parameters()}
 
 
@@ -213,7 +213,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(model: ModelConfig, tmp_path: Path) -
 # ------------------------------------------------------------------------------------------------ other models
 def test_a_teacher_scores_in_float16(model: ModelConfig) -> None:
     arch, parallel = architecture_of(model), groups.create(LayoutConfig())
-    settings: dict[str, Any] = {"student_vocab_size": arch.vocab_size, "micro_batch_size": 4, "offload": False}
+    settings: dict[str, Any] = {"student_vocab_size": arch.vocab_size, "micro_batch_tokens": 64, "offload": False}
     wide, half = (
         Teacher(new_chunks(model, each), arch, parallel, temperature=TEMPERATURE, **settings).score(ROLLOUTS, 4)
         for each in ("float32", "float16")

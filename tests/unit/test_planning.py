@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,6 +126,56 @@ def test_candidates_are_what_the_checks_accept(recipe: str, tmp_path: Path) -> N
     assert not any(student.tensor_model_parallel_size == 4 for student, _ in pairs)  # 2 key-value heads
     for student, teacher_layout in pairs:
         planned.with_layouts(student, teacher_layout).check()
+
+
+def experts_recipe(tmp_path: Path, recipe: str, **changes: int) -> list[str]:
+    """Overrides: a student with experts."""
+    sizes = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+    student = write_model(tmp_path / "experts", model_type="qwen3_moe", **(sizes | changes))
+    return [recipe, f"student.path={student}"]
+
+
+def test_a_student_with_experts_is_planned_in_every_layout(recipe: str, tmp_path: Path, capsys: Any) -> None:
+    name, path = experts_recipe(tmp_path, recipe)
+    assert cli.main(["plan", name, path, "--gpus", "4", "--gpu", "h800"]) == 0
+    assert "fits: yes" in capsys.readouterr().out
+    planned = case(recipe, 4, path)
+    students = {each.student for each in candidates(planned)}
+    # TP 2 trains experts with sequence parallelism alone
+    assert all(layout.sequence_parallel == (layout.tensor_model_parallel_size > 1) for layout in students)
+    assert {layout.expert_model_parallel_size for layout in students} == {1, 2, 4}
+    spread = case(recipe, 4, path, "student.layout.expert_model_parallel_size=4")
+    (whole,), (part,) = rank_kinds(planned), rank_kinds(spread)
+    for item in ("parameters", "gradients"):
+        assert part.phases["train"][item] < whole.phases["train"][item]
+    with_padding = pytest.approx(whole.phases["train"]["optimizer"], rel=0.05)
+    assert part.phases["train"]["optimizer"] == with_padding  # a quarter of the experts, whole, or a quarter of all
+
+
+def test_times_of_experts_count_kernels_rows_and_what_is_read(recipe: str, tmp_path: Path) -> None:
+    _, path = experts_recipe(tmp_path, recipe, num_experts=64)
+    alone, spread = (
+        candidate(case(recipe, 8, path, f"student.layout.expert_model_parallel_size={size}")).time for size in (1, 8)
+    )
+    assert spread.train < alone.train  # an eighth of the kernels; these experts are small
+    slow = candidate(case(recipe, 16, path, "student.layout.expert_model_parallel_size=16")).time  # over the network
+    assert slow.train > spread.train / 2
+    few, many = (candidate(case(recipe, 8, path, f"rollout.num_prompts={count}")).time.generate for count in (8, 256))
+    assert few < many < 32 * few
+
+
+def test_context_parallelism_shares_out_the_tokens_of_a_sequence(recipe: str) -> None:
+    long = ["max_sequence_length=64", "rollout.max_completion_tokens=32", "train.micro_batch_tokens=64"]
+    one = case(recipe, 4, *long)
+    two = case(recipe, 4, *long, "train.micro_batch_tokens=32", "student.layout.context_parallel_size=2",
+               "teacher.layout.context_parallel_size=2")  # fmt: skip
+    assert (one.replicas("student"), two.replicas("student")) == (4, 2)
+    assert two.micro_batch("student").tokens == one.micro_batch("student").tokens // 2
+    (whole,), (half,) = rank_kinds(one), rank_kinds(two)
+    for item in ("parameters", "gradients", "optimizer"):
+        assert half.phases["train"][item] == whole.phases["train"][item]  # sharded over all four ranks in both
+    assert half.phases["train"]["activations"] < 0.7 * whole.phases["train"]["activations"]
+    assert {each.student.context_parallel_size for each in candidates(two)} == {2}
 
 
 def test_more_of_anything_takes_longer(recipe: str) -> None:

@@ -55,7 +55,7 @@ def model(
 ) -> Iterator[tuple[list[Any], Parallel]]:
     """A model with random weights; the other ranks of `layout` are not there, and collectives return at once."""
     layout = layout or LayoutConfig()
-    size = layout.tensor_model_parallel_size
+    size = layout.model_parallel_size
     with world_of_one(size - 1, size):
         parallel = groups.create(layout)
         chunks = build_model(arch, parallel, precision=precision, recompute=recompute)
@@ -73,7 +73,8 @@ def micro_batch(
 
 def hidden_states(chunk: Any, parallel: Parallel) -> None:
     ids = torch.arange(SEQUENCES * LENGTH)[None]  # all others, so that experts have equal shares
-    packing = Packing.of([LENGTH] * SEQUENCES, 1, 0, ids.device)
+    ranks = parallel.cp_size
+    packing = Packing.of([LENGTH * ranks] * SEQUENCES, ranks, parallel.cp_rank, ids.device)
     with parallel.active():
         chunk(ids, ids, None, packed_seq_params=packing, output_processor=lambda hidden_states, **_: hidden_states)
 
@@ -110,6 +111,17 @@ def test_layers_keep_what_the_formula_says(arch: Architecture, layout: LayoutCon
         with model(replace(arch, num_layers=num_layers), layout, precision) as ((chunk,), parallel):
             kept.append(saved_bytes(chunk, parallel))
     assert kept[1] - kept[0] == 2 * activations.layer_saved(micro_batch(arch, layout, precision))
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("arch", [QWEN2, QWEN3, EXPERTS], ids=["qwen2", "qwen3", "experts"])
+def test_layers_of_a_part_of_each_sequence_keep_about_as_much(arch: Architecture, ranks: int) -> None:
+    """The last rank, whose two chunks meet as many keys as any rank's; the host fills up runs and keeps a mask."""
+    kept, layout = [], LayoutConfig(context_parallel_size=ranks)
+    for num_layers in (1, 3):
+        with model(replace(arch, num_layers=num_layers), layout) as ((chunk,), parallel):
+            kept.append(saved_bytes(chunk, parallel))
+    assert kept[1] - kept[0] == pytest.approx(2 * activations.layer_saved(micro_batch(arch, layout)), rel=0.1)
 
 
 @pytest.mark.parametrize("layout", [LayoutConfig(), LayoutConfig(2, sequence_parallel=True)], ids=str)
