@@ -114,6 +114,7 @@ def start(timeout_minutes: float = 30.0, *, teacher_processes: int = 0) -> None:
 
     With `teacher_processes`, the last so many processes have a default group of their own, and a bridge joins the two.
     """
+    global _bridge
     prepare_platform()
     if dist.is_initialized():
         return
@@ -122,7 +123,6 @@ def start(timeout_minutes: float = 30.0, *, teacher_processes: int = 0) -> None:
         store = dist.HashStore()
         dist.init_process_group(backend(), store=store, rank=0, world_size=1)
     elif teacher_processes:
-        global _bridge
         _bridge = _start_apart(teacher_processes, timeout)
     else:
         dist.init_process_group(backend(), timeout=timeout)
@@ -132,6 +132,7 @@ _bridge: Bridge | None = None
 
 
 def _start_apart(teacher_processes: int, timeout: timedelta) -> Bridge:
+    """The student's processes are the first: vLLM takes its rank from torchrun's RANK, which is theirs then."""
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
     student_processes = world_size - teacher_processes
     bridge = Bridge(store, rank, student_processes, teacher_processes)
