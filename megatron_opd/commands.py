@@ -28,7 +28,7 @@ def show(arguments: argparse.Namespace) -> None:
 
 def check(arguments: argparse.Namespace) -> None:
     from megatron_opd.config.check import check_run_directory
-    from megatron_opd.config.check_sizes import processes_needed
+    from megatron_opd.config.check_sizes import processes_shared
     from megatron_opd.config.load import load_config
     from megatron_opd.preflight import check_recipe
 
@@ -36,8 +36,10 @@ def check(arguments: argparse.Namespace) -> None:
     _warn(check_recipe(config, world_size=arguments.nproc))
     is_run = (Path(config.directory) / "config.yaml").is_file()
     check_run_directory(config, resume=is_run)
-    needed, then = processes_needed(config), " (a run: --resume)" if is_run else ""
-    print(f"OK: {config.name}: {config.method.name}, --nproc {needed} or a multiple, into {config.directory}{then}")
+    needed, then = f"{processes_shared(config)} or a multiple", " (a run: --resume)" if is_run else ""
+    if config.teacher_processes:
+        needed += f" plus {config.teacher_processes} for the teacher"
+    print(f"OK: {config.name}: {config.method.name}, --nproc {needed}, into {config.directory}{then}")
 
 
 def plan(arguments: argparse.Namespace) -> int:

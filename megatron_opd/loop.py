@@ -14,14 +14,19 @@ from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import finish
 from megatron_opd.objective.process_reward import process_columns
 from megatron_opd.records import Rollout, Signals, StepRecord
+from megatron_opd.roles import run_in_role
 from megatron_opd.run import Run, open_run
 
 
 def train(config: RunConfig, *, resume: bool) -> None:
-    """Runs a recipe to its end; every rank of the world calls this.
+    """Runs a recipe to its end; every process of the run calls this.
 
     Raises Interrupted after Ctrl-C or SIGTERM, once the step is finished and saved.
     """
+    run_in_role(config, partial(_train, config, resume=resume))
+
+
+def _train(config: RunConfig, *, resume: bool) -> None:
     with open_run(config, resume=resume) as run:
         for step in range(run.step, config.num_steps):
             record = one_step(run, step)

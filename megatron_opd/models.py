@@ -14,6 +14,7 @@ from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.objective.loss import Objective
 from megatron_opd.objective.process_reward import ProcessRewardObjective
 from megatron_opd.records import Rollout, Signals
+from megatron_opd.teacher.remote import RemoteTeacher
 from megatron_opd.teacher.score import Teacher
 from megatron_opd.train.checkpoint import load_converted
 from megatron_opd.train.process_reward import ProcessModel, prepare_process_model
@@ -29,7 +30,7 @@ class Models:
     config: RunConfig
     plan: Plan
     student: Student
-    teacher: Teacher | None
+    teacher: Teacher | RemoteTeacher | None
     reference: Teacher | None  # the student as the run found it
     process: ProcessModel | None  # trained beside the student, for rewards of every token
     objective: Objective
@@ -50,14 +51,17 @@ class Models:
 
 
 def assemble(config: RunConfig) -> Models:
-    """Collective over the world, after `mcore.parallel.start`."""
+    """Collective over the student's world, after `mcore.parallel.start`."""
     needs = plan(config.method, config.train.updates_per_step)
     vocabularies = [architecture_of(each).vocab_size for each in (config.student, config.teacher) if each]
     config = replace(config, method=fit_topk(config.method, min(vocabularies)))
     arch = architecture_of(config.student)
     layout = groups.create(config.student.layout)
     student = prepare(load(config, config.student, arch, layout), arch, layout, config)
-    teacher = _frozen(config, config.teacher, arch) if needs.teacher or needs.teacher_head else None
+    bridge = groups.bridge()
+    teacher: Teacher | RemoteTeacher | None = None
+    if needs.teacher or needs.teacher_head:
+        teacher = RemoteTeacher(bridge, config) if bridge else load_teacher(config)
     reference = _frozen(config, config.student, arch) if needs.reference else None
     temperature = config.rollout.temperature if needs.rollouts else 1.0
     process = _process(config, arch, layout, temperature)
@@ -69,9 +73,14 @@ def assemble(config: RunConfig) -> Models:
         micro_batch_tokens=config.train.micro_batch_tokens,
         temperature=temperature,
         max_skipped=config.train.max_skipped_updates,
-        teacher_head=teacher.head if teacher and needs.teacher_head else None,
+        teacher_head=teacher.head if isinstance(teacher, Teacher) and needs.teacher_head else None,
     )
     return Models(config, needs, student, teacher, reference, process, objective, trainer)
+
+
+def load_teacher(config: RunConfig) -> Teacher:
+    """The recipe's teacher, on the processes of this one's world."""
+    return _frozen(config, config.teacher, architecture_of(config.student))
 
 
 def load(config: RunConfig, model: ModelConfig, arch: Architecture, layout: Parallel) -> list[Any]:

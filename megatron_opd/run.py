@@ -105,7 +105,7 @@ class Run(Models):
         if stopping and not last:
             raise Interrupted(
                 f"stopped after step {step}; go on with: megatron-opd train {self.directory} --resume "
-                f"--nproc {dist.get_world_size()}"
+                f"--nproc {os.environ.get('WORLD_SIZE', '1')}"
             )
 
     def export(self) -> None:
@@ -154,8 +154,6 @@ class StopRequest:
 def open_run(config: RunConfig, *, resume: bool) -> Iterator[Run]:
     """Assembles the stations, hands out the run, and takes everything down again whatever happens."""
     with contextlib.ExitStack() as closing:
-        groups.start()
-        closing.callback(groups.stop)
         stop = StopRequest()
         closing.callback(stop.restore)
         run = _assemble(config, resume, stop, closing)

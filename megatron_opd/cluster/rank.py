@@ -19,6 +19,8 @@ from typing import Any
 
 from megatron_opd.cluster import nodes
 from megatron_opd.cluster.job import Job, read
+from megatron_opd.config.load import load_config
+from megatron_opd.config.schema import RunConfig
 from megatron_opd.errors import ConfigError, Interrupted, OutOfTime, RunError
 
 HEARTBEAT_SECONDS = 5.0
@@ -110,7 +112,7 @@ def _take_part(job: Job, place: Place, attempt: Path) -> int:
             return UNFIT
     store = meet(place, attempt, seconds)  # held until the end: rank 0's is everybody's
     try:
-        _all_reduce(place)
+        _all_reduce(load_config(str(job.directory / "recipe.yaml")), place)
         return _train(job)
     finally:
         del store
@@ -146,19 +148,19 @@ def meet(place: Place, attempt: Path, seconds: float) -> Any:
     return store
 
 
-def _all_reduce(place: Place) -> None:
-    """The first message between all processes; whoever cannot take part in it says so, and ends the job."""
+def _all_reduce(config: RunConfig, place: Place) -> None:
+    """The first message between the processes of a role; whoever cannot take part says so, and ends the job."""
     import torch
     import torch.distributed as dist
 
     from megatron_opd.mcore import parallel as groups
     from megatron_opd.mcore.device import device
 
-    groups.start()
+    groups.start(teacher_processes=config.teacher_processes)
     ones = torch.ones(1 << 20, device=device())
     dist.all_reduce(ones)
-    if not bool((ones == place.world_size).all()):
-        raise RunError(f"{place.node}: an all-reduce over {place.world_size} processes gave {ones.max().item()}")
+    if not bool((ones == dist.get_world_size()).all()):
+        raise RunError(f"{place.node}: an all-reduce over {dist.get_world_size()} processes gave {ones.max().item()}")
 
 
 def _train(job: Job) -> int:

@@ -29,14 +29,28 @@ def check_sizes(
     warnings = _check_vocabularies(config, architectures)
     _check_lengths(config)
     _check_batch(config)
+    _check_teacher_processes(config)
     if world_size is not None:
         _check_processes(config, world_size)
     return warnings
 
 
 def processes_needed(config: RunConfig) -> int:
-    """Every layout's TP x PP x CP, and EP x ETP x PP, divides the number of processes: their least common multiple."""
-    return math.lcm(*(size for _, model in models_of(config) for size in _sizes(model)))
+    """The fewest a run can have."""
+    return processes_shared(config) + config.teacher_processes
+
+
+def processes_shared(config: RunConfig) -> int:
+    """Beside those set aside for the teacher: this many, or a multiple.
+
+    Every layout's TP x PP x CP, and EP x ETP x PP, divides the number of processes: their least common multiple.
+    """
+    return math.lcm(*(size for _, model in _sharing(config) for size in _sizes(model)))
+
+
+def _sharing(config: RunConfig) -> list[tuple[str, ModelConfig]]:
+    """The models that lie on the same processes as the student."""
+    return models_of(config)[:1] if config.teacher_processes else models_of(config)
 
 
 def models_of(config: RunConfig) -> list[tuple[str, ModelConfig]]:
@@ -189,23 +203,50 @@ def _check_batch(config: RunConfig) -> None:
         raise ConfigError(f"train.updates_per_step: {updates} does not divide rollout.num_prompts={prompts}")
 
 
-def _check_processes(config: RunConfig, world_size: int) -> None:
-    needed = processes_needed(config)
-    widest, model = max(models_of(config), key=lambda named: max(_sizes(named[1])))
+def _check_teacher_processes(config: RunConfig) -> None:
+    apart, needs, key = config.teacher_processes, plan(config.method), "teacher.processes"
+    if not apart or config.teacher is None:
+        return
+    if config.method.teacher_share:
+        raise ConfigError(f"{key}: with method.teacher_share the student's processes hold the teacher too; remove it")
+    if needs.teacher_head:
+        raise ConfigError(f"{key}: a term on whole distributions needs the teacher beside the student; remove it")
+    if not needs.teacher:
+        raise ConfigError(f"{key}: no effect, method {config.method.name} reads no teacher; remove it")
+    if config.teacher.offload:
+        raise ConfigError(f"teacher.offload: no effect with {key}, whose devices hold nothing else; remove it")
+    needed = math.lcm(*_sizes(config.teacher))
+    if apart % needed:
+        raise ConfigError(f"{key}: teacher.layout, {_shown(config.teacher)}, needs a multiple of {needed}, not {apart}")
+
+
+def _shown(model: ModelConfig) -> str:
     layout = model.layout
+    sizes = f"TP {layout.tensor_model_parallel_size} x PP {layout.pipeline_model_parallel_size}"
+    if layout.context_parallel_size > 1:
+        sizes += f" x CP {layout.context_parallel_size}"
+    if layout.expert_model_parallel_size > 1:
+        sizes += f" with EP {layout.expert_model_parallel_size}"
+    if layout.expert_tensor_parallel_size > 1:
+        sizes += f" with ETP {layout.expert_tensor_parallel_size}"
+    return sizes
+
+
+def _check_processes(config: RunConfig, world_size: int) -> None:
+    apart, needed = config.teacher_processes, processes_shared(config)
+    if apart >= world_size:
+        raise ConfigError(
+            f"teacher.processes: {apart} of {world_size} leave the student none; add --nproc {needed + apart}"
+        )
+    world_size -= apart
+    widest, model = max(_sharing(config), key=lambda named: max(_sizes(named[1])))
     if world_size % needed:
-        sizes = f"TP {layout.tensor_model_parallel_size} x PP {layout.pipeline_model_parallel_size}"
-        if layout.context_parallel_size > 1:
-            sizes += f" x CP {layout.context_parallel_size}"
-        if layout.expert_model_parallel_size > 1:
-            sizes += f" with EP {layout.expert_model_parallel_size}"
-        if layout.expert_tensor_parallel_size > 1:
-            sizes += f" with ETP {layout.expert_tensor_parallel_size}"
         at_least = "at least" if world_size < needed else "a multiple of"
         rounded = max(needed, world_size // needed * needed)
+        there = f"{world_size} beside the teacher's {apart}" if apart else f"{world_size}"
         raise ConfigError(
-            f"{widest}.layout: {sizes} needs {at_least} {needed} processes, there would be {world_size}; "
-            f"add --nproc {rounded}"
+            f"{widest}.layout: {_shown(model)} needs {at_least} {needed} processes, there would be {there}; "
+            f"add --nproc {rounded + apart}"
         )
     data_parallel = world_size // config.student.layout.model_parallel_size
     sequences = sequences_per_step(config) // config.train.updates_per_step

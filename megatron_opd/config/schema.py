@@ -48,8 +48,9 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig(ModelConfig):
-    """The teacher's model, and where it waits."""
+    """The teacher's model, and where it lies."""
 
+    processes: PositiveInt | None = None  # the last N of the run hold the teacher alone; null: all hold both models
     offload: bool = False  # its weights lie in host memory while it does not score: device memory for the student
 
 
@@ -186,3 +187,8 @@ class RunConfig:
     @property
     def directory(self) -> str:
         return self.run_dir or f"runs/{self.name}"
+
+    @property
+    def teacher_processes(self) -> int:
+        """Processes set aside for the teacher; 0 where it shares the student's."""
+        return (self.teacher.processes or 0) if self.teacher else 0

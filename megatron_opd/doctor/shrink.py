@@ -36,7 +36,8 @@ def shrink(config: RunConfig, folder: Path, nproc: int) -> RunConfig:
         # One tokenizer: that which real vocabularies have in common is more than the small ones hold.
         _write(small, Path(config.student.path), folder / name, seed=2 * seed)
         _write(small, Path(config.student.path), folder / f"{name}{OTHER}", seed=2 * seed + 1)
-    updates, replicas = config.train.updates_per_step, nproc // config.student.layout.model_parallel_size
+    updates = config.train.updates_per_step
+    replicas = (nproc - config.teacher_processes) // config.student.layout.model_parallel_size
     optimizer = replace(config.train.optimizer, lr=1e-3, min_lr=0.0, schedule="constant", warmup_steps=0)
     return replace(
         config,
@@ -66,7 +67,7 @@ def alone(config: RunConfig) -> RunConfig:
     return replace(
         config,
         student=replace(config.student, layout=LayoutConfig()),
-        teacher=config.teacher and replace(config.teacher, layout=LayoutConfig()),
+        teacher=config.teacher and replace(config.teacher, layout=LayoutConfig(), processes=None),
         train=replace(config.train, micro_batch_tokens=everything * LONGEST, fused_output_layer=False),
     )
 

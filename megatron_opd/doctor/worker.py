@@ -19,16 +19,18 @@ def main(folder: Path) -> int:
     launch.die_with_parent(signal.SIGKILL)
     quieten_dependencies()  # before what they say at their import
     from megatron_opd.doctor.measure import measure
-    from megatron_opd.mcore import parallel as groups
+    from megatron_opd.roles import run_in_role
 
     code, message = 0, ""
     try:
         config = load_config(str(folder / "recipe.yaml"))
-        groups.start()
-        found = measure(config)
-        if int(os.environ["RANK"]) == 0:
-            (folder / "measured.json").write_text(json.dumps(found))
-        groups.stop()
+
+        def work() -> None:
+            found = measure(config)
+            if int(os.environ["RANK"]) == 0:
+                (folder / "measured.json").write_text(json.dumps(found))
+
+        run_in_role(config, work)
     except OpdError as error:
         code, message = error.exit_code, str(error)
     return launch.record_outcome(code, message)

@@ -19,6 +19,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.mcore.bridge import Bridge
 from megatron_opd.mcore.device import backend, device, prepare_platform
 
 
@@ -125,16 +126,42 @@ def _snapshot() -> dict[str, Any]:
     return {name: value for name, value in vars(parallel_state).items() if name[0] == "_" and name[1:].isupper()}
 
 
-def start(timeout_minutes: float = 30.0) -> None:
-    """Prepares the device and joins the default process group (of one process when torchrun did not start us)."""
+def start(timeout_minutes: float = 30.0, *, teacher_processes: int = 0) -> None:
+    """Prepares the device and joins the default process group (of one process when torchrun did not start us).
+
+    With `teacher_processes`, the last so many processes have a default group of their own, and a bridge joins the two.
+    """
+    global _bridge
     prepare_platform()
     if dist.is_initialized():
         return
+    timeout = timedelta(minutes=timeout_minutes)
     if "RANK" not in os.environ:
         store = dist.HashStore()
         dist.init_process_group(backend(), store=store, rank=0, world_size=1)
+    elif teacher_processes:
+        _bridge = _start_apart(teacher_processes, timeout)
     else:
-        dist.init_process_group(backend(), timeout=timedelta(minutes=timeout_minutes))
+        dist.init_process_group(backend(), timeout=timeout)
+
+
+_bridge: Bridge | None = None
+
+
+def _start_apart(teacher_processes: int, timeout: timedelta) -> Bridge:
+    """The student's processes are the first: vLLM takes its rank from torchrun's RANK, which is theirs then."""
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    student_processes = world_size - teacher_processes
+    bridge = Bridge(store, rank, student_processes, teacher_processes)
+    first, size = (student_processes, teacher_processes) if bridge.serves else (0, student_processes)
+    store = dist.PrefixStore(f"world from {first}", store)
+    dist.init_process_group(backend(), store=store, rank=rank - first, world_size=size, timeout=timeout)
+    return bridge
+
+
+def bridge() -> Bridge | None:
+    """Between the student's processes and the teacher's; None where they are the same."""
+    return _bridge
 
 
 # (TP, PP, EP, ETP, CP) -> the groups of that shape and Megatron's globals of it. They are never freed before `stop()`:
@@ -182,7 +209,9 @@ def _initialize(tp: int, pp: int, ep: int, etp: int, cp: int) -> tuple[ProcessGr
 
 def stop() -> None:
     """Leaves the default process group, and all others with it."""
+    global _bridge
     _created.clear()
+    _bridge = None
     if dist.is_initialized():
         dist.destroy_process_group()
 

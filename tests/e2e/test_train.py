@@ -214,6 +214,29 @@ def test_a_run_killed_in_any_phase_goes_on_as_if_nothing_had_happened(bench: Ben
         assert_same_run(tmp_path / phase, tmp_path / "whole")
 
 
+@pytest.mark.timeout(600)
+def test_a_run_with_a_teacher_apart_goes_on_and_so_it_does_with_one_beside(bench: Bench, tmp_path: Path) -> None:
+    """Ctrl-C reaches the teacher's process too, which is needed until the step is done. Then that process is killed."""
+    whole, run = tmp_path / "whole", tmp_path / "stopped"
+    apart = [*LAYOUTS["dp2"], "teacher.processes=1", "rollout.num_prompts=4"]
+    finished(megatron_opd("train", *bench.recipe(whole, *apart), "--nproc", "2"))
+
+    process = megatron_opd("train", *bench.recipe(run, *apart), "--nproc", "2")
+    until(lambda: steps_logged(run) >= 1, process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = finished(process, code=130)
+    assert f"go on with: megatron-opd train {run} --resume --nproc 2" in stderr
+    process = megatron_opd("train", run, "--resume", "--nproc", "2")
+    until(lambda: steps_logged(run) >= 4, process)
+    ranks = list(workers(process))
+    os.kill(ranks[1], signal.SIGKILL)
+    _, stderr = finished(process, code=1)
+    assert stderr.splitlines()[-1] == "megatron-opd: error: the process of rank 1 was killed by SIGKILL"
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    finished(megatron_opd("train", run, "--resume", "teacher.processes=null"))
+    assert_same_run(run, whole)
+
+
 def test_a_model_trained_beside_the_student_goes_on_too(bench: Bench, tmp_path: Path) -> None:
     run, again = tmp_path / "prime", tmp_path / "again"
     beside = ["method=prime", "method.policy.advantages.process.lr=1e-3", "teacher=null", "num_steps=3"]

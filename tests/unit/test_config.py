@@ -342,6 +342,17 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
          "teacher.layout.context_parallel_size=4"], None),
     "student.layout: TP 1 x PP 1 x CP 3 needs at least 3 processes, there would be 2": (
         ["student.layout.context_parallel_size=3"], 2),
+    "teacher.processes: 2 of 2 leave the student none; add --nproc 3": (["teacher.processes=2"], 2),
+    "teacher.processes: teacher.layout, TP 2 x PP 1, needs a multiple of 2, not 3": (
+        ["teacher.processes=3", "teacher.layout.tensor_model_parallel_size=2"], None),
+    "student.layout: TP 2 x PP 1 needs a multiple of 2 processes, there would be 3 beside the teacher's 2; add --npr": (
+        ["teacher.processes=2", "student.layout.tensor_model_parallel_size=2"], 5),
+    "rollout.num_prompts: the 8 sequences of an update do not divide among the student's 3 data-": (
+        ["teacher.processes=1"], 4),
+    "teacher.processes: a term on whole distributions": (["method=gkd", "teacher.processes=1"], None),
+    "teacher.processes: with method.teacher_share": (["method=minillm", "teacher.processes=1"], None),
+    "teacher.processes: no effect, method grpo reads no teacher": (["method=grpo", "teacher.processes=1"], None),
+    "teacher.offload: no effect with teacher.processes": (["teacher.offload=true", "teacher.processes=1"], None),
     "student.layout.virtual_pipeline_model_parallel_size: no effect without": (
         ["student.layout.virtual_pipeline_model_parallel_size=2"], None),
     "student.layout.virtual_pipeline_model_parallel_size: 2 stages of 3 chunks do not divide the 4 layers": (
@@ -382,6 +393,13 @@ def test_preflight_warns_of_what_may_be_meant(recipe: str) -> None:
 def test_processes_needed_is_the_least_common_multiple(recipe: str) -> None:
     layouts = ["student.layout.tensor_model_parallel_size=2", "teacher.layout.pipeline_model_parallel_size=3"]
     assert processes_needed(load_config(recipe, layouts)) == 6
+
+
+def test_processes_set_aside_for_the_teacher_are_divided_by_its_layout_alone(recipe: str) -> None:
+    layouts = ["student.layout.tensor_model_parallel_size=2", "teacher.layout.pipeline_model_parallel_size=4"]
+    config = load_config(recipe, [*layouts, "teacher.processes=4"])
+    assert processes_needed(config) == 6
+    assert preflight(config, world_size=6) == preflight(config, world_size=8) == []
 
 
 def broken(folder: Path, what: str) -> None:

@@ -117,6 +117,12 @@ SWITCHES = ("model_type", "tie_word_embeddings", "qkv_bias", "qk_norm", "rms_nor
             ["student.layout.pipeline_model_parallel_size=4", "teacher.layout.tensor_model_parallel_size=2"],
             4,
         ),
+        (
+            {"model_type": "qwen3"},
+            {"model_type": "qwen3"},
+            ["rollout.num_prompts=6", "teacher.layout.tensor_model_parallel_size=2", "teacher.processes=2"],
+            5,  # three replicas of the student
+        ),
     ],
 )  # fmt: skip
 def test_small_models_keep_every_switch_and_fit_the_layouts(
@@ -148,7 +154,8 @@ def test_small_models_keep_every_switch_and_fit_the_layouts(
     # The student can be its own teacher, on the teacher's layout.
     assert small.teacher
     layout = replace(small.teacher.layout, expert_model_parallel_size=1)
-    preflight(replace(small, teacher=replace(small.student, layout=layout)), world_size=nproc)
+    itself = replace(small.teacher, **(vars(small.student) | {"layout": layout}))
+    preflight(replace(small, teacher=itself), world_size=nproc)
 
 
 def test_recorded_rollouts_are_what_a_method_reads(tmp_path: Path) -> None:

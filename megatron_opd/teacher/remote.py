@@ -1,0 +1,49 @@
+"""A teacher in processes of its own: the student's side, and the loop of the processes that hold it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from megatron_opd.config.schema import RunConfig
+from megatron_opd.mcore.bridge import Bridge
+from megatron_opd.records import Rollout, TeacherSignals
+from megatron_opd.teacher.score import Teacher
+
+
+@dataclass(frozen=True)
+class _Load:
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class _Score:
+    teacher: int  # which of those that were loaded
+    rollouts: Sequence[Rollout]
+    topk: int
+
+
+class RemoteTeacher:
+    """The teacher of `config`, loaded and asked across the bridge. Collective over the student's processes.
+
+    Raises what loading it raises.
+    """
+
+    def __init__(self, bridge: Bridge, config: RunConfig) -> None:
+        self._bridge = bridge
+        self._number: int = bridge.ask(_Load(config))
+
+    def score(self, rollouts: Sequence[Rollout], topk: int = 0) -> TeacherSignals:
+        """As `Teacher.score`. Collective over the student's processes."""
+        return self._bridge.ask(_Score(self._number, rollouts, topk))
+
+
+def serve(bridge: Bridge, load: Callable[[RunConfig], Teacher]) -> None:
+    """In the teacher's processes: does what `RemoteTeacher` asks, until the student's processes have ended."""
+    teachers: list[Teacher] = []
+
+    def answer(question: _Load | _Score) -> int | TeacherSignals:
+        if isinstance(question, _Load):
+            teachers.append(load(question.config))
+            return len(teachers) - 1
+        return teachers[question.teacher].score(question.rollouts, question.topk)
+
+    bridge.serve(answer)
