@@ -2,24 +2,23 @@
 
 A block is one-dimensional, holds `BLOCK` elements (the last one fewer) and is valid until the next one is taken.
 Memory lies within its page as the bytes lie in the file's: some processors copy five times slower to an address that is
-a few bytes further into its page than the source. Larger writes make the kernel look for larger free areas, which
-takes longer than the copy.
+a few bytes further into its page than the source.
 """
 
 import mmap
 from collections.abc import Iterable, Iterator
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from megatron_opd.errors import DataError
+from megatron_opd.manifest import NewFile
 
 BLOCK = 2**18
 PAGE = mmap.PAGESIZE
-_WRITE = 2**17  # bytes
 
 
 def blocks_of(tensor: Tensor) -> Iterator[Tensor]:
@@ -54,13 +53,11 @@ def cast(block: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     return result
 
 
-def write_blocks(file: BinaryIO, blocks: Iterable[Tensor], dtype: torch.dtype, name: str) -> int:
+def write_blocks(file: NewFile, blocks: Iterable[Tensor], dtype: torch.dtype, name: str) -> int:
     """Appends tensor `name` to a file in `dtype`; returns the number of elements."""
     count = 0
     for block in blocks:
-        view = memoryview(_bytes(cast(block, dtype, name)))
-        for start in range(0, len(view), _WRITE):
-            file.write(view[start : start + _WRITE])
+        file.write(_bytes(cast(block, dtype, name)))
         count += block.numel()
     return count
 
@@ -87,10 +84,10 @@ def _words(block: Tensor) -> np.ndarray:
     return data if data.size % 8 else data.view(np.int64)
 
 
-def _fill(file: BinaryIO, block: Tensor, path: Path) -> None:
+def _fill(file: FileIO, block: Tensor, path: Path) -> None:
     view = memoryview(_bytes(block))
     while len(view):
-        count = file.readinto(view)  # type: ignore[attr-defined]
+        count = file.readinto(view)
         if not count:
             raise DataError(f"{path}: ends too early; copy it again")
         view = view[count:]

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import torch
 
 from megatron_opd.config.architecture import Architecture
+from megatron_opd.manifest import NewFile
 from megatron_opd.weights.blocks import equal_bits
 from megatron_opd.weights.distributed import (
     DistributedCheckpoint,
@@ -32,7 +33,7 @@ class Conversion(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def write(self, file: BinaryIO, name: str) -> Records:
+    def write(self, file: NewFile, name: str) -> Records:
         """Writes file `name`; what it returns is handed to `differing` and `finish`."""
 
     def differing(self, directory: Path, name: str, records: Records) -> str | None:
@@ -51,7 +52,7 @@ class ToMegatron:
         groups = _groups(pieces_of(arch), dtype)
         self.files = {f"model/__0_{i}.distcp": group for i, group in enumerate(groups, start=1)}
 
-    def write(self, file: BinaryIO, name: str) -> Records:
+    def write(self, file: NewFile, name: str) -> Records:
         return write_pieces(file, self.files[name], self.source, self.dtype)
 
     def differing(self, directory: Path, name: str, records: Records) -> str | None:
@@ -75,7 +76,7 @@ class ToHf:
         groups = _groups(pieces_of(arch), dtype)
         self.files = dict(zip(shard_names(len(groups)), groups, strict=True))
 
-    def write(self, file: BinaryIO, name: str) -> Records:
+    def write(self, file: NewFile, name: str) -> Records:
         tensors = (tensor for piece in self.files[name] for tensor in piece.hf_blocks(self.source))
         write_safetensors(file, self._shapes(name), self.dtype, tensors)
         return ()

@@ -13,7 +13,6 @@ import pickle
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -29,6 +28,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from megatron_opd.config.architecture import Architecture
 from megatron_opd.errors import DataError
+from megatron_opd.manifest import NewFile
 from megatron_opd.weights.blocks import PAGE, blocks_of, read_blocks, read_whole, write_blocks
 from megatron_opd.weights.hf import HfCheckpoint
 from megatron_opd.weights.pieces import Piece, object_keys, pieces_of
@@ -49,6 +49,7 @@ class DistributedCheckpoint:
         self.metadata = metadata = metadata or _read_metadata(directory)
         self._tensors = {k: v for k, v in metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
         self._storage: dict[MetadataIndex, _StorageInfo] = metadata.storage_data
+        self._located: dict[tuple[str, Shape], tuple[Path, int, Shape, torch.dtype]] = {}
 
     def check(self, arch: Architecture) -> torch.dtype:
         """Holds names, shapes and files against the model's, from the metadata. Returns the dtype of the weights.
@@ -132,6 +133,13 @@ class DistributedCheckpoint:
 
     def _locate(self, key: str, chunk: ChunkStorageMetadata) -> tuple[Path, int, Shape, torch.dtype]:
         """Where in which file the numbers of a stored block are."""
+        at = key, tuple(chunk.offsets)
+        if at not in self._located:
+            self._located[at] = self._open(key, chunk)
+        return self._located[at]
+
+    def _open(self, key: str, chunk: ChunkStorageMetadata) -> tuple[Path, int, Shape, torch.dtype]:
+        """The same, from the record itself."""
         info = self._storage[MetadataIndex(key, chunk.offsets)]
         path, dtype = self.directory / info.relative_path, self._tensors[key].properties.dtype
         try:
@@ -149,7 +157,7 @@ class DistributedCheckpoint:
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
-def write_pieces(file: BinaryIO, pieces: Sequence[Piece], source: HfCheckpoint, dtype: torch.dtype) -> Records:
+def write_pieces(file: NewFile, pieces: Sequence[Piece], source: HfCheckpoint, dtype: torch.dtype) -> Records:
     """Writes one file, which is unbuffered. Returns where each piece is in it."""
     records = []
     for piece in pieces:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from megatron_opd.errors import DataError
-from megatron_opd.manifest import MANIFEST, sync
+from megatron_opd.manifest import MANIFEST, NewFile, sync
 from megatron_opd.weights.blocks import blocks_of
 from megatron_opd.weights.safetensors_file import SafetensorsFile, Shape, write_safetensors
 
@@ -126,7 +126,7 @@ def write_hf(
     stream = ((name, _blocks(name, tensor, shapes)) for name, tensor in tensors)
     try:
         for file, names in shards.items():
-            with (unfinished / file).open("wb", buffering=0) as shard:
+            with NewFile(unfinished / file) as shard:
                 write_safetensors(shard, {name: shapes[name] for name in names}, dtype, stream)
         if (left := next(stream, None)) is not None:
             raise ValueError(f"tensor {left[0]} came after the last one")

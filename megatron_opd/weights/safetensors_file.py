@@ -3,13 +3,13 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_opd.errors import DataError
+from megatron_opd.manifest import NewFile
 from megatron_opd.weights.blocks import PAGE, read_blocks, read_whole, write_blocks
 
 Shape = tuple[int, ...]
@@ -45,7 +45,7 @@ class SafetensorsFile:
 
 
 def write_safetensors(
-    file: BinaryIO, shapes: Mapping[str, Shape], dtype: torch.dtype, tensors: Iterator[tuple[str, Iterable[Tensor]]]
+    file: NewFile, shapes: Mapping[str, Shape], dtype: torch.dtype, tensors: Iterator[tuple[str, Iterable[Tensor]]]
 ) -> None:
     """Writes the next `len(shapes)` of `tensors`, each as its blocks, which come in the order of `shapes`."""
     file.write(_header(shapes, dtype))
