@@ -1,0 +1,207 @@
+"""What of a job needs no Slurm: profiles, the batch script, names of nodes, their reports."""
+
+import json
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_opd import cli
+from megatron_opd.cluster import job as jobs
+from megatron_opd.cluster import script
+from megatron_opd.cluster.job import Job
+from megatron_opd.cluster.nodes import Report, unfit
+from megatron_opd.cluster.profile import PROFILES, ClusterConfig, ContainerConfig, load_profile
+from megatron_opd.cluster.rank import expand
+from megatron_opd.config.load import load_config
+from megatron_opd.errors import ConfigError
+from tests.unit.tiny_model_files import write_recipe
+
+CPU = ClusterConfig(gpu="cpu", processes_per_node=2)
+
+
+# ------------------------------------------------------------------------------------------------ profiles
+def test_every_packaged_profile_loads() -> None:
+    names = [path.stem for path in PROFILES.glob("*.yaml")]
+    assert {"a100", "h800", "cpu-test"} <= set(names)
+    for name in names:
+        assert load_profile(name) == load_profile(str(PROFILES / f"{name}.yaml"))
+    assert load_profile("a100", ["nodes=4", "account=me", "environment.NCCL_DEBUG=INFO"]).nodes == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("gpu: a100\nprocesses_per_node: 8\nparttion: x", "parttion: unknown key; did you mean partition?"),
+        ("gpu: v100\nprocesses_per_node: 8", "gpu: "),
+        ("gpu: a100", "processes_per_node: missing"),
+        ("gpu: a100\nprocesses_per_node: 4\ngpus_per_node: 8", "processes_per_node: 4 is not gpus_per_node=8"),
+        ("gpu: cpu\nprocesses_per_node: 4\ngpus_per_node: 8", "gpus_per_node: no effect with gpu=cpu"),
+        ("gpu: cpu\nprocesses_per_node: 1\nsecrets: [NOT_SET_ANYWHERE]", "secrets: NOT_SET_ANYWHERE is not set"),
+        ("gpu: cpu\nprocesses_per_node: 1\ncontainer: {image: /absent.sqsh}", "container.image: /absent.sqsh does not"),
+        ("gpu: [", "cannot be read as YAML"),
+        ("", "must be a mapping"),
+    ],
+)
+def test_a_wrong_profile_is_one_line(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_profile(str(path))
+    assert str(error.value).startswith(f"{path}: ") and problem in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_override_of_a_profile_names_itself() -> None:
+    with pytest.raises(ConfigError, match=r"override cluster\.'nodes=0': nodes: "):
+        load_profile("a100", ["nodes=0"])
+    with pytest.raises(ConfigError, match="--cluster: a10: no such file; unknown profile"):
+        load_profile("a10")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["cluster.nodes=2"], "rollout.num_prompts: the 8 sequences of an update do not divide"),
+        (
+            ["student.layout.tensor_model_parallel_size=2", "cluster.processes_per_node=1"],
+            "student.layout: TP 2 x PP 1",
+        ),
+    ],
+)
+def test_a_recipe_that_the_allocation_cannot_hold_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], problem: str
+) -> None:
+    profile = tmp_path / "cluster.yaml"
+    profile.write_text("gpu: cpu\nprocesses_per_node: 3\n")
+    command = ["launch", str(write_recipe(tmp_path)), *arguments, "--cluster", str(profile), "--prepare"]
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err.startswith(f"megatron-opd: error: {problem}")
+    assert not list(tmp_path.glob("**/*.job"))
+
+
+# ------------------------------------------------------------------------------------------------ the batch script
+def job(tmp_path: Path, cluster: ClusterConfig = CPU) -> Job:
+    return Job("tiny", str(tmp_path / "run"), str(tmp_path), "/shared/python", cluster)
+
+
+def test_a_job_is_read_as_it_was_written(tmp_path: Path) -> None:
+    for cluster in (CPU, replace(CPU, container=ContainerConfig("image", ["/a:/b"]), secrets=["X"])):
+        written = job(tmp_path, cluster)
+        written.directory.mkdir(exist_ok=True)
+        written.write()
+        assert jobs.read(written.directory) == written
+    with pytest.raises(ConfigError, match="no job was launched there"):
+        jobs.read(tmp_path / "other.job")
+
+
+def test_a_path_with_a_space_is_refused(tmp_path: Path) -> None:
+    config = replace(load_config(str(write_recipe(tmp_path))), run_dir=str(tmp_path / "my runs" / "a"))
+    with pytest.raises(ConfigError, match=r"run_dir: .* has a space"):
+        jobs.make(config, CPU, "/shared/python")
+
+
+def test_flags_are_those_that_the_profile_has() -> None:
+    cluster = replace(CPU, account="me", memory="0", exclusive=True, nodes=2, cpus_per_process=3)
+    assert script.flags(job(Path("/shared"), cluster)) == {
+        "account": "me", "nodes": 2, "ntasks-per-node": 2, "cpus-per-task": 3, "mem": "0", "exclusive": True,
+        "time": "04:00:00", "signal": "USR1@300", "open-mode": "append",
+    }  # fmt: skip
+
+
+def test_the_batch_script_is_shell_and_runs_in_a_container(tmp_path: Path) -> None:
+    cluster = replace(
+        CPU, container=ContainerConfig("/images/opd.sqsh", ["/data:/data", "/runs:/runs"]), setup=["module load cuda"],
+        environment={"NOTE": "two words"},
+    )  # fmt: skip
+    text = script.sbatch(job(tmp_path, cluster))
+    assert subprocess.run(["bash", "-n"], input=text, text=True, check=True).returncode == 0
+    assert "--container-image=/images/opd.sqsh --container-mounts=/data:/data,/runs:/runs" in text
+    assert "export NOTE='two words'\n" in text and "\nmodule load cuda\n" in text
+
+
+# What the processes left -> what the batch script does about it; each time it ends with `code`.
+ENDINGS = {
+    "finished": ("finished", 0, []),
+    "out of time": ("requeue", 0, ["scontrol requeue 7"]),
+    "stopped": ("stopped", 0, []),
+    "unfit": ("exclude", 3, ["sbatch --parsable --requeue --exclude=gpu1,gpu3"]),
+    "killed": (None, 137, ["scontrol requeue 7"]),
+    "finished, then failed": ("finished", 1, []),
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_what_happens_when_a_job_ends(tmp_path: Path, name: str) -> None:
+    verdict, code, wanted = ENDINGS[name]
+    ended(tmp_path, verdict, code)
+    said = calls(tmp_path)
+    assert [line[: len(each)] for line, each in zip(said, wanted, strict=True)] == wanted
+
+
+def test_a_run_that_keeps_dying_stays_down_unless_it_gets_further(tmp_path: Path) -> None:
+    for _ in range(5):
+        ended(tmp_path, None, 137)
+    assert len(calls(tmp_path)) == CPU.max_failures
+    (tmp_path / "run" / "checkpoints" / "step-000002").mkdir(parents=True)
+    ended(tmp_path, None, 137)
+    assert len(calls(tmp_path)) == CPU.max_failures + 1
+
+
+def test_nothing_starts_a_cancelled_run_again(tmp_path: Path) -> None:
+    job(tmp_path).directory.mkdir()
+    (job(tmp_path).directory / "cancelled").touch()
+    ended(tmp_path, "requeue", 0)
+    assert calls(tmp_path) == []
+
+
+def ended(tmp_path: Path, verdict: str | None, code: int) -> None:
+    """Runs the script's own lines, with commands in the place of Slurm's that note what they are asked."""
+    directory, commands = job(tmp_path).directory, tmp_path / "bin"
+    directory.mkdir(exist_ok=True)
+    commands.mkdir(exist_ok=True)
+    for command in ("scontrol", "sbatch"):
+        (commands / command).write_text(f'#!/bin/sh\necho "{command} $*" >>{tmp_path}/calls\n')
+        (commands / command).chmod(0o755)
+    (directory / "excluded").write_text("gpu1\ngpu3\n")
+    leaves = f"echo {verdict} >{directory}/verdict\n" if verdict else ""
+    text = f"{script.when_it_ends(job(tmp_path))}\n{leaves}exit {code}\n"
+    environment = os.environ | {"PATH": f"{commands}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", "-c", text], env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert (directory / "job_id").read_text().split()[0] == "7"
+
+
+def calls(tmp_path: Path) -> list[str]:
+    path = tmp_path / "calls"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+# ------------------------------------------------------------------------------------------------ nodes
+@pytest.mark.parametrize(
+    ("nodelist", "names"),
+    [
+        ("gpu1", ["gpu1"]),
+        ("gpu1,login", ["gpu1", "login"]),
+        ("gpu[01-03,7]", ["gpu01", "gpu02", "gpu03", "gpu7"]),
+        ("a[1-2]-ib,b,c[09-10]", ["a1-ib", "a2-ib", "b", "c09", "c10"]),
+    ],
+)
+def test_slurms_short_names_are_written_out(nodelist: str, names: list[str]) -> None:
+    assert expand(nodelist) == names
+
+
+def test_unfit_nodes_are_found(tmp_path: Path) -> None:
+    reports = {
+        "fit": Report("fit", "", "1", "2"),
+        "ill": Report("ill", "7 of 8 GPUs are visible", "1", "2"),
+        "old": Report("old", "", "1", "1"),
+    }
+    for node, each in reports.items():
+        (tmp_path / f"{node}.json").write_text(json.dumps(vars(each)))
+    assert unfit(tmp_path, ["fit", "ill", "old", "away"], seconds=0.3) == {
+        "away": "did not report within 0 s", "ill": "7 of 8 GPUs are visible", "old": "has torch 1, fit has 2",
+    }  # fmt: skip
+    assert unfit(tmp_path, ["fit"], seconds=5) == {}
