@@ -24,6 +24,19 @@ class LayoutConfig:
     virtual_pipeline_model_parallel_size: PositiveInt = 1  # chunks per stage: shorter bubbles, more messages; PP > 1
     context_parallel_size: PositiveInt = 1  # ranks among which the tokens of every sequence are shared out
 
+    def __str__(self) -> str:
+        """The sizes above 1, such as "TP2 PP4 SP"."""
+        sizes = {
+            "TP": self.tensor_model_parallel_size,
+            "PP": self.pipeline_model_parallel_size,
+            "VPP": self.virtual_pipeline_model_parallel_size,
+            "EP": self.expert_model_parallel_size,
+            "ETP": self.expert_tensor_parallel_size,
+            "CP": self.context_parallel_size,
+        }
+        parts = [f"{name}{size}" for name, size in sizes.items() if size > 1] + ["SP"] * self.sequence_parallel
+        return " ".join(parts) or "TP1"
+
     @property
     def model_parallel_size(self) -> int:
         """Processes that work on the same sequences."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_opd.config.plan import active, plan
-from megatron_opd.config.schema import ModelConfig, RunConfig
+from megatron_opd.config.schema import RunConfig
 from megatron_opd.doctor.finding import Finding
 
 Metrics = dict[str, float]
@@ -25,7 +25,7 @@ def judge(config: RunConfig, nproc: int, on_layout: dict[str, Any], on_one: list
 
 
 def _gradients(config: RunConfig, nproc: int, ours: list[Metrics], theirs: list[Metrics]) -> Finding:
-    layouts = f"student {_sizes(config.student)}" + (f", teacher {_sizes(config.teacher)}" if config.teacher else "")
+    layouts = f"student {config.student.layout}" + (f", teacher {config.teacher.layout}" if config.teacher else "")
     worst, passed = 0.0, len(ours) == len(theirs)
     for number, (mine, one) in enumerate(zip(ours, theirs, strict=False)):
         deviation = _deviation(mine, one)
@@ -83,14 +83,3 @@ def _deviation(mine: Metrics, one: Metrics) -> float:
 def _pair(ours: list[Metrics], theirs: list[Metrics]) -> str:
     keys = ("train/loss", "train/grad_norm")
     return "; ".join(f"{key} {ours[0][key]:.6g} and {theirs[0][key]:.6g}" for key in keys)
-
-
-def _sizes(model: ModelConfig) -> str:
-    layout = model.layout
-    sizes = {
-        "TP": layout.tensor_model_parallel_size,
-        "PP": layout.pipeline_model_parallel_size,
-        "EP": layout.expert_model_parallel_size,
-        "ETP": layout.expert_tensor_parallel_size,
-    }
-    return " ".join(f"{name} {size}" for name, size in sizes.items())

@@ -120,7 +120,9 @@ CHECKS: dict[str, Callable[[str], Finding]] = {
     "math-verify": _math_verify,
     "gloo": _gloo,
     "Transformer Engine": _optional("transformer_engine", "local layers: unfused norms, no FP8, no fused attention"),
-    "FlashAttention": _optional("flash_attn", "attention through torch's scaled_dot_product_attention"),
+    "FlashAttention": _optional(
+        "flash_attn", "Transformer Engine's attention does without; ours is torch's own kernel"
+    ),
     "Apex": _optional("amp_C", "gradient norms and Adam through torch: slower optimizer steps"),
     "cores": _cores,
     "memory": _memory,

@@ -113,21 +113,8 @@ def _engine_line(case: Case) -> str:
 def _row(candidate: Candidate) -> tuple[str, str, str, str, str]:
     time = candidate.time
     parts = f"{time.generate:.0f}, {time.teacher:.0f}, {time.train:.0f}, {time.refit:.1f}"
-    teacher = _layout(candidate.teacher) if candidate.teacher else "-"
-    return _layout(candidate.student), teacher, f"{candidate.peak / GIB:.1f}", f"{time.total:.0f}", parts
-
-
-def _layout(layout: LayoutConfig) -> str:
-    """Only the sizes above 1."""
-    sizes = {
-        "TP": layout.tensor_model_parallel_size,
-        "PP": layout.pipeline_model_parallel_size,
-        "EP": layout.expert_model_parallel_size,
-        "ETP": layout.expert_tensor_parallel_size,
-        "CP": layout.context_parallel_size,
-    }
-    parts = [f"{name}{size}" for name, size in sizes.items() if size > 1] + ["SP"] * layout.sequence_parallel
-    return " ".join(parts) or "TP1"
+    teacher = str(candidate.teacher) if candidate.teacher else "-"
+    return str(candidate.student), teacher, f"{candidate.peak / GIB:.1f}", f"{time.total:.0f}", parts
 
 
 def _times(time: StepTime) -> str:

@@ -31,7 +31,7 @@ def test_a_sound_recipe_passes_on_its_layout(recipe: str) -> None:
     assert doctor.returncode == 0, doctor.stdout + doctor.stderr[-3000:]
     found = {line[6:24].strip(): line[26:] for line in lines}
     assert list(found)[-5:] == ["recipe tiny", "gradients", "teacher = student", "other teacher", "refit"]
-    assert "2 updates of opd on 2 processes (student TP 2 PP 1 EP 1, teacher TP 1 PP 1 EP 1)" in found["gradients"]
+    assert "2 updates of opd on 2 processes (student TP2, teacher TP1)" in found["gradients"]
     assert "of one process" in found["gradients"] and "distil: loss" in found["teacher = student"]
     assert "nats a token" in found["refit"]
 
