@@ -120,9 +120,7 @@ CHECKS: dict[str, Callable[[str], Finding]] = {
     "math-verify": _math_verify,
     "gloo": _gloo,
     "Transformer Engine": _optional("transformer_engine", "local layers: unfused norms, no FP8, no fused attention"),
-    "FlashAttention": _optional(
-        "flash_attn", "Transformer Engine's attention does without; ours is torch's own kernel"
-    ),
+    "FlashAttention": _optional("flash_attn", "not needed: attention through torch's own kernels"),
     "Apex": _optional("amp_C", "gradient norms and Adam through torch: slower optimizer steps"),
     "cores": _cores,
     "memory": _memory,
