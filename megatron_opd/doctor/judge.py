@@ -89,6 +89,7 @@ def _sizes(model: ModelConfig) -> str:
         "TP": layout.tensor_model_parallel_size,
         "PP": layout.pipeline_model_parallel_size,
         "EP": layout.expert_model_parallel_size,
-        "ETP": layout.expert_tensor_parallel_size,
     }
+    if layout.expert_tensor_parallel_size > 1:
+        sizes["ETP"] = layout.expert_tensor_parallel_size
     return " ".join(f"{name} {size}" for name, size in sizes.items())
