@@ -15,7 +15,7 @@ STAGES, REPLICAS, SHARED = LayoutConfig(1, 2), LayoutConfig(), LayoutConfig(expe
 DEEP = replace(measured.QWEN3, num_layers=6)
 EXPERTS = measured.EXPERTS
 TRAINED = {"stages": (DEEP, STAGES), "replicas": (DEEP, REPLICAS), "experts": (EXPERTS, SHARED)}
-TRAINED["experts of replicas"] = (EXPERTS, REPLICAS)
+TRAINED |= {"experts of replicas": (EXPERTS, REPLICAS), "context": (DEEP, LayoutConfig(context_parallel_size=2))}
 
 
 def recipe(layout: LayoutConfig) -> RunConfig:

@@ -208,6 +208,21 @@ def test_a_recipe_may_change_the_rotary_base_and_the_context(
             )  # fmt: skip
 
 
+def test_an_engine_in_float16_takes_new_weights_and_samples_from_them(tmp_path: Path) -> None:
+    model = tiny_hf.build("qwen3", seed=0)
+    directory = tiny_hf.write(model, tmp_path)
+    engine = RolloutEngine(ModelConfig(str(directory)), CONFIG, precision="float16", max_sequence_length=300, seed=0)
+    student = Student(engine, model)
+    try:
+        report = student.refit(lambda name, parameter: (parameter + 0.01 * parameter.sign()).half().float())
+        rollouts = student.generate(tiny_hf.prompts(3, 40, 200))
+    finally:
+        engine.close()
+    assert report.max_error < 1e-3 and len(rollouts) == 12
+    for rollout in rollouts:  # some twenty operations of a layer, each rounded to 2**-11
+        np.testing.assert_allclose(rollout.logprobs, tiny_hf.logprobs(model, rollout, 1.0, 1.0), rtol=0, atol=0.03)
+
+
 # ---------------------------------------------------------------------------------------------- the teacher's tokens
 def test_tokens_of_a_mixture_come_from_both_models(tmp_path: Path) -> None:
     """Two engines in one process; a token is likelier under the model whose turn it was."""

@@ -13,15 +13,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from megatron_opd import convert
 from megatron_opd.config.architecture import read_architecture
+from megatron_opd.weights.hf import HfCheckpoint
 from tests.forked import run as run_forked
 from tools import demo, make_demo
 
@@ -244,6 +247,23 @@ def test_a_model_trained_beside_the_student_goes_on_too(bench: Bench, tmp_path: 
     assert [row["process_reward/loss"] > 0 for row in rows_of(run)[:3]] == [True] * 3
     shutil.copytree(run, again)
     shutil.rmtree(again / "checkpoints" / "step-000003")
+    shutil.rmtree(again / "hf")
+    command("train", again, "--resume")
+    assert_same_run(again, run)
+
+
+def test_a_float16_run_goes_on_too(bench: Bench, tmp_path: Path) -> None:
+    """With a loss scale that doubles after every good update, until it is too large."""
+    run, again = tmp_path / "float16", tmp_path / "again"
+    scale = ["train.loss_scale={initial: 4194304.0, window: 1, hysteresis: 1}", "train.max_skipped_updates=0"]
+    command("train", *bench.recipe(run, *LAYOUTS["dp2"], "precision=float16", *scale, "eval=null", "num_steps=4"))
+    rows = rows_of(run)[:4]
+    changes = [after["train/loss_scale"] / row["train/loss_scale"] for row, after in pairwise(rows)]
+    assert changes == [0.5 if row["train/skipped_updates"] else 2.0 for row in rows[:-1]] and 2.0 in changes
+    assert all(row["refit/max_error"] < 1e-3 for row in rows)
+    assert set(HfCheckpoint(run / "hf").dtypes.values()) == {torch.float16}
+    shutil.copytree(run, again)
+    shutil.rmtree(again / "checkpoints" / "step-000004")
     shutil.rmtree(again / "hf")
     command("train", again, "--resume")
     assert_same_run(again, run)
