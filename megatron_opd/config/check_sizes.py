@@ -59,7 +59,8 @@ def models_of(config: RunConfig) -> list[tuple[str, ModelConfig]]:
 
 
 def _sizes(model: ModelConfig) -> tuple[int, int]:
-    return (model.layout.model_parallel_size, model.layout.expert_parallel_size)
+    layout = model.layout
+    return (layout.model_parallel_size, layout.expert_parallel_size * layout.pipeline_model_parallel_size)
 
 
 def sequences_per_step(config: RunConfig) -> int:

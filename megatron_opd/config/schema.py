@@ -44,9 +44,8 @@ class LayoutConfig:
 
     @property
     def expert_parallel_size(self) -> int:
-        """Processes that hold one copy of the experts of all stages."""
-        experts = self.expert_model_parallel_size * self.expert_tensor_parallel_size
-        return experts * self.pipeline_model_parallel_size
+        """Processes of a pipeline stage that hold one copy of its experts."""
+        return self.expert_model_parallel_size * self.expert_tensor_parallel_size
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ each sequence attend to, (2 C + 1) / 2 of its own each (the host fills both chun
 counted), and the qkv tensor only for the norms of queries and keys.
 
 With experts, K of E for each token and X the width of one, the last three lines are H + 5 X for each of the T K rows
-that all ranks send to the experts of this one (routing is taken to be even): a row itself, and what an MLP keeps. The
-router keeps 8 E + 16 K bytes of indices per token,
-and K float32, or E where its softmax is over all experts; of every layer's last pass, in whatever phase, 5 E bytes per
-token stay with the module.
+that all ranks send to the experts of this one (routing is taken to be even): a row itself, and what an MLP keeps. Of
+sliced experts a rank has the rows of all ranks that share them, and its part of the width. The router keeps 8 E + 16 K
+bytes of indices per token, and K float32, or E where its softmax is over all experts; of every layer's last pass, in
+whatever phase, 5 E bytes per token stay with the module.
 
 `train.recompute_granularity`: with `selective` the last three lines are computed again, with `full` a layer keeps its
 input alone. A pipeline stage keeps this for as many micro-batches as are in flight there.
@@ -154,7 +154,8 @@ def _mlp_saved(batch: MicroBatch) -> int:
     router = 8 * experts.count + 16 * experts.per_token
     weights = experts.per_token if experts.normalise_top else experts.count
     ends = 4 * experts.count // batch.layout.expert_model_parallel_size  # int32, of each expert's rows
-    in_experts = batch.routed + 5 * batch.rows * experts.intermediate_size * batch.element + batch.rows * FLOAT32
+    gathered = batch.layout.expert_tensor_parallel_size * (batch.routed + batch.rows * FLOAT32)
+    in_experts = gathered + 5 * batch.rows * experts.intermediate_size * batch.element
     return in_experts + ends + tokens * (router + weights * FLOAT32)
 
 
@@ -218,10 +219,12 @@ def layer_training(batch: MicroBatch, largest_parameter: int) -> int:
     """The most that exists within a layer besides what the layers keep.
 
     Of a dense layer in its backward pass: the gradient of the stream, those within the MLP, that of one weight. With
-    experts in its forward pass: the stream and the rows on their way, less the copy that is kept.
+    experts the stream, and forward the rows on their way, less the copy that is kept, or backward the rows' gradient
+    and that of all experts' weights in one linear layer.
     """
     if batch.arch.experts:
-        return batch.hidden + (_copies(batch) - 1) * batch.routed
+        forward, backward = (_copies(batch) - 1) * batch.routed, batch.routed + largest_parameter * batch.element
+        return batch.hidden + max(forward, backward)
     gathered = batch.whole_hidden if batch.layout.sequence_parallel else 0
     return batch.hidden + gathered + 2 * batch.mlp + largest_parameter * batch.element
 
@@ -245,9 +248,10 @@ def forward(batch: MicroBatch) -> int:
 
 
 def _copies(batch: MicroBatch) -> int:
-    """Of the rows: gathered for the experts, sorted by expert, the experts' results one by one and joined; where the
-    experts lie on several ranks, as sent and as received."""
-    return 4 if batch.layout.expert_model_parallel_size == 1 else 5
+    """Of the rows: gathered for the experts, sorted by expert, the experts' results, and these in order; where the
+    experts lie on several ranks, as sent and as received. Sliced experts get those of all ranks that share them."""
+    copies = 4 if batch.layout.expert_model_parallel_size == 1 else 5
+    return copies * batch.layout.expert_tensor_parallel_size
 
 
 def head_scoring(batch: MicroBatch) -> int:

@@ -96,16 +96,16 @@ def _fullest(stage: Stage, layout: LayoutConfig, ranks: int) -> TrainedBytes:
 
 def trained_bytes(stage: Stage, layout: LayoutConfig, ranks: int) -> list[TrainedBytes]:
     """Of each of the `ranks` of a pipeline stage: `train.student.prepare` on it. Exact."""
-    tp, ep = layout.tensor_model_parallel_size, layout.expert_model_parallel_size
+    tp, experts = layout.tensor_model_parallel_size, layout.expert_parallel_size
     buffers = DistributedOptimizer.compute_full_param_layout(
-        stage.parameters, None, ranks // tp, data_parallel_config(), expert_data_parallel_world_size=ranks // ep
+        stage.parameters, None, ranks // tp, data_parallel_config(), expert_data_parallel_world_size=ranks // experts
     ).layouts
     held_bytes = gradients = 0
     states = [0] * ranks
     for key, buffer in buffers.items():
         size = buffer.bucket_indices[-1][1]  # padded, so that the shards are equal
         held_bytes, gradients = held_bytes + size * key.param_dtype.itemsize, gradients + size * 4
-        parts = ep if key.is_expert_parallel else tp  # neighbouring ranks hold different parts of the model
+        parts = experts if key.is_expert_parallel else tp  # neighbouring ranks hold different parts of the model
         shards = _states_of_shards(buffer, ranks // parts)
         states = [state + shards[rank // parts] for rank, state in enumerate(states)]
     return [TrainedBytes(held_bytes, gradients, state) for state in states]
@@ -130,7 +130,8 @@ def state_bytes(element: int) -> int:
 
 @functools.cache
 def _one_layer_stages(arch: Architecture, layout: LayoutConfig, precision: str) -> list[Stage]:
-    pp, world = arch.num_layers, math.lcm(layout.model_parallel_size, layout.expert_parallel_size)
+    pp = arch.num_layers
+    world = math.lcm(layout.model_parallel_size, layout.expert_parallel_size * pp)
     return [_build(arch, layout, precision, stage * world // pp, world) for stage in range(pp)]
 
 

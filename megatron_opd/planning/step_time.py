@@ -149,10 +149,10 @@ def _collectives(case: Case, name: str) -> float:
 
 def _exchange(case: Case, name: str) -> float:
     """Of rows with the ranks of their experts and back, in the layers of a stage."""
-    batch, ep = case.micro_batch(name), case.model(name).layout.expert_model_parallel_size
+    batch, ranks = case.micro_batch(name), case.model(name).layout.expert_parallel_size
     if batch.arch.experts is None:
         return 0.0
-    layer = 2 * batch.routed * (ep - 1) / ep / _link(case, ep)
+    layer = 2 * batch.routed * (ranks - 1) / ranks / _link(case, ranks)
     return layer * batch.arch.num_layers / _stages(case, name)
 
 
@@ -167,7 +167,7 @@ def _reduce_seconds(case: Case) -> float:
     seconds = []
     for stage in stages(case.architectures["student"], layout, case.config.precision):
         dense = stage.num_bytes - stage.expert_bytes
-        parts = [(dense, layout.tensor_model_parallel_size), (stage.expert_bytes, layout.expert_model_parallel_size)]
+        parts = [(dense, layout.tensor_model_parallel_size), (stage.expert_bytes, layout.expert_parallel_size)]
         seconds.append(sum(held * (1 - apart / ranks) * bytes_moved for held, apart in parts) / _link(case, ranks))
     return max(seconds)
 
@@ -212,7 +212,7 @@ def refit_time(case: Case) -> float:
     gathered = 0.0
     for held, parts in (
         (weights - in_experts, layout.tensor_model_parallel_size * stages_of),
-        (in_experts, layout.expert_model_parallel_size * stages_of),
+        (in_experts, layout.expert_parallel_size * stages_of),
     ):
         gathered += held * (parts - 1) / parts / _link(case, case.gpus if stages_of > 1 else parts)
     return gathered + (2 * weights / (LINK * case.hardware.host_link) if case.hardware.is_cuda else 0.0)

@@ -19,15 +19,20 @@ MODELS = {
     "student": {"model_type": "qwen2", "vocab_size": 101, "hidden_size": 20, "head_dim": 5, "intermediate_size": 38,
                 "tie_word_embeddings": True},
     "untied": {"vocab_size": 67, "hidden_size": 12, "intermediate_size": 22},
-    "experts": {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 7},
+    "experts": {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 14},
 }  # fmt: skip
 PRECISIONS = ("bfloat16", "float32")
-SHAPES = {  # processes -> TP, PP, EP, CP
-    1: [(1, 1, 1, 1)],
-    2: [(1, 1, 1, 1), (2, 1, 1, 1), (1, 2, 1, 1), (1, 1, 2, 1), (2, 1, 2, 1), (1, 1, 1, 2)],
-    # Experts on several replicas.
-    4: [(1, 1, 2, 1), (2, 1, 1, 1), (2, 1, 2, 1), (2, 1, 4, 1), (1, 2, 2, 1), (2, 2, 2, 1), (2, 1, 2, 2)],
-}
+SHAPES = {  # processes -> TP, PP, EP, CP, ETP
+    1: [(1, 1, 1, 1, 1)],
+    2: [
+        (1, 1, 1, 1, 1), (2, 1, 1, 1, 1), (1, 2, 1, 1, 1), (1, 1, 2, 1, 1), (2, 1, 2, 1, 1), (1, 1, 1, 2, 1),
+        (2, 1, 1, 1, 2), (1, 1, 1, 1, 2),
+    ],
+    4: [  # with experts on several replicas
+        (1, 1, 2, 1, 1), (2, 1, 1, 1, 1), (2, 1, 2, 1, 1), (2, 1, 4, 1, 1), (1, 2, 2, 1, 1), (2, 2, 2, 1, 1),
+        (2, 1, 2, 2, 1), (1, 1, 1, 1, 2), (2, 1, 2, 1, 2),
+    ],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +58,14 @@ def cases(world: int) -> list[tuple[bool, str, str, list[int]]]:
     found = []
     for shape, precision in itertools.product(SHAPES[world], PRECISIONS):
         found.append((False, "experts", precision, [*shape]))
-        names = ["experts"] if shape[2] > 1 or world == 4 else [*MODELS]
+        names = ["experts"] if max(shape[2], shape[4]) > 1 or world == 4 else [*MODELS]
         found += [(True, name, precision, [*shape]) for name in names]
     return found
 
 
 def layout_of(shape: list[int]) -> LayoutConfig:
-    tp, pp, ep, cp = shape
-    return LayoutConfig(tp, pp, tp > 1, ep, context_parallel_size=cp)
+    tp, pp, ep, cp, etp = shape
+    return LayoutConfig(tp, pp, tp > 1, ep, etp, context_parallel_size=cp)
 
 
 def planned(
