@@ -1,17 +1,21 @@
 """What makes a directory whole: `manifest.json` lists size and SHA-256 of every file. Imports no torch."""
 
+import errno
 import hashlib
 import io
 import json
 import mmap
 import os
 from collections.abc import Buffer, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 MANIFEST = "manifest.json"
 _WRITE = 2**17  # bytes
+_CANNOT_COPY = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class FileRecord(TypedDict):
@@ -42,28 +46,44 @@ class NewFile(io.FileIO):
             super().write(view[start : start + _WRITE])
         return len(view)
 
+    def copy(self, path: Path, offset: int, size: int) -> None:
+        """Appends a part of another file: within the kernel, where the file systems can. Raises EOFError."""
+        with path.open("rb", buffering=0) as source:
+            while size:
+                try:
+                    count = os.copy_file_range(source.fileno(), self.fileno(), size, offset)
+                except OSError as error:
+                    if error.errno not in _CANNOT_COPY:
+                        raise
+                    count = self.write(os.pread(source.fileno(), min(size, _WRITE), offset))
+                if not count:
+                    raise EOFError(path)
+                offset, size = offset + count, size - count
 
-class RecordedFile(NewFile):
-    """The same, written from its beginning to its end, that knows what `describe` should find."""
+
+class CheckedFile(io.FileIO):
+    """A file that is read once, in order, for its contents and its checksum alike."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._digest = hashlib.sha256()
-        self._hasher = ThreadPoolExecutor(1)
 
-    def write(self, data: Buffer, /) -> int:
-        hashed = self._hasher.submit(self._digest.update, data)  # on another core, while this one copies
-        try:
-            return super().write(data)
-        finally:
-            hashed.result()
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        count = super().readinto(buffer)
+        self._digest.update(memoryview(buffer)[:count])
+        return count
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Forward only: what is passed over belongs to the checksum."""
+        if whence != os.SEEK_SET or offset < self.tell():
+            raise io.UnsupportedOperation("a file that is read in order")
+        while (left := offset - self.tell()) and self.readinto(bytearray(min(left, _WRITE))):
+            pass
+        return self.tell()
 
     def record(self) -> FileRecord:
-        return {"bytes": self.tell(), "sha256": self._digest.hexdigest()}
-
-    def close(self) -> None:
-        super().close()
-        self._hasher.shutdown()
+        """What `describe` finds, once the rest is read."""
+        return {"bytes": self.seek(os.fstat(self.fileno()).st_size), "sha256": self._digest.hexdigest()}
 
 
 def write_manifest(directory: Path, known: Mapping[str, FileRecord] | None = None) -> None:

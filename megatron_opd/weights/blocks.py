@@ -1,12 +1,15 @@
 """Tensors read, cast, compared and written a little at a time, in memory that is used again and stays in the cache.
 
-A block is one-dimensional, holds `BLOCK` elements (the last one fewer) and is valid until the next one is taken.
+Where nothing changes on the way, the kernel copies an `Extent` from file to file; all else passes in blocks. A block is
+one-dimensional, holds `BLOCK` elements (the last one fewer) and is valid until the next one is taken.
 Memory lies within its page as the bytes lie in the file's: some processors copy five times slower to an address that is
 a few bytes further into its page than the source.
 """
 
 import mmap
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
@@ -25,24 +28,40 @@ def blocks_of(tensor: Tensor) -> Iterator[Tensor]:
     return iter(tensor.reshape(-1).split(BLOCK) if tensor.numel() else ())
 
 
-def read_blocks(path: Path, offset: int, count: int, dtype: torch.dtype) -> Iterator[Tensor]:
-    """`count` elements from byte `offset` of a file. Raises DataError when it ends before."""
-    buffer = _buffer(min(BLOCK, count), offset, dtype)
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        for start in range(0, count, BLOCK):
-            block = buffer[: count - start]
-            _fill(file, block, path)
-            yield block
+@dataclass(frozen=True)
+class Extent:
+    """Numbers that lie one after the other in a file, from byte `offset`: read in blocks, or whole.
 
+    `opened`: the file, where it is to be read through an object of the caller's, in order. Reading raises DataError
+    when the file ends before.
+    """
 
-def read_whole(path: Path, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    tensor = torch.empty(shape, dtype=dtype)
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        for block in blocks_of(tensor):
-            _fill(file, block, path)
-    return tensor
+    path: Path
+    offset: int
+    count: int
+    dtype: torch.dtype
+    opened: FileIO | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        buffer = _buffer(min(BLOCK, self.count), self.offset, self.dtype)
+        with self._file() as file:
+            for start in range(0, self.count, BLOCK):
+                block = buffer[: self.count - start]
+                _fill(file, block, self.path)
+                yield block
+
+    def read(self) -> Tensor:
+        tensor = torch.empty(self.count, dtype=self.dtype)
+        with self._file() as file:
+            for block in blocks_of(tensor):
+                _fill(file, block, self.path)
+        return tensor
+
+    @contextmanager
+    def _file(self) -> Iterator[FileIO]:
+        with nullcontext(self.opened) if self.opened else self.path.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            yield file
 
 
 def cast(block: Tensor, dtype: torch.dtype, name: str) -> Tensor:
@@ -55,6 +74,12 @@ def cast(block: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 
 def write_blocks(file: NewFile, blocks: Iterable[Tensor], dtype: torch.dtype, name: str) -> int:
     """Appends tensor `name` to a file in `dtype`; returns the number of elements."""
+    if isinstance(blocks, Extent) and blocks.dtype == dtype:
+        try:
+            file.copy(blocks.path, blocks.offset, blocks.count * dtype.itemsize)
+        except EOFError:
+            raise _too_short(blocks.path) from None
+        return blocks.count
     count = 0
     for block in blocks:
         file.write(_bytes(cast(block, dtype, name)))
@@ -89,5 +114,9 @@ def _fill(file: FileIO, block: Tensor, path: Path) -> None:
     while len(view):
         count = file.readinto(view)
         if not count:
-            raise DataError(f"{path}: ends too early; copy it again")
+            raise _too_short(path)
         view = view[count:]
+
+
+def _too_short(path: Path) -> DataError:
+    return DataError(f"{path}: ends too early; copy it again")

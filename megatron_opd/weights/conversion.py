@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from megatron_opd.config.architecture import Architecture
-from megatron_opd.manifest import NewFile
+from megatron_opd.manifest import CheckedFile, NewFile
 from megatron_opd.weights.blocks import equal_bits
 from megatron_opd.weights.distributed import (
     DistributedCheckpoint,
@@ -36,8 +36,8 @@ class Conversion(Protocol):
     def write(self, file: NewFile, name: str) -> Records:
         """Writes file `name`; what it returns is handed to `differing` and `finish`."""
 
-    def differing(self, directory: Path, name: str, records: Records) -> str | None:
-        """Reads a file again: the first tensor that is not its source bit for bit, or None."""
+    def differing(self, file: CheckedFile, name: str, records: Records) -> str | None:
+        """Reads a file again, in order: the first tensor that is not its source bit for bit, or None."""
 
     def finish(self, directory: Path, records: Mapping[str, Records]) -> None:
         """Adds what makes the files a checkpoint, and holds all names, shapes and dtypes against the model's."""
@@ -55,10 +55,10 @@ class ToMegatron:
     def write(self, file: NewFile, name: str) -> Records:
         return write_pieces(file, self.files[name], self.source, self.dtype)
 
-    def differing(self, directory: Path, name: str, records: Records) -> str | None:
-        path = directory / name
+    def differing(self, file: CheckedFile, name: str, records: Records) -> str | None:
+        path = Path(file.name)
         metadata = tensor_metadata({path.name: (self.files[name], records)}, self.dtype)
-        written = DistributedCheckpoint(path.parent, metadata)
+        written = DistributedCheckpoint(path.parent, metadata, file)
         return _differing(self.files[name], written, self.source, self.dtype)
 
     def finish(self, directory: Path, records: Mapping[str, Records]) -> None:
@@ -81,8 +81,8 @@ class ToHf:
         write_safetensors(file, self._shapes(name), self.dtype, tensors)
         return ()
 
-    def differing(self, directory: Path, name: str, records: Records) -> str | None:
-        written = SafetensorsFile(directory / name)
+    def differing(self, file: CheckedFile, name: str, records: Records) -> str | None:
+        written = SafetensorsFile(Path(file.name), file)
         if (written.shapes, set(written.dtypes.values())) != (self._shapes(name), {self.dtype}):
             return "header"
         return _differing(self.files[name], self.source, written, self.dtype)

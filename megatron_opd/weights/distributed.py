@@ -11,7 +11,8 @@ import functools
 import json
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from torch.distributed.checkpoint.metadata import (
 from megatron_opd.config.architecture import Architecture
 from megatron_opd.errors import DataError
 from megatron_opd.manifest import NewFile
-from megatron_opd.weights.blocks import PAGE, blocks_of, read_blocks, read_whole, write_blocks
+from megatron_opd.weights.blocks import PAGE, Extent, blocks_of, write_blocks
 from megatron_opd.weights.hf import HfCheckpoint
 from megatron_opd.weights.pieces import Piece, object_keys, pieces_of
 from megatron_opd.weights.saved_tensor import envelope, open_record
@@ -44,12 +45,12 @@ Records = Sequence[Sequence[int]]  # (offset, length) of each piece of a file
 class DistributedCheckpoint:
     """The tensors of a checkpoint directory. Raises DataError naming what is missing, damaged or unknown."""
 
-    def __init__(self, directory: Path, metadata: Metadata | None = None) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, metadata: Metadata | None = None, opened: FileIO | None = None) -> None:
+        self.directory, self._opened = directory, opened  # see Extent
         self.metadata = metadata = metadata or _read_metadata(directory)
         self._tensors = {k: v for k, v in metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
         self._storage: dict[MetadataIndex, _StorageInfo] = metadata.storage_data
-        self._located: dict[tuple[str, Shape], tuple[Path, int, Shape, torch.dtype]] = {}
+        self._located: dict[tuple[str, Shape], Extent] = {}
 
     def check(self, arch: Architecture) -> torch.dtype:
         """Holds names, shapes and files against the model's, from the metadata. Returns the dtype of the weights.
@@ -75,21 +76,20 @@ class DistributedCheckpoint:
         """The piece's value, in `piece.shape`. One stored block beside it is in memory at a time."""
         chunks = self._chunks(piece)
         if _is_one(piece, chunks):
-            return read_whole(*self._locate(piece.key, chunks[0])).view(piece.shape)
+            return self._locate(piece.key, chunks[0]).read().view(piece.shape)
         full = torch.empty(piece.shape, dtype=self._tensors[piece.key].properties.dtype)
         for chunk in chunks:
             there, here = _overlap(piece, chunk)
-            value = read_whole(*self._locate(piece.key, chunk))
+            value = self._locate(piece.key, chunk).read().view(tuple(chunk.sizes))
             full[here] = value[(0,) * len(piece.index)][there]
         return full
 
-    def blocks(self, piece: Piece) -> Iterator[Tensor]:
+    def blocks(self, piece: Piece) -> Iterable[Tensor]:
         """The same in blocks (see weights/blocks.py), from the file where the piece is stored as one."""
         chunks = self._chunks(piece)
         if not _is_one(piece, chunks):
             return blocks_of(self.read(piece))
-        path, offset, shape, dtype = self._locate(piece.key, chunks[0])
-        return read_blocks(path, offset, torch.Size(shape).numel(), dtype)
+        return self._locate(piece.key, chunks[0])
 
     # ------------------------------------------------------------------------------------------------ internals
     @functools.cached_property
@@ -131,14 +131,14 @@ class DistributedCheckpoint:
         if size != torch.Size(piece.shape).numel():
             raise DataError(f"{self.directory}: tensor {piece.key} is there in part only; copy the checkpoint again")
 
-    def _locate(self, key: str, chunk: ChunkStorageMetadata) -> tuple[Path, int, Shape, torch.dtype]:
+    def _locate(self, key: str, chunk: ChunkStorageMetadata) -> Extent:
         """Where in which file the numbers of a stored block are."""
         at = key, tuple(chunk.offsets)
         if at not in self._located:
             self._located[at] = self._open(key, chunk)
         return self._located[at]
 
-    def _open(self, key: str, chunk: ChunkStorageMetadata) -> tuple[Path, int, Shape, torch.dtype]:
+    def _open(self, key: str, chunk: ChunkStorageMetadata) -> Extent:
         """The same, from the record itself."""
         info = self._storage[MetadataIndex(key, chunk.offsets)]
         path, dtype = self.directory / info.relative_path, self._tensors[key].properties.dtype
@@ -153,7 +153,7 @@ class DistributedCheckpoint:
             )
         if not stored.is_contiguous():
             raise DataError(f"{path}: {key} is stored in another order than that of its axes")
-        return path, start, shape, dtype
+        return Extent(path, start, stored.numel(), dtype, self._opened)
 
 
 # ------------------------------------------------------------------------------------------------------------ writing

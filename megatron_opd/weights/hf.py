@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megatron_opd.errors import DataError
 from megatron_opd.manifest import MANIFEST, NewFile, sync
-from megatron_opd.weights.blocks import blocks_of
+from megatron_opd.weights.blocks import Extent, blocks_of
 from megatron_opd.weights.safetensors_file import SafetensorsFile, Shape, write_safetensors
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -41,7 +41,7 @@ class HfCheckpoint:
         """The tensor, on the host, in the checkpoint's dtype."""
         return self._files[name].read(name)
 
-    def blocks(self, name: str) -> Iterator[Tensor]:
+    def blocks(self, name: str) -> Extent:
         """The same in blocks (see weights/blocks.py)."""
         return self._files[name].blocks(name)
 

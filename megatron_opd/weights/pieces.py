@@ -49,7 +49,7 @@ class Piece:
     def offsets(self) -> Shape:
         return (*self.index, self.row, *(0 for _ in self.full_shape[1:]))
 
-    def blocks(self, source: HfCheckpoint) -> Iterator[Tensor]:
+    def blocks(self, source: HfCheckpoint) -> Iterable[Tensor]:
         """The piece's value, of Hugging Face tensors."""
         if isinstance(self.transform, Same):
             (name,) = self.hf_shapes
@@ -68,7 +68,7 @@ class Piece:
 
 class PieceReader(Protocol):
     def read(self, piece: Piece) -> Tensor: ...
-    def blocks(self, piece: Piece) -> Iterator[Tensor]: ...
+    def blocks(self, piece: Piece) -> Iterable[Tensor]: ...
 
 
 def pieces_of(arch: Architecture) -> list[Piece]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from megatron_opd.errors import DataError
 from megatron_opd.manifest import NewFile
-from megatron_opd.weights.blocks import PAGE, read_blocks, read_whole, write_blocks
+from megatron_opd.weights.blocks import PAGE, Extent, write_blocks
 
 Shape = tuple[int, ...]
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -23,8 +24,8 @@ class SafetensorsFile:
     Opening reads the header. Raises DataError naming the file when it is truncated or damaged.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, opened: FileIO | None = None) -> None:
+        self.path, self._opened = path, opened  # see Extent
         try:
             with safe_open(path, framework="pt"), path.open("rb") as file:  # it checks the header and the file's size
                 size = int.from_bytes(file.read(8), "little")
@@ -37,11 +38,11 @@ class SafetensorsFile:
         self._offsets = {name: 8 + size + entry["data_offsets"][0] for name, entry in tensors.items()}
 
     def read(self, name: str) -> Tensor:
-        return read_whole(self.path, self._offsets[name], self.shapes[name], self.dtypes[name])
+        return self.blocks(name).read().view(self.shapes[name])
 
-    def blocks(self, name: str) -> Iterator[Tensor]:
+    def blocks(self, name: str) -> Extent:
         count = torch.Size(self.shapes[name]).numel()
-        return read_blocks(self.path, self._offsets[name], count, self.dtypes[name])
+        return Extent(self.path, self._offsets[name], count, self.dtypes[name], self._opened)
 
 
 def write_safetensors(

@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 
 from megatron_opd.errors import DataError, RunError
-from megatron_opd.manifest import FileRecord, RecordedFile, describe, sync
+from megatron_opd.manifest import CheckedFile, NewFile, describe, sync
 from megatron_opd.weights.conversion import Conversion
 from megatron_opd.weights.distributed import Records
 
@@ -35,22 +35,23 @@ def write_files(
         if kept := _is_done(path):
             report(name, path.stat().st_size, kept)
             continue
-        with RecordedFile(path) as file:
+        with NewFile(path) as file:
             records = conversion.write(file, name)
-            written = file.record()
-        sealed.append(pool.submit(_seal, conversion, partial, name, records, written))
+        sealed.append(pool.submit(_seal, conversion, partial, name, records))
         report(name, path.stat().st_size, kept)
     for each in sealed:
         each.result()
 
 
-def _seal(conversion: Conversion, partial: Path, name: str, records: Records, written: FileRecord) -> None:
+def _seal(conversion: Conversion, partial: Path, name: str, records: Records) -> None:
     """Reads a file back and, when every tensor in it is its source, says so beside it."""
     path = partial / name
-    try:
-        tensor = conversion.differing(partial, name, records)
-    except DataError as error:
-        tensor = str(error)
+    with CheckedFile(path) as file:
+        try:
+            tensor = conversion.differing(file, name, records)
+        except DataError as error:
+            tensor = str(error)
+        written = file.record()
     if tensor is not None:
         raise RunError(f"{path}: does not read back as it was written, at {tensor}; check the disk")
     sync(path)

@@ -1,6 +1,8 @@
 """Conversions on one process: exact in both directions, verified, continued after a crash, and bad input refused."""
 
+import errno
 import json
+import os
 import re
 import signal
 import subprocess
@@ -19,9 +21,9 @@ from megatron_opd.config.check import preflight
 from megatron_opd.config.load import load_config
 from megatron_opd.config.model_files import check_weights
 from megatron_opd.errors import DataError, Interrupted, RunError
-from megatron_opd.manifest import find_damage
+from megatron_opd.manifest import CheckedFile, NewFile, describe, find_damage
 from megatron_opd.weights import conversion
-from megatron_opd.weights.blocks import BLOCK, equal_bits
+from megatron_opd.weights.blocks import BLOCK, Extent, equal_bits, write_blocks
 from megatron_opd.weights.distributed import DistributedCheckpoint, write_pieces
 from megatron_opd.weights.hf import HfCheckpoint, plan_shards
 from megatron_opd.weights.load import hf_shapes
@@ -105,6 +107,36 @@ def test_the_dtype_can_be_chosen_in_both_directions(source: Path, tmp_path: Path
     assert checkpoint.check(read_architecture(source)) is torch.float32
     back = convert.run(str(wide), str(tmp_path / "back"), dtype="bfloat16")
     assert same_tensors(source, back, torch.bfloat16)
+
+
+def test_file_systems_that_cannot_copy_between_them_get_the_same(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = convert.run(str(source), str(tmp_path / "megatron"))
+
+    def refused(*arguments: object) -> int:
+        raise OSError(errno.EXDEV, "another device")
+
+    monkeypatch.setattr(os, "copy_file_range", refused)
+    assert same_tensors(source, convert.run(str(there), str(tmp_path / "back")), torch.bfloat16)
+
+
+def test_a_file_read_in_order_gives_its_checksum_too(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(3 * 2**17))
+    with CheckedFile(path) as file:
+        file.seek(2**17 + 5)  # what is passed over counts
+        assert file.read(0) == b"" and file.readinto(part := bytearray(1000)) == 1000
+        assert bytes(part) == path.read_bytes()[2**17 + 5 :][:1000]
+        with pytest.raises(OSError, match="read in order"):
+            file.seek(0)
+        assert file.record() == describe(path)
+
+
+def test_a_source_that_becomes_shorter_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "short").write_bytes(b"12345")
+    with NewFile(tmp_path / "new") as file, pytest.raises(DataError, match="short: ends too early"):
+        write_blocks(file, Extent(tmp_path / "short", 1, 4, torch.float16), torch.float16, "name")
 
 
 def test_tensors_of_more_than_one_block_are_the_same(tmp_path: Path) -> None:
