@@ -21,7 +21,7 @@ from megatron_opd.cluster import nodes
 from megatron_opd.cluster.job import Job, read
 from megatron_opd.config.load import load_config
 from megatron_opd.config.schema import RunConfig
-from megatron_opd.errors import ConfigError, Interrupted, OutOfTime, RunError
+from megatron_opd.errors import ConfigError, Interrupted, OpdError, OutOfTime, RunError
 
 HEARTBEAT_SECONDS = 5.0
 UNFIT = 3
@@ -89,7 +89,11 @@ def main(directory: Path) -> int:
     if place.rank == 0:
         beating = heartbeat(job, place)
     with beating as state:
-        code = _take_part(job, place, attempt)
+        try:
+            code = _take_part(job, place, attempt)
+        except OpdError as error:
+            _say(f"{place.node}: {error}")
+            code = error.exit_code
         verdict = VERDICTS.get(code)
         state["state"] = verdict or "failed"
     if place.rank == 0 and verdict:

@@ -69,6 +69,8 @@ def evaluate_requests(stream: Any, timeout_seconds: float, memory_bytes: int) ->
 
 def main() -> None:
     timeout_seconds, memory_bytes = float(sys.argv[1]), int(sys.argv[2])
+    for each in (signal.SIGUSR1, signal.SIGTERM):  # Slurm sends them to all; the trainer first finishes its step
+        signal.signal(each, signal.SIG_IGN)
     from megatron_opd.reward.math import judge
 
     judge(r"\boxed{\sqrt{4}}", "2")  # fills the parser's and sympy's caches, which every evaluator then inherits
