@@ -23,11 +23,14 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-def check_account(partition: str, account: str) -> None:
-    """Whether the partition and the account exist. Raises ConfigError naming those that do."""
+def check_place(partition: str, nodes: int, account: str) -> None:
+    """Whether partition and account exist, and have so many nodes. Raises ConfigError naming what there is."""
     partitions = sorted(set(run("sinfo", "-h", "-o", "%R").split()))
     if partition and partition not in partitions:
         raise ConfigError(f"cluster.partition: {partition} is none of this cluster's: {', '.join(partitions)}")
+    there = int(run("sinfo", "-h", "-o", "%D", "-p", partition).split()[0]) if partition else nodes
+    if nodes > there:
+        raise ConfigError(f"cluster.nodes: {nodes} are more than the {there} of partition {partition}")
     mine = run("sacctmgr", "-n", "-P", "list", "association", "format=account", f"user={getpass.getuser()}")
     accounts = sorted(set(mine.split()))
     if account and accounts and account not in accounts:

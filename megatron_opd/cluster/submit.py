@@ -60,7 +60,7 @@ def _check(config: RunConfig, job: Job, *, dry_run: bool) -> list[str]:
     fits(config, job.cluster)
     if dry_run:
         return []
-    slurm.check_account(job.cluster.partition, job.cluster.account)
+    slurm.check_place(job.cluster.partition, job.cluster.nodes, job.cluster.account)
     warnings = check_recipe(config, world_size=job.processes)
     is_run = (Path(job.run_dir) / "config.yaml").is_file()
     check_run_directory(config, resume=is_run)
