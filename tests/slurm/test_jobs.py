@@ -219,10 +219,10 @@ def test_a_killed_process_costs_no_step(recipe: list[str], expected: Path, tmp_p
 
 
 def test_a_node_that_samples_alone_is_lost_and_costs_no_step(recipe: list[str], tmp_path: Path) -> None:
-    """The student on one node, the engine on the other; the same in one process of this machine."""
-    run_dir, alone = tmp_path / "run", ["student.layout={}", "teacher.layout={}"]
-    run("train", *recipe, *alone, f"run_dir={tmp_path / 'local'}")
-    launch(recipe, run_dir, *alone, "rollout.processes=1")
+    """The student on one node, the engine on the other."""
+    run_dir, apart = tmp_path / "run", ["student.layout={}", "teacher.layout={}", "rollout.processes=1"]
+    run("train", *recipe, *apart, f"run_dir={tmp_path / 'local'}", "--nproc", 2)
+    launch(recipe, run_dir, *apart)
     wait("the first checkpoint", lambda: (run_dir / "checkpoints" / "step-000002" / "manifest.json").exists())
     kill_node("node2", run_dir)
     start_node("node2")
