@@ -8,8 +8,9 @@ from megatron_opd.config.plan import is_on_policy
 from megatron_opd.mcore.parallel import gather_shares, share
 from megatron_opd.metrics.summary import Clock
 from megatron_opd.records import Prompt, Rollout
+from megatron_opd.rollout.engine import RolloutEngine
 from megatron_opd.rollout.mixture import generate_mixture
-from megatron_opd.rollout.prefix import prefix_law
+from megatron_opd.rollout.prefix import PrefixLaw
 from megatron_opd.run import Run
 
 
@@ -57,7 +58,7 @@ def _groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
 
 
 def sample(run: Run, prompts: list[Prompt], step: int) -> list[Rollout]:
-    """A group for each prompt of this rank's share: completions, and traces where the method mixes them in."""
+    """Collective: a group for each prompt of this rank's share, completions and the traces that the method mixes in."""
     assert run.engine is not None, "a method that samples has an engine"
     settings, method, seed = run.config.rollout, run.config.method, run.config.seed
     asked: dict[str, Any] = {
@@ -69,11 +70,11 @@ def sample(run: Run, prompts: list[Prompt], step: int) -> list[Rollout]:
         "seed": seed,
     }
     if method.teacher_share:
-        assert run.teacher_engine is not None, "a method that mixes in the teacher's tokens has its engine"
+        assert isinstance(run.engine, RolloutEngine) and run.teacher_engine, "both engines are of this process"
         engines = (run.engine, run.teacher_engine)
         mine = generate_mixture(*engines, share(prompts), teacher_share=method.teacher_share, **asked)
     else:
-        prefix_of = prefix_law(method.prefix, settings, step, seed) if method.prefix else None
+        prefix_of = PrefixLaw(method.prefix, settings, step, seed) if method.prefix else None
         mine = run.engine.generate(share(prompts), prefix_of=prefix_of, **asked)
     group_of = share(list(range(len(prompts))))
     sampled = [replace(r, group=group_of[i // settings.samples_per_prompt]) for i, r in enumerate(mine)]

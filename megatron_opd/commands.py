@@ -37,8 +37,7 @@ def check(arguments: argparse.Namespace) -> None:
     is_run = (Path(config.directory) / "config.yaml").is_file()
     check_run_directory(config, resume=is_run)
     needed, then = f"{processes_shared(config)} or a multiple", " (a run: --resume)" if is_run else ""
-    if config.teacher_processes:
-        needed += f" plus {config.teacher_processes} for the teacher"
+    needed += "".join(f" plus {size} for the {role}" for role, size in config.processes_apart.items())
     print(f"OK: {config.name}: {config.method.name}, --nproc {needed}, into {config.directory}{then}")
 
 

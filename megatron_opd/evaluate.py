@@ -14,6 +14,7 @@ from megatron_opd.prompts.tokenizer import load_tokenizer
 from megatron_opd.records import Prompt, Rollout
 from megatron_opd.reward.pool import RewardPool
 from megatron_opd.rollout.engine import RolloutEngine
+from megatron_opd.rollout.remote import RemoteEngine
 from megatron_opd.sampler import open_sampler
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def held_out(run: "Run", step: int) -> dict[str, float]:
 
 
 def answers(
-    engine: RolloutEngine,
+    engine: RolloutEngine | RemoteEngine,
     rewards: RewardPool,
     prompts: list[Prompt],
     config: RunConfig,

@@ -58,7 +58,7 @@ def assemble(config: RunConfig) -> Models:
     arch = architecture_of(config.student)
     layout = groups.create(config.student.layout)
     student = prepare(load(config, config.student, arch, layout), arch, layout, config)
-    bridge = groups.bridge()
+    bridge = groups.bridge("teacher")
     teacher: Teacher | RemoteTeacher | None = None
     if needs.teacher or needs.teacher_head:
         teacher = RemoteTeacher(bridge, config) if bridge else load_teacher(config)

@@ -14,7 +14,8 @@ from megatron_opd.prompts.tokenizer import load_tokenizer
 # Keys that a resumed run may change.
 RESUMABLE = (
     "num_steps", "checkpoint", "log", "eval", "run_dir", "student.layout", "teacher.layout",
-    "teacher.processes", "train.micro_batch_tokens", "train.recompute_granularity", "train.fused_output_layer",
+    "rollout.processes", "teacher.processes", "train.micro_batch_tokens", "train.recompute_granularity",
+    "train.fused_output_layer",
 )  # fmt: skip
 
 

@@ -1,30 +1,40 @@
-"""What a process is for. Most run the algorithm on their share of the student; some may only hold the teacher.
+"""What a process is for. Most run the algorithm on their share of the student; some may hold the teacher alone, or an
+engine.
 
 Each role is a world of its own: the default process group, and so whatever is collective over the world, is of the
 processes of one role.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from megatron_opd.config.schema import RunConfig
 from megatron_opd.mcore import parallel as groups
+from megatron_opd.mcore.bridge import Bridge
 from megatron_opd.models import load_teacher
-from megatron_opd.run import StopRequest
-from megatron_opd.teacher.remote import serve
+from megatron_opd.rollout import remote as remote_engine
+from megatron_opd.run import StopRequest, start_engine
+from megatron_opd.teacher import remote as remote_teacher
+
+_SERVE: dict[str, Callable[[Bridge], None]] = {
+    "rollout": lambda bridge: remote_engine.serve(bridge, partial(start_engine, sleeps=False)),
+    "teacher": lambda bridge: remote_teacher.serve(bridge, load_teacher),
+}
 
 
 def run_in_role(config: RunConfig, work: Callable[[], None]) -> None:
-    """Joins the process groups and does `work`; a process of the teacher's serves it while the others work.
+    """Joins the process groups and does `work`; a process set aside for a role serves the others while they work.
 
     Every process of a run calls this.
     """
-    groups.start(teacher_processes=config.teacher_processes)
+    groups.start(apart=config.processes_apart)
     try:
-        bridge = groups.bridge()
-        if bridge and bridge.serves:
-            stop = StopRequest()  # Ctrl-C is for the others, who need the teacher until the step is done
+        role = groups.own_role()
+        bridge = groups.bridge(role) if role else None
+        if role and bridge:
+            stop = StopRequest()  # Ctrl-C is for the others, who need this one until the step is done
             try:
-                serve(bridge, load_teacher)
+                _SERVE[role](bridge)
             finally:
                 stop.restore()
         else:

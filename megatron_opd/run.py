@@ -26,6 +26,7 @@ from megatron_opd.records import Prompt, StepRecord
 from megatron_opd.refit.push import push
 from megatron_opd.reward.pool import RewardPool
 from megatron_opd.rollout.engine import RolloutEngine
+from megatron_opd.rollout.remote import RemoteEngine
 from megatron_opd.train import checkpoint
 from megatron_opd.train.student import Student
 from megatron_opd.weights.export import export_hf, iter_hf_tensors
@@ -36,7 +37,7 @@ class Run(Models):
     """Everything the loop works with, on this rank. Its `config` is the recipe with every k within the vocabulary."""
 
     directory: Path
-    engine: RolloutEngine | None
+    engine: RolloutEngine | RemoteEngine | None
     teacher_engine: RolloutEngine | None  # where the teacher draws some of the tokens
     rewards: RewardPool | None
     source: PromptSource
@@ -59,10 +60,10 @@ class Run(Models):
         return {"refit/bytes": report.bytes, "refit/max_error": report.max_error}
 
     def sampled[T](self, work: Callable[[], T]) -> T:
-        """The result of `work`, which samples with this rank's engine. Collective.
+        """The result of `work`, which samples with the engines. Collective.
 
-        Where an engine fails in it, all are started again, once, with the student's present weights, and the work is
-        done anew. With a second engine, for the teacher's tokens, the failure ends the run.
+        Where an engine fails in it, all are started again, once, with the student's present weights, and all ranks do
+        the work anew. With a second engine, for the teacher's tokens, the failure ends the run.
         """
         failure = None
         try:
@@ -77,7 +78,7 @@ class Run(Models):
         self.engine.restart()
         self.carried["rollout/engine_restarts"] = self.carried.get("rollout/engine_restarts", 0) + 1
         self.refit(self.step)
-        return work() if failure else result
+        return work()
 
     def log(self, record: StepRecord) -> None:
         record.metrics |= self.carried
@@ -178,8 +179,7 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
         models.trainer.skipped_in_a_row = state["skipped_in_a_row"]
     engine = teacher_engine = None
     if needs.rollouts or config.eval:
-        engine = _engine(config, config.student, empty=True)  # the refit below brings the trainer's weights
-        closing.callback(engine.close)
+        engine = open_engine(config, closing)  # the refit below brings the trainer's weights
     if config.method.teacher_share and config.teacher:
         teacher_engine = _engine(config, config.teacher, sleeps=False)
         closing.callback(teacher_engine.close, groups_too=False)
@@ -193,6 +193,21 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
     if engine:
         run.refit(run.step)
     return run
+
+
+def open_engine(config: RunConfig, closing: contextlib.ExitStack) -> RolloutEngine | RemoteEngine:
+    """What samples from the student, without weights yet: in this process, or in those set aside for it. Collective."""
+    bridge = groups.bridge("rollout")
+    if bridge:
+        return RemoteEngine(bridge, config)
+    engine = start_engine(config)
+    closing.callback(engine.close)
+    return engine
+
+
+def start_engine(config: RunConfig, *, sleeps: bool = True) -> RolloutEngine:
+    """The recipe's engine, in this process."""
+    return _engine(config, config.student, sleeps=sleeps, empty=True)
 
 
 def _engine(config: RunConfig, model: ModelConfig, **settings: bool) -> RolloutEngine:

@@ -160,7 +160,7 @@ def _all_reduce(config: RunConfig, place: Place) -> None:
     from megatron_opd.mcore import parallel as groups
     from megatron_opd.mcore.device import device
 
-    groups.start(teacher_processes=config.teacher_processes)
+    groups.start(apart=config.processes_apart)
     ones = torch.ones(1 << 20, device=device())
     dist.all_reduce(ones)
     if not bool((ones == dist.get_world_size()).all()):

@@ -29,6 +29,7 @@ def check_sizes(
     warnings = _check_vocabularies(config, architectures)
     _check_lengths(config)
     _check_batch(config)
+    _check_rollout_processes(config)
     _check_teacher_processes(config)
     if world_size is not None:
         _check_processes(config, world_size)
@@ -37,11 +38,11 @@ def check_sizes(
 
 def processes_needed(config: RunConfig) -> int:
     """The fewest a run can have."""
-    return processes_shared(config) + config.teacher_processes
+    return processes_shared(config) + sum(config.processes_apart.values())
 
 
 def processes_shared(config: RunConfig) -> int:
-    """Beside those set aside for the teacher: this many, or a multiple.
+    """Beside those set aside for one role: this many, or a multiple.
 
     Every layout's TP x PP x CP, and EP x ETP x PP, divides the number of processes: their least common multiple.
     """
@@ -204,6 +205,14 @@ def _check_batch(config: RunConfig) -> None:
         raise ConfigError(f"train.updates_per_step: {updates} does not divide rollout.num_prompts={prompts}")
 
 
+def _check_rollout_processes(config: RunConfig) -> None:
+    if config.rollout.processes and config.method.teacher_share:
+        raise ConfigError(
+            "rollout.processes: with method.teacher_share student and teacher sample on the student's processes; "
+            "remove it"
+        )
+
+
 def _check_teacher_processes(config: RunConfig) -> None:
     apart, needs, key = config.teacher_processes, plan(config.method), "teacher.processes"
     if not apart or config.teacher is None:
@@ -234,17 +243,18 @@ def _shown(model: ModelConfig) -> str:
 
 
 def _check_processes(config: RunConfig, world_size: int) -> None:
-    apart, needed = config.teacher_processes, processes_shared(config)
+    roles, needed = config.processes_apart, processes_shared(config)
+    apart = sum(roles.values())
     if apart >= world_size:
-        raise ConfigError(
-            f"teacher.processes: {apart} of {world_size} leave the student none; add --nproc {needed + apart}"
-        )
+        keys = " + ".join(f"{role}.processes" for role in roles)
+        raise ConfigError(f"{keys}: {apart} of {world_size} leave the student none; add --nproc {needed + apart}")
     world_size -= apart
     widest, model = max(_sharing(config), key=lambda named: max(_sizes(named[1])))
     if world_size % needed:
         at_least = "at least" if world_size < needed else "a multiple of"
         rounded = max(needed, world_size // needed * needed)
-        there = f"{world_size} beside the teacher's {apart}" if apart else f"{world_size}"
+        beside = " and ".join(f"the {role}'s {size}" for role, size in roles.items())
+        there = f"{world_size} beside {beside}" if apart else f"{world_size}"
         raise ConfigError(
             f"{widest}.layout: {_shown(model)} needs {at_least} {needed} processes, there would be {there}; "
             f"add --nproc {rounded + apart}"

@@ -102,6 +102,7 @@ class RolloutConfig:
     temperature: PositiveFloat = 1.0
     kv_cache_gib: PositiveFloat = 1.0  # CPU: key-value cache per engine
     gpu_memory_utilization: Fraction = 0.4  # CUDA: the engine's share of the device
+    processes: PositiveInt | None = None  # N of the run hold an engine alone; null: the student's hold one each
 
 
 @dataclass(frozen=True)
@@ -204,3 +205,9 @@ class RunConfig:
     def teacher_processes(self) -> int:
         """Processes set aside for the teacher; 0 where it shares the student's."""
         return (self.teacher.processes or 0) if self.teacher else 0
+
+    @property
+    def processes_apart(self) -> dict[str, int]:
+        """Role -> processes set aside for it, in their order after the student's."""
+        sizes = {"rollout": self.rollout.processes or 0, "teacher": self.teacher_processes}
+        return {role: size for role, size in sizes.items() if size}

@@ -32,6 +32,8 @@ def _gradients(config: RunConfig, nproc: int, ours: list[Metrics], theirs: list[
         worst, passed = max(worst, deviation), passed and deviation <= (LATER if number else FIRST)
     if config.teacher_processes:
         layouts += f" on {config.teacher_processes} of them alone"
+    if config.rollout.processes:
+        layouts += f", engines on {config.rollout.processes} of them alone"
     text = f"{len(ours)} updates of {config.method.name} on {nproc} processes ({layouts}): loss and gradient norm "
     if passed:
         return Finding("ok", "gradients", f"{text}are those of one process, to {worst:.0e}")

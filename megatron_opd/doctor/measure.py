@@ -1,5 +1,6 @@
 """What the doctor measures: real updates and a real refit on a shrunk recipe, on its layout."""
 
+import contextlib
 import importlib.util
 from dataclasses import replace
 from functools import partial
@@ -68,29 +69,26 @@ def _on_policy(config: RunConfig, vocab_size: int) -> list[Metrics]:
 
 
 def refit(config: RunConfig, rollouts: list[Rollout]) -> Metrics:
-    """An engine that began with the student's weights gets those of another one, and samples.
+    """The recipe's engines get the student's weights, then those of another one, and sample.
 
-    `mean` and `max`: difference of its logprobs from the trainer's; `stale`: the mean from the weights it began with.
+    `mean` and `max`: difference of their logprobs from the trainer's; `stale`: the mean from the first weights.
     """
     from megatron_opd.refit.push import push
-    from megatron_opd.rollout.engine import RolloutEngine
+    from megatron_opd.run import open_engine
     from megatron_opd.weights.export import iter_hf_tensors
 
     moved = replace(config, student=replace(config.student, path=config.student.path + OTHER))
     models, before = assemble(moved), assemble(config)
-    student, temperature = models.student, config.rollout.temperature
-    engine = RolloutEngine(
-        config.student, config.rollout, precision="float32", max_sequence_length=config.max_sequence_length, seed=0
-    )
-    try:
-        push(iter_hf_tensors(student.bare_chunks, student.arch, student.parallel), engine, 1)
+    temperature = config.rollout.temperature
+    with contextlib.ExitStack() as closing:
+        engine = open_engine(config, closing)
+        for version, student in enumerate((before.student, models.student)):
+            push(iter_hf_tensors(student.bare_chunks, student.arch, student.parallel), engine, version)
         prompts = list({r.prompt.index: r.prompt for r in rollouts}.values())
         mine = engine.generate(
             groups.share(prompts), version=1, step=1, samples_per_prompt=2, temperature=temperature, seed=0,
             max_completion_tokens=config.rollout.max_completion_tokens,
         )  # fmt: skip
-    finally:
-        engine.close()
     sampled = groups.gather_shares(mine)
     logprobs_T = np.concatenate([r.logprobs for r in sampled])
     difference_T = np.abs(logprobs_T - models.trainer.signals(sampled).logprobs_T)

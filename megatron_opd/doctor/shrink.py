@@ -37,7 +37,7 @@ def shrink(config: RunConfig, folder: Path, nproc: int) -> RunConfig:
         _write(small, Path(config.student.path), folder / name, seed=2 * seed)
         _write(small, Path(config.student.path), folder / f"{name}{OTHER}", seed=2 * seed + 1)
     updates = config.train.updates_per_step
-    replicas = (nproc - config.teacher_processes) // config.student.layout.model_parallel_size
+    replicas = (nproc - sum(config.processes_apart.values())) // config.student.layout.model_parallel_size
     optimizer = replace(config.train.optimizer, lr=1e-3, min_lr=0.0, schedule="constant", warmup_steps=0)
     return replace(
         config,
@@ -68,6 +68,7 @@ def alone(config: RunConfig) -> RunConfig:
         config,
         student=replace(config.student, layout=LayoutConfig()),
         teacher=config.teacher and replace(config.teacher, layout=LayoutConfig(), processes=None),
+        rollout=replace(config.rollout, processes=None),
         train=replace(config.train, micro_batch_tokens=everything * LONGEST, fused_output_layer=False),
     )
 

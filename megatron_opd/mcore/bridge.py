@@ -7,7 +7,7 @@ no device busy, and NCCL's time limit does not count. A side that ends, however 
 
 import contextlib
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -31,23 +31,26 @@ class Bridge:
     Args:
         store: one that all processes reach.
         rank: of this process among all of them.
-        served: the first so many are served.
-        serving: so many after them serve.
+        served: the ranks of those that ask.
+        serving: the ranks of those that answer.
     """
 
-    def __init__(self, store: dist.Store, rank: int, served: int, serving: int) -> None:
-        self.serves = rank >= served
-        everyone = list(range(served + serving))
-        self._questions = _channel(store, "questions", [0, *everyone[served:]], rank)
-        self._answers = _channel(store, "answers", [served, *everyone[:served]], rank)
+    def __init__(self, store: dist.Store, rank: int, served: range, serving: range) -> None:
+        self.serves = rank in serving
+        self._questions = _channel(store, "questions", [served[0], *serving], rank)
+        self._answers = _channel(store, "answers", [serving[0], *served], rank)
 
-    def ask(self, question: Any) -> Any:
+    def ask(self, question: Any, tensors: Iterable[tuple[str, Tensor]] | None = None) -> Any:
         """The answer, on every process that is served: all ask the same together.
 
+        `tensors`, which those that answer read with `tensors()`, follow the question one at a time; iterating over them
+        may be a collective of those that ask.
         Raises what answering it raised, as an OpdError; PeerGoneError when there is nobody left to answer.
         """
         if self._questions:
             self._questions.send(question)
+        if tensors is not None:
+            self._send_tensors(tensors)
         assert self._answers is not None, "ask() is of processes that are served"
         answer = self._answers.receive()
         if isinstance(answer, OpdError):
@@ -63,13 +66,41 @@ class Bridge:
                 try:
                     said = answer(question)
                 except Exception as error:
-                    self._reply(error if isinstance(error, OpdError) else RunError(f"{type(error).__name__}: {error}"))
+                    self._reply(as_answer(error))
                     raise
                 self._reply(said)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What follows the question, on the host. To be read to its end before the answer."""
+        assert self._questions is not None, "tensors() is of processes that serve"
+        while (header := self._questions.receive()) is not None:
+            name, shape, dtype = header
+            tensor = torch.empty(shape, dtype=dtype)
+            self._questions.broadcast(_bytes_of(tensor))
+            yield name, tensor
+
+    def _send_tensors(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        for name, tensor in tensors:
+            if self._questions:
+                tensor = tensor.detach().cpu().contiguous()
+                self._questions.send((name, tuple(tensor.shape), tensor.dtype))
+                self._questions.broadcast(_bytes_of(tensor))
+        if self._questions:
+            self._questions.send(None)
 
     def _reply(self, said: Any) -> None:
         if self._answers:
             self._answers.send(said)
+
+
+def as_answer(error: Exception) -> OpdError:
+    """What answering a question raised, in one line."""
+    return error if isinstance(error, OpdError) else RunError(f"{type(error).__name__}: {error}")
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    """The same memory, of a contiguous tensor: gloo does not know every dtype."""
+    return tensor.view(-1).view(torch.uint8)
 
 
 class _Channel:
@@ -80,15 +111,15 @@ class _Channel:
 
     def send(self, value: Any) -> None:
         content = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
-        self._broadcast(torch.tensor(len(content)))
-        self._broadcast(content)
+        self.broadcast(torch.tensor(len(content)))
+        self.broadcast(content)
 
     def receive(self) -> Any:
-        size = self._broadcast(torch.tensor(0))
-        content = self._broadcast(torch.empty(int(size), dtype=torch.uint8))
+        size = self.broadcast(torch.tensor(0))
+        content = self.broadcast(torch.empty(int(size), dtype=torch.uint8))
         return pickle.loads(content.numpy().data)
 
-    def _broadcast(self, tensor: Tensor) -> Tensor:
+    def broadcast(self, tensor: Tensor) -> Tensor:
         try:
             self._group.broadcast(tensor, 0).wait()
         except RuntimeError as error:

@@ -126,12 +126,12 @@ def _snapshot() -> dict[str, Any]:
     return {name: value for name, value in vars(parallel_state).items() if name[0] == "_" and name[1:].isupper()}
 
 
-def start(timeout_minutes: float = 30.0, *, teacher_processes: int = 0) -> None:
+def start(timeout_minutes: float = 30.0, *, apart: dict[str, int] | None = None) -> None:
     """Prepares the device and joins the default process group (of one process when torchrun did not start us).
 
-    With `teacher_processes`, the last so many processes have a default group of their own, and a bridge joins the two.
+    `apart`: role -> processes set aside for it, the last ones, in this order. Each role has a default group of its own,
+    and a bridge joins it to the processes that are left, the student's.
     """
-    global _bridge
     prepare_platform()
     if dist.is_initialized():
         return
@@ -139,29 +139,39 @@ def start(timeout_minutes: float = 30.0, *, teacher_processes: int = 0) -> None:
     if "RANK" not in os.environ:
         store = dist.HashStore()
         dist.init_process_group(backend(), store=store, rank=0, world_size=1)
-    elif teacher_processes:
-        _bridge = _start_apart(teacher_processes, timeout)
+    elif apart:
+        _start_apart(apart, timeout)
     else:
         dist.init_process_group(backend(), timeout=timeout)
 
 
-_bridge: Bridge | None = None
+_bridges: dict[str, Bridge] = {}
 
 
-def _start_apart(teacher_processes: int, timeout: timedelta) -> Bridge:
-    """The student's processes are the first: vLLM takes its rank from torchrun's RANK, which is theirs then."""
+def _start_apart(apart: dict[str, int], timeout: timedelta) -> None:
+    """The student's processes are the first, so that the rank whose output people read is 0."""
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
-    student_processes = world_size - teacher_processes
-    bridge = Bridge(store, rank, student_processes, teacher_processes)
-    first, size = (student_processes, teacher_processes) if bridge.serves else (0, student_processes)
-    store = dist.PrefixStore(f"world from {first}", store)
-    dist.init_process_group(backend(), store=store, rank=rank - first, world_size=size, timeout=timeout)
-    return bridge
+    student = world = range(world_size - sum(apart.values()))
+    first = len(student)
+    for role, size in apart.items():
+        serving = range(first, first + size)
+        first += size
+        if rank in serving:
+            world = serving
+        if rank in serving or rank in student:
+            _bridges[role] = Bridge(dist.PrefixStore(role, store), rank, student, serving)
+    store = dist.PrefixStore(f"world from {world[0]}", store)
+    dist.init_process_group(backend(), store=store, rank=rank - world[0], world_size=len(world), timeout=timeout)
 
 
-def bridge() -> Bridge | None:
-    """Between the student's processes and the teacher's; None where they are the same."""
-    return _bridge
+def bridge(role: str) -> Bridge | None:
+    """Between the student's processes and those of `role`; None where they are the same."""
+    return _bridges.get(role)
+
+
+def own_role() -> str | None:
+    """What this process is set aside for; None for the student's."""
+    return next((role for role, each in _bridges.items() if each.serves), None)
 
 
 # (TP, PP, EP, ETP, CP) -> the groups of that shape and Megatron's globals of it. They are never freed before `stop()`:
@@ -209,9 +219,8 @@ def _initialize(tp: int, pp: int, ep: int, etp: int, cp: int) -> tuple[ProcessGr
 
 def stop() -> None:
     """Leaves the default process group, and all others with it."""
-    global _bridge
     _created.clear()
-    _bridge = None
+    _bridges.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -14,8 +14,6 @@ _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
-# What torchrun sets and vLLM's executor reads; a run of one process has none of it.
-_ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 
 
 def prepare_environment(device: torch.device) -> None:
@@ -30,8 +28,9 @@ def prepare_environment(device: torch.device) -> None:
 @contextmanager
 def trainer_state_kept(device: torch.device) -> Iterator[None]:
     """vLLM seeds every global generator, exports variables to child processes and disables `torch.set_num_threads`."""
-    environment = {name: os.environ.get(name) for name in ("LD_PRELOAD", "LOCAL_WORLD_SIZE", *_ALONE)}
-    os.environ.update({name: value for name, value in _ALONE.items() if environment[name] is None})
+    place = _place()
+    environment = {name: os.environ.get(name) for name in ("LD_PRELOAD", "LOCAL_WORLD_SIZE", *place)}
+    os.environ.update(place)
     set_num_threads = torch.set_num_threads
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
@@ -46,6 +45,12 @@ def trainer_state_kept(device: torch.device) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _place() -> dict[str, str]:
+    """What vLLM's executor reads of what torchrun sets: its own world may not begin with torchrun's rank 0."""
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    return {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": os.environ.get("LOCAL_RANK", "0")}
 
 
 @contextmanager

@@ -240,6 +240,26 @@ def test_a_run_with_a_teacher_apart_goes_on_and_so_it_does_with_one_beside(bench
     assert_same_run(run, whole)
 
 
+@pytest.mark.timeout(600)
+def test_engines_apart_sample_what_those_beside_would(bench: Bench, tmp_path: Path) -> None:
+    """Alone and with a teacher apart. The engine's process is killed in between, which ends the run at once."""
+    whole, run = tmp_path / "whole", tmp_path / "apart"
+    recipe = [*LAYOUTS["dp2"], "rollout.num_prompts=4"]
+    command("train", *bench.recipe(whole, *recipe))
+    process = megatron_opd("train", *bench.recipe(run, *recipe, "rollout.processes=1"), "--nproc", "2")
+    until(lambda: steps_logged(run) >= 3, process)
+    ranks = list(workers(process))
+    os.kill(ranks[1], signal.SIGKILL)
+    killed = time.monotonic()
+    _, stderr = finished(process, code=1)
+    assert time.monotonic() - killed < 40  # torchrun's own grace is 30 s
+    assert stderr.splitlines()[-1] == "megatron-opd: error: the process of rank 1 was killed by SIGKILL"
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    assert steps_logged(run) < STEPS + 1
+    command("train", run, "--resume", "teacher.processes=1", nproc=3)
+    assert_same_run(run, whole)
+
+
 def test_a_model_trained_beside_the_student_goes_on_too(bench: Bench, tmp_path: Path) -> None:
     run, again = tmp_path / "prime", tmp_path / "again"
     beside = ["method=prime", "method.policy.advantages.process.lr=1e-3", "teacher=null", "num_steps=3"]

@@ -220,6 +220,19 @@ def test_a_killed_process_costs_no_step(recipe: list[str], expected: Path, tmp_p
     assert len(list((job_dir(run_dir) / "attempts").iterdir())) == 2
 
 
+def test_a_node_that_samples_alone_is_lost_and_costs_no_step(recipe: list[str], tmp_path: Path) -> None:
+    """The student on one node, the engine on the other."""
+    run_dir, apart = tmp_path / "run", ["student.layout={}", "teacher.layout={}", "rollout.processes=1"]
+    run("train", *recipe, *apart, f"run_dir={tmp_path / 'local'}", "--nproc", 2)
+    launch(recipe, run_dir, *apart)
+    wait("the first checkpoint", lambda: (run_dir / "checkpoints" / "step-000002" / "manifest.json").exists())
+    kill_node("node2", run_dir)
+    start_node("node2")
+    finish(run_dir)
+    assert_same(run_dir, tmp_path / "local")
+    assert len(list((job_dir(run_dir) / "attempts").iterdir())) == 2
+
+
 def test_a_run_outlives_its_time_limit(recipe: list[str], tmp_path: Path) -> None:
     """Slurm's own signal, ahead of its own limit. More steps than a job has time for."""
     run_dir = tmp_path / "run"

@@ -125,6 +125,8 @@ def test_check_reads_models_and_data(recipe: str, tmp_path: Path, capsys: pytest
     assert capsys.readouterr().out == f"OK: tiny: tgpo, --nproc 1 or a multiple, into {tmp_path / 'run'}\n"
     assert cli.main(["check", recipe, "teacher.processes=2", "--nproc", "3"]) == 0
     assert "--nproc 1 or a multiple plus 2 for the teacher, into" in capsys.readouterr().out
+    assert cli.main(["check", recipe, "rollout.processes=1", "teacher.processes=2", "--nproc", "4"]) == 0
+    assert "--nproc 1 or a multiple plus 1 for the rollout plus 2 for the teacher, into" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
     (tmp_path / "train.jsonl").write_text('{"problem": "1+1=", "answer": "2"}\n{"problem": "1+2="}\n')
     assert cli.main(["check", recipe]) == 2

@@ -349,6 +349,14 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
         ["teacher.processes=2", "student.layout.tensor_model_parallel_size=2"], 5),
     "rollout.num_prompts: the 8 sequences of an update do not divide among the student's 3 data-": (
         ["teacher.processes=1"], 4),
+    "rollout.processes: 2 of 2 leave the student none; add --nproc 3": (["rollout.processes=2"], 2),
+    "rollout.processes + teacher.processes: 3 of 3 leave the student none; add --nproc 4": (
+        ["rollout.processes=2", "teacher.processes=1"], 3),
+    "student.layout: TP 2 x PP 1 needs a multiple of 2 processes, there would be 3 beside the rollout's 1 and the te": (
+        ["rollout.processes=1", "teacher.processes=2", "student.layout.tensor_model_parallel_size=2"], 6),
+    "rollout.processes: with method.teacher_share": (["method=minillm", "rollout.processes=1"], None),
+    "rollout.processes: no effect, method sft samples nothing": (
+        ["method=sft", "teacher=null", "rollout={processes: 1}"], None),
     "teacher.processes: a term on whole distributions": (["method=gkd", "teacher.processes=1"], None),
     "teacher.processes: with method.teacher_share": (["method=minillm", "teacher.processes=1"], None),
     "teacher.processes: no effect, method grpo reads no teacher": (["method=grpo", "teacher.processes=1"], None),
@@ -373,7 +381,7 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
 @pytest.mark.parametrize("problem", PREFLIGHT)
 def test_preflight_names_the_key(recipe: str, problem: str) -> None:
     overrides, world_size = PREFLIGHT[problem]
-    if problem.split(":")[0].startswith(("rollout.temperature", "reward")):
+    if problem.endswith("samples nothing"):
         overrides = [*overrides, "rollout.max_completion_tokens=1024"]  # its default: nothing is sampled
     assert refusal(recipe, *overrides, world_size=world_size).startswith(problem)
 
@@ -400,6 +408,13 @@ def test_processes_set_aside_for_the_teacher_are_divided_by_its_layout_alone(rec
     config = load_config(recipe, [*layouts, "teacher.processes=4"])
     assert processes_needed(config) == 6
     assert preflight(config, world_size=6) == preflight(config, world_size=8) == []
+
+
+def test_processes_set_aside_for_sampling_leave_the_layouts_the_others(recipe: str) -> None:
+    layouts = ["student.layout.tensor_model_parallel_size=2", "teacher.layout.pipeline_model_parallel_size=2"]
+    config = load_config(recipe, [*layouts, "rollout.processes=3"])
+    assert processes_needed(config) == 5
+    assert preflight(config, world_size=5) == preflight(config, world_size=7) == []
 
 
 def broken(folder: Path, what: str) -> None:

@@ -120,8 +120,9 @@ SWITCHES = ("model_type", "tie_word_embeddings", "qkv_bias", "qk_norm", "rms_nor
         (
             {"model_type": "qwen3"},
             {"model_type": "qwen3"},
-            ["rollout.num_prompts=6", "teacher.layout.tensor_model_parallel_size=2", "teacher.processes=2"],
-            5,  # three replicas of the student
+            ["rollout.num_prompts=6", "teacher.layout.tensor_model_parallel_size=2", "teacher.processes=2",
+             "rollout.processes=1"],
+            6,  # three replicas of the student
         ),
     ],
 )  # fmt: skip

@@ -62,6 +62,7 @@ THREE, TWO = ["--gpus", "3", "--gpu", "a100"], ["--gpus", "2", "--gpu", "a100"]
         ([*THREE, "student.layout.tensor_model_parallel_size=2"], "student.layout: TP 2 x PP 1"),
         ([*THREE, "student.layout.tensor_model_parallel_size=3"], "student.layout.tensor_model"),
         ([*TWO, "teacher.processes=1"], "teacher.processes: not planned yet; add teacher.processes=null"),
+        ([*TWO, "rollout.processes=1"], "rollout.processes: not planned yet; add rollout.processes=null"),
         ([*TWO, "precision=float32"], "precision: float32 on a GPU is not planned"),
         ([*TWO, "student.path=models/Nothing-7B"], "student.path: models/Nothing-7B is no dir"),
         ([*TWO, "--json", "/nowhere/plan.json"], "--json: /nowhere is no directory"),

@@ -1,0 +1,132 @@
+"""Engines in processes of their own: the student's side, and the loop of the processes that hold one each."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from megatron_opd.config.schema import RunConfig
+from megatron_opd.errors import OpdError
+from megatron_opd.mcore.bridge import Bridge, as_answer
+from megatron_opd.mcore.parallel import gather_shares, share
+from megatron_opd.records import Prompt, Rollout
+from megatron_opd.rollout.engine import RolloutEngine
+from megatron_opd.weights.probes import Probes
+
+
+@dataclass(frozen=True)
+class _Open:
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class _Generate:
+    prompts: list[Prompt]
+    holds: int | None  # the version of the weights: they are verified on the student's side
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Reload:
+    """The tensors follow."""
+
+
+@dataclass(frozen=True)
+class _Project:
+    name: str
+    probes: Probes
+
+
+@dataclass(frozen=True)
+class _Restart:
+    pass
+
+
+class RemoteEngine:
+    """The engines of `config`, opened and asked across the bridge. All calls are collective over the student's world.
+
+    They begin without weights. Raises what opening them raises.
+    """
+
+    def __init__(self, bridge: Bridge, config: RunConfig) -> None:
+        self._bridge = bridge
+        self.dtype: torch.dtype = getattr(torch, config.precision)
+        self.policy_version: int | None = None
+        bridge.ask(_Open(config))
+
+    def restart(self) -> None:
+        """As `RolloutEngine.restart`, of all engines."""
+        self.policy_version = None
+        self._bridge.ask(_Restart())
+
+    def generate(self, prompts: list[Prompt], **settings: Any) -> list[Rollout]:
+        """As `RolloutEngine.generate`, for this process's share of the prompts.
+
+        Those of all processes are shared out anew, among the engines; where one of these fails, all processes learn it.
+        """
+        groups = self._bridge.ask(_Generate(gather_shares(prompts), self.policy_version, settings))
+        return [rollout for group in share(groups) for rollout in group]
+
+    def reload(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """As `RolloutEngine.reload`, into all engines. The first process's tensors are sent."""
+        self.policy_version = None
+        self._bridge.ask(_Reload(), named_tensors)
+
+    def project(self, name: str, probes: Probes) -> list[torch.Tensor]:
+        """As `RolloutEngine.project`, of the copies of all engines."""
+        signs_I = probes.signs_I
+        products = self._bridge.ask(_Project(name, replace(probes, signs_I=signs_I.cpu())))
+        return [product_KO.to(signs_I.device) for product_KO in products]
+
+
+def serve(bridge: Bridge, open_engine: Callable[[RunConfig], RolloutEngine]) -> None:
+    """In the processes of the engines: does what `RemoteEngine` asks, until the student's processes have ended."""
+    engines: list[RolloutEngine] = []  # none, or one
+    try:
+        bridge.serve(lambda question: _together(lambda: _answer(question, bridge, engines, open_engine)))
+    finally:
+        for engine in engines:
+            engine.close()
+
+
+def _answer(
+    question: Any, bridge: Bridge, engines: list[RolloutEngine], open_engine: Callable[[RunConfig], RolloutEngine]
+) -> list[Any]:
+    """This process's part of the answer."""
+    if isinstance(question, _Open):
+        engines.append(open_engine(question.config))
+        return []
+    [engine] = engines
+    match question:
+        case _Generate(prompts, holds, settings):
+            engine.policy_version = holds
+            rollouts, size = engine.generate(share(prompts), **settings), settings["samples_per_prompt"]
+            return [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
+        case _Project(name, probes):
+            sent = replace(probes, signs_I=probes.signs_I.to(engine.device))
+            return [product_KO.cpu() for product_KO in engine.project(name, sent)]
+        case _Reload():
+            _reload(engine, bridge)
+        case _Restart():
+            engine.restart()
+    return []
+
+
+def _reload(engine: RolloutEngine, bridge: Bridge) -> None:
+    tensors = bridge.tensors()
+    try:
+        engine.reload((name, tensor.to(engine.device)) for name, tensor in tensors)
+    finally:
+        for _ in tensors:  # they are sent whatever happens to an engine
+            pass
+
+
+def _together(work: Callable[[], list[Any]]) -> list[Any] | OpdError:
+    """What all processes of this role have made, in the order of what they share; or what the first of them raised."""
+    try:
+        mine = work()
+    except Exception as error:
+        mine = [as_answer(error)]
+    everything = gather_shares(mine)
+    return next((each for each in everything if isinstance(each, OpdError)), everything)
