@@ -17,8 +17,8 @@ launch-env: setup  ## make .venv-launch, from which `megatron-opd launch` submit
 demo: setup  ## train a student with a teacher, from nothing to a report (DEMO_ARGS=...)
 	$(PYTHON_BIN) tools/demo.py $(DEMO_ARGS)
 
-test: setup  ## every test; those that need a GPU are skipped without one (TEST_ARGS=...)
-	$(PYTEST) $(TEST_ARGS)
+test: setup  ## every test but test-slurm's; those that need a GPU are skipped without one (TEST_ARGS=...)
+	$(PYTEST) -m "not slurm" $(TEST_ARGS)
 
 test-fast: setup  ## the unit tests, without the slow ones
 	$(PYTEST) tests/unit -m "not slow" $(TEST_ARGS)
