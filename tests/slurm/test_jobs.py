@@ -159,6 +159,7 @@ def kill_node(node: str, run_dir: Path) -> None:
             victims.append(int(entry.name))
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
+    wait(f"{node} to be gone", lambda: pid_of(node) is None)
 
 
 def _is_step_of(entry: Path, node: str) -> bool:
@@ -224,9 +225,10 @@ def test_a_node_that_samples_alone_is_lost_and_costs_no_step(recipe: list[str], 
     """The student on one node, the engine on the other."""
     run_dir, apart = tmp_path / "run", ["student.layout={}", "teacher.layout={}", "rollout.processes=1"]
     run("train", *recipe, *apart, f"run_dir={tmp_path / 'local'}", "--nproc", 2)
-    launch(recipe, run_dir, *apart)
+    job = launch(recipe, run_dir, *apart)
     wait("the first checkpoint", lambda: (run_dir / "checkpoints" / "step-000002" / "manifest.json").exists())
     kill_node("node2", run_dir)
+    wait("the job to leave the lost node", lambda: slurm("squeue", "-h", "-j", job, "-o", "%T") != "RUNNING", 120)
     start_node("node2")
     finish(run_dir)
     assert_same(run_dir, tmp_path / "local")
