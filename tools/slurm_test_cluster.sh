@@ -20,7 +20,7 @@ refuse_others() {
     if [[ -e /etc/slurm/slurm.conf ]] && ! ours; then
         fail "/etc/slurm/slurm.conf is of another cluster; this script leaves it alone"
     fi
-    if ! ours && pgrep '^slurm(ctld|d|dbd)$' >/dev/null; then
+    if ! ours && pgrep '^slurm.*d$' >/dev/null; then
         fail "a Slurm daemon of another cluster runs here; this script leaves it alone"
     fi
 }
@@ -93,7 +93,7 @@ LogFile=$home/slurmdbd.log
 PidFile=$home/slurmdbd.pid
 EOF
     chmod 600 /etc/slurm/slurmdbd.conf
-    touch /etc/slurm/cgroup.conf
+    echo "$mark" >/etc/slurm/cgroup.conf
 }
 
 # wait_for SECONDS WHAT COMMAND...
@@ -130,7 +130,7 @@ start_database() {
 start_daemons() {
     alive slurmdbd || MYSQL_UNIX_PORT="$home/mysql.sock" slurmdbd
     wait_for 60 slurmdbd sacctmgr -n list cluster
-    if ! sacctmgr -n list account megatron-opd format=account | grep -q megatron-opd; then
+    if ! sacctmgr -n -P list account megatron-opd format=account | grep -qx megatron-opd; then
         sacctmgr -i -Q add cluster megatron-opd-test || true
         sacctmgr -i -Q add account megatron-opd cluster=megatron-opd-test
         sacctmgr -i -Q add user root account=megatron-opd
