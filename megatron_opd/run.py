@@ -95,15 +95,14 @@ class Run(Models):
         self.step = step + 1
         settings, last = self.config.checkpoint, self.step == self.config.num_steps
         stopping = groups.any_rank(self.stop.asked, self.student.parallel.device)
-        out_of_time = groups.any_rank(self.stop.out_of_time, self.student.parallel.device)
         if last or stopping or (settings.every and self.step % settings.every == 0):
             state = {"source": self.source.state_dict(), "skipped_in_a_row": self.trainer.skipped_in_a_row}
             start = time.perf_counter()
             checkpoint.save(self.directory / "checkpoints", self.step, self.trained, state, keep=settings.keep)
             self.carried["timing/checkpoint_seconds"] = time.perf_counter() - start
-        if out_of_time and not last:
-            raise OutOfTime(f"saved after step {step}, before the time limit")
         if stopping and not last:
+            if groups.any_rank(self.stop.out_of_time, self.student.parallel.device):
+                raise OutOfTime(f"saved after step {step}, before the time limit")
             raise Interrupted(
                 f"stopped after step {step}; go on with: megatron-opd train {self.directory} --resume "
                 f"--nproc {os.environ.get('WORLD_SIZE', '1')}"

@@ -36,7 +36,7 @@ def main() -> int:
     spec = json.loads(Path(sys.argv[1]).read_text())
     flags = {name.replace("-", "_"): value for name, value in spec["flags"].items()}
     container = spec["container"] or {"image": None, "mounts": []}
-    python, module, *arguments = spec["command"]
+    python, _m, module, *arguments = spec["command"]
     executor = nemo_run.SlurmExecutor(
         account=flags.pop("account", None),
         container_image=container["image"],

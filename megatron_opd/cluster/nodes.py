@@ -13,7 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_opd import __version__
+from megatron_opd.cluster import slurm
 from megatron_opd.cluster.job import Job
+from megatron_opd.errors import ConfigError
+from megatron_opd.metrics.run_directory import write_atomically
 
 MAX_CLOCK_SECONDS = 60  # between a node's clock and the file system's
 MIN_FREE_GIB = 1
@@ -35,9 +38,7 @@ def report(job: Job, attempt: Path, node: str) -> Report:
     import torch
 
     found = Report(node, _problem(job, attempt, node), __version__, torch.__version__)
-    temporary = attempt / f".{node}.json"
-    temporary.write_text(json.dumps(asdict(found)))
-    temporary.rename(attempt / f"{node}.json")
+    write_atomically(attempt / f"{node}.json", json.dumps(asdict(found)).encode())
     return found
 
 
@@ -105,9 +106,8 @@ def node_name() -> str:
 
 def address(node: str) -> str:
     """By which other nodes reach this one: what Slurm itself uses."""
-    if shutil.which("scontrol"):
-        shown = subprocess.run(["scontrol", "show", "node", node, "-o"], capture_output=True, text=True, timeout=60)
-        for word in shown.stdout.split():
-            if word.startswith("NodeAddr="):
-                return word.removeprefix("NodeAddr=")
-    return node
+    try:
+        shown = slurm.run("scontrol", "show", "node", node, "-o").split()
+    except ConfigError:  # in a container there may be no such command
+        return node
+    return next((word.removeprefix("NodeAddr=") for word in shown if word.startswith("NodeAddr=")), node)

@@ -4,11 +4,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from megatron_opd.config.load import parse_override, set_key
 from megatron_opd.config.parts import NonNegativeInt, PositiveInt
 from megatron_opd.config.validate import InvalidKey, build, unknown
 from megatron_opd.errors import ConfigError
@@ -46,7 +47,7 @@ class ClusterConfig:
     time: str = "04:00:00"  # wall-clock limit of one job; the run is continued by the next one
     save_before_seconds: PositiveInt = 300  # ahead of that limit: a step and a checkpoint must be done by then
     max_failures: NonNegativeInt = 3  # deaths without a new checkpoint between them, after which the run stays down
-    start_minutes: PositiveInt = 10  # for all nodes to report, and for their first all-reduce
+    start_minutes: PositiveInt = 10  # for all nodes to report
     node_check: str = ""  # shell command that a node must pass, such as a site's GPU diagnosis
     environment: dict[str, str] = field(default_factory=dict)  # of the processes
     secrets: list[str] = field(default_factory=list)  # names of variables that come with you and are written nowhere
@@ -61,9 +62,8 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> ClusterConfig:
     Raises ConfigError, one line that names the file or the override, and the key.
     """
     path = _find(name)
-    yaml = YAML(typ="safe", pure=True)
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"))
+        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except (YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
     source = str(path)
@@ -71,8 +71,9 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> ClusterConfig:
         profile = build(ClusterConfig, tree)
         for text in overrides:
             source = f"override {PREFIX}{text!r}"
-            key, _, value = text.partition("=")
-            profile = build(ClusterConfig, _with(tree, key, yaml.load(value)))
+            key, value = parse_override(text)
+            set_key(tree, key.split("."), value)
+            profile = build(ClusterConfig, tree)
     except InvalidKey as error:
         raise ConfigError(f"{source}: {error}") from None
     return _check(profile, path)
@@ -85,15 +86,6 @@ def _find(name: str) -> Path:
     if name in known:
         return known[name]
     raise ConfigError(f"--cluster: {name}: no such file; {unknown('profile', name, known)}")
-
-
-def _with(tree: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """Sets a dotted key."""
-    parts, below = key.split("."), tree
-    for part in parts[:-1]:
-        below = below.setdefault(part, {})
-    below[parts[-1]] = value
-    return tree
 
 
 def _check(profile: ClusterConfig, path: Path) -> ClusterConfig:

@@ -22,6 +22,7 @@ from megatron_opd.cluster.job import Job, read
 from megatron_opd.config.load import load_config
 from megatron_opd.config.schema import RunConfig
 from megatron_opd.errors import ConfigError, Interrupted, OpdError, OutOfTime, RunError
+from megatron_opd.metrics.run_directory import metrics_path, write_atomically
 
 HEARTBEAT_SECONDS = 5.0
 UNFIT = 3
@@ -130,9 +131,7 @@ def meet(place: Place, attempt: Path, seconds: float) -> Any:
     if place.rank == 0:
         host = nodes.address(place.node)
         store = TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False)
-        temporary = written.with_suffix(".partial")
-        temporary.write_text(json.dumps({"host": host, "port": store.port}))
-        temporary.rename(written)
+        write_atomically(written, json.dumps({"host": host, "port": store.port}).encode())
     until = time.monotonic() + seconds + 60  # rank 0 names the nodes that are missing first
     while not written.is_file():
         if time.monotonic() > until:
@@ -182,9 +181,8 @@ def heartbeat(job: Job, place: Place) -> Iterator[dict[str, Any]]:
 
     def write() -> None:
         known = {"job": place.job_id, "attempt": place.attempt, "node": place.node, "time": time.time()}
-        temporary = job.directory / ".heartbeat.json"
-        temporary.write_text(json.dumps(known | {"step": _last_step(Path(job.run_dir))} | state))
-        temporary.rename(job.directory / "heartbeat.json")
+        said = known | {"step": _last_step(Path(job.run_dir))} | state
+        write_atomically(job.directory / "heartbeat.json", json.dumps(said).encode())
 
     def beat() -> None:
         while not stop.wait(HEARTBEAT_SECONDS):
@@ -206,7 +204,7 @@ def heartbeat(job: Job, place: Place) -> Iterator[dict[str, Any]]:
 
 def _last_step(run_dir: Path) -> int | None:
     """Of the last whole line of metrics.jsonl."""
-    path = run_dir / "metrics.jsonl"
+    path = metrics_path(run_dir)
     if not path.is_file():
         return None
     with path.open("rb") as file:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -109,7 +110,6 @@ def _write(job: Job, config: RunConfig) -> None:
 
 def _nemo_run(job: Job, *, dry_run: bool) -> str:
     """The batch script, or the number of the submitted job."""
-    python, _, module, *arguments = job.command()
     spec = {
         "name": job.name,
         "logs": str(job.directory / "logs"),
@@ -117,10 +117,8 @@ def _nemo_run(job: Job, *, dry_run: bool) -> str:
         "environment": job.environment(),
         "setup": [*job.cluster.setup, script.when_it_ends(job)],
         "container": asdict(job.cluster.container) if job.cluster.container else None,
-        "command": [python, module, *arguments],
+        "command": job.command(),
     }
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="megatron-opd-") as folder:
         home = Path(folder) if dry_run else job.directory / "nemo-run"
         written = (Path(folder) if dry_run else job.directory) / "spec.json"

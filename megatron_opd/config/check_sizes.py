@@ -185,8 +185,7 @@ def _check_micro_batch(config: RunConfig) -> None:
     tokens, longest = config.train.micro_batch_tokens, config.max_sequence_length
     for name, model in models_of(config):
         ranks = model.layout.context_parallel_size
-        cut = 2 * ranks if ranks > 1 else 1
-        if tokens * ranks < -(-longest // cut) * cut:
+        if tokens * ranks < model.layout.padded_length(longest):
             shared = f" on the {name}'s {ranks} context-parallel ranks" if ranks > 1 else ""
             raise ConfigError(
                 f"train.micro_batch_tokens: {tokens} cannot hold a sequence of max_sequence_length={longest}{shared}; "

@@ -146,20 +146,30 @@ def _syntax(error: YAMLError) -> str:
     return f"{line}{error.problem or error.context or 'not valid YAML'}"
 
 
-def _override(tree: dict[str, Any], text: str) -> None:
+def parse_override(text: str) -> tuple[str, Any]:
+    """Key and value of "a.b.c=value", the value in YAML. Raises ConfigError."""
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError(f"{text!r}: an override is written key=value, such as rollout.num_prompts=8")
     try:
-        parsed = _yaml().load(value)
+        return key, _yaml().load(value)
     except YAMLError as error:
         raise ConfigError(f"{text!r}: {_syntax(error)}; quote the value") from None
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, value = parse_override(text)
     keys = _full_key(key).split(".")
     if key.startswith("method."):
         tree["method"] = _expand_method(tree.get("method"))
         terms = tree["method"]["terms"]
         if keys[1] == "terms" and len(keys) > 2 and keys[2] not in terms:
             raise InvalidKey(f"method.{keys[2]}", unknown("term", keys[2], terms))
+    set_key(tree, keys, value)
+
+
+def set_key(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Sets the key whose path is `keys`, with the mappings above it. Raises InvalidKey where one is no mapping."""
     node, path = tree, ""
     for name in keys[:-1]:
         path = join(path, name)
@@ -168,7 +178,7 @@ def _override(tree: dict[str, Any], text: str) -> None:
         if not isinstance(node[name], dict):
             raise InvalidKey(_short_key(path), f"is {node[name]!r}, which has no keys; set {_short_key(path)} itself")
         node = node[name]
-    node[keys[-1]] = parsed
+    node[keys[-1]] = value
 
 
 def _full_key(key: str) -> str:

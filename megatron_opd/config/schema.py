@@ -42,6 +42,11 @@ class LayoutConfig:
         """Processes that work on the same sequences."""
         return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
 
+    def padded_length(self, length: int) -> int:
+        """The next length that can be shared out: each of several context-parallel ranks holds two equal chunks."""
+        multiple = 2 * self.context_parallel_size if self.context_parallel_size > 1 else 1
+        return -(-length // multiple) * multiple
+
     @property
     def expert_parallel_size(self) -> int:
         """Processes of a pipeline stage that hold one copy of its experts."""

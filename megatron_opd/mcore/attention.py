@@ -1,6 +1,5 @@
 """Causal attention over packed sequences for machines without Transformer Engine, with context parallelism."""
 
-import numpy as np
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
-from megatron_opd.mcore.packing import Packing, Segments
+from megatron_opd.mcore.packing import Packing, Runs, Segments
 
 
 class PackedAttention(torch.nn.Module):
@@ -50,7 +49,7 @@ class PackedAttention(torch.nn.Module):
         assert segments is not None, "made by Packing.of"
         query, key, value = (x.squeeze(1) for x in (query_S1HD, key_S1GD, value_S1GD))
         if packed_seq_params.keys_U is not None:
-            key, value = (self._of_all_ranks(x)[packed_seq_params.keys_U] for x in (key, value))
+            key, value = (self._of_all_ranks(x).index_select(0, packed_seq_params.keys_U) for x in (key, value))
         out_SHD = causal_attention(query, key, value, segments, self.softmax_scale)
         return out_SHD.flatten(1).unsqueeze(1)
 
@@ -66,28 +65,25 @@ def causal_attention(
     H query heads share G key-value heads. FlashAttention's kernel for such rows where torch has it (CUDA, 16 bits);
     elsewhere a padded batch.
     """
-    shares_heads = query_THD.shape[1] != key_UGD.shape[1]
+    queries, keys, shares_heads = segments.queries, segments.keys, query_THD.shape[1] != key_UGD.shape[1]
     if query_THD.is_cuda and query_THD.dtype != torch.float32:
         return varlen_attn(
-            query_THD, key_UGD, value_UGD, *segments.bounds, int(segments.queries.max()), int(segments.keys.max()),
+            query_THD, key_UGD, value_UGD, queries.bounds, keys.bounds, queries.longest, keys.longest,
             scale=scale, window_size=(-1, 0), enable_gqa=shares_heads,
         )  # type: ignore[return-value]  # fmt: skip
-    query_BHQD = _batch(query_THD, segments.queries, lambda: segments.padded_queries)
-    key_BGKD, value_BGKD = (_batch(x, segments.keys, lambda: segments.padded_keys) for x in (key_UGD, value_UGD))
-    whole = segments.keys is segments.queries
+    query_BHQD, key_BGKD, value_BGKD = (
+        _batch(x, runs) for x, runs in ((query_THD, queries), (key_UGD, keys), (value_UGD, keys))
+    )
+    whole = keys is queries
     out_BHQD = scaled_dot_product_attention(
         query_BHQD, key_BGKD, value_BGKD, attn_mask=None if whole else segments.visible, is_causal=whole,
         scale=scale, enable_gqa=shares_heads,
     )  # fmt: skip
     out_THD = out_BHQD.transpose(1, 2).flatten(0, 1)
-    return out_THD if _equal(segments.queries) else out_THD[segments.packed]
+    return out_THD if queries.equal else out_THD.index_select(0, queries.packed)
 
 
-def _batch(x_THD: Tensor, lengths: np.ndarray, padded) -> Tensor:
+def _batch(x_THD: Tensor, runs: Runs) -> Tensor:
     """Runs of rows as a batch [B, H, longest, D]: a view where they are equally long."""
-    rows_THD = x_THD if _equal(lengths) else x_THD.index_select(0, padded())
-    return rows_THD.unflatten(0, (len(lengths), -1)).transpose(1, 2)
-
-
-def _equal(lengths: np.ndarray) -> bool:
-    return bool((lengths == lengths[0]).all())
+    rows_THD = x_THD if runs.equal else x_THD.index_select(0, runs.padded)
+    return rows_THD.unflatten(0, (len(runs.lengths), -1)).transpose(1, 2)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_opd.mcore.packing import Packing, local_positions, padded_length
+from megatron_opd.mcore.packing import Packing, local_positions
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.records import Rollout
 
@@ -73,7 +73,7 @@ def micro_batches(rollouts: Sequence[Rollout], parallel: Parallel, micro_batch_t
     if not rollouts:
         return []
     offsets = token_offsets(rollouts)
-    lengths = [padded_length(len(r.prompt.token_ids) + r.num_tokens, parallel.cp_size) for r in rollouts]
+    lengths = [parallel.layout.padded_length(len(r.prompt.token_ids) + r.num_tokens) for r in rollouts]
     multiple = parallel.pp_size if parallel.num_chunks > 1 else 1
     bins = balanced(lengths, parallel.dp_size, micro_batch_tokens * parallel.cp_size, multiple)
     return [_pack(rollouts, offsets, chosen, lengths, parallel) for chosen in bins[parallel.dp_rank]]
@@ -118,7 +118,7 @@ def _pack(
     rollouts: Sequence[Rollout], offsets: np.ndarray, chosen: Sequence[int], padded: Sequence[int], parallel: Parallel
 ) -> MicroBatch:
     cp_size, cp_rank = parallel.cp_size, parallel.cp_rank
-    lengths = _filled_up([padded[i] for i in chosen] or [padded_length(1, cp_size)], parallel)
+    lengths = _filled_up([padded[i] for i in chosen] or [parallel.layout.padded_length(1)], parallel)
     tokens = [np.zeros(length, dtype=np.int64) for length in lengths]
     predict, rows, start = [], [], 0
     for place, i in enumerate(chosen):
@@ -142,7 +142,7 @@ def _pack(
 def _filled_up(lengths: list[int], parallel: Parallel) -> list[int]:
     """Sequence parallelism gives every tensor-parallel rank an equal part of a row: the last sequence grows."""
     parts = parallel.tp_size if parallel.layout.sequence_parallel else 1
-    step = padded_length(1, parallel.cp_size)
+    step = parallel.layout.padded_length(1)
     while sum(lengths) % (parts * parallel.cp_size):
         lengths[-1] += step
     return lengths

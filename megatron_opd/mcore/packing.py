@@ -15,38 +15,53 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Segments:
-    """Runs of queries, each with its run of keys whose last one belongs to its last query. Lengths in tokens."""
+class Runs:
+    """Rows that lie end to end in runs."""
 
-    queries: np.ndarray  # int64 [B]
-    keys: np.ndarray  # int64 [B], none shorter than its queries
+    lengths: np.ndarray  # int64 [B]
     device: torch.device
 
     @cached_property
-    def bounds(self) -> tuple[Tensor, Tensor]:
-        """Where the runs of queries and of keys begin and end, int32 [B + 1] each: what varlen kernels want."""
-        return _bounds(self.queries, self.device), _bounds(self.keys, self.device)
+    def longest(self) -> int:
+        return int(self.lengths.max())
 
     @cached_property
-    def padded_queries(self) -> Tensor:
-        """int64 [B * longest]: rows of the packed queries, each run filled up with its last row."""
-        return _fill(self.queries, self.device)
+    def equal(self) -> bool:
+        """Whether all are equally long."""
+        return bool((self.lengths == self.lengths[0]).all())
 
     @cached_property
-    def padded_keys(self) -> Tensor:
-        return _fill(self.keys, self.device)
+    def bounds(self) -> Tensor:
+        """Where they begin and end, int32 [B + 1]: what varlen kernels want."""
+        return _bounds(self.lengths, self.device)
+
+    @cached_property
+    def padded(self) -> Tensor:
+        """int64 [B * longest]: the rows of each run, which is filled up with its last one."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        inside_BL = np.minimum(np.arange(self.longest)[None], self.lengths[:, None] - 1)
+        return torch.from_numpy((starts[:, None] + inside_BL).ravel()).to(self.device)
 
     @cached_property
     def packed(self) -> Tensor:
-        """The inverse of `padded_queries`, int64 [tokens]."""
-        rows_BL = np.arange(self.queries.max())[None] < self.queries[:, None]
+        """The inverse of `padded`, int64 [rows]."""
+        rows_BL = np.arange(self.longest)[None] < self.lengths[:, None]
         return torch.from_numpy(np.flatnonzero(rows_BL)).to(self.device)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Runs of queries, each with its run of keys whose last one belongs to its last query: none is shorter."""
+
+    queries: Runs
+    keys: Runs
 
     @cached_property
     def visible(self) -> Tensor:
         """bool [B, 1, longest queries, longest keys]: the keys each query of a padded batch attends to."""
-        place_BQ1 = (self.keys - self.queries)[:, None, None] + np.arange(self.queries.max())[None, :, None]
-        return torch.from_numpy(np.arange(self.keys.max()) <= place_BQ1)[:, None].to(self.device)
+        queries, keys = self.queries, self.keys
+        place_BQ1 = (keys.lengths - queries.lengths)[:, None, None] + np.arange(queries.longest)[None, :, None]
+        return torch.from_numpy(np.arange(keys.longest) <= place_BQ1)[:, None].to(keys.device)
 
 
 @dataclass
@@ -92,18 +107,12 @@ def local_positions(length: int, cp_size: int, cp_rank: int) -> np.ndarray:
     return np.concatenate([chunks[cp_rank], chunks[-1 - cp_rank]])
 
 
-def padded_length(length: int, cp_size: int) -> int:
-    """The next length that can be cut into the ranks' chunks."""
-    multiple = 2 * cp_size if cp_size > 1 else 1
-    return -(-length // multiple) * multiple
-
-
 def _segments(
     lengths: Sequence[int], cp_size: int, cp_rank: int, device: torch.device
 ) -> tuple[Segments, Tensor | None]:
     if cp_size == 1:
-        whole = np.asarray(lengths, dtype=np.int64)
-        return Segments(whole, whole, device), None
+        whole = Runs(np.asarray(lengths, dtype=np.int64), device)
+        return Segments(whole, whole), None
     # Row of the gathered keys, rank after rank, in which each token of the whole sequences lies.
     held = [_row_positions(lengths, cp_size, rank) for rank in range(cp_size)]
     row_of = np.argsort(np.concatenate(held), kind="stable")
@@ -116,7 +125,7 @@ def _segments(
             keys.append((last + 1) * chunk)
             rows.append(row_of[start : start + keys[-1]])
         start += length
-    segments = Segments(np.array(queries), np.array(keys), device)
+    segments = Segments(*(Runs(np.array(each), device) for each in (queries, keys)))
     return segments, torch.from_numpy(np.concatenate(rows)).to(device)
 
 
@@ -129,9 +138,3 @@ def _row_positions(lengths: Sequence[int], cp_size: int, cp_rank: int) -> np.nda
 
 def _bounds(lengths: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(device)
-
-
-def _fill(lengths: np.ndarray, device: torch.device) -> Tensor:
-    starts = np.cumsum(lengths) - lengths
-    inside_BL = np.minimum(np.arange(lengths.max())[None], lengths[:, None] - 1)
-    return torch.from_numpy((starts[:, None] + inside_BL).ravel()).to(device)

@@ -41,10 +41,6 @@ class Parallel:
         return self.groups.pp
 
     @property
-    def dp_group(self) -> dist.ProcessGroup:
-        return self.groups.dp
-
-    @property
     def tp_size(self) -> int:
         return self.groups.tp.size()
 

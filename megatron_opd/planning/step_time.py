@@ -1,9 +1,8 @@
 """An estimate of a step's seconds, to rank layouts by; nothing of it has been measured on a GPU.
 
 Products run at `COMPUTE` of the peak, decoding reads weights and cache at `BANDWIDTH` of the memory's, collectives run
-at `LINK` of the slowest link they use; nothing overlaps, as in our schedules. Experts take the time of their products,
-or that of issuing their kernels. Every sequence is as long as the recipe allows, every expert has equally many tokens,
-and rewards cost nothing: this compares layouts, it does not predict a run.
+at `LINK` of the slowest link they use; nothing overlaps, as in our schedules. Every sequence is as long as the recipe
+allows, every expert has equally many tokens, and rewards cost nothing: this compares layouts and predicts no run.
 """
 
 import functools
@@ -194,11 +193,18 @@ def generate_time(case: Case) -> float:
 
 def _weights_read(case: Case, sequences: int) -> float:
     """Bytes of the engine's weights that a step of decoding reads: of experts, those that any of its tokens chose."""
-    arch, held = case.architectures["student"], engine(case, "student").weights
-    if arch.experts is None:
+    experts, held = case.architectures["student"].experts, engine(case, "student").weights
+    if experts is None:
         return held
-    all_experts = work(arch).experts / arch.experts.per_token * arch.experts.count * case.element
-    return held - all_experts * (1 - arch.experts.per_token / arch.experts.count) ** sequences
+    return held - _bytes_of_experts(case) * (1 - experts.per_token / experts.count) ** sequences
+
+
+def _bytes_of_experts(case: Case) -> float:
+    """Of all the student's experts, in the engine."""
+    arch = case.architectures["student"]
+    if arch.experts is None:
+        return 0.0
+    return work(arch).experts / arch.experts.per_token * arch.experts.count * case.element
 
 
 def refit_time(case: Case) -> float:
@@ -206,9 +212,8 @@ def refit_time(case: Case) -> float:
     come from the host and go back there."""
     if not case.needs.rollouts:
         return 0.0
-    layout, arch, weights = case.config.student.layout, case.architectures["student"], engine(case, "student").weights
-    stages_of, experts = _stages(case, "student"), arch.experts
-    in_experts = work(arch).experts / experts.per_token * experts.count * case.element if experts else 0.0
+    layout, weights, in_experts = case.config.student.layout, engine(case, "student").weights, _bytes_of_experts(case)
+    stages_of = _stages(case, "student")
     gathered = 0.0
     for held, parts in (
         (weights - in_experts, layout.tensor_model_parallel_size * stages_of),

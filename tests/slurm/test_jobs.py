@@ -111,11 +111,8 @@ def assert_same(run_dir: Path, expected: Path) -> None:
 
 
 def finish(run_dir: Path, seconds: float = 240) -> None:
-    def ended() -> bool:
-        job = (job_dir(run_dir) / "job_id").read_text().split()[-1]
-        return state(run_dir) == "finished" and not slurm("squeue", "-h", "-j", job) if in_queue(job) else True
-
-    wait("the run to finish", ended, seconds)
+    newest = lambda: (job_dir(run_dir) / "job_id").read_text().split()[-1]  # noqa: E731
+    wait("the run to finish", lambda: not in_queue(newest()), seconds)
     assert state(run_dir) == "finished", run("logs", run_dir)[0][-3000:]
 
 

@@ -14,7 +14,7 @@ from megatron_opd.config.schema import LayoutConfig
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.attention import causal_attention
 from megatron_opd.mcore.batch import MicroBatch, balanced, micro_batches, token_offsets
-from megatron_opd.mcore.packing import Packing, local_positions, padded_length
+from megatron_opd.mcore.packing import Packing, local_positions
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.planning.states import world_of_one
 from megatron_opd.records import Prompt, Rollout
@@ -88,7 +88,7 @@ def test_the_kernel_for_packed_rows_equals_the_padded_batch(ranks: int) -> None:
 
 @given(st.integers(1, 50), st.integers(1, 4))
 def test_ranks_share_out_every_token_with_equal_work(length: int, ranks: int) -> None:
-    padded = padded_length(length, ranks)
+    padded = LayoutConfig(context_parallel_size=ranks).padded_length(length)
     held = [local_positions(padded, ranks, rank) for rank in range(ranks)]
     assert length <= padded < length + 2 * ranks
     assert sorted(np.concatenate(held)) == list(range(padded))
