@@ -8,7 +8,7 @@ cancelled       there once `cancel` was asked for: nothing starts the run again
 verdict         what the processes say of their end, read by the batch script (see script.py)
 heartbeat.json  written every few seconds by rank 0; the last one holds the final state
 logs/           of the batch script and of the processes, per job and restart
-attempts/JOB-RESTART/  the nodes' reports, the rendezvous
+attempts/JOB-RESTART/  the nodes' reports, their all-reduces, the rendezvous
 """
 
 import json

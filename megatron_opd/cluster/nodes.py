@@ -5,7 +5,6 @@ there, or never comes up, is named because its file is missing.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import time
@@ -98,10 +97,6 @@ def _own_check(command: str) -> str:
         return f"cluster.node_check took more than {CHECK_SECONDS} s"
     said = (done.stderr or done.stdout).strip().splitlines()
     return f"cluster.node_check failed{': ' + said[-1] if said else ''}" if done.returncode else ""
-
-
-def node_name() -> str:
-    return os.environ["SLURMD_NODENAME"]
 
 
 def address(node: str) -> str:

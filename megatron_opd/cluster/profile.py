@@ -47,7 +47,7 @@ class ClusterConfig:
     time: str = "04:00:00"  # wall-clock limit of one job; the run is continued by the next one
     save_before_seconds: PositiveInt = 300  # ahead of that limit: a step and a checkpoint must be done by then
     max_failures: NonNegativeInt = 3  # deaths without a new checkpoint between them, after which the run stays down
-    start_minutes: PositiveInt = 10  # for all nodes to report
+    start_minutes: PositiveInt = 10  # for all nodes to report, and for an all-reduce over them
     node_check: str = ""  # shell command that a node must pass, such as a site's GPU diagnosis
     environment: dict[str, str] = field(default_factory=dict)  # of the processes
     secrets: list[str] = field(default_factory=list)  # names of variables that come with you and are written nowhere

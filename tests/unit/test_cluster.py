@@ -13,8 +13,8 @@ from megatron_opd.cluster import job as jobs
 from megatron_opd.cluster import script
 from megatron_opd.cluster.job import Job
 from megatron_opd.cluster.nodes import Report, unfit
+from megatron_opd.cluster.place import expand
 from megatron_opd.cluster.profile import PROFILES, ClusterConfig, ContainerConfig, load_profile
-from megatron_opd.cluster.rank import expand
 from megatron_opd.config.load import load_config
 from megatron_opd.errors import ConfigError
 from tests.unit.tiny_model_files import write_recipe

@@ -1,0 +1,51 @@
+"""Where a process stands in its job, from Slurm's variables."""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Place:
+    rank: int
+    world_size: int
+    local_rank: int
+    node: str
+    nodes: list[str]  # in Slurm's order; rank 0 is on the first
+    job_id: str
+    attempt: str  # job and restart: two attempts never read each other's files
+
+    @classmethod
+    def from_slurm(cls) -> "Place":
+        restart = os.environ.get("SLURM_RESTART_COUNT", "0")
+        return cls(
+            rank=int(os.environ["SLURM_PROCID"]),
+            world_size=int(os.environ["SLURM_NTASKS"]),
+            local_rank=int(os.environ["SLURM_LOCALID"]),
+            node=os.environ["SLURMD_NODENAME"],
+            nodes=expand(os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"]),
+            job_id=os.environ["SLURM_JOB_ID"],
+            attempt=f"{os.environ['SLURM_JOB_ID']}-{restart}",
+        )
+
+    @property
+    def per_node(self) -> int:
+        """Processes."""
+        return self.world_size // len(self.nodes)
+
+
+def expand(nodelist: str) -> list[str]:
+    """Slurm's short form of names, such as "gpu[01-03,7],login": gpu01, gpu02, gpu03, gpu7, login."""
+    names, rest = [], nodelist
+    while rest:
+        prefix, bracket, after = rest.partition("[")
+        if not bracket or "," in prefix:
+            name, _, rest = rest.partition(",")
+            names.append(name)
+            continue
+        inside, _, rest = after.partition("]")
+        suffix, _, rest = rest.partition(",")
+        for part in inside.split(","):
+            first, _, last = part.partition("-")
+            numbers = range(int(first), int(last or first) + 1)
+            names += [f"{prefix}{number:0{len(first)}d}{suffix}" for number in numbers]
+    return names

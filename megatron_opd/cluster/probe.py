@@ -1,0 +1,205 @@
+"""Whether the nodes of a job reach each other: an all-reduce over all of them, which may fail or hang without harm.
+
+Every rank makes it in a process of its own (`python -m megatron_opd.cluster.probe`). Where it does not come through,
+the nodes try it alone and with their neighbours, and those for which nothing works are named. The ranks tell each other
+of it in files, as the nodes do in their reports: the shared file system is the one thing known to work.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from megatron_opd.cluster.place import Place
+from megatron_opd.errors import RunError
+from megatron_opd.metrics.run_directory import write_atomically
+
+SEARCH_SECONDS = 120.0  # for an all-reduce of one node or two
+NUMBERS = 1 << 20  # that are summed up
+
+Group = tuple[int, ...]  # nodes, by their index in the job
+
+
+def unreachable(place: Place, host: str, attempt: Path, seconds: float) -> dict[str, str]:
+    """Node -> what is wrong with it, the same on every rank; empty where an all-reduce over all nodes came through.
+
+    `host`: by which others reach this node. `seconds`: for the first all-reduce.
+
+    Raises RunError where it failed and yet no node can be told to be at fault.
+    """
+    failed: dict[Group, str] = {}
+    found: dict[int, str] = {}
+    for number, groups in enumerate(rounds(len(place.nodes))):
+        path = attempt / f"probe-{number}"
+        if place.rank == 0:
+            path.mkdir()
+        _wait_for(path, f"rank 0 on {place.nodes[0]}", seconds + 60)  # it may wait that long for a node's report
+        failed |= _round(path, groups, place, host, seconds if number == 0 else min(seconds, SEARCH_SECONDS))
+        found = at_fault(failed, len(place.nodes))
+        if found or not failed:
+            break
+    if failed and not found:
+        said = failed[tuple(range(len(place.nodes)))]
+        raise RunError(f"an all-reduce over {len(place.nodes)} nodes failed, yet every node has one that works: {said}")
+    return {place.nodes[node]: problem for node, problem in found.items()}
+
+
+def rounds(nodes: int) -> Iterator[list[Group]]:
+    """All; each alone; then the pairs of the ring, no node in two groups of a round."""
+    yield [tuple(range(nodes))]
+    if nodes > 1:
+        yield [(node,) for node in range(nodes)]
+    pairs = ring(nodes)
+    while pairs:
+        together: list[Group] = []
+        for pair in pairs:
+            if not any(set(pair) & set(other) for other in together):
+                together.append(pair)
+        yield together
+        pairs = [pair for pair in pairs if pair not in together]
+
+
+def ring(nodes: int) -> list[Group]:
+    """Each node with the next one."""
+    return [(node, (node + 1) % nodes) for node in range(nodes if nodes > 2 else nodes - 1)]
+
+
+def at_fault(failed: dict[Group, str], nodes: int) -> dict[int, str]:
+    """The nodes that fail alone, or else with all of their neighbours: of a pair nobody can say which it is."""
+    alone = {group[0]: problem for group, problem in failed.items() if len(group) == 1}
+    found = {}
+    for node in range(nodes):
+        pairs = [pair for pair in ring(nodes) if node in pair]
+        if pairs and all(pair in failed for pair in pairs):
+            found[node] = f"no all-reduce with its neighbours comes through: {failed[pairs[0]]}"
+    return alone or found
+
+
+# ------------------------------------------------------------------------------------------------ a round
+def _round(path: Path, groups: list[Group], place: Place, host: str, seconds: float) -> dict[Group, str]:
+    """The groups that failed, each with its first problem. Rank 0 decides when the round is over."""
+    decision, child = path / "failed.json", _start(path, groups, place, host, seconds)
+    judge = _Judge(path, groups, place.per_node) if place.rank == 0 else None
+    until = time.monotonic() + seconds
+    while not decision.is_file():
+        if child is not None and child.poll() is not None:
+            _leave_result(path / f"{_index(place)}.result", child)
+            child = None
+        if judge is not None and (judge.is_done() or time.monotonic() > until):
+            write_atomically(decision, json.dumps(judge.failed()).encode())
+        if time.monotonic() > until + 60:
+            raise RunError(f"{decision}: rank 0 on {place.nodes[0]} has not written it within {seconds + 60:.0f} s")
+        time.sleep(0.1)
+    if child is not None:
+        child.kill()
+        child.communicate()
+    return {tuple(group): problem for group, problem in json.loads(decision.read_text())}
+
+
+def _index(place: Place) -> int:
+    return place.nodes.index(place.node) * place.per_node + place.local_rank
+
+
+def _indices(group: Group, per_node: int) -> list[int]:
+    return [node * per_node + local for node in group for local in range(per_node)]
+
+
+def _start(path: Path, groups: list[Group], place: Place, host: str, seconds: float) -> "subprocess.Popen[str] | None":
+    """This rank's part, if its node has one in this round."""
+    for number, group in enumerate(groups):
+        ranks = _indices(group, place.per_node)
+        if _index(place) in ranks:
+            given = [path / f"{number}.meet", ranks.index(_index(place)), len(ranks), host, seconds]
+            command = [sys.executable, "-m", "megatron_opd.cluster.probe", *map(str, given)]
+            own = os.environ | {"LOCAL_RANK": str(place.local_rank)}
+            return subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return None
+
+
+def _leave_result(path: Path, child: "subprocess.Popen[str]") -> None:
+    said = [line for line in child.communicate()[1].splitlines() if line.strip()]
+    problem = (said[-1] if said else f"it ended with {child.returncode}") if child.returncode else ""
+    write_atomically(path, problem.encode())
+
+
+class _Judge:
+    """Rank 0's view of a round."""
+
+    def __init__(self, path: Path, groups: list[Group], per_node: int) -> None:
+        self.path = path
+        self.ranks = {group: _indices(group, per_node) for group in groups}
+        self.results: dict[int, str] = {}
+
+    def is_done(self) -> bool:
+        """Whether it is known of every group if its all-reduce came through: one rank that fails is enough."""
+        for ranks in self.ranks.values():
+            for rank in set(ranks) - set(self.results):
+                file = self.path / f"{rank}.result"
+                if file.is_file():
+                    self.results[rank] = file.read_text()
+        return all(self._problem(ranks) or all(rank in self.results for rank in ranks) for ranks in self.ranks.values())
+
+    def _problem(self, ranks: list[int]) -> str:
+        return next((problem for rank in ranks if (problem := self.results.get(rank))), "")
+
+    def failed(self) -> list[tuple[Group, str]]:
+        return [
+            (group, self._problem(ranks) or "it hung")
+            for group, ranks in self.ranks.items()
+            if not all(self.results.get(rank) == "" for rank in ranks)
+        ]
+
+
+# ------------------------------------------------------------------------------------------------ the all-reduce
+def meet(written: Path, host: str, seconds: float, *, first: bool) -> tuple[str, int, Any]:
+    """Address and port of the store that the first process serves, on a port which the system chooses.
+
+    The third is that store, None for the others. Raises RunError.
+    """
+    from torch.distributed import TCPStore
+
+    store = None
+    if first:
+        store = TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False)
+        write_atomically(written, json.dumps({"host": host, "port": store.port}).encode())
+    _wait_for(written, "the first process", seconds)
+    found = json.loads(written.read_text())
+    return found["host"], found["port"], store
+
+
+def _wait_for(path: Path, who: str, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > until:
+            raise RunError(f"{path}: {who} has not written it within {seconds:.0f} s")
+        time.sleep(0.1)
+
+
+def main(written: Path, rank: int, size: int, host: str, seconds: float) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from megatron_opd.mcore.device import backend, device
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
+    timeout = timedelta(seconds=seconds)
+    address, port, store = meet(written, host, seconds, first=rank == 0)
+    store = store or dist.TCPStore(address, port, is_master=False, timeout=timeout)
+    dist.init_process_group(backend(), store=store, rank=rank, world_size=size, timeout=timeout)
+    ones = torch.ones(NUMBERS, device=device())
+    dist.all_reduce(ones)
+    if not bool((ones == size).all()):
+        raise RunError(f"the sum of {size} ones is {ones.max().item()}")
+    store.set(f"done {rank}", "")
+    if rank == 0:  # it serves the store
+        store.wait([f"done {each}" for each in range(size)], timeout)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], float(sys.argv[5]))
