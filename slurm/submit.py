@@ -46,6 +46,7 @@ def main() -> int:
         additional_parameters={"reservation": flags.pop("reservation")} if "reservation" in flags else None,
         job_name_prefix="opd.",
         job_details=Details(job_name=spec["name"], folder=spec["logs"]),
+        tunnel=nemo_run.SSHTunnel(**spec["tunnel"]) if spec["tunnel"] else nemo_run.LocalTunnel(job_dir=""),
         packager=nemo_run.Packager(),  # the code lies on the shared file system
         poll_estimated_start_time=False,
         **flags,

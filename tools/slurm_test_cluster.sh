@@ -1,15 +1,18 @@
 #!/bin/bash
 # A real Slurm of two virtual nodes with accounting on this machine, for tests: slurm_test_cluster.sh up|down|status
 #
-# Debian's slurm-wlm, slurmdbd, munge and MariaDB, run as root. Everything but /etc/slurm lies in one folder, which
-# `down` removes. A machine that has a Slurm configuration of its own is left alone.
+# Debian's slurm-wlm, slurmdbd, munge and MariaDB, run as root, and an SSH server, which makes this machine its login
+# node too. Everything but /etc/slurm and a line of /etc/ssh/ssh_known_hosts lies in one folder, which `down` removes. A
+# machine that has a Slurm configuration of its own is left alone.
 set -euo pipefail
 
 home=/var/lib/megatron-opd-slurm
 host=$(hostname -s)
 mark="# megatron-opd: test cluster"
 nodes=(node1 node2)
-packages=(slurm-wlm slurmdbd munge mariadb-server)
+packages=(slurm-wlm slurmdbd munge mariadb-server openssh-server openssh-client rsync)
+ssh_port=16822
+known_hosts=/etc/ssh/ssh_known_hosts
 
 say() { echo "slurm_test_cluster: $*"; }
 fail() { echo "slurm_test_cluster: error: $*" >&2; exit 2; }
@@ -61,6 +64,9 @@ SlurmdLogFile=$home/slurmd-%n.log
 SlurmctldPort=16817
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
+SchedulerType=sched/backfill
+# Seconds between its looks at the queue, in which requeued jobs wait for it.
+SchedulerParameters=bf_interval=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
@@ -144,6 +150,30 @@ start_daemons() {
     wait_for 60 "the nodes" nodes_idle
 }
 
+# Listens on this machine alone; the key for it is $home/ssh/key.
+start_ssh() {
+    alive sshd && return
+    mkdir -p "$home/ssh" /run/sshd
+    [[ -f $home/ssh/host ]] || ssh-keygen -q -t ed25519 -N '' -f "$home/ssh/host"
+    [[ -f $home/ssh/key ]] || ssh-keygen -q -t ed25519 -N '' -f "$home/ssh/key"
+    cp "$home/ssh/key.pub" "$home/ssh/authorized_keys"
+    cat >"$home/ssh/sshd_config" <<EOF
+ListenAddress 127.0.0.1:$ssh_port
+HostKey $home/ssh/host
+PidFile $home/sshd.pid
+AuthorizedKeysFile $home/ssh/authorized_keys
+PasswordAuthentication no
+PermitRootLogin prohibit-password
+UsePAM no
+EOF
+    forget_ssh
+    echo "[127.0.0.1]:$ssh_port $(cut -d' ' -f1,2 "$home/ssh/host.pub")" >>"$known_hosts"
+    /usr/sbin/sshd -f "$home/ssh/sshd_config" -E "$home/sshd.log"
+    wait_for 20 sshd alive sshd
+}
+
+forget_ssh() { if [[ -f $known_hosts ]]; then sed -i "/^\[127.0.0.1\]:$ssh_port /d" "$known_hosts"; fi; }
+
 alive() { [[ -f $home/$1.pid ]] && kill -0 "$(cat "$home/$1.pid")" 2>/dev/null; }
 
 nodes_idle() { [[ $(sinfo -h -N -o '%N %t' | grep -cE ' (idle|alloc|mix)$') -eq ${#nodes[@]} ]]; }
@@ -156,6 +186,7 @@ up() {
     start_munge
     start_database
     start_daemons
+    start_ssh
     say "up: $(sinfo -h -o '%D nodes in partition %P'), account megatron-opd; take it down with: $0 down"
 }
 
@@ -180,6 +211,8 @@ down() {
     stop_pid slurmctld
     stop_pid slurmdbd
     stop_pid mysql
+    stop_pid sshd
+    forget_ssh
     pkill -x munged 2>/dev/null || true
     ours && rm -f /etc/slurm/slurm.conf /etc/slurm/slurmdbd.conf /etc/slurm/cgroup.conf
     rm -rf "$home"

@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_opd.cluster.profile import ClusterConfig, ContainerConfig
+from megatron_opd.cluster.profile import ClusterConfig
 from megatron_opd.config.schema import RunConfig
+from megatron_opd.config.validate import build
 from megatron_opd.errors import ConfigError
 
 
@@ -61,14 +62,21 @@ def directory_of(run_dir: Path) -> Path:
 
 
 def make(config: RunConfig, cluster: ClusterConfig, python: str) -> Job:
-    """The job of a recipe. Raises ConfigError where a path could not stand in a batch script."""
-    run_dir = Path(config.directory).absolute()
-    for key, path in (("run_dir", run_dir), ("python", Path(python)), ("the working directory", Path.cwd())):
+    """The job of a recipe. Raises ConfigError where a path could not stand in a batch script.
+
+    `python`: this interpreter; at the other end of a tunnel it is that of the checkout there.
+    """
+    home = Path.cwd()
+    if cluster.tunnel:
+        home = Path(cluster.tunnel.directory)
+        python = str(home / ".venv" / "bin" / "python")
+    run_dir = home / config.directory
+    for key, path in (("run_dir", run_dir), ("python", Path(python)), ("the working directory", home)):
         if any(character.isspace() for character in str(path)):
             raise ConfigError(f"{key}: {path} has a space, which batch scripts cannot have in paths; choose another")
     if cluster.container:
         python = cluster.container.python
-    return Job(config.name, str(run_dir), str(Path.cwd()), cluster.python or python, cluster)
+    return Job(config.name, str(run_dir), str(home), cluster.python or python, cluster)
 
 
 def read(directory: Path) -> Job:
@@ -79,10 +87,7 @@ def read(directory: Path) -> Job:
         raise ConfigError(
             f"{directory}: no job was launched there; name the run's directory, such as runs/demo"
         ) from None
-    cluster = dict(found["cluster"])
-    if cluster["container"]:
-        cluster["container"] = ContainerConfig(**cluster["container"])
-    return Job(**{**found, "cluster": ClusterConfig(**cluster)})
+    return Job(**{**found, "cluster": build(ClusterConfig, found["cluster"])})
 
 
 def job_ids(directory: Path) -> list[str]:

@@ -28,6 +28,17 @@ class ContainerConfig:
 
 
 @dataclass(frozen=True)
+class TunnelConfig:
+    """The cluster's login node, for launching from a machine outside: SSH with keys."""
+
+    host: str
+    user: str
+    directory: str  # on the cluster: a checkout with its .venv, in which the recipe's relative paths hold
+    identity: str = ""  # file of the private key; "": what ssh finds by itself
+    port: PositiveInt = 22
+
+
+@dataclass(frozen=True)
 class ClusterConfig:
     """Keys that are empty or null are not given to Slurm."""
 
@@ -54,6 +65,7 @@ class ClusterConfig:
     setup: list[str] = field(default_factory=list)  # shell lines before the processes start: module load ...
     container: ContainerConfig | None = None  # null: the environment from which the job is launched
     python: str = ""  # another interpreter, on the shared file system
+    tunnel: TunnelConfig | None = None  # null: this machine is the cluster's
 
 
 def load_profile(name: str, overrides: Sequence[str] = ()) -> ClusterConfig:
@@ -96,6 +108,8 @@ def _check(profile: ClusterConfig, path: Path) -> ClusterConfig:
             f"{path}: processes_per_node: {profile.processes_per_node} is not gpus_per_node={profile.gpus_per_node}; "
             "every process has one GPU"
         )
+    if profile.tunnel:
+        return _check_tunnel(profile, profile.tunnel, path)
     for name in profile.secrets:
         if name not in os.environ:
             raise ConfigError(f"{path}: secrets: {name} is not set in your environment; export it first")
@@ -107,3 +121,13 @@ def _check(profile: ClusterConfig, path: Path) -> ClusterConfig:
             if not Path(mount.split(":")[0]).exists():
                 raise ConfigError(f"{path}: container.mounts: {mount.split(':')[0]} does not exist")
     return replace(profile, python=str(Path(profile.python).expanduser()) if profile.python else "")
+
+
+def _check_tunnel(profile: ClusterConfig, tunnel: TunnelConfig, path: Path) -> ClusterConfig:
+    """What lies on the cluster is checked there."""
+    if not Path(tunnel.directory).is_absolute():
+        raise ConfigError(f"{path}: tunnel.directory: {tunnel.directory} is no absolute path of the cluster's")
+    identity = Path(tunnel.identity).expanduser()
+    if tunnel.identity and not identity.is_file():
+        raise ConfigError(f"{path}: tunnel.identity: {identity} does not exist")
+    return replace(profile, tunnel=replace(tunnel, identity=str(identity) if tunnel.identity else ""))

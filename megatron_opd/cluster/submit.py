@@ -2,17 +2,19 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from megatron_opd.cluster import job as jobs
-from megatron_opd.cluster import script, slurm
+from megatron_opd.cluster import script, slurm, tunnel
 from megatron_opd.cluster.job import Job
-from megatron_opd.cluster.profile import PREFIX, PROFILES, ClusterConfig, load_profile
+from megatron_opd.cluster.profile import PREFIX, PROFILES, ClusterConfig, TunnelConfig, load_profile
 from megatron_opd.config.check import check_run_directory
 from megatron_opd.config.load import dump_config, load_config
 from megatron_opd.config.schema import RunConfig
@@ -20,6 +22,7 @@ from megatron_opd.errors import ConfigError
 from megatron_opd.preflight import check_recipe, check_resumed
 
 LAUNCHER = Path(__file__).resolve().parents[2] / ".venv-launch" / "bin" / "python"
+FOLLOW = ("status", "logs", "cancel")
 
 
 def launch(recipe: str, cluster: str, overrides: Sequence[str], *, dry_run: bool, prepare: bool) -> int:
@@ -35,6 +38,8 @@ def launch(recipe: str, cluster: str, overrides: Sequence[str], *, dry_run: bool
             f"launch: nemo-run is not installed, {LAUNCHER} does not exist; run: make launch-env, or see --prepare"
         )
     job = jobs.make(config, profile, sys.executable)
+    if profile.tunnel and not dry_run:
+        return _launch_from_outside(profile.tunnel, job, config, prepare=prepare)
     for warning in _check(config, job, dry_run=dry_run):
         print(f"megatron-opd: warning: {warning}", file=sys.stderr)
     if not dry_run:
@@ -42,18 +47,40 @@ def launch(recipe: str, cluster: str, overrides: Sequence[str], *, dry_run: bool
     if prepare:
         batch = job.directory / "train.sbatch"
         batch.write_text(script.sbatch(job))
-        print(f"sbatch {_short(str(batch))}")
+        print(f"sbatch {_short(batch)}")
         return 0
-    output = _nemo_run(job, dry_run=dry_run)
+    with tempfile.TemporaryDirectory(prefix="megatron-opd-") as folder:
+        output = _nemo_run(job, Path(folder) if dry_run else job.directory, dry_run=dry_run)
     if dry_run:
         print(output, end="")
         return 0
     (job.directory / "job_id").write_text(f"{output}\n")
-    run_dir = _short(job.run_dir)
-    print(f"job {output}: {config.name} on {profile.nodes} x {profile.processes_per_node} processes, into {run_dir}")
-    for command in ("status", "logs", "cancel"):
-        print(f"  megatron-opd {command} {run_dir}")
+    run_dir = _short(Path(job.run_dir))
+    _say_submitted(job, output, run_dir, [f"megatron-opd {command} {run_dir}" for command in FOLLOW])
     return 0
+
+
+def _launch_from_outside(there: TunnelConfig, job: Job, config: RunConfig, *, prepare: bool) -> int:
+    said = tunnel.prepare(there, job, dump_config(config))
+    if said:
+        print(said, file=sys.stderr)
+    if prepare:
+        print(f"sbatch {job.directory / 'train.sbatch'}")
+        return 0
+    with tempfile.TemporaryDirectory(prefix="megatron-opd-") as folder:
+        job_id = _nemo_run(job, Path(folder), dry_run=False)
+    tunnel.submitted(there, job, job_id)
+    login, run_dir = shlex.join(tunnel.ssh(there)), _short(Path(job.run_dir), Path(there.directory))
+    commands = [f"cd {there.directory} && .venv/bin/megatron-opd {command} {run_dir}" for command in FOLLOW]
+    _say_submitted(job, job_id, run_dir, [f"{login} {shlex.quote(command)}" for command in commands])
+    return 0
+
+
+def _say_submitted(job: Job, job_id: str, run_dir: str, commands: Sequence[str]) -> None:
+    sizes = f"{job.cluster.nodes} x {job.cluster.processes_per_node} processes"
+    print(f"job {job_id}: {job.name} on {sizes}, into {run_dir}")
+    for command in commands:
+        print(f"  {command}")
 
 
 def _check(config: RunConfig, job: Job, *, dry_run: bool) -> list[str]:
@@ -108,8 +135,8 @@ def _write(job: Job, config: RunConfig) -> None:
     job.write()
 
 
-def _nemo_run(job: Job, *, dry_run: bool) -> str:
-    """The batch script, or the number of the submitted job."""
+def _nemo_run(job: Job, folder: Path, *, dry_run: bool) -> str:
+    """The batch script, or the number of the submitted job. nemo-run's files stay in `folder`."""
     spec = {
         "name": job.name,
         "logs": str(job.directory / "logs"),
@@ -118,22 +145,29 @@ def _nemo_run(job: Job, *, dry_run: bool) -> str:
         "setup": [*job.cluster.setup, script.when_it_ends(job)],
         "container": asdict(job.cluster.container) if job.cluster.container else None,
         "command": job.command(),
+        "tunnel": _tunnel(job) if job.cluster.tunnel and not dry_run else None,
     }
-    with tempfile.TemporaryDirectory(prefix="megatron-opd-") as folder:
-        home = Path(folder) if dry_run else job.directory / "nemo-run"
-        written = (Path(folder) if dry_run else job.directory) / "spec.json"
-        written.write_text(json.dumps(spec, indent=1))
-        environment = dict(os.environ) | {"NEMORUN_HOME": str(home)}
-        command = [str(LAUNCHER), str(PROFILES / "submit.py"), str(written), *(["--dry-run"] if dry_run else [])]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        scripts = sorted(home.glob("experiments/*/*/train_sbatch.sh"))
-        if done.returncode or not scripts:
-            said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-            refused = [line for line in said if line.startswith("sbatch: error:")]
-            raise ConfigError(f"launch: nemo-run could not submit: {(refused or said or ['it said nothing'])[-1]}")
-        return scripts[-1].read_text() if dry_run else done.stdout.split()[-1]
+    home, written = folder / "nemo-run", folder / "spec.json"
+    written.write_text(json.dumps(spec, indent=1))
+    environment = dict(os.environ) | {"NEMORUN_HOME": str(home)}
+    command = [str(LAUNCHER), str(PROFILES / "submit.py"), str(written), *(["--dry-run"] if dry_run else [])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    scripts = sorted(home.glob("experiments/*/*/train_sbatch.sh"))
+    if done.returncode or not scripts:
+        said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        refused = [line for line in said if line.startswith("sbatch: error:")]
+        raise ConfigError(f"launch: nemo-run could not submit: {(refused or said or ['it said nothing'])[-1]}")
+    return scripts[-1].read_text() if dry_run else done.stdout.split()[-1]
 
 
-def _short(path: str) -> str:
-    here = Path(path)
-    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else path
+def _tunnel(job: Job) -> dict[str, Any]:
+    """nemo-run's, with its folder on the cluster."""
+    assert job.cluster.tunnel is not None, "asked of jobs with one"
+    there = asdict(job.cluster.tunnel)
+    del there["directory"]
+    return there | {"identity": there["identity"] or None, "job_dir": str(job.directory / "nemo-run")}
+
+
+def _short(path: Path, home: Path | None = None) -> str:
+    home = home or Path.cwd()
+    return str(path.relative_to(home)) if path.is_relative_to(home) else str(path)

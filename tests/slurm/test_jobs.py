@@ -218,9 +218,10 @@ def test_a_killed_process_costs_no_step(recipe: list[str], expected: Path, tmp_p
     assert len(list((job_dir(run_dir) / "attempts").iterdir())) == 2
 
 
-def test_a_node_that_samples_alone_is_lost_and_costs_no_step(recipe: list[str], tmp_path: Path) -> None:
-    """The student on one node, the engine on the other."""
-    run_dir, apart = tmp_path / "run", ["student.layout={}", "teacher.layout={}", "rollout.processes=1"]
+@pytest.mark.parametrize("role", ["rollout", "teacher"])
+def test_a_node_with_a_role_of_its_own_is_lost_and_costs_no_step(recipe: list[str], tmp_path: Path, role: str) -> None:
+    """The student on one node, the engine or the teacher on the other."""
+    run_dir, apart = tmp_path / "run", ["student.layout={}", "teacher.layout={}", f"{role}.processes=1"]
     run("train", *recipe, *apart, f"run_dir={tmp_path / 'local'}", "--nproc", 2)
     job = launch(recipe, run_dir, *apart)
     wait("the first checkpoint", lambda: (run_dir / "checkpoints" / "step-000002" / "manifest.json").exists())
@@ -287,6 +288,35 @@ def test_two_jobs_on_the_same_nodes_do_not_meet(recipe: list[str], expected: Pat
     for run_dir in both:
         finish(run_dir)
         assert_same(run_dir, expected)
+
+
+def test_a_job_is_launched_from_outside_over_ssh(recipe: list[str], tmp_path: Path) -> None:
+    """The cluster's checkout is a folder of links to this one; what is launched from has no Slurm in its PATH."""
+    there, here = tmp_path / "cluster", tmp_path / "here"
+    there.mkdir()
+    here.mkdir()
+    (there / ".venv").symlink_to(ROOT / ".venv")
+    tools = [shutil.which(name) for name in ("bash", "sh", "ssh", "rsync", "mkdir")]
+    for tool in filter(None, tools):
+        (here / Path(tool).name).symlink_to(tool)
+    key, port = CLUSTER / "ssh" / "key", 16822
+    profile = tmp_path / "outside.yaml"
+    tunnel = f"tunnel: {{host: 127.0.0.1, port: {port}, user: root, identity: {key}, directory: {there}}}"
+    profile.write_text((ROOT / "slurm" / "cpu-test.yaml").read_text() + tunnel + "\n")
+    command = ["launch", *recipe, "run_dir=runs/far", "num_steps=2", "--cluster", profile]
+
+    _, stderr = run(*command, "cluster.partition=tset", code=2, PATH=str(here))
+    assert "127.0.0.1: cluster.partition: tset is none of this cluster's: test" in stderr
+    assert not (there / "runs").exists()
+    script, _ = run(*command, "--dry-run", PATH=str(here))
+    assert f"{there}/runs/far.job" in script
+    stdout, _ = run(*command, PATH=str(here))
+    first, status, *_ = stdout.splitlines()
+    assert first.endswith("processes, into runs/far")
+    shown = subprocess.run(["bash", "-c", status], capture_output=True, text=True, timeout=120)
+    assert shown.stdout.startswith(first.split(":")[0]), shown
+    finish(there / "runs" / "far")
+    assert rows(there / "runs" / "far")[-1]["step"] == 2
 
 
 def test_what_cannot_be_submitted_is_one_line(recipe: list[str], tmp_path: Path) -> None:
