@@ -14,7 +14,7 @@ from typing import Any
 from megatron_opd.cluster import job as jobs
 from megatron_opd.cluster import script, slurm, tunnel
 from megatron_opd.cluster.job import Job
-from megatron_opd.cluster.profile import PREFIX, PROFILES, ClusterConfig, TunnelConfig, load_profile
+from megatron_opd.cluster.profile import PREFIX, PROFILES, ClusterConfig, load_profile
 from megatron_opd.config.check import check_run_directory
 from megatron_opd.config.load import dump_config, load_config
 from megatron_opd.config.schema import RunConfig
@@ -22,11 +22,12 @@ from megatron_opd.errors import ConfigError
 from megatron_opd.preflight import check_recipe, check_resumed
 
 LAUNCHER = Path(__file__).resolve().parents[2] / ".venv-launch" / "bin" / "python"
-FOLLOW = ("status", "logs", "cancel")
 
 
 def launch(recipe: str, cluster: str, overrides: Sequence[str], *, dry_run: bool, prepare: bool) -> int:
     """Submits a recipe; with `dry_run` prints the batch script; with `prepare` writes everything but submits nothing.
+
+    A dry run may be made where there is no Slurm, and no model or data yet.
 
     Raises ConfigError, DataError.
     """
@@ -38,56 +39,48 @@ def launch(recipe: str, cluster: str, overrides: Sequence[str], *, dry_run: bool
             f"launch: nemo-run is not installed, {LAUNCHER} does not exist; run: make launch-env, or see --prepare"
         )
     job = jobs.make(config, profile, sys.executable)
-    if profile.tunnel and not dry_run:
-        return _launch_from_outside(profile.tunnel, job, config, prepare=prepare)
-    for warning in _check(config, job, dry_run=dry_run):
-        print(f"megatron-opd: warning: {warning}", file=sys.stderr)
-    if not dry_run:
-        _write(job, config)
-    if prepare:
-        batch = job.directory / "train.sbatch"
-        batch.write_text(script.sbatch(job))
-        print(f"sbatch {_short(batch)}")
-        return 0
-    with tempfile.TemporaryDirectory(prefix="megatron-opd-") as folder:
-        output = _nemo_run(job, Path(folder) if dry_run else job.directory, dry_run=dry_run)
-    if dry_run:
-        print(output, end="")
-        return 0
-    (job.directory / "job_id").write_text(f"{output}\n")
-    run_dir = _short(Path(job.run_dir))
-    _say_submitted(job, output, run_dir, [f"megatron-opd {command} {run_dir}" for command in FOLLOW])
+    with tempfile.TemporaryDirectory(prefix="megatron-opd-") as temporary:
+        if dry_run:
+            _warn(fits(config, profile))
+            print(_nemo_run(job, Path(temporary), dry_run=True), end="")
+            return 0
+        if profile.tunnel:
+            tunnel.prepare(profile.tunnel, job, dump_config(config))
+        else:
+            _warn(_check(config, job))
+            _write(job, config)
+        if prepare:
+            print(f"sbatch {job.directory / 'train.sbatch'}")
+            return 0
+        job_id = _nemo_run(job, Path(temporary) if profile.tunnel else job.directory, dry_run=False)
+    if profile.tunnel:
+        tunnel.submitted(profile.tunnel, job, job_id)
+    else:
+        (job.directory / "job_id").write_text(f"{job_id}\n")
+    _say_what_next(job, job_id, ["megatron-opd", "launch", recipe, *overrides, "--cluster", cluster])
     return 0
 
 
-def _launch_from_outside(there: TunnelConfig, job: Job, config: RunConfig, *, prepare: bool) -> int:
-    said = tunnel.prepare(there, job, dump_config(config))
-    if said:
-        print(said, file=sys.stderr)
-    if prepare:
-        print(f"sbatch {job.directory / 'train.sbatch'}")
-        return 0
-    with tempfile.TemporaryDirectory(prefix="megatron-opd-") as folder:
-        job_id = _nemo_run(job, Path(folder), dry_run=False)
-    tunnel.submitted(there, job, job_id)
-    login, run_dir = shlex.join(tunnel.ssh(there)), _short(Path(job.run_dir), Path(there.directory))
-    commands = [f"cd {there.directory} && .venv/bin/megatron-opd {command} {run_dir}" for command in FOLLOW]
-    _say_submitted(job, job_id, run_dir, [f"{login} {shlex.quote(command)}" for command in commands])
-    return 0
-
-
-def _say_submitted(job: Job, job_id: str, run_dir: str, commands: Sequence[str]) -> None:
+def _say_what_next(job: Job, job_id: str, again: Sequence[str]) -> None:
+    there, home = job.cluster.tunnel, Path(job.working_dir)
+    run_dir = Path(job.run_dir)
+    run_dir = run_dir.relative_to(home) if run_dir.is_relative_to(home) else run_dir
     sizes = f"{job.cluster.nodes} x {job.cluster.processes_per_node} processes"
     print(f"job {job_id}: {job.name} on {sizes}, into {run_dir}")
-    for command in commands:
-        print(f"  {command}")
+    for command in ("status", "logs", "cancel"):
+        own = f"megatron-opd {command} {run_dir}"
+        print(f"  {tunnel.command(there, f'.venv/bin/{own}') if there else own}")
+    print(f"if it stays down, this goes on with it: {shlex.join(again)}")
 
 
-def _check(config: RunConfig, job: Job, *, dry_run: bool) -> list[str]:
-    """Returns warnings. A dry run may be made where there is no Slurm, and no model or data yet."""
+def _warn(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        print(f"megatron-opd: warning: {warning}", file=sys.stderr)
+
+
+def _check(config: RunConfig, job: Job) -> list[str]:
+    """Everything, with the Slurm, the models and the data of this machine. Returns warnings. Raises ConfigError."""
     warnings = fits(config, job.cluster)
-    if dry_run:
-        return warnings
     slurm.check_place(job.cluster.partition, job.cluster.nodes, job.cluster.account)
     warnings += check_recipe(config, world_size=job.processes)
     is_run = (Path(job.run_dir) / "config.yaml").is_file()
@@ -133,6 +126,7 @@ def _write(job: Job, config: RunConfig) -> None:
     (job.directory / "excluded").write_text(f"{job.cluster.exclude}\n" if job.cluster.exclude else "")
     (job.directory / "recipe.yaml").write_text(dump_config(replace(config, run_dir=job.run_dir)))
     job.write()
+    (job.directory / "train.sbatch").write_text(script.sbatch(job))
 
 
 def _nemo_run(job: Job, folder: Path, *, dry_run: bool) -> str:
@@ -166,8 +160,3 @@ def _tunnel(job: Job) -> dict[str, Any]:
     there = asdict(job.cluster.tunnel)
     del there["directory"]
     return there | {"identity": there["identity"] or None, "job_dir": str(job.directory / "nemo-run")}
-
-
-def _short(path: Path, home: Path | None = None) -> str:
-    home = home or Path.cwd()
-    return str(path.relative_to(home)) if path.is_relative_to(home) else str(path)

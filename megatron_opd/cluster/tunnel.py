@@ -9,6 +9,7 @@ import json
 import shlex
 import shutil
 import subprocess
+import sys
 import tarfile
 from dataclasses import asdict, replace
 
@@ -27,8 +28,8 @@ tar -x -C "$there"
 {python} -m megatron_opd launch "$there"/{name}.yaml --cluster "$there"/cluster.yaml --prepare"""
 
 
-def prepare(tunnel: TunnelConfig, job: Job, recipe: str) -> str:
-    """Checks everything and writes RUN.job on the cluster; returns the warnings. Raises ConfigError."""
+def prepare(tunnel: TunnelConfig, job: Job, recipe: str) -> None:
+    """Checks everything and writes RUN.job on the cluster, with the warnings shown. Raises ConfigError."""
     profile = json.dumps(asdict(replace(job.cluster, tunnel=None)))  # JSON is YAML
     files = io.BytesIO()
     with tarfile.open(fileobj=files, mode="w") as archive:
@@ -38,30 +39,35 @@ def prepare(tunnel: TunnelConfig, job: Job, recipe: str) -> str:
             archive.addfile(entry, io.BytesIO(text.encode()))
     python = shlex.quote(f"{tunnel.directory}/.venv/bin/python")
     script = _PREPARE.format(directory=shlex.quote(tunnel.directory), python=python, name=shlex.quote(job.name))
-    return run(tunnel, script, files.getvalue())
+    for line in _run(tunnel, script, files.getvalue()):
+        print(line, file=sys.stderr)
 
 
 def submitted(tunnel: TunnelConfig, job: Job, job_id: str) -> None:
     """Leaves the job's number where `status`, `logs` and `cancel` look for it."""
-    run(tunnel, f"echo {job_id} >{shlex.quote(str(job.directory / 'job_id'))}")
+    _run(tunnel, f"echo {job_id} >{shlex.quote(str(job.directory / 'job_id'))}")
 
 
-def run(tunnel: TunnelConfig, script: str, given: bytes = b"") -> str:
+def command(tunnel: TunnelConfig, line: str) -> str:
+    """A shell line that runs `line` in the checkout on the cluster."""
+    return shlex.join([*_ssh(tunnel), f"cd {shlex.quote(tunnel.directory)} && {line}"])
+
+
+def _run(tunnel: TunnelConfig, script: str, given: bytes = b"") -> list[str]:
     """Runs shell lines on the login node; returns what they wrote to standard error. Raises ConfigError."""
     if shutil.which("ssh") is None:
         raise ConfigError("tunnel: ssh is not installed here")
-    command = [*ssh(tunnel), script]
     try:
-        done = subprocess.run(command, input=given, capture_output=True, timeout=SECONDS)
+        done = subprocess.run([*_ssh(tunnel), script], input=given, capture_output=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
         raise ConfigError(f"tunnel.host: no answer from {tunnel.host} within {SECONDS} seconds") from None
     said = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
     if done.returncode:
         last = said[-1] if said else f"ended with {done.returncode}"
         raise ConfigError(f"{tunnel.host}: {last.removeprefix('megatron-opd: error: ')}")
-    return "\n".join(said)
+    return said
 
 
-def ssh(tunnel: TunnelConfig) -> list[str]:
+def _ssh(tunnel: TunnelConfig) -> list[str]:
     identity = ["-i", tunnel.identity] if tunnel.identity else []
     return ["ssh", "-o", "BatchMode=yes", "-p", str(tunnel.port), *identity, f"{tunnel.user}@{tunnel.host}"]

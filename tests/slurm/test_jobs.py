@@ -307,6 +307,8 @@ def test_a_job_is_launched_from_outside_over_ssh(recipe: list[str], tmp_path: Pa
 
     _, stderr = run(*command, "cluster.partition=tset", code=2, PATH=str(here))
     assert "127.0.0.1: cluster.partition: tset is none of this cluster's: test" in stderr
+    _, stderr = run(*command, "cluster.tunnel.port=1", code=2, PATH=str(here))
+    assert stderr.splitlines()[-1].startswith("megatron-opd: error: 127.0.0.1: ssh: connect to host 127.0.0.1 port 1")
     assert not (there / "runs").exists()
     script, _ = run(*command, "--dry-run", PATH=str(here))
     assert f"{there}/runs/far.job" in script

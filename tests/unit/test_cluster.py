@@ -41,6 +41,14 @@ def test_every_packaged_profile_loads() -> None:
         ("gpu: cpu\nprocesses_per_node: 4\ngpus_per_node: 8", "gpus_per_node: no effect with gpu=cpu"),
         ("gpu: cpu\nprocesses_per_node: 1\nsecrets: [NOT_SET_ANYWHERE]", "secrets: NOT_SET_ANYWHERE is not set"),
         ("gpu: cpu\nprocesses_per_node: 1\ncontainer: {image: /absent.sqsh}", "container.image: /absent.sqsh does not"),
+        (
+            "gpu: cpu\nprocesses_per_node: 1\ntunnel: {host: h, user: u, directory: opd}",
+            "tunnel.directory: opd is no absol",
+        ),
+        (
+            "gpu: cpu\nprocesses_per_node: 1\ntunnel: {host: h, user: u, directory: /opd, identity: /absent}",
+            "tunnel.identity: /absent does not exist",
+        ),
         ("gpu: [", "cannot be read as YAML"),
         ("", "must be a mapping"),
     ],
