@@ -15,7 +15,7 @@ from megatron_opd.config.schema import LayoutConfig
 from megatron_opd.planning.activations import FLOAT32
 from megatron_opd.planning.case import Case
 from megatron_opd.planning.engine import engine
-from megatron_opd.planning.hardware import BANDWIDTH, COMPUTE, LINK
+from megatron_opd.planning.hardware import BANDWIDTH, BRIDGE, COMPUTE, LINK
 from megatron_opd.planning.states import stages
 
 
@@ -77,7 +77,7 @@ def _asked(case: Case) -> float:
 def _bridge(case: Case, num_bytes: float, to: str) -> float:
     """From one process to all of a role: between hosts, along a binomial tree of gloo's, whoever lies on one node."""
     rounds = math.ceil(math.log2(1 + case.gpus_of(to)))
-    return rounds * num_bytes / (LINK * case.hardware.network_link)
+    return rounds * num_bytes / min(BRIDGE, LINK * case.hardware.network_link)
 
 
 def _rollout_bytes(case: Case) -> int:

@@ -9,7 +9,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """`peak`: the most bytes alive at once in storages made inside the mode, transient buffers of a kernel apart."""
+    """`peak`: the most bytes alive at once in storages made inside the mode, transient buffers of a kernel apart.
+
+    Tensors on the meta device have no bytes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
