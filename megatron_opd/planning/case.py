@@ -85,8 +85,8 @@ class Case:
     def gpus_of(self, role: str) -> int:
         return len(self.ranks_of(role))
 
-    def ranks_of_stage(self, role: str) -> int:
-        """Megatron numbers the ranks of a stage in a row. Every engine is whole."""
+    def stage_size(self, role: str) -> int:
+        """Ranks of a pipeline stage, which Megatron numbers in a row. Engines have no stages."""
         stages = 1 if role == "rollout" else self.model(role).layout.pipeline_model_parallel_size
         return self.gpus_of(role) // stages
 

@@ -43,11 +43,11 @@ class RankKind:
 
 def rank_kinds(case: Case) -> list[RankKind]:
     """In order of their first ranks. Of the replicas, whose shards differ by padding, the fullest stands for all."""
-    held = [(role, case.ranks_of(role), case.ranks_of_stage(role)) for role in case.roles]
-    starts = {start for _, ranks, of_stage in held for start in ranks[::of_stage]}
+    held = [(role, case.ranks_of(role), case.stage_size(role)) for role in case.roles]
+    starts = {start for _, ranks, size in held for start in ranks[::size]}
     kinds = []
     for first, end in itertools.pairwise(sorted({*starts, case.gpus})):
-        here = {role: (first - ranks.start) // of_stage for role, ranks, of_stage in held if first in ranks}
+        here = {role: (first - ranks.start) // size for role, ranks, size in held if first in ranks}
         phases = _phases(case, here)
         kinds.append(RankKind(here, first, end - first, phases, _idle(case, here, phases)))
     return kinds
@@ -120,7 +120,7 @@ def _stages(case: Case, name: str) -> list[Stage]:
 
 def _trained(case: Case, stage: int) -> TrainedBytes:
     arch, layout = case.architectures["student"], case.config.student.layout
-    return trained_stages(arch, layout, case.config.precision, case.ranks_of_stage("student"))[stage]
+    return trained_stages(arch, layout, case.config.precision, case.stage_size("student"))[stage]
 
 
 def _engine_items(held: Engine) -> dict[str, int]:

@@ -75,7 +75,7 @@ def _asked(case: Case) -> float:
 
 
 def _bridge(case: Case, num_bytes: float, to: str) -> float:
-    """From one process to all of a role: between hosts, along a binomial tree of gloo's, whoever lies on one node."""
+    """From one process to all of a role, along gloo's binomial tree, which does not know who shares a node."""
     rounds = math.ceil(math.log2(1 + case.gpus_of(to)))
     return rounds * num_bytes / min(BRIDGE, LINK * case.hardware.network_link)
 
@@ -183,7 +183,7 @@ def _stages(case: Case, name: str) -> int:
 def _reduce_seconds(case: Case) -> float:
     """Gradients in float32 scattered over the ranks that hold the same parameters, which are gathered from them."""
     layout = case.config.student.layout
-    ranks, bytes_moved = case.ranks_of_stage("student"), FLOAT32 / case.element + 1
+    ranks, bytes_moved = case.stage_size("student"), FLOAT32 / case.element + 1
     seconds = []
     for stage in stages(case.architectures["student"], layout, case.config.precision):
         dense = stage.num_bytes - stage.expert_bytes
