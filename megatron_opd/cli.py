@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--nproc", metavar="N", type=_positive, help="start N processes with torchrun")
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
     planned = recipe_command("plan", commands.plan, "say how a recipe fits a cluster, and which layouts would")
-    planned.add_argument("--gpus", metavar="N", type=_positive, required=True, help="devices, of all nodes")
+    planned.add_argument("--gpus", metavar="N", type=_positive, required=True, help="devices, of all nodes and roles")
     planned.add_argument("--gpu", metavar="GPU", required=True, help="a100, h800, h100 (80 GB, SXM) or cpu")
     planned.add_argument("--gpus-per-node", metavar="N", type=_positive, default=8, help="default 8")
     planned.add_argument("--json", metavar="FILE", type=Path, help="write everything there too")

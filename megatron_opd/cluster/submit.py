@@ -41,7 +41,7 @@ def launch(recipe: str, cluster: str, overrides: Sequence[str], *, dry_run: bool
     job = jobs.make(config, profile, sys.executable)
     with tempfile.TemporaryDirectory(prefix="megatron-opd-") as temporary:
         if dry_run:
-            _warn(fits(config, profile))
+            fits(config, profile)
             print(_nemo_run(job, Path(temporary), dry_run=True), end="")
             return 0
         if profile.tunnel:
@@ -80,9 +80,9 @@ def _warn(warnings: Sequence[str]) -> None:
 
 def _check(config: RunConfig, job: Job) -> list[str]:
     """Everything, with the Slurm, the models and the data of this machine. Returns warnings. Raises ConfigError."""
-    warnings = fits(config, job.cluster)
+    fits(config, job.cluster)
     slurm.check_place(job.cluster.partition, job.cluster.nodes, job.cluster.account)
-    warnings += check_recipe(config, world_size=job.processes)
+    warnings = check_recipe(config, world_size=job.processes)
     is_run = (Path(job.run_dir) / "config.yaml").is_file()
     check_run_directory(config, resume=is_run)
     if is_run:
@@ -93,11 +93,8 @@ def _check(config: RunConfig, job: Job) -> list[str]:
     return warnings
 
 
-def fits(config: RunConfig, cluster: ClusterConfig) -> list[str]:
-    """Whether the recipe's layouts divide the job's processes and its memory plan fits. Returns warnings.
-
-    Raises ConfigError.
-    """
+def fits(config: RunConfig, cluster: ClusterConfig) -> None:
+    """Raises ConfigError unless the recipe's layouts divide the job's processes and its memory plan fits."""
     from megatron_opd.planning.architectures import architectures
     from megatron_opd.planning.case import Case
     from megatron_opd.planning.hardware import hardware
@@ -107,15 +104,12 @@ def fits(config: RunConfig, cluster: ClusterConfig) -> list[str]:
     device = hardware(cluster.gpu, cluster.processes_per_node)
     case = Case(config, architectures(config)[0], device, gpus, cluster.processes_per_node)
     case.check()
-    if config.processes_apart:
-        return [f"{', '.join(config.processes_apart)}.processes: whether the memory suffices is not planned"]
     lacks = candidate(case).lacks
     if lacks:
         raise ConfigError(
             f"cluster.nodes: the recipe does not fit {gpus} x {cluster.gpu} ({lacks}); see: megatron-opd plan "
             f"{config.name} --gpus {gpus} --gpu {cluster.gpu}"
         )
-    return []
 
 
 def _write(job: Job, config: RunConfig) -> None:

@@ -170,15 +170,18 @@ def _check_experts(name: str, model: ModelConfig, architecture: Architecture) ->
 
 
 def _check_lengths(config: RunConfig) -> None:
-    samples = plan(config.method).rollouts or config.eval is not None
     completion, longest = config.rollout.max_completion_tokens, config.max_sequence_length
-    if samples and completion >= longest:
+    if _samples(config) and completion >= longest:
         raise ConfigError(
             f"rollout.max_completion_tokens: {completion} leaves no room for a prompt within "
             f"max_sequence_length={longest}"
         )
 
     _check_micro_batch(config)
+
+
+def _samples(config: RunConfig) -> bool:
+    return plan(config.method).rollouts or config.eval is not None
 
 
 def _check_micro_batch(config: RunConfig) -> None:
@@ -210,6 +213,8 @@ def _check_rollout_processes(config: RunConfig) -> None:
             "rollout.processes: with method.teacher_share student and teacher sample on the student's processes; "
             "remove it"
         )
+    if config.rollout.processes and not _samples(config):
+        raise ConfigError(f"rollout.processes: no effect, method {config.method.name} samples nothing; remove it")
 
 
 def _check_teacher_processes(config: RunConfig) -> None:

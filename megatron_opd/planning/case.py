@@ -50,6 +50,11 @@ class Case:
         return self.reads_teacher and teacher is not None and teacher.offload and self.hardware.is_cuda
 
     @property
+    def engine_sleeps(self) -> bool:
+        """Whether it leaves the device to the student between its phases: on the host, and alone, it stays."""
+        return self.hardware.is_cuda and "rollout" not in self.config.processes_apart
+
+    @property
     def generates(self) -> bool:
         return self.needs.rollouts or self.config.eval is not None
 
@@ -63,12 +68,30 @@ class Case:
         return model
 
     # ------------------------------------------------------------------------------------------------ division of work
-    def replicas(self, name: str) -> int:
-        return self.gpus // self.model(name).layout.model_parallel_size
+    @property
+    def roles(self) -> list[str]:
+        """What the run's processes do: some of "student", "rollout", "teacher"."""
+        return ["student"] + ["rollout"] * self.generates + ["teacher"] * self.reads_teacher
 
-    def stage_of(self, name: str, rank: int) -> int:
-        """Megatron numbers the ranks of a stage in a row."""
-        return rank // (self.gpus // self.model(name).layout.pipeline_model_parallel_size)
+    def ranks_of(self, role: str) -> range:
+        """Those set aside for it, the last ones in the order of `processes_apart`, or the student's."""
+        first = self.gpus
+        for apart, size in reversed(self.config.processes_apart.items()):
+            first -= size
+            if apart == role:
+                return range(first, first + size)
+        return range(first)
+
+    def gpus_of(self, role: str) -> int:
+        return len(self.ranks_of(role))
+
+    def stage_size(self, role: str) -> int:
+        """Ranks of a pipeline stage, which Megatron numbers in a row. Engines have no stages."""
+        stages = 1 if role == "rollout" else self.model(role).layout.pipeline_model_parallel_size
+        return self.gpus_of(role) // stages
+
+    def replicas(self, name: str) -> int:
+        return self.gpus_of(name) // self.model(name).layout.model_parallel_size
 
     @cached_property
     def samples(self) -> int:
@@ -90,6 +113,10 @@ class Case:
         longest = self.config.max_sequence_length
         only_samples = self.needs.rollouts and not self.needs.traces
         return min(longest, self.config.rollout.max_completion_tokens) if only_samples else longest
+
+    def signals(self, topk: int) -> int:
+        """Numbers that a frozen model says of a step's tokens."""
+        return self.samples * self.predicted * (3 + 2 * topk)
 
     def micro_batch(self, name: str) -> MicroBatch:
         samples = self.samples_per_update if name == "student" else self.samples

@@ -24,7 +24,8 @@ class Candidate:
 
     @property
     def train(self) -> int:
-        return max(kind.total("train") for kind in self.kinds)
+        """Of the ranks that train."""
+        return max(kind.total("train") for kind in self.kinds if "student" in kind.stages)
 
 
 def candidate(case: Case) -> Candidate:
@@ -38,7 +39,7 @@ def candidates(case: Case) -> list[Candidate]:
     """Fastest first; of equally fast ones that which needs less.
 
     Tensor parallelism stays within a node; expert parallelism and stages may span several. Context parallelism is the
-    recipe's.
+    recipe's, and so are the numbers of processes set aside for a role.
     """
     judge = case.config.teacher
     smallest = LayoutConfig(context_parallel_size=judge.layout.context_parallel_size) if judge else None
@@ -66,7 +67,7 @@ def _accepted(case: Case) -> bool:
 
 
 def _layouts(case: Case, name: str) -> Iterator[LayoutConfig]:
-    arch, gpus, context = case.architectures[name], case.gpus, case.model(name).layout.context_parallel_size
+    arch, gpus, context = case.architectures[name], case.gpus_of(name), case.model(name).layout.context_parallel_size
     experts = arch.experts.count if arch.experts else 1
     for tp in _divisors(min(gpus, case.gpus_per_node)):
         for pp in _divisors(gpus):

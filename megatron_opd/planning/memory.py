@@ -1,12 +1,13 @@
 """Bytes of every rank in every phase of a step.
 
 Resident throughout: the student's parameters, gradients and optimizer state, frozen models, and on the host the
-engine. On CUDA the engine sleeps but in `generate` and `refit`, where it has its whole share of the device.
+engine. On CUDA the engine sleeps but in `generate` and `refit`, where it has its whole share of the device. Roles with
+processes of their own are resident there and nowhere else; the others wait meanwhile, with what is theirs.
 """
 
 import functools
+import itertools
 import math
-from collections import Counter
 from dataclasses import dataclass
 
 from megatron_opd.config.architecture import Architecture
@@ -23,13 +24,13 @@ PHASES = ("generate", "teacher", "train", "refit")
 
 @dataclass(frozen=True)
 class RankKind:
-    """Ranks that hold the same: a stage of the student, and one of the teacher."""
+    """Ranks that hold the same: one stage of each model that lies there."""
 
-    student_stage: int
-    teacher_stage: int
+    stages: dict[str, int]  # role -> stage; an engine has one
     first_rank: int
     ranks: int
     phases: dict[str, dict[str, int]]  # phase -> what -> bytes, without what is 0
+    idle: tuple[str, ...]  # phases in which the ranks wait for those of another role
 
     def total(self, phase: str) -> int:
         return sum(self.phases[phase].values())
@@ -42,48 +43,70 @@ class RankKind:
 
 def rank_kinds(case: Case) -> list[RankKind]:
     """In order of their first ranks. Of the replicas, whose shards differ by padding, the fullest stands for all."""
-    teacher_of = (lambda rank: case.stage_of("teacher", rank)) if case.reads_teacher else (lambda rank: 0)
-    counts = Counter((case.stage_of("student", rank), teacher_of(rank)) for rank in range(case.gpus))
-    kinds, rank = [], 0
-    for (student, teacher), ranks in counts.items():
-        kinds.append(RankKind(student, teacher, rank, ranks, _phases(case, student, teacher)))
-        rank += ranks
+    held = [(role, case.ranks_of(role), case.stage_size(role)) for role in case.roles]
+    starts = {start for _, ranks, size in held for start in ranks[::size]}
+    kinds = []
+    for first, end in itertools.pairwise(sorted({*starts, case.gpus})):
+        here = {role: (first - ranks.start) // size for role, ranks, size in held if first in ranks}
+        phases = _phases(case, here)
+        kinds.append(RankKind(here, first, end - first, phases, _idle(case, here, phases)))
     return kinds
 
 
-def _phases(case: Case, student_stage: int, teacher_stage: int) -> dict[str, dict[str, int]]:
-    resident = _resident(case, student_stage, teacher_stage)
-    awake = _engine_items(engine(case, "student")) if case.generates else {}
+def _idle(case: Case, here: dict[str, int], phases: dict[str, dict[str, int]]) -> tuple[str, ...]:
+    works = {
+        "generate": "rollout" in here,
+        "teacher": "teacher" in here or ("student" in here and case.needs.reference),
+        "train": "student" in here,
+        "refit": "student" in here or "rollout" in here,
+    }
+    return tuple(phase for phase in phases if not works[phase])
+
+
+def _phases(case: Case, here: dict[str, int]) -> dict[str, dict[str, int]]:
+    resident = _resident(case, here)
+    awake = _engine_items(engine(case, "student")) if "rollout" in here else {}
     found: dict[str, dict[str, int]] = {}
-    if not case.hardware.is_cuda:
+    if not case.engine_sleeps:
         resident, awake = resident | awake, {}
     if case.generates:
         found["generate"] = resident | awake
     if case.reads_teacher or case.needs.reference:
-        found["teacher"] = resident | _scoring(case)
+        found["teacher"] = resident | _scoring(case, here)
         if case.offloads_teacher:
-            found["teacher"]["teacher"] = _stages(case, "teacher")[teacher_stage].num_bytes
-    found["train"] = resident | _training(case, student_stage)
+            found["teacher"]["teacher"] = _stages(case, "teacher")[here["teacher"]].num_bytes
+    found["train"] = resident | (_training(case, here["student"]) if "student" in here else {})
     if case.generates:
-        found["refit"] = resident | awake | {"gathered weights": _refit(case)}
+        found["refit"] = resident | awake | _refit(case, here)
     return {phase: {what: size for what, size in items.items() if size} for phase, items in found.items()}
 
 
-def _resident(case: Case, student_stage: int, teacher_stage: int) -> dict[str, int]:
-    held = _trained(case, student_stage)
-    items = {"parameters": held.parameters, "gradients": held.gradients, "optimizer": held.optimizer}
-    items["routing"] = _routing(case, "student", student_stage) * (1 + case.needs.reference + case.needs.process)
-    if case.reads_teacher:
-        items["routing"] += _routing(case, "teacher", teacher_stage)
-    if case.reads_teacher and not case.offloads_teacher:
-        items["teacher"] = _stages(case, "teacher")[teacher_stage].num_bytes
-    if case.needs.reference:
-        items["reference"] = _stages(case, "student")[student_stage].num_bytes
-    if case.needs.process:
-        items["process model"] = sum(items[each] for each in ("parameters", "gradients", "optimizer"))
-    if case.config.method.teacher_share:  # an engine of its own, which does not sleep
-        items["teacher engine"] = engine(case, "teacher").total
+def _resident(case: Case, here: dict[str, int]) -> dict[str, int]:
+    items = dict.fromkeys(("parameters", "gradients", "optimizer", "routing"), 0)
+    if "student" in here:
+        held = _trained(case, here["student"])
+        items |= {"parameters": held.parameters, "gradients": held.gradients, "optimizer": held.optimizer}
+        passes = 1 + case.needs.reference + case.needs.process
+        items["routing"] = _routing(case, "student", here["student"]) * passes
+    if "teacher" in here:
+        items["routing"] += _routing(case, "teacher", here["teacher"])
+        if not case.offloads_teacher:
+            items["teacher"] = _stages(case, "teacher")[here["teacher"]].num_bytes
+    if "student" in here:
+        items |= _beside_the_student(case, here["student"], items)
     return items
+
+
+def _beside_the_student(case: Case, stage: int, items: dict[str, int]) -> dict[str, int]:
+    """Models that a method has beside it, never on processes of their own."""
+    found = {}
+    if case.needs.reference:
+        found["reference"] = _stages(case, "student")[stage].num_bytes
+    if case.needs.process:
+        found["process model"] = sum(items[each] for each in ("parameters", "gradients", "optimizer"))
+    if case.config.method.teacher_share:  # an engine of its own, which does not sleep
+        found["teacher engine"] = engine(case, "teacher").total
+    return found
 
 
 def _routing(case: Case, name: str, stage: int) -> int:
@@ -97,8 +120,7 @@ def _stages(case: Case, name: str) -> list[Stage]:
 
 def _trained(case: Case, stage: int) -> TrainedBytes:
     arch, layout = case.architectures["student"], case.config.student.layout
-    ranks = case.gpus // layout.pipeline_model_parallel_size
-    return trained_stages(arch, layout, case.config.precision, ranks)[stage]
+    return trained_stages(arch, layout, case.config.precision, case.stage_size("student"))[stage]
 
 
 def _engine_items(held: Engine) -> dict[str, int]:
@@ -118,18 +140,22 @@ def shortfall(case: Case, kinds: list[RankKind]) -> str | None:
 
 
 # --------------------------------------------------------------------------------------------------------- the passes
-def _scoring(case: Case) -> dict[str, int]:
+def _scoring(case: Case, here: dict[str, int]) -> dict[str, int]:
     """The frozen models score one after the other; of each, layers and output layer do not add up either.
 
     The signals of a step's tokens, 3 + 2 k float32 numbers each, lie on every rank; those of a replica's share twice.
+    Those of a teacher on processes of its own come through the host, as bytes and then as arrays.
     """
-    models = [("teacher", case.needs.topk)] * case.reads_teacher + [("student", 0)] * case.needs.reference
+    models = [("teacher", case.needs.topk)] * ("teacher" in here)
+    models += [("student", 0)] * ("student" in here and case.needs.reference)
     working, signals = 0, 0
     for name, topk in models:
         batch = case.micro_batch(name)
         working = max(working, activations.forward(batch), activations.head_scoring(batch))
-        numbers = case.samples * case.predicted * (3 + 2 * topk)
+        numbers = case.signals(topk)
         signals = max(signals, FLOAT32 * (numbers + numbers // case.replicas(name)))
+    if case.config.teacher_processes and "student" in here and not case.hardware.is_cuda:
+        signals = max(signals, 2 * FLOAT32 * case.signals(case.needs.topk))
     return {"activations": working, "signals": signals}
 
 
@@ -169,8 +195,17 @@ def _update_buffers(case: Case, stage: int) -> int:
     return elements * FLOAT32 if case.hardware.is_cuda else 0
 
 
-def _refit(case: Case) -> int:
-    """The largest tensor on its way: the ranks' parts, and the whole; of an expert of another rank the whole."""
+def _refit(case: Case, here: dict[str, int]) -> dict[str, int]:
+    """Where the student is, the largest tensor on its way. Where an engine is alone, what arrives of a module, until
+    vLLM has it whole, and the module that is filled with it before the engine's own takes its values."""
+    if "student" in here:
+        return {"gathered weights": _gathered(case)}
+    module = _largest_module(case.architectures["student"]) * case.element
+    return {"received weights": 2 * module} if "rollout" in here else {}
+
+
+def _gathered(case: Case) -> int:
+    """The ranks' parts, and the whole; of an expert of another rank the whole."""
     arch, layout = case.architectures["student"], case.config.student.layout
     tp, pp, ep = (
         layout.tensor_model_parallel_size,
@@ -186,3 +221,10 @@ def _largest_tensor(arch: Architecture, *, of_expert: bool) -> int:
     """Elements."""
     chosen = [entry for entry in weight_table(arch) if (entry.expert is not None) == of_expert]
     return max((math.prod(entry.full_shape) for entry in chosen), default=0)
+
+
+def _largest_module(arch: Architecture) -> int:
+    """Elements of vLLM's: it joins what we join, and all experts of a layer."""
+    experts = arch.experts
+    of_experts = 3 * experts.count * experts.intermediate_size * arch.hidden_size if experts else 0
+    return max(of_experts, _largest_tensor(arch, of_expert=False))

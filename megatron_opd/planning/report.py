@@ -94,11 +94,14 @@ def _as_dict(candidate: Candidate) -> dict[str, Any]:
 def _phase_rows(case: Case, kind: RankKind) -> list[tuple[str, str, str, str]]:
     last = kind.first_rank + kind.ranks - 1
     ranks = str(kind.first_rank) if kind.ranks == 1 else f"{kind.first_rank}-{last}"
+    if case.config.processes_apart:
+        ranks += f" {', '.join(kind.stages)}"
     rows = []
     for phase, items in kind.phases.items():
         parts = ", ".join(f"{what} {size / GIB:.2f}" for what, size in items.items() if size >= GIB / 200)
         mark = " !" if kind.total(phase) > case.hardware.limit else ""
-        rows.append((ranks, phase, f"{kind.total(phase) / GIB:.2f}{mark}", parts))
+        named = f"{phase}, idle" if phase in kind.idle else phase
+        rows.append((ranks, named, f"{kind.total(phase) / GIB:.2f}{mark}", parts))
     return rows
 
 

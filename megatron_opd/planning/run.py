@@ -19,9 +19,6 @@ def run(config: RunConfig, *, gpus: int, gpu: str, gpus_per_node: int, out: Path
         raise ConfigError(
             "precision: float32 on a GPU is not planned, its attention keeps whole score matrices; set bfloat16"
         )
-    for role in config.processes_apart:
-        key = f"{role}.processes"
-        raise ConfigError(f"{key}: not planned yet; add {key}=null to plan everything on all devices")
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--json: {out.parent} is no directory; make it first")
     sizes, notes = architectures(config)

@@ -1,11 +1,13 @@
 """An estimate of a step's seconds, to rank layouts by; nothing of it has been measured on a GPU.
 
 Products run at `COMPUTE` of the peak, decoding reads weights and cache at `BANDWIDTH` of the memory's, collectives run
-at `LINK` of the slowest link they use; nothing overlaps, as in our schedules. Every sequence is as long as the recipe
-allows, every expert has equally many tokens, and rewards cost nothing: this compares layouts and predicts no run.
+at `LINK` of the slowest link they use; nothing overlaps, as in our schedules: roles with processes of their own wait
+for each other too. Every sequence is as long as the recipe allows, every expert has equally many tokens, and rewards
+cost nothing: this compares layouts and predicts no run.
 """
 
 import functools
+import math
 from dataclasses import dataclass
 
 from megatron_opd.config.architecture import Architecture
@@ -13,7 +15,7 @@ from megatron_opd.config.schema import LayoutConfig
 from megatron_opd.planning.activations import FLOAT32
 from megatron_opd.planning.case import Case
 from megatron_opd.planning.engine import engine
-from megatron_opd.planning.hardware import BANDWIDTH, COMPUTE, LINK
+from megatron_opd.planning.hardware import BANDWIDTH, BRIDGE, COMPUTE, LINK
 from megatron_opd.planning.states import stages
 
 
@@ -44,7 +46,7 @@ class Work:
 def step_time(case: Case) -> StepTime:
     needs = case.needs
     student = forward_time(case, "student", case.samples)
-    teacher = forward_time(case, "teacher", case.samples) if case.reads_teacher else 0.0
+    teacher = forward_time(case, "teacher", case.samples) + _asked(case) if case.reads_teacher else 0.0
     updates = case.config.train.updates_per_step * update_time(case, case.samples_per_update)
     process = update_time(case, case.samples) if needs.process else 0.0
     return StepTime(
@@ -62,6 +64,25 @@ def _arrival(case: Case) -> float:
     model = case.model("teacher")
     held = stages(case.architectures["teacher"], model.layout, case.config.precision)
     return max(stage.num_bytes for stage in held) / (LINK * case.hardware.host_link)
+
+
+def _asked(case: Case) -> float:
+    """A teacher on processes of its own gets the rollouts, and the student's get the signals."""
+    if not case.config.teacher_processes:
+        return 0.0
+    signals = FLOAT32 * case.signals(case.needs.topk)
+    return _bridge(case, _rollout_bytes(case), "teacher") + _bridge(case, signals, "student")
+
+
+def _bridge(case: Case, num_bytes: float, to: str) -> float:
+    """From one process to all of a role, along gloo's binomial tree, which does not know who shares a node."""
+    rounds = math.ceil(math.log2(1 + case.gpus_of(to)))
+    return rounds * num_bytes / min(BRIDGE, LINK * case.hardware.network_link)
+
+
+def _rollout_bytes(case: Case) -> int:
+    """Ids and logprobs of a step; texts are a small part of it."""
+    return case.samples * case.predicted * 2 * FLOAT32
 
 
 @functools.cache
@@ -139,10 +160,10 @@ def _collectives(case: Case, name: str) -> float:
     """
     batch, tp, pp = case.micro_batch(name), case.model(name).layout.tensor_model_parallel_size, _stages(case, name)
     sums = 2 if batch.arch.experts is None else 1  # experts are whole: their ranks exchange rows instead
-    layer = sums * 2 * (tp - 1) / tp * batch.whole_hidden / _link(case, tp)
+    layer = sums * 2 * (tp - 1) / tp * batch.whole_hidden / _link(case, name, tp)
     ranks = case.model(name).layout.context_parallel_size
-    layer += 2 * batch.key * (ranks - 1) / _link(case, tp * ranks)
-    to_next = batch.hidden / _link(case, case.gpus // pp + 1) if pp > 1 else 0.0
+    layer += 2 * batch.key * (ranks - 1) / _link(case, name, tp * ranks)
+    to_next = batch.hidden / _link(case, name, case.gpus_of(name)) if pp > 1 else 0.0
     return layer * batch.arch.num_layers / pp + _exchange(case, name) + to_next
 
 
@@ -151,7 +172,7 @@ def _exchange(case: Case, name: str) -> float:
     batch, ranks = case.micro_batch(name), case.model(name).layout.expert_parallel_size
     if batch.arch.experts is None:
         return 0.0
-    layer = 2 * batch.routed * (ranks - 1) / ranks / _link(case, ranks)
+    layer = 2 * batch.routed * (ranks - 1) / ranks / _link(case, name, ranks)
     return layer * batch.arch.num_layers / _stages(case, name)
 
 
@@ -162,13 +183,13 @@ def _stages(case: Case, name: str) -> int:
 def _reduce_seconds(case: Case) -> float:
     """Gradients in float32 scattered over the ranks that hold the same parameters, which are gathered from them."""
     layout = case.config.student.layout
-    ranks, bytes_moved = case.gpus // _stages(case, "student"), FLOAT32 / case.element + 1
+    ranks, bytes_moved = case.stage_size("student"), FLOAT32 / case.element + 1
     seconds = []
     for stage in stages(case.architectures["student"], layout, case.config.precision):
         dense = stage.num_bytes - stage.expert_bytes
         parts = [(dense, layout.tensor_model_parallel_size), (stage.expert_bytes, layout.expert_parallel_size)]
-        seconds.append(sum(held * (1 - apart / ranks) * bytes_moved for held, apart in parts) / _link(case, ranks))
-    return max(seconds)
+        seconds.append(sum(held * (1 - apart / ranks) * bytes_moved for held, apart in parts))
+    return max(seconds) / _link(case, "student", ranks)
 
 
 # ------------------------------------------------------------------------------------------------- sampling, the refit
@@ -177,7 +198,7 @@ def generate_time(case: Case) -> float:
     if not case.needs.rollouts:
         return 0.0
     held, settings = engine(case, "student"), case.config.rollout
-    mine = -(-settings.num_prompts // case.gpus) * settings.samples_per_prompt
+    mine = -(-settings.num_prompts // case.gpus_of("rollout")) * settings.samples_per_prompt
     at_once = min(mine, case.hardware.engine_sequences, held.sequences(case.config.max_sequence_length))
     if at_once == 0:
         return float("inf")
@@ -188,7 +209,9 @@ def generate_time(case: Case) -> float:
         BANDWIDTH * case.hardware.memory_bandwidth
     )
     computed = at_once * 2 * (counted.layers + counted.experts + counted.head) / (COMPUTE * case.hardware.flops)
-    return -(-mine // at_once) * completion * max(read, computed)
+    seconds = -(-mine // at_once) * completion * max(read, computed)
+    apart = "rollout" in case.config.processes_apart
+    return seconds + (_bridge(case, _rollout_bytes(case), "student") if apart else 0.0)
 
 
 def _weights_read(case: Case, sequences: int) -> float:
@@ -208,8 +231,8 @@ def _bytes_of_experts(case: Case) -> float:
 
 
 def refit_time(case: Case) -> float:
-    """The parts of each tensor meet on every rank of a replica, experts on every rank; on CUDA the engine's weights
-    come from the host and go back there."""
+    """The parts of each tensor meet on every rank of a replica, experts on every rank. On CUDA the engine's weights
+    come from the host and go back there, or, to engines on processes of their own, the new ones go through it."""
     if not case.needs.rollouts:
         return 0.0
     layout, weights, in_experts = case.config.student.layout, engine(case, "student").weights, _bytes_of_experts(case)
@@ -219,11 +242,16 @@ def refit_time(case: Case) -> float:
         (weights - in_experts, layout.tensor_model_parallel_size * stages_of),
         (in_experts, layout.expert_parallel_size * stages_of),
     ):
-        gathered += held * (parts - 1) / parts / _link(case, case.gpus if stages_of > 1 else parts)
-    return gathered + (2 * weights / (LINK * case.hardware.host_link) if case.hardware.is_cuda else 0.0)
+        together = case.gpus_of("student") if stages_of > 1 else parts
+        gathered += held * (parts - 1) / parts / _link(case, "student", together)
+    sent = _bridge(case, weights, "rollout") if "rollout" in case.config.processes_apart else 0.0
+    return gathered + sent + (2 * weights / (LINK * case.hardware.host_link) if case.hardware.is_cuda else 0.0)
 
 
-def _link(case: Case, ranks: int) -> float:
-    """Bytes per second within a group of neighbouring ranks."""
-    hardware = case.hardware
-    return LINK * (hardware.network_link if ranks > case.gpus_per_node else hardware.node_link)
+def _link(case: Case, role: str, ranks: int) -> float:
+    """Bytes per second within a group of neighbouring ranks of a role."""
+    hardware, node = case.hardware, case.gpus_per_node
+    # A role that begins within a node may have groups on two.
+    first_of_nodes = range(-case.ranks_of(role).start % node, case.gpus_of(role), node)
+    crosses = ranks > node or any(start % ranks for start in first_of_nodes[:2])
+    return LINK * (hardware.network_link if crosses else hardware.node_link)

@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,10 +95,15 @@ def held_bytes(trained: bool, arch: Architecture, shape: list[int], precision: s
         return {"parameters": storages(chunks[0].parameters())}
     for parameter in chunks[0].parameters():
         torch.nn.init.zeros_(parameter)
-    student = prepare(chunks, arch, layout, tiny_config(precision=precision))
-    with layout.active():
+    return held_by(prepare(chunks, arch, layout, tiny_config(precision=precision)))
+
+
+def held_by(student: Any) -> dict[str, int]:
+    """After an update, which this is."""
+    with student.parallel.active():
         student.optimizer.step()
-    own = {parameter.untyped_storage().data_ptr() for parameter in chunks[0].parameters()}
+    chunk = student.bare_chunks[0]
+    own = {parameter.untyped_storage().data_ptr() for parameter in chunk.parameters()}
     state = []
     for optimizer in getattr(student.optimizer, "chained_optimizers", [student.optimizer]):
         inner = optimizer.optimizer
@@ -106,7 +112,7 @@ def held_bytes(trained: bool, arch: Architecture, shape: list[int], precision: s
         state += [inner.state[each][moment] for each in main for moment in ("exp_avg", "exp_avg_sq")]
     buffers = [*student.chunks[0].buffers, *student.chunks[0].expert_parallel_buffers]
     return {
-        "parameters": storages(chunks[0].parameters()),
+        "parameters": storages(chunk.parameters()),
         "gradients": storages(buffer.grad_data for buffer in buffers),
         "optimizer": storages(state),
     }

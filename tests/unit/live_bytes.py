@@ -9,7 +9,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """`peak`: the most bytes alive at once in storages made inside the mode, transient buffers of a kernel apart."""
+    """`peak`: the most bytes alive at once in storages made inside the mode, transient buffers of a kernel apart.
+
+    Tensors on the meta device have no bytes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +30,7 @@ class LiveBytes(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 storage = leaf.untyped_storage()
-                if storage._cdata not in self._known:
+                if storage._cdata not in self._known and storage.device.type != "meta":
                     self._storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self.peak = max(self.peak, sum(size for _, size in self._storages.values()))
         return result

@@ -61,8 +61,8 @@ THREE, TWO = ["--gpus", "3", "--gpu", "a100"], ["--gpus", "2", "--gpu", "a100"]
         (THREE, "rollout.num_prompts: the 8 sequences of an update do not divide"),
         ([*THREE, "student.layout.tensor_model_parallel_size=2"], "student.layout: TP 2 x PP 1"),
         ([*THREE, "student.layout.tensor_model_parallel_size=3"], "student.layout.tensor_model"),
-        ([*TWO, "teacher.processes=1"], "teacher.processes: not planned yet; add teacher.processes=null"),
-        ([*TWO, "rollout.processes=1"], "rollout.processes: not planned yet; add rollout.processes=null"),
+        ([*TWO, "rollout.processes=1", "teacher.processes=1"], "rollout.processes + teacher.processes: 2 of 2 leave"),
+        ([*TWO, "rollout.processes=1", "method=sft", "teacher=null"], "rollout.processes: no effect, method sft"),
         ([*TWO, "precision=float32"], "precision: float32 on a GPU is not planned"),
         ([*TWO, "student.path=models/Nothing-7B"], "student.path: models/Nothing-7B is no dir"),
         ([*TWO, "--json", "/nowhere/plan.json"], "--json: /nowhere is no directory"),
@@ -90,9 +90,11 @@ def test_every_recipe_of_a_paper_has_its_sizes() -> None:
 def test_ranks_are_grouped_by_what_they_hold(recipe: str) -> None:
     layouts = ["student.layout.pipeline_model_parallel_size=4", "teacher.layout.pipeline_model_parallel_size=2"]
     kinds = rank_kinds(case(recipe, 8, *layouts))
-    assert [(each.student_stage, each.teacher_stage, each.first_rank, each.ranks) for each in kinds] == [
-        (0, 0, 0, 2), (1, 0, 2, 2), (2, 1, 4, 2), (3, 1, 6, 2)
+    assert [(*each.stages.values(), each.first_rank, each.ranks) for each in kinds] == [
+        (0, 0, 0, 0, 2), (1, 0, 0, 2, 2), (2, 0, 1, 4, 2), (3, 0, 1, 6, 2)
     ]  # fmt: skip
+    assert {tuple(each.stages) for each in kinds} == {("student", "rollout", "teacher")}
+    assert not any(each.idle for each in kinds)
     saved = [each.phases["train"]["activations"] for each in kinds]
     # 8 sequences in 1 micro-batch of 8 per replica at most: nothing to keep in flight twice
     assert len(set(saved[1:3])) == 1

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -171,19 +172,20 @@ def measured_peak(arch: Architecture, config: RunConfig) -> int:
         return peak_of_update(chunks, parallel, arch, config)
 
 
-def peak_of_update(chunks: list[Any], parallel: Parallel, arch: Architecture, config: RunConfig) -> int:
-    """Live bytes of a whole update of `train.step`, with everything the trainer holds."""
-    rng = np.random.default_rng(0)
-    completion = config.rollout.max_completion_tokens
-
-    def ids(count: int) -> np.ndarray:
-        return rng.integers(0, arch.vocab_size, count).astype(np.int32)
-
-    rollouts = [
-        Rollout(Prompt(i // 2, "", "", "", ids(LENGTH - completion)), i % 2, ids(completion),
+def full_rollouts(vocab_size: int, completion: int) -> list[Rollout]:
+    """Eight of LENGTH tokens, two of each prompt."""
+    draw = partial(np.random.default_rng(0).integers, 0, vocab_size, dtype=np.int32)
+    return [
+        Rollout(Prompt(i // 2, "", "", "", draw(LENGTH - completion)), i % 2, draw(completion),
                 np.full(completion, -6, np.float32), "", "stop", 0, group=i // 2, reward=float(i % 2))
         for i in range(8)
     ]  # fmt: skip
+
+
+def peak_of_update(chunks: list[Any], parallel: Parallel, arch: Architecture, config: RunConfig) -> int:
+    """Live bytes of a whole update of `train.step`, with everything the trainer holds."""
+    completion = config.rollout.max_completion_tokens
+    rollouts = full_rollouts(arch.vocab_size, completion)
     columns = build_columns(config.method, Batch(rollouts, Signals(None), seed=0, step=0),
                             max_completion_tokens=completion)  # fmt: skip
     student = prepare(chunks, arch, parallel, config)
