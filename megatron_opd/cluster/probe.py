@@ -32,28 +32,30 @@ def unreachable(place: Place, host: str, attempt: Path, seconds: float) -> dict[
 
     Raises RunError where it failed and yet no node can be told to be at fault.
     """
-    failed: dict[Group, str] = {}
-    found: dict[int, str] = {}
-    for number, groups in enumerate(rounds(len(place.nodes))):
-        path = attempt / f"probe-{number}"
-        if place.rank == 0:
-            path.mkdir()
-        _wait_for(path, f"rank 0 on {place.nodes[0]}", seconds + 60)  # it may wait that long for a node's report
-        failed |= _round(path, groups, place, host, seconds if number == 0 else min(seconds, SEARCH_SECONDS))
-        found = at_fault(failed, len(place.nodes))
-        if found or not failed:
-            break
-    if failed and not found:
-        said = failed[tuple(range(len(place.nodes)))]
-        raise RunError(f"an all-reduce over {len(place.nodes)} nodes failed, yet every node has one that works: {said}")
-    return {place.nodes[node]: problem for node, problem in found.items()}
+    everyone, search = tuple(range(len(place.nodes))), min(seconds, SEARCH_SECONDS)
+    failed = _round(0, [everyone], place, host, attempt, seconds)
+    if not failed:
+        return {}
+    alone = _round(1, [(node,) for node in everyone], place, host, attempt, search)
+    unfit = {node: problem for (node,), problem in alone.items()}
+    if not alone:
+        of_pairs: dict[Group, str] = {}
+        for number, groups in enumerate(rounds(len(everyone)), start=2):
+            of_pairs |= _round(number, groups, place, host, attempt, search)
+        unfit = at_fault(of_pairs, len(everyone))
+    if not unfit:
+        said = failed[everyone]
+        raise RunError(f"an all-reduce over {len(everyone)} nodes failed, yet every node has one that works: {said}")
+    return {place.nodes[node]: problem for node, problem in unfit.items()}
+
+
+def ring(nodes: int) -> list[Group]:
+    """Each node with the next one."""
+    return [(node, (node + 1) % nodes) for node in range(nodes if nodes > 2 else nodes - 1)]
 
 
 def rounds(nodes: int) -> Iterator[list[Group]]:
-    """All; each alone; then the pairs of the ring, no node in two groups of a round."""
-    yield [tuple(range(nodes))]
-    if nodes > 1:
-        yield [(node,) for node in range(nodes)]
+    """The pairs of the ring; no node is in two of a round."""
     pairs = ring(nodes)
     while pairs:
         together: list[Group] = []
@@ -64,25 +66,25 @@ def rounds(nodes: int) -> Iterator[list[Group]]:
         pairs = [pair for pair in pairs if pair not in together]
 
 
-def ring(nodes: int) -> list[Group]:
-    """Each node with the next one."""
-    return [(node, (node + 1) % nodes) for node in range(nodes if nodes > 2 else nodes - 1)]
-
-
 def at_fault(failed: dict[Group, str], nodes: int) -> dict[int, str]:
-    """The nodes that fail alone, or else with all of their neighbours: of a pair nobody can say which it is."""
-    alone = {group[0]: problem for group, problem in failed.items() if len(group) == 1}
+    """The nodes that fail with all of their neighbours; of a pair alone nobody can say which it is."""
     found = {}
     for node in range(nodes):
         pairs = [pair for pair in ring(nodes) if node in pair]
         if pairs and all(pair in failed for pair in pairs):
             found[node] = f"no all-reduce with its neighbours comes through: {failed[pairs[0]]}"
-    return alone or found
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ a round
-def _round(path: Path, groups: list[Group], place: Place, host: str, seconds: float) -> dict[Group, str]:
+def _round(
+    number: int, groups: list[Group], place: Place, host: str, attempt: Path, seconds: float
+) -> dict[Group, str]:
     """The groups that failed, each with its first problem. Rank 0 decides when the round is over."""
+    path = attempt / f"probe-{number}"
+    if place.rank == 0:
+        path.mkdir()
+    _wait_for(path, f"rank 0 on {place.nodes[0]}", seconds + 60)  # it may wait that long for a node's report
     decision, child = path / "failed.json", _start(path, groups, place, host, seconds)
     judge = _Judge(path, groups, place.per_node) if place.rank == 0 else None
     until = time.monotonic() + seconds
@@ -203,3 +205,4 @@ def main(written: Path, rank: int, size: int, host: str, seconds: float) -> None
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], float(sys.argv[5]))
+    os._exit(0)  # torch's threads now and then abort a process that ends as usual while they run

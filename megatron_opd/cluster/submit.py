@@ -42,7 +42,7 @@ def launch(recipe: str, cluster: str, overrides: Sequence[str], *, dry_run: bool
     with tempfile.TemporaryDirectory(prefix="megatron-opd-") as temporary:
         if dry_run:
             fits(config, profile)
-            print(_nemo_run(job, Path(temporary), dry_run=True), end="")
+            print(_nemo_run(job, Path(temporary), dry_run=True).replace(temporary, str(job.directory)))
             return 0
         if profile.tunnel:
             tunnel.prepare(profile.tunnel, job, dump_config(config))
@@ -80,9 +80,9 @@ def _warn(warnings: Sequence[str]) -> None:
 
 def _check(config: RunConfig, job: Job) -> list[str]:
     """Everything, with the Slurm, the models and the data of this machine. Returns warnings. Raises ConfigError."""
+    warnings = check_recipe(config, world_size=job.processes)
     fits(config, job.cluster)
     slurm.check_place(job.cluster.partition, job.cluster.nodes, job.cluster.account)
-    warnings = check_recipe(config, world_size=job.processes)
     is_run = (Path(job.run_dir) / "config.yaml").is_file()
     check_run_directory(config, resume=is_run)
     if is_run:

@@ -332,7 +332,7 @@ def test_what_cannot_be_submitted_is_one_line(recipe: list[str], tmp_path: Path)
     assert refused("cluster.partition=tset").startswith("cluster.partition: tset is none of this cluster's: test")
     assert refused("cluster.account=nobody").startswith("cluster.account: nobody is none of yours: megatron-opd")
     assert refused("cluster.nodes=4") == "cluster.nodes: 4 are more than the 2 of partition test"
-    assert refused(f"student.path={tmp_path / 'absent'}").startswith(f"student.path: {tmp_path / 'absent'}")
+    assert refused(f"student.path={tmp_path / 'absent'}").startswith(f"{tmp_path / 'absent'}: no such model directory")
     profile = tmp_path / "container.yaml"
     text = (ROOT / "slurm" / "cpu-test.yaml").read_text()
     profile.write_text(text + f"container: {{image: {tmp_path / 'image.sqsh'}}}\n")
