@@ -90,7 +90,7 @@ def _round(
     until = time.monotonic() + seconds
     while not decision.is_file():
         if child is not None and child.poll() is not None:
-            _leave_result(path / f"{_index(place)}.result", child)
+            _leave_result(path, _index(place), child.returncode)
             child = None
         if judge is not None and (judge.is_done() or time.monotonic() > until):
             write_atomically(decision, json.dumps(judge.failed()).encode())
@@ -99,7 +99,7 @@ def _round(
         time.sleep(0.1)
     if child is not None:
         child.kill()
-        child.communicate()
+        child.wait()
     return {tuple(group): problem for group, problem in json.loads(decision.read_text())}
 
 
@@ -111,22 +111,27 @@ def _indices(group: Group, per_node: int) -> list[int]:
     return [node * per_node + local for node in group for local in range(per_node)]
 
 
-def _start(path: Path, groups: list[Group], place: Place, host: str, seconds: float) -> "subprocess.Popen[str] | None":
-    """This rank's part, if its node has one in this round."""
+def _start(
+    path: Path, groups: list[Group], place: Place, host: str, seconds: float
+) -> "subprocess.Popen[bytes] | None":
+    """This rank's part, if its node has one in this round. What it says goes into a file."""
     for number, group in enumerate(groups):
         ranks = _indices(group, place.per_node)
         if _index(place) in ranks:
             given = [path / f"{number}.meet", ranks.index(_index(place)), len(ranks), host, seconds]
             command = [sys.executable, "-m", "megatron_opd.cluster.probe", *map(str, given)]
             own = os.environ | {"LOCAL_RANK": str(place.local_rank)}
-            return subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            with (path / f"{_index(place)}.log").open("wb") as log:
+                return subprocess.Popen(command, env=own, stdout=log, stderr=log)
     return None
 
 
-def _leave_result(path: Path, child: "subprocess.Popen[str]") -> None:
-    said = [line for line in child.communicate()[1].splitlines() if line.strip()]
-    problem = (said[-1] if said else f"it ended with {child.returncode}") if child.returncode else ""
-    write_atomically(path, problem.encode())
+def _leave_result(path: Path, index: int, code: int) -> None:
+    """An empty one where all went well."""
+    text = (path / f"{index}.log").read_text(errors="replace")
+    said = [line for line in text.splitlines() if line.strip()]
+    problem = (said[-1] if said else f"it ended with {code}") if code else ""
+    write_atomically(path / f"{index}.result", problem.encode())
 
 
 class _Judge:
