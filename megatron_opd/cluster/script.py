@@ -5,8 +5,9 @@ from typing import Any
 
 from megatron_opd.cluster.job import Job
 
-# Run by the batch script when it ends, however it ends. The processes' verdict is what decides; without one they were
-# killed. Slurm itself starts a job again whose node was lost.
+# Run by the batch script when it ends, however it ends. Where Slurm ends the job, after scancel or the loss of a node,
+# nothing is left to decide: it starts the latter again itself. Unless the time limit has passed: then a save was not in
+# time. Else the processes' verdict decides; without one they were killed.
 _WHEN_IT_ENDS = """\
 job_dir={job_dir}
 ended() {{
@@ -15,6 +16,10 @@ ended() {{
     [ $exitcode -eq 0 ] && [ "$(cat $job_dir/verdict 2>/dev/null)" = finished ] && return
     [ -e $job_dir/cancelled ] && echo "cancelled" && return
     verdict=$(cat $job_dir/verdict 2>/dev/null || echo died)
+    case $(scontrol show job -o $SLURM_JOB_ID 2>/dev/null) in
+    *Reason=TimeLimit*) verdict=died ;;
+    *JobState=COMPLETING*) echo "ended by Slurm" && return ;;
+    esac
     newest=$(ls $job_dir/../{run_name}/checkpoints 2>/dev/null | tail -n 1)
     [ "$newest" = "$(cat $job_dir/newest 2>/dev/null)" ] || echo 0 >$job_dir/failures
     echo "$newest" >$job_dir/newest

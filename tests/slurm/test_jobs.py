@@ -80,9 +80,9 @@ def nothing_is_left() -> Iterator[None]:
     start_node("node2")
 
 
-def launch(recipe: list[str], run_dir: Path, *overrides: str) -> str:
+def launch(recipe: list[str], run_dir: Path, *overrides: str, **environment: str) -> str:
     """Returns the job's number."""
-    stdout, _ = run("launch", *recipe, f"run_dir={run_dir}", *overrides, "--cluster", "cpu-test")
+    stdout, _ = run("launch", *recipe, f"run_dir={run_dir}", *overrides, "--cluster", "cpu-test", **environment)
     return stdout.split()[1].rstrip(":")
 
 
@@ -183,8 +183,12 @@ def start_node(node: str) -> None:
 def test_tensor_parallelism_across_nodes_trains_as_two_local_processes(
     recipe: list[str], expected: Path, tmp_path: Path
 ) -> None:
-    job = launch(recipe, tmp_path / "run")
+    """Its secret is with the processes, and in no file."""
+    secret = ["cluster.secrets=[OPD_TOKEN]", "cluster.node_check='[ ${#OPD_TOKEN} -eq 12 ]'"]
+    job = launch(recipe, tmp_path / "run", *secret, OPD_TOKEN="xyzzy-plugh!")
     finish(tmp_path / "run")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 20 and not [path for path in files if b"xyzzy-plugh!" in path.read_bytes()]
     assert_same(tmp_path / "run", expected)
     stdout, _ = run("status", tmp_path / "run")
     assert stdout.startswith(f"job {job}: COMPLETED\nfinished: step {STEPS}")
@@ -234,10 +238,10 @@ def test_a_node_with_a_role_of_its_own_is_lost_and_costs_no_step(recipe: list[st
 
 
 def test_a_run_outlives_its_time_limit(recipe: list[str], tmp_path: Path) -> None:
-    """Slurm's own signal, ahead of its own limit. More steps than a job has time for."""
+    """Slurm's own signal, ahead of its own limit. More steps than a job has time for; only scancel ends it."""
     run_dir = tmp_path / "run"
     steps = 2000
-    launch(
+    job = launch(
         recipe, run_dir, f"num_steps={steps}", "eval=null", "log={rollouts_per_step: 0, tensorboard: false}",
         "checkpoint.every=0", "cluster.time=00:02:00", "cluster.save_before_seconds=75",
     )  # fmt: skip
@@ -245,8 +249,11 @@ def test_a_run_outlives_its_time_limit(recipe: list[str], tmp_path: Path) -> Non
     wait("its first step", lambda: len(rows(run_dir)) > json_step(run_dir), 120)
     log = "".join(path.read_text() for path in (job_dir(run_dir) / "logs").glob("*_0_0.out"))
     assert "before the time limit" in log
-    assert [row["step"] for row in rows(run_dir)] == list(range(len(rows(run_dir))))  # none twice, none left out
-    run("cancel", run_dir)
+    steps_done = [row["step"] for row in rows(run_dir)]
+    assert steps_done == list(range(len(steps_done)))  # none twice, none left out
+    slurm("scancel", job)
+    wait("the job to leave the queue", lambda: not in_queue(job))
+    assert "CANCELLED" in run("status", run_dir)[0]
 
 
 def json_step(run_dir: Path) -> int:

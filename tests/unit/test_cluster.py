@@ -165,13 +165,23 @@ def test_nothing_starts_a_cancelled_run_again(tmp_path: Path) -> None:
     assert calls(tmp_path) == []
 
 
-def ended(tmp_path: Path, verdict: str | None, code: int) -> None:
-    """Runs the script's own lines, with commands in the place of Slurm's that note what they are asked."""
+def test_a_job_that_slurm_ends_starts_again_only_after_its_time_limit(tmp_path: Path) -> None:
+    """What scontrol of 22.05 shows then; the verdict may be late, or that of a process that was asked to end."""
+    for verdict in (None, "stopped"):
+        ended(tmp_path, verdict, 0, "JobId=7 JobState=COMPLETING Reason=None Dependency=(null)")
+        assert calls(tmp_path) == []
+    ended(tmp_path, "stopped", 0, "JobId=7 JobState=COMPLETING Reason=TimeLimit Dependency=(null)")
+    assert calls(tmp_path) == ["scontrol requeue 7"]
+
+
+def ended(tmp_path: Path, verdict: str | None, code: int, shown: str = "JobId=7 JobState=RUNNING Reason=None") -> None:
+    """Runs the script's own lines, with commands in the place of Slurm's that note what they are asked to do."""
     directory, commands = job(tmp_path).directory, tmp_path / "bin"
     directory.mkdir(exist_ok=True)
     commands.mkdir(exist_ok=True)
     for command in ("scontrol", "sbatch"):
-        (commands / command).write_text(f'#!/bin/sh\necho "{command} $*" >>{tmp_path}/calls\n')
+        answer = f'[ "$1" = show ] && echo "{shown}" && exit'
+        (commands / command).write_text(f'#!/bin/sh\n{answer}\necho "{command} $*" >>{tmp_path}/calls\n')
         (commands / command).chmod(0o755)
     (directory / "excluded").write_text("gpu1\ngpu3\n")
     leaves = f"echo {verdict} >{directory}/verdict\n" if verdict else ""
