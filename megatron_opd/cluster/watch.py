@@ -22,9 +22,9 @@ def status(run_dir: Path) -> int:
     state, beat = slurm.state(ids[-1]), _heartbeat(directory)
     print(f"job {ids[-1]}: {state}" + (f", after {', '.join(ids[:-1])}" if len(ids) > 1 else ""))
     if beat:
-        step = "no step yet" if beat["step"] is None else f"step {beat['step']}"
+        step = "before its first step" if beat["step"] is None else f"at step {beat['step']}"
         ago = time.time() - beat["time"]
-        print(f"{beat['state']}: {step}, {ago:.0f} s ago on {beat['node']} (attempt {beat['attempt']})")
+        print(f"last heartbeat: {beat['state']} {step}, {ago:.0f} s ago on {beat['node']} (attempt {beat['attempt']})")
     excluded = (directory / "excluded").read_text().split()
     if excluded:
         print(f"excluded nodes: {', '.join(excluded)}")

@@ -191,7 +191,7 @@ def test_tensor_parallelism_across_nodes_trains_as_two_local_processes(
     assert len(files) > 20 and not [path for path in files if b"xyzzy-plugh!" in path.read_bytes()]
     assert_same(tmp_path / "run", expected)
     stdout, _ = run("status", tmp_path / "run")
-    assert stdout.startswith(f"job {job}: COMPLETED\nfinished: step {STEPS}")
+    assert stdout.startswith(f"job {job}: COMPLETED\nlast heartbeat: finished at step {STEPS}, ")
     stdout, _ = run("logs", tmp_path / "run")
     assert f"step {STEPS - 1}/{STEPS}" in stdout
     nodes = {
