@@ -7,6 +7,7 @@ there, or never comes up, is named because its file is missing.
 import json
 import shutil
 import subprocess
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,30 +74,38 @@ def _problem(job: Job, attempt: Path, node: str) -> str:
 
 
 def _gpu_problem(wanted: int) -> str:
+    """Asked of another process: what computes on a GPU holds some of its memory until it ends, and may hang."""
     if wanted == 0:
         return ""
+    return _run([sys.executable, "-m", "megatron_opd.cluster.nodes", str(wanted)], "the check of its GPUs")
+
+
+def _own_check(command: str) -> str:
+    return _run(["bash", "-c", command], "cluster.node_check") if command else ""
+
+
+def _run(command: list[str], name: str) -> str:
+    """What a check said last, if it failed."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=CHECK_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"{name} took more than {CHECK_SECONDS} s"
+    said = (done.stderr or done.stdout).strip().splitlines()
+    return f"{name} failed{': ' + said[-1] if said else ''}" if done.returncode else ""
+
+
+def _use_gpus(wanted: int) -> None:
+    """Computes something on each. Ends the process where one is missing or fails."""
     import torch
 
     found = torch.cuda.device_count()
     if found != wanted:
-        return f"{found} of {wanted} GPUs are visible"
+        sys.exit(f"{found} of {wanted} GPUs are visible")
     for index in range(found):
         try:
             torch.ones(1024, device=f"cuda:{index}").sum().item()
         except RuntimeError as error:
-            return f"GPU {index}: {str(error).splitlines()[0]}"
-    return ""
-
-
-def _own_check(command: str) -> str:
-    if not command:
-        return ""
-    try:
-        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=CHECK_SECONDS)
-    except subprocess.TimeoutExpired:
-        return f"cluster.node_check took more than {CHECK_SECONDS} s"
-    said = (done.stderr or done.stdout).strip().splitlines()
-    return f"cluster.node_check failed{': ' + said[-1] if said else ''}" if done.returncode else ""
+            sys.exit(f"GPU {index}: {str(error).splitlines()[0]}")
 
 
 def address(node: str) -> str:
@@ -106,3 +115,7 @@ def address(node: str) -> str:
     except ConfigError:  # in a container there may be no such command
         return node
     return next((word.removeprefix("NodeAddr=") for word in shown if word.startswith("NodeAddr=")), node)
+
+
+if __name__ == "__main__":
+    _use_gpus(int(sys.argv[1]))

@@ -1,6 +1,8 @@
 """A cluster's profile (slurm/*.yaml): what a job asks of Slurm, and what its processes find on a node. No torch."""
 
+import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -91,6 +93,19 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> ClusterConfig:
     return _check(profile, path)
 
 
+def seconds(time: str) -> float:
+    """Of a time as Slurm writes it: 30 (minutes), 30:00, 4:00:00, 1-12, 1-12:30, 1-12:30:00. Raises ValueError."""
+    if time.lower() in ("0", "infinite", "unlimited", "n/a"):
+        return math.inf
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
+    if not found:
+        raise ValueError(f"{time} is no time as Slurm writes it; write hours:minutes:seconds, or days-hours:minutes")
+    days, *rest = (int(each or 0) for each in found.groups())
+    if found[1] is None and found[4] is None:  # minutes, or minutes:seconds
+        rest = [0, *rest[:2]]
+    return ((days * 24 + rest[0]) * 60 + rest[1]) * 60 + rest[2]
+
+
 def _find(name: str) -> Path:
     path, known = Path(name), {each.stem: each for each in sorted(PROFILES.glob("*.yaml"))}
     if path.is_file():
@@ -108,6 +123,7 @@ def _check(profile: ClusterConfig, path: Path) -> ClusterConfig:
             f"{path}: processes_per_node: {profile.processes_per_node} is not gpus_per_node={profile.gpus_per_node}; "
             "every process has one GPU"
         )
+    _check_time(profile, path)
     if profile.tunnel:
         return _check_tunnel(profile, profile.tunnel, path)
     for name in profile.secrets:
@@ -121,6 +137,18 @@ def _check(profile: ClusterConfig, path: Path) -> ClusterConfig:
             if not Path(mount.split(":")[0]).exists():
                 raise ConfigError(f"{path}: container.mounts: {mount.split(':')[0]} does not exist")
     return replace(profile, python=str(Path(profile.python).expanduser()) if profile.python else "")
+
+
+def _check_time(profile: ClusterConfig, path: Path) -> None:
+    try:
+        limit = seconds(profile.time) if profile.time else math.inf
+    except ValueError as error:
+        raise ConfigError(f"{path}: time: {error}") from None
+    if profile.save_before_seconds >= limit:
+        raise ConfigError(
+            f"{path}: save_before_seconds: {profile.save_before_seconds} are not less than time={profile.time}; "
+            "a job would be asked to save before it has begun"
+        )
 
 
 def _check_tunnel(profile: ClusterConfig, tunnel: TunnelConfig, path: Path) -> ClusterConfig:

@@ -19,7 +19,7 @@ from typing import Any
 from megatron_opd.cluster import nodes, probe
 from megatron_opd.cluster.job import Job, read
 from megatron_opd.cluster.place import Place
-from megatron_opd.errors import ConfigError, Interrupted, OpdError, OutOfTime
+from megatron_opd.errors import ConfigError, Interrupted, OpdError, OutOfTime, RunError
 from megatron_opd.metrics.run_directory import metrics_path, write_atomically
 
 HEARTBEAT_SECONDS = 5.0
@@ -101,7 +101,20 @@ def _train(job: Job) -> int:
     from megatron_opd.cli import main as command
 
     resume = ["--resume"] if (Path(job.run_dir) / "config.yaml").is_file() else []
-    return command(["train", str(job.directory / "recipe.yaml"), *resume])
+    try:
+        return command(["train", str(job.directory / "recipe.yaml"), *resume])
+    except RuntimeError as error:
+        if not _says_that_another_is_gone(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise RunError(f"another process of the job is gone, and its own log may say why ({reason})") from None
+
+
+def _says_that_another_is_gone(error: RuntimeError) -> bool:
+    """What a collective raises then; gloo's errors have no type of their own."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "/gloo/" in str(error)
 
 
 @contextlib.contextmanager

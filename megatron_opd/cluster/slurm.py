@@ -4,6 +4,7 @@ import getpass
 import shutil
 import subprocess
 
+from megatron_opd.cluster.profile import ClusterConfig, seconds
 from megatron_opd.errors import ConfigError
 
 TIMEOUT = 60  # seconds; a controller that is busy answers late
@@ -23,18 +24,29 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-def check_place(partition: str, nodes: int, account: str) -> None:
-    """Whether partition and account exist, and have so many nodes. Raises ConfigError naming what there is."""
-    partitions = sorted(set(run("sinfo", "-h", "-o", "%R").split()))
-    if partition and partition not in partitions:
-        raise ConfigError(f"cluster.partition: {partition} is none of this cluster's: {', '.join(partitions)}")
-    there = int(run("sinfo", "-h", "-o", "%D", "-p", partition).split()[0]) if partition else nodes
-    if nodes > there:
-        raise ConfigError(f"cluster.nodes: {nodes} are more than the {there} of partition {partition}")
+def check_place(cluster: ClusterConfig) -> None:
+    """Whether partition and account exist and give so many nodes for so long. Raises ConfigError."""
+    rows = [line.split("|") for line in run("sinfo", "-h", "-o", "%R|%P|%D|%l").splitlines()]
+    default = next((name for name, starred, _nodes, _limit in rows if starred.endswith("*")), "")
+    there = {name: (int(nodes), limit) for name, _starred, nodes, limit in rows}
+    partition = cluster.partition or default
+    if partition and partition not in there:
+        names = ", ".join(sorted(there))
+        raise ConfigError(f"cluster.partition: {partition} is none of this cluster's: {names}")
+    if partition:
+        _check_partition(cluster, partition, *there[partition])
     mine = run("sacctmgr", "-n", "-P", "list", "association", "format=account", f"user={getpass.getuser()}")
     accounts = sorted(set(mine.split()))
-    if account and accounts and account not in accounts:
-        raise ConfigError(f"cluster.account: {account} is none of yours: {', '.join(accounts)}")
+    if cluster.account and accounts and cluster.account not in accounts:
+        raise ConfigError(f"cluster.account: {cluster.account} is none of yours: {', '.join(accounts)}")
+
+
+def _check_partition(cluster: ClusterConfig, partition: str, nodes: int, limit: str) -> None:
+    if cluster.nodes > nodes:
+        raise ConfigError(f"cluster.nodes: {cluster.nodes} are more than the {nodes} of partition {partition}")
+    # Slurm would let the job wait for ever; but a QoS may be allowed to exceed the limit.
+    if cluster.time and not cluster.qos and seconds(cluster.time) > seconds(limit):
+        raise ConfigError(f"cluster.time: {cluster.time} is more than the {limit} of partition {partition}")
 
 
 def state(job_id: str) -> str:
@@ -47,4 +59,10 @@ def state(job_id: str) -> str:
 
 
 def in_queue(job_id: str) -> bool:
-    return job_id in run("squeue", "-h", "-o", "%A").split()
+    """Whether a job waits, runs or ends. Slurm forgets a job some minutes after its end."""
+    try:
+        return bool(run("squeue", "-h", "-j", job_id, "-o", "%A").split())
+    except ConfigError as error:
+        if "Invalid job id" in str(error):
+            return False
+        raise

@@ -19,6 +19,7 @@ from megatron_opd.config.check import check_run_directory
 from megatron_opd.config.load import dump_config, load_config
 from megatron_opd.config.schema import RunConfig
 from megatron_opd.errors import ConfigError
+from megatron_opd.metrics.run_directory import read_metrics
 from megatron_opd.preflight import check_recipe, check_resumed
 
 LAUNCHER = Path(__file__).resolve().parents[2] / ".venv-launch" / "bin" / "python"
@@ -82,15 +83,24 @@ def _check(config: RunConfig, job: Job) -> list[str]:
     """Everything, with the Slurm, the models and the data of this machine. Returns warnings. Raises ConfigError."""
     warnings = check_recipe(config, world_size=job.processes)
     fits(config, job.cluster)
-    slurm.check_place(job.cluster.partition, job.cluster.nodes, job.cluster.account)
+    slurm.check_place(job.cluster)
     is_run = (Path(job.run_dir) / "config.yaml").is_file()
     check_run_directory(config, resume=is_run)
     if is_run:
         check_resumed(config)
+        _check_unfinished(config, job)
     for job_id in jobs.job_ids(job.directory):
         if slurm.in_queue(job_id):
             raise ConfigError(f"run_dir: job {job_id} works on {job.run_dir}; cancel it first, or give run_dir=...")
     return warnings
+
+
+def _check_unfinished(config: RunConfig, job: Job) -> None:
+    """A job would find nothing to do but to write the report again. Raises ConfigError."""
+    verdict, run_dir = job.directory / "verdict", Path(job.run_dir)
+    done = max((row["step"] for row in read_metrics(run_dir)), default=0)
+    if verdict.is_file() and verdict.read_text() == "finished" and done >= config.num_steps:
+        raise ConfigError(f"run_dir: {run_dir} is finished, {done} steps; give num_steps=... to go on, or run_dir=...")
 
 
 def fits(config: RunConfig, cluster: ClusterConfig) -> None:

@@ -198,6 +198,8 @@ def test_tensor_parallelism_across_nodes_trains_as_two_local_processes(
         json.loads(path.read_text())["node"] for path in (job_dir(tmp_path / "run") / "attempts").glob("*/n*.json")
     }
     assert nodes == {"node1", "node2"}
+    _, stderr = run("launch", *recipe, f"run_dir={tmp_path / 'run'}", "--cluster", "cpu-test", code=2)
+    assert f"{tmp_path / 'run'} is finished, {STEPS} steps; give num_steps=... to go on" in stderr
 
 
 def test_a_lost_node_costs_no_step(recipe: list[str], expected: Path, tmp_path: Path) -> None:
@@ -219,6 +221,10 @@ def test_a_killed_process_costs_no_step(recipe: list[str], expected: Path, tmp_p
     os.kill(ranks(run_dir)["node2"], signal.SIGKILL)
     finish(run_dir)
     assert_same(run_dir, expected)
+    (survivor,) = (job_dir(run_dir) / "logs").glob("*_0_0.out")
+    said = survivor.read_text()
+    assert "node1: another process of the job is gone, and its own log may say why (" in said
+    assert "Traceback" not in said
     assert len(list((job_dir(run_dir) / "attempts").iterdir())) == 2
 
 
@@ -338,7 +344,10 @@ def test_what_cannot_be_submitted_is_one_line(recipe: list[str], tmp_path: Path)
 
     assert refused("cluster.partition=tset").startswith("cluster.partition: tset is none of this cluster's: test")
     assert refused("cluster.account=nobody").startswith("cluster.account: nobody is none of yours: megatron-opd")
-    assert refused("cluster.nodes=4") == "cluster.nodes: 4 are more than the 2 of partition test"
+    too_long = "cluster.time: 02:00:00 is more than the 1:00:00 of partition test"
+    assert refused("cluster.time=02:00:00") == too_long
+    too_many = "cluster.nodes: 4 are more than the 2 of partition test"
+    assert refused("cluster.partition=''", "cluster.nodes=4") == too_many
     assert refused(f"student.path={tmp_path / 'absent'}").startswith(f"{tmp_path / 'absent'}: no such model directory")
     profile = tmp_path / "container.yaml"
     text = (ROOT / "slurm" / "cpu-test.yaml").read_text()

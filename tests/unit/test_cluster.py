@@ -1,20 +1,22 @@
 """What of a job needs no Slurm: profiles, the batch script, names of nodes, their reports."""
 
 import json
+import math
 import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from megatron_opd import cli
 from megatron_opd.cluster import job as jobs
 from megatron_opd.cluster import script
 from megatron_opd.cluster.job import Job
-from megatron_opd.cluster.nodes import Report, unfit
+from megatron_opd.cluster.nodes import Report, report, unfit
 from megatron_opd.cluster.place import expand
-from megatron_opd.cluster.profile import PROFILES, ClusterConfig, ContainerConfig, load_profile
+from megatron_opd.cluster.profile import PROFILES, ClusterConfig, ContainerConfig, load_profile, seconds
 from megatron_opd.config.load import load_config
 from megatron_opd.errors import ConfigError
 from tests.unit.tiny_model_files import write_recipe
@@ -49,6 +51,8 @@ def test_every_packaged_profile_loads() -> None:
             "gpu: cpu\nprocesses_per_node: 1\ntunnel: {host: h, user: u, directory: /opd, identity: /absent}",
             "tunnel.identity: /absent does not exist",
         ),
+        ("gpu: cpu\nprocesses_per_node: 1\ntime: 4h", "time: 4h is no time as Slurm writes it"),
+        ("gpu: cpu\nprocesses_per_node: 1\ntime: '5'", "save_before_seconds: 300 are not less than time=5"),
         ("gpu: [", "cannot be read as YAML"),
         ("", "must be a mapping"),
     ],
@@ -60,6 +64,11 @@ def test_a_wrong_profile_is_one_line(tmp_path: Path, text: str, problem: str) ->
         load_profile(str(path))
     assert str(error.value).startswith(f"{path}: ") and problem in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_times_are_read_as_slurm_writes_them() -> None:
+    texts = ["30", "30:15", "4:00:00", "1-12", "1-12:30", "01-12:30:15", "0", "UNLIMITED"]
+    assert [seconds(text) for text in texts] == [1800, 1815, 14400, 129600, 131400, 131415, math.inf, math.inf]
 
 
 def test_a_wrong_override_of_a_profile_names_itself() -> None:
@@ -223,3 +232,19 @@ def test_unfit_nodes_are_found(tmp_path: Path) -> None:
         "away": "did not report within 0 s", "ill": "7 of 8 GPUs are visible", "old": "has torch 1, fit has 2",
     }  # fmt: skip
     assert unfit(tmp_path, ["fit"], seconds=5) == {}
+
+
+def test_a_node_that_lacks_a_gpu_or_fails_the_sites_check_says_so(tmp_path: Path) -> None:
+    there = torch.cuda.device_count()
+    found = {
+        "fit": CPU,
+        "lacks": replace(CPU, gpus_per_node=there + 1),
+        "ill": replace(CPU, node_check="echo too hot >&2; exit 1"),
+        "silent": replace(CPU, node_check="exit 1"),
+    }
+    problems = {node: report(job(tmp_path, cluster), tmp_path, node).problem for node, cluster in found.items()}
+    assert problems == {
+        "fit": "", "lacks": f"the check of its GPUs failed: {there} of {there + 1} GPUs are visible",
+        "ill": "cluster.node_check failed: too hot", "silent": "cluster.node_check failed",
+    }  # fmt: skip
+    assert unfit(tmp_path, list(found), seconds=5) == {node: text for node, text in problems.items() if text}
