@@ -246,12 +246,16 @@ def _shown(model: ModelConfig) -> str:
     return sizes
 
 
+def _start(processes: int) -> str:
+    return f"start {processes} in all (--nproc, or cluster.nodes x cluster.processes_per_node)"
+
+
 def _check_processes(config: RunConfig, world_size: int) -> None:
     roles, needed = config.processes_apart, processes_shared(config)
     apart = sum(roles.values())
     if apart >= world_size:
         keys = " + ".join(f"{role}.processes" for role in roles)
-        raise ConfigError(f"{keys}: {apart} of {world_size} leave the student none; add --nproc {needed + apart}")
+        raise ConfigError(f"{keys}: {apart} of {world_size} leave the student none; {_start(needed + apart)}")
     world_size -= apart
     widest, model = max(_sharing(config), key=lambda named: max(_sizes(named[1])))
     if world_size % needed:
@@ -261,7 +265,7 @@ def _check_processes(config: RunConfig, world_size: int) -> None:
         there = f"{world_size} beside {beside}" if apart else f"{world_size}"
         raise ConfigError(
             f"{widest}.layout: {_shown(model)} needs {at_least} {needed} processes, there would be {there}; "
-            f"add --nproc {rounded + apart}"
+            f"{_start(rounded + apart)}"
         )
     data_parallel = world_size // config.student.layout.model_parallel_size
     sequences = sequences_per_step(config) // config.train.updates_per_step

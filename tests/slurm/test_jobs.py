@@ -120,9 +120,9 @@ def in_queue(job: str) -> bool:
     return job in slurm("squeue", "-h", "-o", "%A").split()
 
 
-def ranks(run_dir: Path) -> dict[str, int]:
-    """Node -> process, of a job whose processes run."""
-    found = {}
+def ranks(run_dir: Path) -> dict[str, list[int]]:
+    """Node -> its processes, of a job that runs."""
+    found: dict[str, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -133,7 +133,7 @@ def ranks(run_dir: Path) -> dict[str, int]:
             if b"megatron_opd.cluster.rank" in argv and str(job_dir(run_dir)).encode() in argv:
                 names = [each for each in environment if each.startswith(b"SLURMD_NODENAME=")]
                 if b"srun" not in argv[0] and names:
-                    found[names[0].partition(b"=")[2].decode()] = int(entry.name)
+                    found.setdefault(names[0].partition(b"=")[2].decode(), []).append(int(entry.name))
     return found
 
 
@@ -147,10 +147,10 @@ def pid_of(node: str) -> int | None:
 
 
 def kill_node(node: str, run_dir: Path) -> None:
-    """As when its power goes: the daemon, the job's step there, and its process, at once."""
+    """As when its power goes: the daemon, the job's step there, and its processes, at once."""
     daemon = pid_of(node)
     assert daemon is not None
-    victims = [daemon, ranks(run_dir)[node]]
+    victims = [daemon, *ranks(run_dir)[node]]
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and _is_step_of(entry, node):
             victims.append(int(entry.name))
@@ -218,7 +218,7 @@ def test_a_killed_process_costs_no_step(recipe: list[str], expected: Path, tmp_p
     run_dir = tmp_path / "run"
     launch(recipe, run_dir)
     wait("the first checkpoint", lambda: (run_dir / "checkpoints" / "step-000002" / "manifest.json").exists())
-    os.kill(ranks(run_dir)["node2"], signal.SIGKILL)
+    os.kill(ranks(run_dir)["node2"][0], signal.SIGKILL)
     finish(run_dir)
     assert_same(run_dir, expected)
     (survivor,) = (job_dir(run_dir) / "logs").glob("*_0_0.out")
@@ -228,12 +228,16 @@ def test_a_killed_process_costs_no_step(recipe: list[str], expected: Path, tmp_p
     assert len(list((job_dir(run_dir) / "attempts").iterdir())) == 2
 
 
-@pytest.mark.parametrize("role", ["rollout", "teacher"])
-def test_a_node_with_a_role_of_its_own_is_lost_and_costs_no_step(recipe: list[str], tmp_path: Path, role: str) -> None:
-    """The student on one node, the engine or the teacher on the other."""
-    run_dir, apart = tmp_path / "run", ["student.layout={}", "teacher.layout={}", f"{role}.processes=1"]
-    run("train", *recipe, *apart, f"run_dir={tmp_path / 'local'}", "--nproc", 2)
-    job = launch(recipe, run_dir, *apart)
+@pytest.mark.parametrize(
+    ("role", "layout"), [("rollout", "{}"), ("teacher", "{tensor_model_parallel_size: 2}")], ids=["rollout", "teacher"]
+)
+def test_a_node_with_a_role_of_its_own_is_lost_and_costs_no_step(
+    recipe: list[str], tmp_path: Path, role: str, layout: str
+) -> None:
+    """Two a node: the student's two replicas on one, two engines or the teacher's two ranks on the other."""
+    run_dir, apart = tmp_path / "run", ["student.layout={}", f"teacher.layout={layout}", f"{role}.processes=2"]
+    run("train", *recipe, *apart, f"run_dir={tmp_path / 'local'}", "--nproc", 4)
+    job = launch(recipe, run_dir, *apart, "cluster.processes_per_node=2")
     wait("the first checkpoint", lambda: (run_dir / "checkpoints" / "step-000002" / "manifest.json").exists())
     kill_node("node2", run_dir)
     wait("the job to leave the lost node", lambda: slurm("squeue", "-h", "-j", job, "-o", "%T") != "RUNNING", 120)

@@ -143,7 +143,7 @@ def test_check_warns_of_a_data_set_smaller_than_a_step(recipe: str) -> None:
 
 def test_train_names_nproc_when_the_layout_needs_more(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", recipe, "student.layout.tensor_model_parallel_size=2"]) == 2
-    assert "needs at least 2 processes, there would be 1; add --nproc 2" in error_line(capsys)
+    assert "needs at least 2 processes, there would be 1; start 2 in all" in error_line(capsys)
 
 
 def test_under_torchrun_every_rank_refuses_and_rank_0_says_so(

@@ -265,9 +265,9 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
     "student.layout.pipeline_model_parallel_size: 3 does not divide the 4 layers": (
         ["student.layout.pipeline_model_parallel_size=3"], 3),
     "student.layout.sequence_parallel: no effect": (["student.layout.sequence_parallel=true"], None),
-    "student.layout: TP 2 x PP 2 needs at least 4 processes, there would be 1; add --nproc 4": (
+    "student.layout: TP 2 x PP 2 needs at least 4 processes, there would be 1; start 4 in all": (
         ["student.layout={tensor_model_parallel_size: 2, pipeline_model_parallel_size: 2}"], 1),
-    "teacher.layout: TP 2 x PP 1 needs a multiple of 2 processes, there would be 5; add --nproc 4": (
+    "teacher.layout: TP 2 x PP 1 needs a multiple of 2 processes, there would be 5; start 4 in all": (
         ["teacher.layout.tensor_model_parallel_size=2"], 5),
     "rollout.num_prompts: the 8 sequences of an update do not divide among the student's 3": ([], 3),
     "teacher: missing; method.guidance of tgpo reads": (["teacher=null"], None),
@@ -342,15 +342,15 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
          "teacher.layout.context_parallel_size=4"], None),
     "student.layout: TP 1 x PP 1 x CP 3 needs at least 3 processes, there would be 2": (
         ["student.layout.context_parallel_size=3"], 2),
-    "teacher.processes: 2 of 2 leave the student none; add --nproc 3": (["teacher.processes=2"], 2),
+    "teacher.processes: 2 of 2 leave the student none; start 3 in all": (["teacher.processes=2"], 2),
     "teacher.processes: teacher.layout, TP 2 x PP 1, needs a multiple of 2, not 3": (
         ["teacher.processes=3", "teacher.layout.tensor_model_parallel_size=2"], None),
-    "student.layout: TP 2 x PP 1 needs a multiple of 2 processes, there would be 3 beside the teacher's 2; add --npr": (
+    "student.layout: TP 2 x PP 1 needs a multiple of 2 processes, there would be 3 beside the teacher's 2; start 4": (
         ["teacher.processes=2", "student.layout.tensor_model_parallel_size=2"], 5),
     "rollout.num_prompts: the 8 sequences of an update do not divide among the student's 3 data-": (
         ["teacher.processes=1"], 4),
-    "rollout.processes: 2 of 2 leave the student none; add --nproc 3": (["rollout.processes=2"], 2),
-    "rollout.processes + teacher.processes: 3 of 3 leave the student none; add --nproc 4": (
+    "rollout.processes: 2 of 2 leave the student none; start 3 in all": (["rollout.processes=2"], 2),
+    "rollout.processes + teacher.processes: 3 of 3 leave the student none; start 4 in all": (
         ["rollout.processes=2", "teacher.processes=1"], 3),
     "student.layout: TP 2 x PP 1 needs a multiple of 2 processes, there would be 3 beside the rollout's 1 and the te": (
         ["rollout.processes=1", "teacher.processes=2", "student.layout.tensor_model_parallel_size=2"], 6),
