@@ -35,13 +35,14 @@ class Details(SlurmJobDetails):
 def main() -> int:
     spec = json.loads(Path(sys.argv[1]).read_text())
     flags = {name.replace("-", "_"): value for name, value in spec["flags"].items()}
-    container = spec["container"] or {"image": None, "mounts": []}
+    container = spec["container"]
     python, _m, module, *arguments = spec["command"]
     executor = nemo_run.SlurmExecutor(
         account=flags.pop("account", None),
-        container_image=container["image"],
-        container_mounts=container["mounts"],
-        env_vars=spec["environment"],
+        container_image=container.get("image"),
+        container_mounts=container.get("mounts", []),
+        container_env=container.get("env"),
+        srun_args=spec["srun"],
         setup_lines="\n".join(spec["setup"]),
         additional_parameters={"reservation": flags.pop("reservation")} if "reservation" in flags else None,
         job_name_prefix="opd.",

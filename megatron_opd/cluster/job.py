@@ -49,7 +49,8 @@ class Job:
         """Of the job's processes; quoted for a shell."""
         threads = str(self.cluster.cpus_per_process or 1)
         # Newer versions of srun do not take the number of CPUs from sbatch.
-        settings = {"OMP_NUM_THREADS": threads, "SRUN_CPUS_PER_TASK": threads, **self.cluster.environment}
+        settings = {"OMP_NUM_THREADS": threads, "SRUN_CPUS_PER_TASK": threads, "PYTHONUNBUFFERED": "1"}
+        settings |= self.cluster.environment
         return {key: shlex.quote(value) for key, value in settings.items()}
 
     def write(self) -> None:

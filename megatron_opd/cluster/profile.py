@@ -126,17 +126,21 @@ def _check(profile: ClusterConfig, path: Path) -> ClusterConfig:
     _check_time(profile, path)
     if profile.tunnel:
         return _check_tunnel(profile, profile.tunnel, path)
+    return replace(profile, python=str(Path(profile.python).expanduser()) if profile.python else "")
+
+
+def check_present(profile: ClusterConfig) -> None:
+    """What the job brings along from this machine. Raises ConfigError."""
     for name in profile.secrets:
         if name not in os.environ:
-            raise ConfigError(f"{path}: secrets: {name} is not set in your environment; export it first")
+            raise ConfigError(f"cluster.secrets: {name} is not set in your environment; export it first")
     if profile.container:
         image = Path(profile.container.image)
         if image.is_absolute() and not image.exists():
-            raise ConfigError(f"{path}: container.image: {image} does not exist")
+            raise ConfigError(f"cluster.container.image: {image} does not exist")
         for mount in profile.container.mounts:
             if not Path(mount.split(":")[0]).exists():
-                raise ConfigError(f"{path}: container.mounts: {mount.split(':')[0]} does not exist")
-    return replace(profile, python=str(Path(profile.python).expanduser()) if profile.python else "")
+                raise ConfigError(f"cluster.container.mounts: {mount.split(':')[0]} does not exist")
 
 
 def _check_time(profile: ClusterConfig, path: Path) -> None:

@@ -40,6 +40,16 @@ rm -f $job_dir/verdict
 grep -qx $SLURM_JOB_ID $job_dir/job_id 2>/dev/null || echo $SLURM_JOB_ID >>$job_dir/job_id"""
 
 
+# When a process fails, the others are ended. When one is done, rank 0 has this long (seconds) to finish writing.
+SRUN = ("--kill-on-bad-exit=1", "--wait=1800")
+
+
+def setup(job: Job) -> list[str]:
+    """The batch script's shell lines before its srun."""
+    exports = [f"export {key}={value}" for key, value in job.environment().items()]
+    return [*exports, *job.cluster.setup, "", when_it_ends(job)]
+
+
 def when_it_ends(job: Job) -> str:
     """Shell lines for the beginning of the batch script."""
     return _WHEN_IT_ENDS.format(
@@ -83,16 +93,16 @@ def sbatch(job: Job) -> str:
     given = {"job-name": job.name, "requeue": True, "output": f"{log}/batch_%j.out", **flags(job)}
     for name, value in given.items():
         lines.append(f"#SBATCH --{name}" + ("" if value is True else f"={shlex.quote(str(value))}"))
-    lines += ["", *(f"export {key}={value}" for key, value in job.environment().items())]
-    lines += [*job.cluster.setup, "", when_it_ends(job), ""]
-    srun = ["srun", "--kill-on-bad-exit=1", "--output", f"{log}/%j_${{SLURM_RESTART_COUNT:-0}}_%t.out", *container(job)]
-    lines.append(f"{' '.join(srun)} {shlex.join(job.command())}")
+    lines += ["", *setup(job), ""]
+    output = f"{log}/%j_${{SLURM_RESTART_COUNT:-0}}_%t.out"
+    lines.append(" ".join(["srun", *SRUN, "--output", output, *_container(job), shlex.join(job.command())]))
     return "\n".join(lines) + "\n"
 
 
-def container(job: Job) -> list[str]:
-    """Of srun."""
+def _container(job: Job) -> list[str]:
+    """Of srun. An image's own variables go before those of the job, but for the ones that are named."""
     if job.cluster.container is None:
         return []
-    mounts = ",".join(job.cluster.container.mounts)
-    return [f"--container-image={job.cluster.container.image}", *([f"--container-mounts={mounts}"] if mounts else [])]
+    flags = {"image": job.cluster.container.image, "mounts": ",".join(job.cluster.container.mounts)}
+    flags["env"] = ",".join(job.environment())
+    return [f"--container-{name}={value}" for name, value in flags.items() if value]

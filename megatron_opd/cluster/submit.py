@@ -14,7 +14,7 @@ from typing import Any
 from megatron_opd.cluster import job as jobs
 from megatron_opd.cluster import script, slurm, tunnel
 from megatron_opd.cluster.job import Job
-from megatron_opd.cluster.profile import PREFIX, PROFILES, ClusterConfig, load_profile
+from megatron_opd.cluster.profile import PREFIX, PROFILES, ClusterConfig, check_present, load_profile
 from megatron_opd.config.check import check_run_directory
 from megatron_opd.config.load import dump_config, load_config
 from megatron_opd.config.schema import RunConfig
@@ -83,6 +83,7 @@ def _check(config: RunConfig, job: Job) -> list[str]:
     """Everything, with the Slurm, the models and the data of this machine. Returns warnings. Raises ConfigError."""
     warnings = check_recipe(config, world_size=job.processes)
     fits(config, job.cluster)
+    check_present(job.cluster)
     slurm.check_place(job.cluster)
     is_run = (Path(job.run_dir) / "config.yaml").is_file()
     check_run_directory(config, resume=is_run)
@@ -92,7 +93,21 @@ def _check(config: RunConfig, job: Job) -> list[str]:
     for job_id in jobs.job_ids(job.directory):
         if slurm.in_queue(job_id):
             raise ConfigError(f"run_dir: job {job_id} works on {job.run_dir}; cancel it first, or give run_dir=...")
-    return warnings
+    return warnings + unmounted(config, job)
+
+
+def unmounted(config: RunConfig, job: Job) -> list[str]:
+    """A warning for each thing the processes need that no mount of the container shows. A site may mount more."""
+    if job.cluster.container is None:
+        return []
+    models = [each.path for each in (config.student, config.teacher) if each]
+    needed = [job.working_dir, job.run_dir, *models, config.data.train, *filter(None, [config.data.heldout])]
+    shown = [mount.split(":")[1] for mount in job.cluster.container.mounts if ":" in mount]
+    return [
+        f"cluster.container.mounts: {path} is below none of them, under that name; the processes may not see it"
+        for path in (Path(job.working_dir) / each for each in needed)
+        if not any(path.is_relative_to(each) for each in shown)
+    ]
 
 
 def _check_unfinished(config: RunConfig, job: Job) -> None:
@@ -139,9 +154,9 @@ def _nemo_run(job: Job, folder: Path, *, dry_run: bool) -> str:
         "name": job.name,
         "logs": str(job.directory / "logs"),
         "flags": script.flags(job),
-        "environment": job.environment(),
-        "setup": [*job.cluster.setup, script.when_it_ends(job)],
-        "container": asdict(job.cluster.container) if job.cluster.container else None,
+        "setup": script.setup(job),
+        "srun": script.SRUN,
+        "container": asdict(job.cluster.container) | {"env": list(job.environment())} if job.cluster.container else {},
         "command": job.command(),
         "tunnel": _tunnel(job) if job.cluster.tunnel and not dry_run else None,
     }

@@ -338,6 +338,20 @@ def test_a_job_is_launched_from_outside_over_ssh(recipe: list[str], tmp_path: Pa
     assert rows(there / "runs" / "far")[-1]["step"] == 2
 
 
+def test_nemo_runs_script_has_what_ours_has(recipe: list[str], tmp_path: Path) -> None:
+    """In a container, with a variable whose name has small letters, and a longer wait than nemo-run's own."""
+    container = "cluster.container={image: registry#image, mounts: ['/data:/data']}"
+    where = [f"run_dir={tmp_path / 'run'}", container, "cluster.environment.small_letters=two words"]
+    shown, _ = run("launch", *recipe, *where, "--cluster", "cpu-test", "--dry-run")
+    (srun,) = [line for line in shown.splitlines() if line.startswith("srun ")]
+    assert [each for each in srun.split() if each.startswith("--wait=")][-1] == "--wait=1800"
+    names = "OMP_NUM_THREADS,SRUN_CPUS_PER_TASK,PYTHONUNBUFFERED,small_letters"
+    assert f"--container-image registry#image --container-mounts /data:/data,{tmp_path}/run.job/" in srun
+    assert f"--container-env {names} " in srun and "\nexport small_letters='two words'\n" in shown
+    assert srun.endswith(f"python -m megatron_opd.cluster.rank {tmp_path}/run.job")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_submitted_is_one_line(recipe: list[str], tmp_path: Path) -> None:
     def refused(*overrides: str, cluster: object = "cpu-test", **environment: str) -> str:
         run_dir = f"run_dir={tmp_path / 'run'}"
@@ -356,7 +370,7 @@ def test_what_cannot_be_submitted_is_one_line(recipe: list[str], tmp_path: Path)
     profile = tmp_path / "container.yaml"
     text = (ROOT / "slurm" / "cpu-test.yaml").read_text()
     profile.write_text(text + f"container: {{image: {tmp_path / 'image.sqsh'}}}\n")
-    assert refused(cluster=profile) == f"{profile}: container.image: {tmp_path / 'image.sqsh'} does not exist"
+    assert refused(cluster=profile) == f"cluster.container.image: {tmp_path / 'image.sqsh'} does not exist"
     bare = tmp_path / "bin"
     bare.mkdir()
     (bare / "bash").symlink_to(shutil.which("bash") or "")

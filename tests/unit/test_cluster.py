@@ -16,7 +16,8 @@ from megatron_opd.cluster import script
 from megatron_opd.cluster.job import Job
 from megatron_opd.cluster.nodes import Report, report, unfit
 from megatron_opd.cluster.place import expand
-from megatron_opd.cluster.profile import PROFILES, ClusterConfig, ContainerConfig, load_profile, seconds
+from megatron_opd.cluster.profile import PROFILES, ClusterConfig, ContainerConfig, check_present, load_profile, seconds
+from megatron_opd.cluster.submit import unmounted
 from megatron_opd.config.load import load_config
 from megatron_opd.errors import ConfigError
 from tests.unit.tiny_model_files import write_recipe
@@ -41,8 +42,6 @@ def test_every_packaged_profile_loads() -> None:
         ("gpu: a100", "processes_per_node: missing"),
         ("gpu: a100\nprocesses_per_node: 4\ngpus_per_node: 8", "processes_per_node: 4 is not gpus_per_node=8"),
         ("gpu: cpu\nprocesses_per_node: 4\ngpus_per_node: 8", "gpus_per_node: no effect with gpu=cpu"),
-        ("gpu: cpu\nprocesses_per_node: 1\nsecrets: [NOT_SET_ANYWHERE]", "secrets: NOT_SET_ANYWHERE is not set"),
-        ("gpu: cpu\nprocesses_per_node: 1\ncontainer: {image: /absent.sqsh}", "container.image: /absent.sqsh does not"),
         (
             "gpu: cpu\nprocesses_per_node: 1\ntunnel: {host: h, user: u, directory: opd}",
             "tunnel.directory: opd is no absol",
@@ -69,6 +68,29 @@ def test_a_wrong_profile_is_one_line(tmp_path: Path, text: str, problem: str) ->
 def test_times_are_read_as_slurm_writes_them() -> None:
     texts = ["30", "30:15", "4:00:00", "1-12", "1-12:30", "01-12:30:15", "0", "UNLIMITED"]
     assert [seconds(text) for text in texts] == [1800, 1815, 14400, 129600, 131400, 131415, math.inf, math.inf]
+
+
+def test_what_a_job_brings_along_must_be_there() -> None:
+    absent = {
+        "cluster.secrets: NOT_SET_ANYWHERE is not set in your environment; export it first": ["NOT_SET_ANYWHERE"],
+        "cluster.container.image: /absent.sqsh does not exist": ContainerConfig("/absent.sqsh"),
+        "cluster.container.mounts: /absent does not exist": ContainerConfig("registry#image:1", ["/:/", "/absent:/b"]),
+    }
+    for problem, each in absent.items():
+        profile = replace(CPU, secrets=each) if isinstance(each, list) else replace(CPU, container=each)
+        with pytest.raises(ConfigError) as error:
+            check_present(profile)
+        assert str(error.value) == problem
+
+
+def test_what_no_mount_shows_is_a_warning(tmp_path: Path) -> None:
+    config = load_config(str(write_recipe(tmp_path)))
+    job_of = lambda *mounts: jobs.make(config, replace(CPU, container=ContainerConfig("x", list(mounts))), "python")  # noqa: E731
+    assert unmounted(config, job_of(f"{tmp_path}:{tmp_path}:rw", f"{Path.cwd()}:{Path.cwd()}")) == []
+    assert unmounted(config, jobs.make(config, CPU, "python")) == []
+    (line,) = unmounted(config, job_of(f"{tmp_path}:{tmp_path}"))
+    assert line.startswith(f"cluster.container.mounts: {Path.cwd()} is below none of them")
+    assert len(unmounted(config, job_of(f"{tmp_path}:/elsewhere", f"{Path.cwd()}:{Path.cwd()}"))) >= 3
 
 
 def test_a_wrong_override_of_a_profile_names_itself() -> None:
@@ -135,7 +157,8 @@ def test_the_batch_script_is_shell_and_runs_in_a_container(tmp_path: Path) -> No
     )  # fmt: skip
     text = script.sbatch(job(tmp_path, cluster))
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=True).returncode == 0
-    assert "--container-image=/images/opd.sqsh --container-mounts=/data:/data,/runs:/runs" in text
+    assert "--container-image=/images/opd.sqsh --container-mounts=/data:/data,/runs:/runs --container-env=OMP_" in text
+    assert "srun --kill-on-bad-exit=1 --wait=1800 " in text  # rank 0 may be the last to be done by minutes
     assert "export NOTE='two words'\n" in text and "\nmodule load cuda\n" in text
 
 
