@@ -95,3 +95,10 @@ def job_ids(directory: Path) -> list[str]:
     """Slurm's numbers of a run's jobs, oldest first."""
     path = directory / "job_id"
     return path.read_text().split() if path.is_file() else []
+
+
+def note_id(directory: Path, job_id: str) -> None:
+    """Unless the batch script has been faster, which may even have submitted the next job."""
+    if job_id not in job_ids(directory):
+        with (directory / "job_id").open("a") as file:
+            file.write(f"{job_id}\n")

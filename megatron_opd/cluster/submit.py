@@ -57,7 +57,7 @@ def launch(recipe: str, cluster: str, overrides: Sequence[str], *, dry_run: bool
     if profile.tunnel:
         tunnel.submitted(profile.tunnel, job, job_id)
     else:
-        (job.directory / "job_id").write_text(f"{job_id}\n")
+        jobs.note_id(job.directory, job_id)
     _say_what_next(job, job_id, ["megatron-opd", "launch", recipe, *overrides, "--cluster", cluster])
     return 0
 
@@ -140,7 +140,7 @@ def fits(config: RunConfig, cluster: ClusterConfig) -> None:
 def _write(job: Job, config: RunConfig) -> None:
     """The job's directory, anew but for its logs."""
     (job.directory / "logs").mkdir(parents=True, exist_ok=True)
-    for name in ("cancelled", "verdict", "failures", "newest", "heartbeat.json"):
+    for name in ("cancelled", "verdict", "failures", "newest", "heartbeat.json", "job_id"):
         (job.directory / name).unlink(missing_ok=True)
     (job.directory / "excluded").write_text(f"{job.cluster.exclude}\n" if job.cluster.exclude else "")
     (job.directory / "recipe.yaml").write_text(dump_config(replace(config, run_dir=job.run_dir)))

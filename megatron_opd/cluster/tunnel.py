@@ -45,7 +45,8 @@ def prepare(tunnel: TunnelConfig, job: Job, recipe: str) -> None:
 
 def submitted(tunnel: TunnelConfig, job: Job, job_id: str) -> None:
     """Leaves the job's number where `status`, `logs` and `cancel` look for it."""
-    _run(tunnel, f"echo {job_id} >{shlex.quote(str(job.directory / 'job_id'))}")
+    path = shlex.quote(str(job.directory / "job_id"))
+    _run(tunnel, f"grep -qx {job_id} {path} 2>/dev/null || echo {job_id} >>{path}")  # as in job.note_id
 
 
 def command(tunnel: TunnelConfig, line: str) -> str:

@@ -136,6 +136,14 @@ def test_a_job_is_read_as_it_was_written(tmp_path: Path) -> None:
         jobs.read(tmp_path / "other.job")
 
 
+def test_a_jobs_number_is_noted_once_and_after_the_next_ones(tmp_path: Path) -> None:
+    jobs.note_id(tmp_path, "7")
+    assert jobs.job_ids(tmp_path) == ["7"]
+    (tmp_path / "job_id").write_text("8\n9\n")  # the batch script was there first, and has submitted again
+    jobs.note_id(tmp_path, "8")
+    assert jobs.job_ids(tmp_path) == ["8", "9"]
+
+
 def test_a_path_with_a_space_is_refused(tmp_path: Path) -> None:
     config = replace(load_config(str(write_recipe(tmp_path))), run_dir=str(tmp_path / "my runs" / "a"))
     with pytest.raises(ConfigError, match=r"run_dir: .* has a space"):
