@@ -120,12 +120,14 @@ def _says_that_another_is_gone(error: RuntimeError) -> bool:
 @contextlib.contextmanager
 def heartbeat(job: Job, place: Place) -> Iterator[dict[str, Any]]:
     """Writes RUN.job/heartbeat.json every few seconds; the last one holds the final state."""
-    state: dict[str, Any] = {"state": "running"}
+    state: dict[str, Any] = {"state": "running", "since": time.time()}
     stop = threading.Event()
 
     def write() -> None:
-        known = {"job": place.job_id, "attempt": place.attempt, "node": place.node, "time": time.time()}
-        said = known | {"step": _last_step(Path(job.run_dir))} | state
+        now, step = time.time(), _last_step(Path(job.run_dir))
+        if step != state.setdefault("step", step):
+            state.update(step=step, since=now)  # a beating heart alone would hide that nothing happens
+        said = {"job": place.job_id, "attempt": place.attempt, "node": place.node, "time": now} | state
         write_atomically(job.directory / "heartbeat.json", json.dumps(said).encode())
 
     def beat() -> None:

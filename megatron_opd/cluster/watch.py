@@ -22,9 +22,7 @@ def status(run_dir: Path) -> int:
     state, beat = slurm.state(ids[-1]), _heartbeat(directory)
     print(f"job {ids[-1]}: {state}" + (f", after {', '.join(ids[:-1])}" if len(ids) > 1 else ""))
     if beat:
-        step = "before its first step" if beat["step"] is None else f"at step {beat['step']}"
-        ago = time.time() - beat["time"]
-        print(f"last heartbeat: {beat['state']} {step}, {ago:.0f} s ago on {beat['node']} (attempt {beat['attempt']})")
+        print(in_words(beat, time.time()))
     excluded = (directory / "excluded").read_text().split()
     if excluded:
         print(f"excluded nodes: {', '.join(excluded)}")
@@ -66,6 +64,14 @@ def cancel(run_dir: Path) -> int:
         time.sleep(0.5)
     print(f"cancelled job {', '.join(running)}" if running else "no job of this run is in the queue")
     return 0
+
+
+def in_words(beat: dict[str, Any], now: float) -> str:
+    step = "before its first step" if beat["step"] is None else f"at step {beat['step']}"
+    if beat["state"] == "running":
+        step += f" for {beat['time'] - beat['since']:.0f} s"
+    ago = now - beat["time"]
+    return f"last heartbeat: {beat['state']} {step}, {ago:.0f} s ago on {beat['node']} (attempt {beat['attempt']})"
 
 
 def _heartbeat(directory: Path) -> dict[str, Any] | None:

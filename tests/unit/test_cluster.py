@@ -4,20 +4,23 @@ import json
 import math
 import os
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from megatron_opd import cli
 from megatron_opd.cluster import job as jobs
-from megatron_opd.cluster import script
+from megatron_opd.cluster import rank, script
 from megatron_opd.cluster.job import Job
 from megatron_opd.cluster.nodes import Report, report, unfit
-from megatron_opd.cluster.place import expand
+from megatron_opd.cluster.place import Place, expand
 from megatron_opd.cluster.profile import PROFILES, ClusterConfig, ContainerConfig, check_present, load_profile, seconds
 from megatron_opd.cluster.submit import unmounted
+from megatron_opd.cluster.watch import in_words
 from megatron_opd.config.load import load_config
 from megatron_opd.errors import ConfigError
 from tests.unit.tiny_model_files import write_recipe
@@ -279,3 +282,33 @@ def test_a_node_that_lacks_a_gpu_or_fails_the_sites_check_says_so(tmp_path: Path
         "ill": "cluster.node_check failed: too hot", "silent": "cluster.node_check failed",
     }  # fmt: skip
     assert unfit(tmp_path, list(found), seconds=5) == {node: text for node, text in problems.items() if text}
+
+
+# ------------------------------------------------------------------------------------------------ the heartbeat
+def test_a_heartbeat_says_how_long_a_step_has_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank, "HEARTBEAT_SECONDS", 0.01)
+    each, place = job(tmp_path), Place(0, 1, 0, "n1", ["n1"], "7", "7-0")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    for directory in (each.directory, metrics.parent):
+        directory.mkdir()
+
+    def beat(*wanted: object) -> dict[str, Any]:
+        until = time.monotonic() + 20
+        while True:
+            found = json.loads((each.directory / "heartbeat.json").read_text())
+            if [found["state"], found["step"]] == list(wanted):
+                return found
+            assert time.monotonic() < until, found
+            time.sleep(0.01)
+
+    with rank.heartbeat(each, place) as state:
+        first = beat("running", None)
+        metrics.write_text('{"step": 4}\n{"step": 5}\n{"st')
+        fifth = beat("running", 5)
+        state["state"] = "finished"
+    last = beat("finished", 5)
+    assert first["since"] < fifth["since"] == last["since"] < last["time"]
+    assert in_words(first | {"time": first["since"] + 9}, first["since"] + 12) == (
+        "last heartbeat: running before its first step for 9 s, 3 s ago on n1 (attempt 7-0)"
+    )
+    assert in_words(last, last["time"]) == "last heartbeat: finished at step 5, 0 s ago on n1 (attempt 7-0)"
