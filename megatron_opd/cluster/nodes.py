@@ -6,11 +6,14 @@ there, or never comes up, is named because its file is missing.
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import psutil
 
 from megatron_opd import __version__
 from megatron_opd.cluster import slurm
@@ -115,6 +118,22 @@ def address(node: str) -> str:
     except ConfigError:  # in a container there may be no such command
         return node
     return next((word.removeprefix("NodeAddr=") for word in shown if word.startswith("NodeAddr=")), node)
+
+
+def interface(towards: str) -> str:
+    """The network interface through which this node reaches another; "" where that cannot be told.
+
+    gloo by itself takes the one that this node's own name resolves to, which on some systems is the loopback.
+    """
+    try:
+        family, kind, _protocol, _name, there = socket.getaddrinfo(towards, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as route:
+            route.connect(there)  # of a datagram's: nothing is sent
+            own = route.getsockname()[0]
+    except OSError:
+        return ""
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, addresses in interfaces if own in [each.address for each in addresses]), "")
 
 
 if __name__ == "__main__":

@@ -64,6 +64,9 @@ def _take_part(job: Job, place: Place, attempt: Path) -> int:
     if place.rank == 0 and (problems := nodes.unfit(attempt, place.nodes, seconds=seconds)):
         return _exclude(job, problems)
     host = nodes.address(place.node)
+    other = next((node for node in place.nodes if node != place.node), None)
+    if other and (name := nodes.interface(nodes.address(other))):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     if problems := probe.unreachable(place, host, attempt, seconds):
         return _exclude(job, problems) if place.rank == 0 else UNFIT
     store = _join(place, host, attempt, seconds)

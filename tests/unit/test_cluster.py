@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import socket
 import subprocess
 import time
 from dataclasses import replace
@@ -16,7 +17,7 @@ from megatron_opd import cli
 from megatron_opd.cluster import job as jobs
 from megatron_opd.cluster import rank, script
 from megatron_opd.cluster.job import Job
-from megatron_opd.cluster.nodes import Report, report, unfit
+from megatron_opd.cluster.nodes import Report, interface, report, unfit
 from megatron_opd.cluster.place import Place, expand
 from megatron_opd.cluster.profile import PROFILES, ClusterConfig, ContainerConfig, check_present, load_profile, seconds
 from megatron_opd.cluster.submit import unmounted
@@ -266,6 +267,12 @@ def test_unfit_nodes_are_found(tmp_path: Path) -> None:
         "away": "did not report within 0 s", "ill": "7 of 8 GPUs are visible", "old": "has torch 1, fit has 2",
     }  # fmt: skip
     assert unfit(tmp_path, ["fit"], seconds=5) == {}
+
+
+def test_the_interface_towards_another_node_is_found() -> None:
+    assert interface("127.0.0.1") == interface("localhost") == "lo"
+    assert interface("192.0.2.1") in {"", *(name for _, name in socket.if_nameindex())} - {"lo"}
+    assert interface("no-such-node.invalid") == ""
 
 
 def test_a_node_that_lacks_a_gpu_or_fails_the_sites_check_says_so(tmp_path: Path) -> None:
