@@ -83,7 +83,11 @@ AccountingStorageEnforce=associations,limits,qos
 JobAcctGatherType=jobacct_gather/none
 NodeName=${nodes[0]} NodeHostname=$host NodeAddr=127.0.0.1 Port=17001 CPUs=$cpus RealMemory=$memory
 NodeName=${nodes[1]} NodeHostname=$host NodeAddr=127.0.0.1 Port=17002 CPUs=$cpus RealMemory=$memory
-PartitionName=test Nodes=${nodes[0]},${nodes[1]} Default=YES MaxTime=60 State=UP OverSubscribe=NO
+# Jobs of the partition "urgent" take the nodes from those of "test", which have a minute to save.
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=test Nodes=${nodes[0]},${nodes[1]} Default=YES MaxTime=60 State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=${nodes[0]},${nodes[1]} MaxTime=60 State=UP PriorityTier=2
 EOF
     cat >/etc/slurm/slurmdbd.conf <<EOF
 AuthType=auth/munge
@@ -176,7 +180,7 @@ forget_ssh() { if [[ -f $known_hosts ]]; then sed -i "/^\[127.0.0.1\]:$ssh_port 
 
 alive() { [[ -f $home/$1.pid ]] && kill -0 "$(cat "$home/$1.pid")" 2>/dev/null; }
 
-nodes_idle() { [[ $(sinfo -h -N -o '%N %t' | grep -cE ' (idle|alloc|mix)$') -eq ${#nodes[@]} ]]; }
+nodes_idle() { [[ $(sinfo -h -N -p test -o '%N %t' | grep -cE ' (idle|alloc|mix)$') -eq ${#nodes[@]} ]]; }
 
 up() {
     refuse_others
@@ -187,7 +191,7 @@ up() {
     start_database
     start_daemons
     start_ssh
-    say "up: $(sinfo -h -o '%D nodes in partition %P'), account megatron-opd; take it down with: $0 down"
+    say "up: $(sinfo -h -p test -o '%D nodes in partition %P'), account megatron-opd; take it down with: $0 down"
 }
 
 stop_pid() {

@@ -7,7 +7,8 @@ from megatron_opd.cluster.job import Job
 
 # Run by the batch script when it ends, however it ends. Where Slurm ends the job, after scancel or the loss of a node,
 # nothing is left to decide: it starts the latter again itself. Unless the time limit has passed: then a save was not in
-# time. Else the processes' verdict decides; without one they were killed.
+# time. Else the processes' verdict decides; without one they were killed. Those of a job that makes room for another
+# were asked to stop, not told why.
 _WHEN_IT_ENDS = """\
 job_dir={job_dir}
 ended() {{
@@ -19,6 +20,7 @@ ended() {{
     case $(scontrol show job -o $SLURM_JOB_ID 2>/dev/null) in
     *Reason=TimeLimit*) verdict=died ;;
     *JobState=COMPLETING*) echo "ended by Slurm" && return ;;
+    *PreemptTime=[1-9]*) [ "$verdict" = stopped ] && verdict=requeue ;;
     esac
     newest=$(ls $job_dir/../{run_name}/checkpoints 2>/dev/null | tail -n 1)
     [ "$newest" = "$(cat $job_dir/newest 2>/dev/null)" ] || echo 0 >$job_dir/failures

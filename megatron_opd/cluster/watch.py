@@ -26,7 +26,7 @@ def status(run_dir: Path) -> int:
     excluded = (directory / "excluded").read_text().split()
     if excluded:
         print(f"excluded nodes: {', '.join(excluded)}")
-    if state.startswith(("FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")):
+    if state.startswith(("FAILED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY")):
         print(f"go on with: megatron-opd launch {job.directory / 'recipe.yaml'} --cluster ...")
     return 0
 

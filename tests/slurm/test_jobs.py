@@ -176,7 +176,7 @@ def start_node(node: str) -> None:
         "comp",
         "alloc",
     )  # a lost message can leave a node "completing" for minutes, which hurts nobody
-    wait(f"{node} to be up", lambda: slurm("sinfo", "-h", "-n", node, "-o", "%t") in up)
+    wait(f"{node} to be up", lambda: slurm("sinfo", "-h", "-p", "test", "-n", node, "-o", "%t") in up)
 
 
 # ------------------------------------------------------------------------------------------------ the tests
@@ -245,6 +245,17 @@ def test_a_node_with_a_role_of_its_own_is_lost_and_costs_no_step(
     finish(run_dir)
     assert_same(run_dir, tmp_path / "local")
     assert len(list((job_dir(run_dir) / "attempts").iterdir())) == 2
+
+
+def test_a_job_makes_room_for_another_and_costs_no_step(recipe: list[str], expected: Path, tmp_path: Path) -> None:
+    """Slurm asks it to end, and would start it again had it not ended by itself."""
+    run_dir = tmp_path / "run"
+    job = launch(recipe, run_dir, "cluster.exclusive=true")
+    wait("a step", lambda: len(rows(run_dir)) > 0)
+    slurm("srun", "--partition=urgent", "--account=megatron-opd", "--nodes=2", "--exclusive", "true")
+    finish(run_dir)
+    assert_same(run_dir, expected)
+    assert {each.name for each in (job_dir(run_dir) / "attempts").iterdir()} == {f"{job}-0", f"{job}-1"}
 
 
 def test_a_run_outlives_its_time_limit(recipe: list[str], tmp_path: Path) -> None:

@@ -218,6 +218,12 @@ def test_a_job_that_slurm_ends_starts_again_only_after_its_time_limit(tmp_path: 
     assert calls(tmp_path) == ["scontrol requeue 7"]
 
 
+def test_a_job_that_made_room_for_another_starts_again(tmp_path: Path) -> None:
+    for made_room, wanted in (("None", []), ("2026-11-22T02:52:55", ["scontrol requeue 7"])):
+        ended(tmp_path, "stopped", 0, f"JobId=7 JobState=RUNNING Reason=None PreemptTime={made_room} Dependency=(null)")
+        assert calls(tmp_path) == wanted
+
+
 def ended(tmp_path: Path, verdict: str | None, code: int, shown: str = "JobId=7 JobState=RUNNING Reason=None") -> None:
     """Runs the script's own lines, with commands in the place of Slurm's that note what they are asked to do."""
     directory, commands = job(tmp_path).directory, tmp_path / "bin"
