@@ -97,6 +97,12 @@ def job_ids(directory: Path) -> list[str]:
     return path.read_text().split() if path.is_file() else []
 
 
+def last_heartbeat(directory: Path) -> dict[str, Any] | None:
+    """The last one of a run's newest job; None before the first."""
+    path = directory / "heartbeat.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
 def note_id(directory: Path, job_id: str) -> None:
     """Unless the batch script has been faster, which may even have submitted the next job."""
     if job_id not in job_ids(directory):

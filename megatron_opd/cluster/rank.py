@@ -123,12 +123,12 @@ def _says_that_another_is_gone(error: RuntimeError) -> bool:
 @contextlib.contextmanager
 def heartbeat(job: Job, place: Place) -> Iterator[dict[str, Any]]:
     """Writes RUN.job/heartbeat.json every few seconds; the last one holds the final state."""
-    state: dict[str, Any] = {"state": "running", "since": time.time()}
+    state: dict[str, Any] = {"state": "running", "step": _last_step(Path(job.run_dir)), "since": time.time()}
     stop = threading.Event()
 
     def write() -> None:
         now, step = time.time(), _last_step(Path(job.run_dir))
-        if step != state.setdefault("step", step):
+        if step != state["step"]:
             state.update(step=step, since=now)  # a beating heart alone would hide that nothing happens
         said = {"job": place.job_id, "attempt": place.attempt, "node": place.node, "time": now} | state
         write_atomically(job.directory / "heartbeat.json", json.dumps(said).encode())

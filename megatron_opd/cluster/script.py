@@ -39,7 +39,7 @@ ended() {{
 }}
 trap ended EXIT
 rm -f $job_dir/verdict
-grep -qx $SLURM_JOB_ID $job_dir/job_id 2>/dev/null || echo $SLURM_JOB_ID >>$job_dir/job_id"""
+{note_id}"""
 
 
 # When a process fails, the others are ended. When one is done, rank 0 has this long (seconds) to finish writing.
@@ -58,7 +58,13 @@ def when_it_ends(job: Job) -> str:
         job_dir=job.directory,
         run_name=job.run_dir.rpartition("/")[2],
         max_failures=job.cluster.max_failures,
+        note_id=note_id("$SLURM_JOB_ID", "$job_dir/job_id"),
     )
+
+
+def note_id(job_id: str, path: str) -> str:
+    """A shell line that does what `job.note_id` does."""
+    return f"grep -qx {job_id} {path} 2>/dev/null || echo {job_id} >>{path}"
 
 
 def flags(job: Job) -> dict[str, Any]:
@@ -105,6 +111,6 @@ def _container(job: Job) -> list[str]:
     """Of srun. An image's own variables go before those of the job, but for the ones that are named."""
     if job.cluster.container is None:
         return []
-    flags = {"image": job.cluster.container.image, "mounts": ",".join(job.cluster.container.mounts)}
-    flags["env"] = ",".join(job.environment())
-    return [f"--container-{name}={value}" for name, value in flags.items() if value]
+    image, mounts = job.cluster.container.image, ",".join(job.cluster.container.mounts)
+    given = {"image": image, "mounts": mounts, "env": ",".join(job.environment())}
+    return [f"--container-{name}={value}" for name, value in given.items() if value]

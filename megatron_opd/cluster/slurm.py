@@ -51,18 +51,23 @@ def _check_partition(cluster: ClusterConfig, partition: str, nodes: int, limit: 
 
 def state(job_id: str) -> str:
     """Such as PENDING, RUNNING, COMPLETED, TIMEOUT; with the reason where it waits."""
-    if in_queue(job_id):
-        name, _, reason = run("squeue", "-h", "-j", job_id, "-o", "%T %r").strip().partition(" ")
+    if queued := _queued(job_id):
+        name, _, reason = queued.partition(" ")
         return f"{name} ({reason})" if reason not in ("", "None") else name
     finished = run("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State").splitlines()
     return finished[-1] if finished else "unknown to Slurm"
 
 
 def in_queue(job_id: str) -> bool:
-    """Whether a job waits, runs or ends. Slurm forgets a job some minutes after its end."""
+    """Whether a job waits, runs or ends."""
+    return bool(_queued(job_id))
+
+
+def _queued(job_id: str) -> str:
+    """State and reason of a job in the queue, else "". Slurm forgets a job some minutes after its end."""
     try:
-        return bool(run("squeue", "-h", "-j", job_id, "-o", "%A").split())
+        return run("squeue", "-h", "-j", job_id, "-o", "%T %r").strip()
     except ConfigError as error:
         if "Invalid job id" in str(error):
-            return False
+            return ""
         raise

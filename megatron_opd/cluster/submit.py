@@ -19,7 +19,6 @@ from megatron_opd.config.check import check_run_directory
 from megatron_opd.config.load import dump_config, load_config
 from megatron_opd.config.schema import RunConfig
 from megatron_opd.errors import ConfigError
-from megatron_opd.metrics.run_directory import read_metrics
 from megatron_opd.preflight import check_recipe, check_resumed
 
 LAUNCHER = Path(__file__).resolve().parents[2] / ".venv-launch" / "bin" / "python"
@@ -112,10 +111,11 @@ def unmounted(config: RunConfig, job: Job) -> list[str]:
 
 def _check_unfinished(config: RunConfig, job: Job) -> None:
     """A job would find nothing to do but to write the report again. Raises ConfigError."""
-    verdict, run_dir = job.directory / "verdict", Path(job.run_dir)
-    done = max((row["step"] for row in read_metrics(run_dir)), default=0)
-    if verdict.is_file() and verdict.read_text() == "finished" and done >= config.num_steps:
-        raise ConfigError(f"run_dir: {run_dir} is finished, {done} steps; give num_steps=... to go on, or run_dir=...")
+    beat = jobs.last_heartbeat(job.directory)
+    if beat and beat["state"] == "finished" and beat["step"] >= config.num_steps:
+        raise ConfigError(
+            f"run_dir: {job.run_dir} is finished, {beat['step']} steps; give num_steps=... to go on, or run_dir=..."
+        )
 
 
 def fits(config: RunConfig, cluster: ClusterConfig) -> None:

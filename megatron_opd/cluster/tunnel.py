@@ -13,6 +13,7 @@ import sys
 import tarfile
 from dataclasses import asdict, replace
 
+from megatron_opd.cluster import script
 from megatron_opd.cluster.job import Job
 from megatron_opd.cluster.profile import TunnelConfig
 from megatron_opd.errors import ConfigError
@@ -45,8 +46,7 @@ def prepare(tunnel: TunnelConfig, job: Job, recipe: str) -> None:
 
 def submitted(tunnel: TunnelConfig, job: Job, job_id: str) -> None:
     """Leaves the job's number where `status`, `logs` and `cancel` look for it."""
-    path = shlex.quote(str(job.directory / "job_id"))
-    _run(tunnel, f"grep -qx {job_id} {path} 2>/dev/null || echo {job_id} >>{path}")  # as in job.note_id
+    _run(tunnel, script.note_id(job_id, shlex.quote(str(job.directory / "job_id"))))
 
 
 def command(tunnel: TunnelConfig, line: str) -> str:

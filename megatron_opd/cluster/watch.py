@@ -1,13 +1,12 @@
 """`megatron-opd status`, `logs` and `cancel`: of a run that was launched, by its directory."""
 
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from megatron_opd.cluster import slurm
-from megatron_opd.cluster.job import directory_of, job_ids, read
+from megatron_opd.cluster.job import directory_of, job_ids, last_heartbeat, read
 from megatron_opd.errors import ConfigError, RunError
 
 CANCEL_SECONDS = 180
@@ -19,7 +18,7 @@ def status(run_dir: Path) -> int:
     job, ids = read(directory), job_ids(directory)
     if not ids:
         raise ConfigError(f"{directory}: nothing was submitted; run megatron-opd launch again")
-    state, beat = slurm.state(ids[-1]), _heartbeat(directory)
+    state, beat = slurm.state(ids[-1]), last_heartbeat(directory)
     print(f"job {ids[-1]}: {state}" + (f", after {', '.join(ids[:-1])}" if len(ids) > 1 else ""))
     if beat:
         print(in_words(beat, time.time()))
@@ -72,11 +71,6 @@ def in_words(beat: dict[str, Any], now: float) -> str:
         step += f" for {beat['time'] - beat['since']:.0f} s"
     ago = now - beat["time"]
     return f"last heartbeat: {beat['state']} {step}, {ago:.0f} s ago on {beat['node']} (attempt {beat['attempt']})"
-
-
-def _heartbeat(directory: Path) -> dict[str, Any] | None:
-    path = directory / "heartbeat.json"
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _logs_of(directory: Path, job_id: str) -> list[Path]:

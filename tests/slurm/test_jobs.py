@@ -179,6 +179,16 @@ def start_node(node: str) -> None:
     wait(f"{node} to be up", lambda: slurm("sinfo", "-h", "-p", "test", "-n", node, "-o", "%t") in up)
 
 
+def assert_outlives_node2(job: str, run_dir: Path, expected: Path) -> None:
+    wait("the first checkpoint", lambda: (run_dir / "checkpoints" / "step-000002" / "manifest.json").exists())
+    kill_node("node2", run_dir)
+    wait("the job to leave the lost node", lambda: slurm("squeue", "-h", "-j", job, "-o", "%T") != "RUNNING", 120)
+    start_node("node2")
+    finish(run_dir)
+    assert_same(run_dir, expected)
+    assert len(list((job_dir(run_dir) / "attempts").iterdir())) == 2
+
+
 # ------------------------------------------------------------------------------------------------ the tests
 def test_tensor_parallelism_across_nodes_trains_as_two_local_processes(
     recipe: list[str], expected: Path, tmp_path: Path
@@ -205,13 +215,7 @@ def test_tensor_parallelism_across_nodes_trains_as_two_local_processes(
 def test_a_lost_node_costs_no_step(recipe: list[str], expected: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     job = launch(recipe, run_dir)
-    wait("the first checkpoint", lambda: (run_dir / "checkpoints" / "step-000002" / "manifest.json").exists())
-    kill_node("node2", run_dir)
-    wait("the job to leave the lost node", lambda: slurm("squeue", "-h", "-j", job, "-o", "%T") != "RUNNING", 120)
-    start_node("node2")
-    finish(run_dir)
-    assert_same(run_dir, expected)
-    assert len(list((job_dir(run_dir) / "attempts").iterdir())) == 2
+    assert_outlives_node2(job, run_dir, expected)
 
 
 def test_a_killed_process_costs_no_step(recipe: list[str], expected: Path, tmp_path: Path) -> None:
@@ -238,13 +242,7 @@ def test_a_node_with_a_role_of_its_own_is_lost_and_costs_no_step(
     run_dir, apart = tmp_path / "run", ["student.layout={}", f"teacher.layout={layout}", f"{role}.processes=2"]
     run("train", *recipe, *apart, f"run_dir={tmp_path / 'local'}", "--nproc", 4)
     job = launch(recipe, run_dir, *apart, "cluster.processes_per_node=2")
-    wait("the first checkpoint", lambda: (run_dir / "checkpoints" / "step-000002" / "manifest.json").exists())
-    kill_node("node2", run_dir)
-    wait("the job to leave the lost node", lambda: slurm("squeue", "-h", "-j", job, "-o", "%T") != "RUNNING", 120)
-    start_node("node2")
-    finish(run_dir)
-    assert_same(run_dir, tmp_path / "local")
-    assert len(list((job_dir(run_dir) / "attempts").iterdir())) == 2
+    assert_outlives_node2(job, run_dir, tmp_path / "local")
 
 
 def test_a_job_makes_room_for_another_and_costs_no_step(recipe: list[str], expected: Path, tmp_path: Path) -> None:
