@@ -1,5 +1,7 @@
 """Causal attention over packed sequences for machines without Transformer Engine, with context parallelism."""
 
+import inspect
+
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
@@ -10,6 +12,9 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_opd.mcore.packing import Packing, Runs, Segments
+
+# Before torch 2.12 the kernel shares key-value heads without being told.
+_TOLD_OF_SHARED_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 class PackedAttention(torch.nn.Module):
@@ -67,9 +72,10 @@ def causal_attention(
     """
     queries, keys, shares_heads = segments.queries, segments.keys, query_THD.shape[1] != key_UGD.shape[1]
     if query_THD.is_cuda and query_THD.dtype != torch.float32:
+        told = {"enable_gqa": shares_heads} if _TOLD_OF_SHARED_HEADS else {}
         return varlen_attn(
             query_THD, key_UGD, value_UGD, queries.bounds, keys.bounds, queries.longest, keys.longest,
-            scale=scale, window_size=(-1, 0), enable_gqa=shares_heads,
+            scale=scale, window_size=(-1, 0), **told,  # type: ignore[arg-type]
         )  # type: ignore[return-value]  # fmt: skip
     query_BHQD, key_BGKD, value_BGKD = (
         _batch(x, runs) for x, runs in ((query_THD, queries), (key_UGD, keys), (value_UGD, keys))

@@ -43,9 +43,12 @@ _LAZY_MODULES = (
 
 
 def device() -> torch.device:
-    """This process's device: its CUDA device under torchrun's LOCAL_RANK, or the host."""
+    """This process's device: its CUDA device under torchrun's LOCAL_RANK, or the host.
+
+    A launcher may show each process its own device alone: the number is taken modulo the visible devices.
+    """
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return torch.device("cpu")
 
 

@@ -70,8 +70,8 @@ def _gradient_kernel(
     total = tl.sum(grad, axis=0)
     held = tl.load(here + t * k + j, mask=j < k, other=0) != 0
     column = tl.load(columns + t * k + j, mask=j < k, other=0)
-    # Before the walk, which may overwrite the logits.
     log_p_at = tl.load(row + column, mask=held, other=0.0).to(tl.float32) / temperature - log_sum
+    tl.debug_barrier()  # in place, the walk overwrites these logits: every thread must have read them before
     same = (column[:, None] == column[None, :]) & held[None, :]
     own = tl.sum(tl.where(same, grad[None, :], 0.0), axis=1)
     p_at = tl.exp(log_p_at)
