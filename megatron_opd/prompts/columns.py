@@ -6,6 +6,7 @@ with correctness flags), and DAPO-Math-17k (prompt as messages, reward_model.gro
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from megatron_opd.prompts.rows import Row
 PROBLEM_COLUMNS = ("prompt", "problem", "question")
 ANSWER_COLUMNS = ("answer", "reward_model.ground_truth", "solution")
 TRACE_COLUMNS = ("response", "target", "generations", "messages")
+# How tables write a value that is not there, once it has been turned into text.
+MISSING = frozenset({"nan", "NaN", "<NA>", "None", "null", "inf", "-inf", "Infinity", "-Infinity"})
 VERIFIED_COLUMNS = ("correctness_math_verify", "correctness_llama")  # one flag per generation
 
 
@@ -69,14 +72,20 @@ def read_problem(row: Row, columns: Columns) -> str | None:
 
 
 def read_answer(row: Row, columns: Columns) -> str | None:
-    """The gold answer as text, or None when it is missing or blank."""
+    """The gold answer as text, or None when it is missing, blank or a number that is not finite."""
     value = _lookup(row, columns.answer) if columns.answer else None
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        value = _digits(value)
     text = _text(value)
-    return text.strip() if text else None
+    return text.strip() if text and text.strip() not in MISSING else None
+
+
+def _digits(number: int | float | Decimal) -> str | None:
+    """Its digits without an exponent ("0.00001", not "1e-05", whose e reads as Euler's number); None if not finite."""
+    decimal = Decimal(str(number))
+    return f"{decimal:f}" if decimal.is_finite() else None
 
 
 def read_trace(row: Row, columns: Columns) -> str | None:

@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,37 @@ def test_a_chat_template_that_is_missing_or_fails_names_the_remedy(model_dir: Pa
 
 
 # ------------------------------------------------------------------------------------------------ data files
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_numbers_are_answers_in_digits(tmp_path: Path, tokenizer: Any, suffix: str) -> None:
+    gold = {0.00001: "0.00001", 1e22: "1" + "0" * 22, 2.5e-07: "0.00000025", 142.0: "142.0", -0.5: "-0.5"}
+    rows = [{"prompt": "q", "answer": number} for number in gold]
+    prompts = load(write(tmp_path / f"data{suffix}", rows), RAW, tokenizer)
+    assert [p.answer for p in prompts] == list(gold.values())
+
+
+def test_big_integers_and_decimals_keep_every_digit(tmp_path: Path, tokenizer: Any) -> None:
+    digits = "123456789012345678901234567890"
+    (prompt,) = load(write(tmp_path / "a.jsonl", [{"prompt": "q", "answer": int(digits)}]), RAW, tokenizer)
+    assert prompt.answer == digits
+    rows = [{"prompt": "q", "answer": Decimal("0.10")}, {"prompt": "q", "answer": Decimal("12345678901234567.89")}]
+    prompts = load(write(tmp_path / "a.parquet", rows), RAW, tokenizer)
+    assert [p.answer for p in prompts] == ["0.10", "12345678901234567.89"]
+
+
+@pytest.mark.parametrize("missing", ["NaN", "Infinity", "-Infinity", "1e999", '"nan"', '"None"', '"null"', '"inf"'])
+def test_a_number_that_is_not_finite_is_a_missing_answer(tmp_path: Path, tokenizer: Any, missing: str) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(f'{{"prompt": "p", "answer": 1}}\n{{"prompt": "q", "answer": {missing}}}\n')
+    with pytest.raises(DataError, match=r"data\.jsonl:2: no answer in column answer"):
+        load(path, RAW, tokenizer)
+
+
+def test_a_missing_number_of_a_table_is_a_missing_answer(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [{"prompt": "p", "answer": 42.0}, {"prompt": "q", "answer": float("nan")}]
+    with pytest.raises(DataError, match=r"data\.parquet:2: no answer in column answer"):
+        load(write(tmp_path / "data.parquet", rows), RAW, tokenizer)
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 @pytest.mark.parametrize(
     ("row", "problem", "answer"),
