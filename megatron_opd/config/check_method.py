@@ -1,5 +1,6 @@
 """Whether a method can be run: its signals exist, its parts fit together, and its gradient has the teacher in it."""
 
+import math
 from dataclasses import replace
 
 from megatron_opd.config.methods import CATALOGUE
@@ -10,6 +11,7 @@ from megatron_opd.config.parts import (
     EntropyGate,
     LinearDecay,
     LogRatioAdvantage,
+    ProbabilityGapGate,
     ProcessRewardAdvantage,
     RewardAdvantage,
     ShapedProbability,
@@ -44,7 +46,7 @@ def check_method(config: RunConfig) -> list[str]:
         warnings += _check_term(f"method.{name}", term, config)
     if all(term.weight == 0 for term in method.terms.values()):
         raise ConfigError("method: the weight of every term is 0, so nothing is learned")
-    return warnings + _check_gradient(method)
+    return warnings + _check_shares(config) + _check_gradient(method)
 
 
 def _reader(method: MethodConfig) -> str:
@@ -76,7 +78,7 @@ def _check_mixture(method: MethodConfig) -> None:
     if method.max_refills and not plan(method).rewards:
         raise ConfigError(f"method.max_refills: no effect, {method.name} reads no rewards; remove it")
     if method.on_policy_fraction < 1:
-        of_samples = [name for name, term in method.terms.items() if isinstance(term, PolicyGradientTerm)]
+        of_samples = _policies(method)
         if of_samples or not plan(method).rollouts:
             what = f"method.{of_samples[0]} needs samples" if of_samples else "every term is on traces already"
             raise ConfigError(f"method.on_policy_fraction: {what}; set it to 1")
@@ -101,6 +103,14 @@ def _check_term(key: str, term: Term, config: RunConfig) -> list[str]:
     for name, gate in gates.items():
         if replace(gate, invert=not gate.invert) in gates.values():
             raise ConfigError(f"{key}.gates.{name}: with its own opposite no token is left; take one of them out")
+        if isinstance(gate, ProbabilityGapGate) and not -1 < gate.at_most < 1:
+            raise ConfigError(
+                f"{key}.gates.{name}.at_most: {gate.at_most} splits no tokens, a difference of probabilities lies "
+                "between -1 and 1"
+            )
+    correction = getattr(term, "correction", None)
+    if correction:
+        _check_correction(f"{key}.correction", correction)
     if isinstance(term, PolicyGradientTerm):
         warnings += _check_policy(key, term, config)
     if isinstance(term, TopKTerm):
@@ -137,6 +147,47 @@ def _check_policy(key: str, term: PolicyGradientTerm, config: RunConfig) -> list
     if isinstance(ratio, ShapedProbability) and term.correction:
         raise ConfigError(f"{key}.correction: no effect on traces; remove it")
     return warnings
+
+
+def _check_correction(key: str, correction: Correction) -> None:
+    """A sampler that agrees with the trainer has a ratio of 1, whatever is made of it: a window must hold it."""
+    low, high = correction.low, correction.high
+    if correction.kind in ("truncated", "sequence_truncated"):
+        if low:
+            raise ConfigError(f"{key}.low: no effect with kind={correction.kind}; remove it")
+    elif low >= high:
+        raise ConfigError(f"{key}.low: {low} is not below high={high}, so no token is kept")
+    elif not low <= 1 <= high:
+        raise ConfigError(
+            f"{key}: keeps ratios from {low} to {high}, and none of a sampler that agrees with the trainer; let 1 lie "
+            "between low and high"
+        )
+
+
+def _check_shares(config: RunConfig) -> list[str]:
+    """The weights of policy gradients on samples and on traces are shares of a group, as LUFFY's 7/8 and 1/8."""
+    method, samples = config.method, config.rollout.samples_per_prompt
+    traces, policies = method.traces_per_group, _policies(method)
+    on_traces = [name for name in policies if reads_traces(method.terms[name])]
+    on_samples = [name for name in policies if name not in on_traces]
+    if not traces or len(on_traces) != 1 or len(on_samples) != 1:
+        return []
+    [sampled], [given] = on_samples, on_traces
+    weights = method.terms[sampled].weight, method.terms[given].weight
+    if not all(isinstance(weight, float | int) for weight in weights):
+        return []
+    if math.isclose(weights[0] * traces, weights[1] * samples):  # type: ignore[operator]
+        return []
+    group = samples + traces
+    return [
+        f"method.{sampled}.weight: {weights[0]:g}, with {weights[1]:g} of {given}, does not weigh all sequences of a "
+        f"group alike; samples_per_prompt={samples} and traces_per_group={traces} make it {samples / group:g} and "
+        f"{traces / group:g}"
+    ]
+
+
+def _policies(method: MethodConfig) -> list[str]:
+    return [name for name, term in method.terms.items() if isinstance(term, PolicyGradientTerm)]
 
 
 def _check_log_ratio(key: str, advantage: LogRatioAdvantage) -> None:

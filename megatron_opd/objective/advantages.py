@@ -1,6 +1,7 @@
 """What a token is worth: rewards within a group, and functions of the teacher's log-ratio. All of it is detached."""
 
 import math
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -52,17 +53,22 @@ def transformed(delta_T: Tensor, advantage: LogRatioAdvantage) -> Tensor:
     identity: reverse KL. expm1: forward KL. mixture: (1 - b) ln(1 - b + b e^D), the JSD with beta = b.
     floor: REOPOLD's lower bound ln(l) / (1 - l), arXiv 2603.11137, Eq. 5 and 7.
     """
-    if advantage.transform == "identity":
-        return delta_T
-    if advantage.transform == "expm1":
-        return delta_T.expm1()
-    assert advantage.mix is not None, "checked before the run"
-    if advantage.transform == "floor":
-        return delta_T.clamp(min=floor(advantage.mix))
-    beta = advantage.mix
-    # log(1 - b + b e^D) without overflow
-    logs = torch.stack([torch.full_like(delta_T, math.log1p(-beta)), math.log(beta) + delta_T])
-    return (1 - beta) * logs.logsumexp(dim=0)
+    match advantage.transform:
+        case "identity":
+            return delta_T
+        case "expm1":
+            return delta_T.expm1()
+        case "floor":
+            assert advantage.mix is not None, "checked before the run"
+            return delta_T.clamp(min=floor(advantage.mix))
+        case "mixture":
+            assert advantage.mix is not None, "checked before the run"
+            beta = advantage.mix
+            # log(1 - b + b e^D) without overflow
+            logs = torch.stack([torch.full_like(delta_T, math.log1p(-beta)), math.log(beta) + delta_T])
+            return (1 - beta) * logs.logsumexp(dim=0)
+        case _:
+            assert_never(advantage.transform)
 
 
 def returns_to_go(values_T: Tensor, lengths_N: np.ndarray, discount: float, *, mean: bool) -> Tensor:

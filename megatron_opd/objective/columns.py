@@ -3,12 +3,22 @@
 Every rank sees all rollouts of the update, so nothing here depends on the layout or on micro-batches.
 """
 
+from typing import assert_never
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_opd.config.parts import Aggregate, LogRatioAdvantage, ProcessRewardAdvantage, RewardAdvantage
-from megatron_opd.config.plan import advantages_of, gates_of, of_sequence, reads_traces, weight_at
+from megatron_opd.config.parts import (
+    Aggregate,
+    LogRatioAdvantage,
+    LogRatioFactor,
+    ProcessRewardAdvantage,
+    RewardAdvantage,
+    ShapingAdvantage,
+    TopKAdvantage,
+)
+from megatron_opd.config.plan import active, advantages_of, gates_of, of_sequence, reads_traces, weight_at
 from megatron_opd.config.terms import MethodConfig, PolicyGradientTerm, Term
 from megatron_opd.mcore.batch import Columns, flatten
 from megatron_opd.objective.advantages import (
@@ -26,10 +36,19 @@ from megatron_opd.objective.gates import correction, gates
 def build_columns(method: MethodConfig, batch: Batch, *, max_completion_tokens: int) -> Columns:
     """The columns that the terms of `method` read, for all completion tokens of the batch's rollouts.
 
-    The scales of a term depend on its own tokens and gates alone: what other terms count does not dilute it.
+    The scales of a term depend on its own tokens and gates alone: what other terms count does not dilute it. Terms
+    without a weight at the batch's step have columns of zeros: nobody was asked for the signals that they read.
     """
-    gates_J, scales_J, advantages_J = [], [], []
-    for term in method.terms.values():
+    now, zeros_T = active(method, batch.step).terms, torch.zeros(batch.num_tokens, dtype=torch.float64)
+    gates_J: list[Tensor] = []
+    scales_J: list[Tensor] = []
+    advantages_J: list[Tensor] = []
+    for name in method.terms:
+        term = now.get(name)
+        if term is None:
+            for columns in (gates_J, scales_J, advantages_J):
+                columns.append(zeros_T)
+            continue
         of_traces = reads_traces(term)
         counted_T = (~batch.sampled_T if of_traces else batch.sampled_T).double()
         gate_T = counted_T * gates(gates_of(term), batch)
@@ -94,14 +113,19 @@ def _fixed_part(term: Term, batch: Batch, max_completion_tokens: int) -> Tensor:
     """The sum of those of a term's weighted advantages that are known before the update, float64 [T]."""
     total_T = torch.zeros(batch.num_tokens, dtype=torch.float64)
     for advantage in advantages_of(term).values():
-        if isinstance(advantage, RewardAdvantage):
-            value_T = _of_rewards(advantage, batch, max_completion_tokens)
-        elif isinstance(advantage, ProcessRewardAdvantage):
-            value_T = _of_process(advantage, batch)
-        elif of_sequence(advantage):
-            value_T = _of_returns(advantage, batch)
-        else:
-            continue
+        match advantage:
+            case RewardAdvantage():
+                value_T = _of_rewards(advantage, batch, max_completion_tokens)
+            case ProcessRewardAdvantage():
+                value_T = _of_process(advantage, batch)
+            case LogRatioAdvantage():
+                if not of_sequence(advantage):
+                    continue
+                value_T = _of_returns(advantage, batch)
+            case ShapingAdvantage() | TopKAdvantage() | LogRatioFactor():
+                continue  # of the present student: `loss` adds them
+            case _:
+                assert_never(advantage)
         total_T = total_T + weight_at(advantage.weight, batch.step) * value_T
     return total_T
 

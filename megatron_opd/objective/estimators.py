@@ -1,6 +1,7 @@
 """Policy-gradient estimators: a ratio that carries the gradient, an advantage that does not, and a clip."""
 
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -42,6 +43,8 @@ def policy_gradient(ratio: Ratio, policies: Policies, advantages_T: Tensor) -> t
         case ClippedRatio():
             rho_T = _importance(ratio, policies).exp()
             return clipped(rho_T, advantages_T, ratio.clip_low, ratio.clip_high, ratio.dual_clip)
+        case _:
+            assert_never(ratio)
 
 
 def _importance(ratio: ClippedRatio, policies: Policies) -> Tensor:

@@ -6,6 +6,7 @@ they stay the same in every micro-batch, on every layout, and while the policy m
 
 import math
 from collections.abc import Mapping
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -58,6 +59,8 @@ def _value(gate: Gate, batch: Batch) -> Tensor:
             return ~batch.end_T
         case FinishedGate():
             return batch.finished_T
+        case _:
+            assert_never(gate)
 
 
 def _delta(batch: Batch) -> Tensor:
@@ -78,15 +81,22 @@ def correction(chosen: Correction | None, batch: Batch) -> Tensor:
     if chosen is None:
         return torch.ones(batch.num_tokens, dtype=torch.float64)
     log_w_T = (batch.old_T - batch.rollout_T).masked_fill(~batch.sampled_T, 0.0)
-    w_T = log_w_T.exp()
-    if chosen.kind == "truncated":
-        return w_T.clamp(max=chosen.high)
-    if chosen.kind == "masked":
-        return w_T * ((w_T >= chosen.low) & (w_T <= chosen.high))
-    sum_T = batch.over_sequences(log_w_T)
-    if chosen.kind == "geometric":
-        mean_T = (sum_T / batch.over_sequences(batch.sampled_T.double()).clamp(min=1)).exp()
-        return w_T * ((mean_T >= chosen.low) & (mean_T <= chosen.high))
-    if chosen.kind == "sequence_truncated":
-        return sum_T.exp().clamp(max=chosen.high)
-    return sum_T.exp() * ((sum_T.exp() >= chosen.low) & (sum_T.exp() <= chosen.high))
+    w_T, sum_T = log_w_T.exp(), batch.over_sequences(log_w_T)
+    match chosen.kind:
+        case "truncated":
+            return w_T.clamp(max=chosen.high)
+        case "masked":
+            return w_T * _within(w_T, chosen)
+        case "sequence_truncated":
+            return sum_T.exp().clamp(max=chosen.high)
+        case "sequence_masked":
+            return sum_T.exp() * _within(sum_T.exp(), chosen)
+        case "geometric":
+            mean_T = (sum_T / batch.over_sequences(batch.sampled_T.double()).clamp(min=1)).exp()
+            return w_T * _within(mean_T, chosen)
+        case _:
+            assert_never(chosen.kind)
+
+
+def _within(values_T: Tensor, window: Correction) -> Tensor:
+    return (values_T >= window.low) & (values_T <= window.high)

@@ -6,12 +6,19 @@ so the losses and gradients of micro-batches and replicas add up.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 
 import torch
 from torch import Tensor
 
-from megatron_opd.config.parts import LogRatioAdvantage, LogRatioFactor, ShapingAdvantage, TopKAdvantage
+from megatron_opd.config.parts import (
+    LogRatioAdvantage,
+    LogRatioFactor,
+    ProcessRewardAdvantage,
+    RewardAdvantage,
+    ShapingAdvantage,
+    TopKAdvantage,
+)
 from megatron_opd.config.plan import active, gates_of, of_sequence, plan, reads_traces, weight_at
 from megatron_opd.config.terms import (
     CrossEntropyTerm,
@@ -149,6 +156,8 @@ def _value(term: Term, j: int, view: View) -> tuple[Tensor, dict[str, Tensor]]:
             return view.divergence(term), {}
         case EntropyTerm():
             return -view.entropy_T, {}
+        case _:
+            assert_never(term)
 
 
 def _advantages(term: PolicyGradientTerm, j: int, view: View) -> Tensor:
@@ -156,18 +165,24 @@ def _advantages(term: PolicyGradientTerm, j: int, view: View) -> Tensor:
     columns, step = view.columns, view.step
     assert columns.advantages_TJ is not None, "every method with a policy gradient has this column"
     total_T, factors = columns.advantages_TJ[:, j], []
-    for each in term.advantages.values():
-        weight = weight_at(each.weight, step)
-        if isinstance(each, LogRatioAdvantage) and not of_sequence(each):
-            total_T = total_T + weight * transformed(_delta(each, view), each)
-        elif isinstance(each, ShapingAdvantage):
-            total_T = total_T + weight * _shaping(each, view)
-        elif isinstance(each, TopKAdvantage):
-            assert columns.topk_logprobs_TK is not None, "the plan asks for the teacher's top-k"
-            student_TK, teacher_TK = view.topk_TK[:, : each.k].detach(), columns.topk_logprobs_TK[:, : each.k]
-            total_T = total_T - weight * truncated_forward_kl(student_TK, teacher_TK, tail="none").loss_T
-        elif isinstance(each, LogRatioFactor):
-            factors.append((weight, each.clip))
+    for advantage in term.advantages.values():
+        weight = weight_at(advantage.weight, step)
+        match advantage:
+            case RewardAdvantage() | ProcessRewardAdvantage():
+                pass  # in the column: known before the update
+            case LogRatioAdvantage():
+                if not of_sequence(advantage):
+                    total_T = total_T + weight * transformed(_delta(advantage, view), advantage)
+            case ShapingAdvantage():
+                total_T = total_T + weight * _shaping(advantage, view)
+            case TopKAdvantage(k=k):
+                assert columns.topk_logprobs_TK is not None, "the plan asks for the teacher's top-k"
+                student_TK, teacher_TK = view.topk_TK[:, :k].detach(), columns.topk_logprobs_TK[:, :k]
+                total_T = total_T - weight * truncated_forward_kl(student_TK, teacher_TK, tail="none").loss_T
+            case LogRatioFactor():
+                factors.append((weight, advantage.clip))
+            case _:
+                assert_never(advantage)
     for weight, clip in factors:
         assert columns.teacher_logprobs_T is not None, "the plan asks for the teacher"
         total_T = total_T * factor(total_T, log_ratio(columns.teacher_logprobs_T, view.old_T), weight, clip)
@@ -187,11 +202,15 @@ def _delta(advantage: LogRatioAdvantage, view: View) -> Tensor:
 def _shaping(advantage: ShapingAdvantage, view: View) -> Tensor:
     columns = view.columns
     assert columns.teacher_argmax_T is not None and columns.teacher_logprobs_T is not None
-    if advantage.signal == "argmax_logprob":
-        return view.argmax_T.detach()
-    if advantage.signal == "argmax_indicator":
-        return (columns.ids_T == columns.teacher_argmax_T).float()
-    return columns.teacher_logprobs_T.clamp(min=LOWEST)
+    match advantage.signal:
+        case "argmax_logprob":
+            return view.argmax_T.detach()
+        case "argmax_indicator":
+            return (columns.ids_T == columns.teacher_argmax_T).float()
+        case "teacher_logprob":
+            return columns.teacher_logprobs_T.clamp(min=LOWEST)
+        case _:
+            assert_never(advantage.signal)
 
 
 def _common_sums(view: View, counted_T: Tensor) -> dict[str, Tensor]:

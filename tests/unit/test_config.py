@@ -323,6 +323,17 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
          "rollout.samples_per_prompt=1", "teacher=null"], None),
     "method.policy.advantages: empty": (
         ["method={name: m, terms: {policy: {kind: policy_gradient, advantages: {}}}}", "teacher=null"], None),
+    "method.a.correction.low: 2.0 is not below high=1.0, so no token is kept": (
+        ["method={name: m, terms: {a: {kind: policy_gradient, correction: {kind: masked, high: 1, low: 2}}}}",
+         "teacher=null"], None),
+    "method.a.correction: keeps ratios from 1.5 to 2.0, and none of a sampler that agrees": (
+        ["method={name: m, terms: {a: {kind: policy_gradient, correction: {kind: geometric, high: 2, low: 1.5}}}}",
+         "teacher=null"], None),
+    "method.a.correction.low: no effect with kind=truncated": (
+        ["method={name: m, terms: {a: {kind: policy_gradient, correction: {kind: truncated, high: 2, low: 0.5}}}}",
+         "teacher=null"], None),
+    "method.forward.gates.low.at_most: -1.5 splits no tokens": (
+        ["method=aopd", "method.forward.k=4", "method.forward.gates.low.at_most=-1.5"], None),
     "max_sequence_length: 65 is more than the student's max_position_embeddings=64": (["max_sequence_length=65"], None),
     "rollout.max_completion_tokens: 32 leaves no room for a prompt within max_sequence_length=32": (
         ["rollout.max_completion_tokens=32"], None),
@@ -393,6 +404,14 @@ def test_preflight_warns_of_what_may_be_meant(recipe: str) -> None:
         "method.guidance.weight",
         "train.optimizer.warmup_steps",
     ]
+    luffy = ["method=luffy", "teacher=null", "rollout.samples_per_prompt=4"]
+    assert preflight(load_config(recipe, luffy), world_size=1) == [
+        "method.on_policy.weight: 0.875, with 0.125 of off_policy, does not weigh all sequences of a group alike; "
+        "samples_per_prompt=4 and traces_per_group=1 make it 0.8 and 0.2"
+    ]
+    shares = ["method.on_policy.weight=0.8", "method.off_policy.weight=0.2"]
+    for fitting in (shares, ["rollout.samples_per_prompt=7"]):
+        assert preflight(load_config(recipe, [*luffy, *fitting]), world_size=1) == []
     assert preflight(load_config(recipe, ["method=grpo"]), world_size=1) == [
         "teacher: not loaded, method grpo reads no teacher"
     ]

@@ -1,6 +1,6 @@
 """Mechanics of the objective: clips, aggregation, gates, corrections, signals. Gradients: test_method_gradients."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,10 +13,13 @@ from megatron_opd.config.parts import (
     CosineDecay,
     DetachedRatio,
     EndGate,
+    EntropyGate,
     EntropyQuantileGate,
     FinishedGate,
     LinearDecay,
+    LogRatioAdvantage,
     LogRatioFactor,
+    ProbabilityGapGate,
     RewardAdvantage,
     ShapedProbability,
     SigmoidGate,
@@ -338,6 +341,53 @@ def test_a_signal_whose_weight_has_reached_zero_is_not_asked_for():
     loss, sums = Objective(annealing, V, 1.0)(OnLogits(torch.randn(3, V)), columns, 201)
     assert torch.isfinite(loss) and "objective/guidance/loss" not in sums
     assert not plan(active(CATALOGUE["opd_then_rl"].method, 60)).teacher
+
+
+GATED_BY_TEACHER = {
+    "trust": TrustGate("trust"),
+    "gap": ProbabilityGapGate("probability_gap"),
+    "entropy": EntropyGate("entropy", 0.8),
+    "sigmoid": SigmoidGate("sigmoid"),
+}
+
+
+@pytest.mark.parametrize("gate", GATED_BY_TEACHER)
+def test_a_term_that_has_decayed_needs_no_signal_of_its_gates(gate):
+    weight = LinearDecay(1.0, 0.5)
+    log_ratio = LogRatioAdvantage("log_ratio", anchor="old", discount=0.9)
+    decaying = {
+        "argmax": CrossEntropyTerm("cross_entropy", "teacher_argmax", weight, {gate: GATED_BY_TEACHER[gate]}),
+        "distil": PolicyGradientTerm("policy_gradient", weight, {"teacher": log_ratio}),
+    }
+    method = MethodConfig("", {**decaying, "policy": PolicyGradientTerm("policy_gradient")})
+    batch = batch_of(rollout([2, 3], reward=1.0), rollout([4]), student=[-1.0, -2.0, -3.0], step=2)
+    assert not plan(active(method, 2)).teacher
+    columns = build_columns(
+        method, replace(batch, signals=replace(batch.signals, teacher=None)), max_completion_tokens=10
+    )
+    assert columns.scales_TJ[:, :2].tolist() == columns.advantages_TJ[:, :2].tolist() == [[0.0, 0.0]] * 3
+    leaf = torch.randn(3, V, requires_grad=True)
+    loss, _ = Objective(method, V, 1.0)(OnLogits(leaf), columns, 2)
+    alone = MethodConfig("", {"policy": method.terms["policy"]})
+    columns_alone = build_columns(alone, batch, max_completion_tokens=10)
+    expected, _ = Objective(alone, V, 1.0)(OnLogits(leaf), columns_alone, 2)
+    (got,) = torch.autograd.grad(loss, leaf)
+    (want,) = torch.autograd.grad(expected, leaf)
+    torch.testing.assert_close(got, want)
+
+
+def test_an_advantage_of_an_unknown_kind_does_not_train_with_a_loss_of_zero():
+    @dataclass(frozen=True)
+    class New:
+        kind: str = "new"
+        weight: float = 1.0
+
+    method = MethodConfig("", {"t": PolicyGradientTerm("policy_gradient", advantages={"new": New()})})
+    with pytest.raises(AssertionError, match="New"):
+        columns_of(method, rollout([1, 2]))
+    known = columns_of(MethodConfig("", {"t": PolicyGradientTerm("policy_gradient")}), rollout([1, 2]))
+    with pytest.raises(AssertionError, match="New"):
+        Objective(method, V, 1.0)(OnLogits(torch.zeros(2, V)), known, 0)
 
 
 SIGNALS = {  # the teacher's part of plan(): (teacher, top-k, whole distribution, reference, pass before the update)
