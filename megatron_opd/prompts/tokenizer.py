@@ -18,7 +18,7 @@ def load_tokenizer(model_dir: str | Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True)
+        return AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError ... by kind of damage
         cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DataError(

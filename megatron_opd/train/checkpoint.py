@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_opd.config.architecture import Architecture
 from megatron_opd.errors import DataError, RunError
 from megatron_opd.manifest import find_damage, sync, write_manifest
+from megatron_opd.mcore import stored
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.train import optimizer_state
 from megatron_opd.train.student import Student
@@ -82,7 +83,7 @@ def load(checkpoint: Path, models: Models) -> dict[str, Any]:
     state = read_state(checkpoint)
     for name, model in models.items():
         with model.parallel.active():
-            loaded = dist_checkpointing.load(_sharded(model, loading=True), str(checkpoint / name))
+            loaded = stored.load(_sharded(model, loading=True), checkpoint / name, common=True)
             _put_weights(model.bare_chunks, loaded)
             optimizer_state.load_state(model.optimizer, loaded["optimizer"])
         model.scheduler.load_state_dict(state["schedulers"][name])
@@ -95,7 +96,7 @@ def load_weights(checkpoint: Path, chunks: list[torch.nn.Module], parallel: Para
     """Fills bare model chunks of any layout with the weights of a checkpoint. Collective."""
     with parallel.active():
         wanted = _sharded_weights(chunks, parallel)
-        _put_weights(chunks, dist_checkpointing.load(wanted, str(checkpoint / "model")))
+        _put_weights(chunks, stored.load(wanted, checkpoint / "model"))
 
 
 def load_converted(model_dir: Path, chunks: list[torch.nn.Module], arch: Architecture, parallel: Parallel) -> None:

@@ -4,7 +4,8 @@
     metadata.json  the format's name
     *.distcp       records one after the other, each a tensor or an object as `torch.save` writes it
 
-`megatron.core.dist_checkpointing` loads what is written here, and what it saves is read here.
+`megatron.core.dist_checkpointing` loads what is written here, and what it saves is read here, running no code that a
+file names (weights/metadata.py, mcore/stored.py).
 """
 
 import functools
@@ -32,11 +33,11 @@ from megatron_opd.errors import DataError
 from megatron_opd.manifest import NewFile
 from megatron_opd.weights.blocks import PAGE, Extent, blocks_of, write_blocks
 from megatron_opd.weights.hf import HfCheckpoint
+from megatron_opd.weights.metadata import METADATA, read_metadata
 from megatron_opd.weights.pieces import Piece, object_keys, pieces_of
 from megatron_opd.weights.saved_tensor import envelope, open_record
 from megatron_opd.weights.table import Shape
 
-METADATA = ".metadata"
 _OBJECTS = "__0_0.distcp"
 _OPTIMIZER = "optimizer."
 Records = Sequence[Sequence[int]]  # (offset, length) of each piece of a file
@@ -47,7 +48,7 @@ class DistributedCheckpoint:
 
     def __init__(self, directory: Path, metadata: Metadata | None = None, opened: FileIO | None = None) -> None:
         self.directory, self._opened = directory, opened  # see Extent
-        self.metadata = metadata = metadata or _read_metadata(directory)
+        self.metadata = metadata = metadata or read_metadata(directory)
         self._tensors = {k: v for k, v in metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
         self._storage: dict[MetadataIndex, _StorageInfo] = metadata.storage_data
         self._located: dict[tuple[str, Shape], Extent] = {}
@@ -201,20 +202,6 @@ def write_metadata(directory: Path, metadata: Metadata, arch: Architecture) -> N
     (directory / "metadata.json").write_text(
         json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1})
     )
-
-
-def _read_metadata(directory: Path) -> Metadata:
-    path = directory / METADATA
-    try:
-        with path.open("rb") as file:
-            metadata = pickle.load(file)
-    except OSError:
-        raise DataError(f"{path}: missing; {directory} is not a distributed checkpoint") from None
-    except Exception as error:  # whatever a damaged pickle leads to
-        raise DataError(f"{path}: truncated or damaged ({error}); copy the checkpoint again") from None
-    if not isinstance(metadata, Metadata):
-        raise DataError(f"{path}: is not the metadata of a distributed checkpoint")
-    return metadata
 
 
 def _shape(piece: Piece, chunk: ChunkStorageMetadata) -> Shape:

@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, damage is found before it is loaded, and everything comes back."""
 
+import pickle
 import resource
 import shutil
 import signal
@@ -9,15 +10,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import MetadataIndex
 
+from megatron_opd import convert
 from megatron_opd.config.architecture import read_architecture
 from megatron_opd.config.schema import LayoutConfig
-from megatron_opd.errors import RunError
+from megatron_opd.errors import DataError, RunError
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.model import build_model
 from megatron_opd.train import checkpoint
 from megatron_opd.train.student import Student, prepare
+from megatron_opd.weights.metadata import read_metadata
 from tests.tiny_config import tiny_config
+from tests.unit.hostile_pickles import PICKLES, Payload, store_payload
+from tests.unit.test_convert import write_source
 from tests.unit.tiny_model_files import write_model
 
 
@@ -147,3 +154,59 @@ def test_layouts_of_the_same_sizes_share_their_groups(new_student: Callable[[], 
     parallel = new_student().parallel
     assert groups.create(LayoutConfig(sequence_parallel=True)).groups is parallel.groups
     assert groups.create(LayoutConfig(sequence_parallel=True)).layout != parallel.layout
+
+
+# ------------------------------------------------------------------------------------------ directories of others
+@pytest.fixture
+def converted(tmp_path: Path) -> Path:
+    return convert.run(str(write_source(tmp_path / "hf", torch.float32)), str(tmp_path / "megatron"))
+
+
+def load_as_teacher(directory: Path, student: Student) -> None:
+    arch = read_architecture(directory)
+    chunks = build_model(arch, student.parallel, precision="float32")
+    checkpoint.load_converted(directory, chunks, arch, student.parallel)
+
+
+def test_a_directory_of_others_runs_no_code(student: Student, converted: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    torch.save([Payload(mark)], converted / "model" / "common.pt")  # of older formats; it is not read
+    load_as_teacher(converted, student)
+    store_payload(converted / "model", "decoder.layers.mlp.linear_fc1._extra_state/shard_0_4", mark)
+    with pytest.raises(DataError, match=r"fc1._extra_state/shard_0_4 is no plain value \(.*get the model from another"):
+        load_as_teacher(converted, student)
+    for content in (PICKLES["reduce"](mark), PICKLES["dotted"](mark)):
+        (converted / "model" / ".metadata").write_bytes(content)
+        with pytest.raises(DataError, match=r"\.metadata: names .*nothing was run, get the model from another source"):
+            load_as_teacher(converted, student)
+    assert not mark.exists()
+
+
+def test_a_run_of_others_runs_no_code(student: Student, saved: Path, tmp_path: Path) -> None:
+    """Its checksums are right."""
+    mark, newest = tmp_path / "ran", saved / "step-000006"
+    store_payload(newest / "model", "common_state/shard_0_1", mark)
+    with pytest.raises(DataError, match="common_state/shard_0_1 is no plain value"):
+        checkpoint.load(newest, {"model": student})
+    (newest / "model" / ".metadata").write_bytes(PICKLES["inside"](mark))
+    with pytest.raises(DataError, match=r"\.metadata: names posix.mkdir"):
+        checkpoint.load(newest, {"model": student})
+    assert not mark.exists()
+
+
+def test_states_that_transformer_engine_would_unpickle_are_refused(student: Student, converted: Path) -> None:
+    directory = converted / "model"
+    metadata = read_metadata(directory)
+    torch.save([torch.tensor(list(pickle.dumps({})), dtype=torch.uint8)], directory / "state.distcp")
+    key = MetadataIndex("decoder.layers.mlp.linear_fc1._extra_state/shard_0_4")
+    metadata.storage_data[key] = _StorageInfo("state.distcp", 0, (directory / "state.distcp").stat().st_size)
+    (directory / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(DataError, match=r"fc1._extra_state/shard_0_4 is not empty; states of FP8 layers are not supp"):
+        load_as_teacher(converted, student)
+
+
+def test_records_that_end_early_are_one_line(student: Student, converted: Path) -> None:
+    for path in (converted / "model").glob("*.distcp"):
+        path.write_bytes(path.read_bytes()[:-400] + bytes(400))
+    with pytest.raises(DataError, match=r"truncated or damaged .*; copy the checkpoint again|is no plain value"):
+        load_as_teacher(converted, student)
