@@ -228,6 +228,7 @@ class RolloutEngine:
         except Exception as error:
             raise RunError(f"vLLM failed while taking weights, at {delivery.last}: {error!r}") from error
         delivery.check()
+        self._weights.pack_tied()
 
     def project(self, name: str, probes: Probes) -> list[torch.Tensor]:
         """What the probes read, float32 [K, O], of each copy the engine holds of `name` (see LoadedWeights)."""

@@ -3,8 +3,13 @@
 vLLM merges projections (q|k|v, gate|up) and, on the host, packs a linear layer's weight into a buffer of its kernel and
 drops the original. `LoadedWeights` knows where every Hugging Face tensor went and multiplies it with given vectors
 whatever its present form, which is all that is needed to tell whether it is the tensor that was sent.
+
+Tied parameters are one tensor, under the first of its names. vLLM ties an output layer to the embedding in two ways:
+one module in both places (Qwen2, Qwen3), or two modules with one parameter (Llama, mixtures of experts), of which its
+loaders reach the first.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,23 +25,24 @@ from megatron_opd.weights.probes import Probes
 
 @dataclass(frozen=True)
 class _Slot:
-    """Rows `first_row : first_row + shape[0]` of one parameter of one vLLM module."""
+    """Rows `first_row : first_row + shape[0]` of one parameter of a vLLM module, or of several that share it."""
 
-    module: Any
+    modules: tuple[Any, ...]
     parameter: str  # "weight" | "bias"
     first_row: int
     shape: tuple[int, ...]
 
     def project(self, probes: Probes) -> list[torch.Tensor]:
+        return [copy_KO for module in self.modules for copy_KO in self._project(module, probes)]
+
+    def _project(self, module: Any, probes: Probes) -> Iterator[torch.Tensor]:
         rows = slice(self.first_row, self.first_row + self.shape[0])
-        tensor = getattr(self.module, self.parameter)
-        copies = []
+        tensor = getattr(module, self.parameter)
         if tensor.numel():
-            copies.append(probes.project(tensor[rows].reshape(self.shape[0], -1)))
-        if self.parameter == "weight" and hasattr(self.module, "cpu_linear"):
-            dense_KI = probes.dense(self.module.params_dtype)
-            copies.append(self.module.quant_method.apply(self.module, dense_KI, None)[:, rows].float())
-        return copies
+            yield probes.project(tensor[rows].reshape(self.shape[0], -1))
+        if self.parameter == "weight" and hasattr(module, "cpu_linear"):
+            dense_KI = probes.dense(module.params_dtype)
+            yield module.quant_method.apply(module, dense_KI, None)[:, rows].float()
 
 
 class LoadedWeights:
@@ -53,13 +59,24 @@ class LoadedWeights:
     def project(self, name: str, probes: Probes) -> list[torch.Tensor]:
         """What the probes read of every copy the engine holds of `name`, each float32 [K, O].
 
-        A vector of O numbers counts as an [O, 1] matrix. A weight may be there twice, plain and packed: an embedding
-        that is also the output layer.
+        A vector of O numbers counts as an [O, 1] matrix. A weight may be there several times, plain and packed: an
+        embedding that is also the output layer.
         """
         return self._slots[name].project(probes)
 
+    def pack_tied(self) -> None:
+        """After a reload: the modules that vLLM's loaders did not reach pack the parameter they share anew."""
+        for slot in self._slots.values():
+            if isinstance(slot, _Slot):
+                for module in slot.modules[1:]:
+                    module.quant_method.process_weights_after_loading(module)
+
 
 def _slots(model: Any) -> Iterator[tuple[str, _Slot | ExpertSlot]]:
+    holders: dict[int, list[Any]] = defaultdict(list)
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            holders[id(parameter)].append(module)
     for path, module in model.named_modules():
         if isinstance(module, RoutedExperts):
             yield from expert_slots(path, module)
@@ -67,11 +84,14 @@ def _slots(model: Any) -> Iterator[tuple[str, _Slot | ExpertSlot]]:
         parent, _, leaf = path.rpartition(".")
         merged = model.packed_modules_mapping.get(leaf)
         for parameter, tensor in module.named_parameters(recurse=False):
+            modules = tuple(holders[id(tensor)])
+            if modules[0] is not module:
+                continue
             heights, width = _heights_and_width(module, tensor)
             first_row = 0
             for part, height in zip(merged or [leaf], heights, strict=True):
                 shape = (height, width) if parameter == "weight" and width else (height,)
-                yield f"{parent}.{part}.{parameter}".removeprefix("."), _Slot(module, parameter, first_row, shape)
+                yield f"{parent}.{part}.{parameter}".removeprefix("."), _Slot(modules, parameter, first_row, shape)
                 first_row += height
 
 

@@ -1,0 +1,83 @@
+"""In one process, as torchrun starts it: family_worker.py OUT_DIR MODEL_DIR...; MODEL_DIR-other has other weights.
+
+For every model: what an engine without weights samples after one refit and after another, and what the trainer says of
+it; a refit after which a tied output layer is not packed anew; and the second weights, exported.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+
+from megatron_opd.config.architecture import Architecture, read_architecture
+from megatron_opd.config.schema import LayoutConfig, ModelConfig, RolloutConfig
+from megatron_opd.errors import RunError
+from megatron_opd.mcore import parallel as process_groups
+from megatron_opd.mcore.model import build_model
+from megatron_opd.mcore.parallel import Parallel
+from megatron_opd.refit.push import push
+from megatron_opd.rollout.engine import RolloutEngine
+from megatron_opd.teacher.score import Teacher
+from megatron_opd.weights import export_hf, iter_hf_tensors, load_hf
+from tests.e2e import tiny_hf
+
+
+def main(out_dir: Path, model_dirs: list[Path]) -> None:
+    process_groups.start()
+    parallel = process_groups.create(LayoutConfig())
+    for model_dir in model_dirs:
+        measured = measure(model_dir, read_architecture(model_dir), parallel, out_dir)
+        (out_dir / f"{model_dir.name}.json").write_text(json.dumps(measured))
+    process_groups.stop()
+
+
+def measure(model_dir: Path, arch: Architecture, parallel: Parallel, out_dir: Path) -> dict[str, Any]:
+    model, config = ModelConfig(str(model_dir)), RolloutConfig(kv_cache_gib=0.0625)
+    chunks = build_model(arch, parallel, precision="float32")
+    trainer = Teacher(
+        chunks, arch, parallel, student_vocab_size=arch.vocab_size, micro_batch_tokens=512, temperature=1.0
+    )
+    engine = RolloutEngine(model, config, precision="float32", max_sequence_length=64, seed=0, empty=True)
+    asked = dict(step=0, samples_per_prompt=8, max_completion_tokens=12, temperature=1.0, seed=5)
+    measured: dict[str, Any] = {"from_trainer": [], "from_transformers": [], "tokens": []}
+    try:
+        for version, weights in enumerate((model_dir, other(model_dir))):
+            load_hf(chunks, weights, arch, parallel)
+            push(iter_hf_tensors(chunks, arch, parallel), engine, version)
+            rollouts = engine.generate(tiny_hf.prompts(3, 40), version=version, **asked)
+            logprobs_T = np.concatenate([rollout.logprobs for rollout in rollouts])
+            hf_model = transformers.AutoModelForCausalLM.from_pretrained(weights)
+            hf_logprobs_T = np.concatenate([tiny_hf.logprobs(hf_model, rollout, 1.0, 1.0) for rollout in rollouts])
+            measured["from_trainer"].append(float(np.abs(logprobs_T - trainer.score(rollouts).logprobs_T).max()))
+            measured["from_transformers"].append(float(np.abs(logprobs_T - hf_logprobs_T).max()))
+            measured["tokens"].append([rollout.token_ids.tolist() for rollout in rollouts])
+        measured["stale"] = refit_without_packing(engine, model_dir, arch, parallel, chunks)
+    finally:
+        engine.close()
+    load_hf(chunks, other(model_dir), arch, parallel)
+    export_hf(chunks, arch, parallel, model_dir, out_dir / model_dir.name)
+    return measured
+
+
+def refit_without_packing(
+    engine: RolloutEngine, model_dir: Path, arch: Architecture, parallel: Parallel, chunks: list[Any]
+) -> str | None:
+    """What is said when the first weights come again, and the modules that vLLM's loaders do not reach stay behind."""
+    load_hf(chunks, model_dir, arch, parallel)
+    engine._weights.pack_tied = lambda: None  # type: ignore[method-assign]
+    try:
+        push(iter_hf_tensors(chunks, arch, parallel), engine, 2)
+    except RunError as error:
+        return str(error)
+    return None
+
+
+def other(model_dir: Path) -> Path:
+    return model_dir.with_name(f"{model_dir.name}-other")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), [Path(each) for each in sys.argv[2:]])
