@@ -54,8 +54,7 @@ def write_source(directory: Path, gigabytes: float) -> int:
 
     from megatron_opd.config.architecture import read_architecture
     from megatron_opd.weights.hf import write_hf
-    from megatron_opd.weights.load import hf_shapes
-    from megatron_opd.weights.table import weight_table
+    from megatron_opd.weights.table import hf_shapes, weight_table
 
     description = directory.with_name("description")
     description.mkdir()

@@ -121,12 +121,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def _model_to_sample(directory: str | None, otherwise: Any) -> Any:
     """The model that --model names, as it is on disk, or the recipe's. Raises DataError where it is not whole."""
     from megatron_opd.config.architecture import architecture_of
-    from megatron_opd.config.model_files import check_weights
     from megatron_opd.config.schema import ModelConfig
+    from megatron_opd.weights.check import check_weights
 
     model = ModelConfig(directory) if directory else otherwise
-    architecture_of(model)
-    check_weights(Path(model.path), sampled=True)
+    check_weights(Path(model.path), architecture_of(model), sampled=True)
     return model
 
 

@@ -31,9 +31,9 @@ from megatron_opd.manifest import MANIFEST, FileRecord, damage_of, read_manifest
 from megatron_opd.weights.conversion import Conversion, ToHf, ToMegatron
 from megatron_opd.weights.distributed import DistributedCheckpoint
 from megatron_opd.weights.hf import INDEX, check_out_dir, copy_companions
-from megatron_opd.weights.load import check_hf, hf_shapes
+from megatron_opd.weights.load import check_hf
 from megatron_opd.weights.sealed import DONE, Report, write_files
-from megatron_opd.weights.table import weight_table
+from megatron_opd.weights.table import hf_shapes, weight_table
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _JOB = "conversion.json"

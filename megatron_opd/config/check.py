@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_opd.config.architecture import Architecture, architecture_of
 from megatron_opd.config.check_method import check_method
 from megatron_opd.config.check_sizes import check_sizes, models_of
-from megatron_opd.config.model_files import check_vocabulary, check_weights, common_vocabulary, end_tokens
+from megatron_opd.config.model_files import check_vocabulary, common_vocabulary, end_tokens
 from megatron_opd.config.plan import plan
 from megatron_opd.config.schema import (
     EvalConfig,
@@ -21,6 +21,7 @@ from megatron_opd.config.schema import (
     TemplateConfig,
 )
 from megatron_opd.errors import ConfigError
+from megatron_opd.weights.check import check_weights
 
 
 def preflight(config: RunConfig, *, world_size: int | None) -> list[str]:
@@ -114,10 +115,12 @@ def _check_directories(config: RunConfig) -> dict[str, Architecture]:
     """The architectures in the models' directories, which must hold weights and a tokenizer that fits."""
     architectures = {}
     for name, model in models_of(config):
-        architectures[name] = architecture_of(model)
+        directory, architecture = Path(model.path), architecture_of(model)
         # The student's engine gets its weights from the trainer.
-        check_weights(Path(model.path), sampled=name == "teacher" and bool(config.method.teacher_share))
-        check_vocabulary(Path(model.path), architectures[name].vocab_size)
+        sampled = name == "teacher" and bool(config.method.teacher_share)
+        check_weights(directory, architecture, sampled=sampled)
+        check_vocabulary(directory, architecture.vocab_size)
+        architectures[name] = architecture
     return architectures
 
 

@@ -1,40 +1,15 @@
-"""Whether a model directory is complete, and whether two of them share a tokenizer. Imports no torch."""
+"""What lies beside the weights in a model directory, and whether two of them share a tokenizer. Imports no torch."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from megatron_opd.errors import DataError
-from megatron_opd.manifest import find_damage
 
 
 def holds_megatron_weights(model_dir: Path) -> bool:
     """Whether the weights are a Megatron distributed checkpoint, as `convert` writes, and not safetensors."""
     return (model_dir / "model" / ".metadata").is_file()
-
-
-def check_weights(model_dir: Path, *, sampled: bool = False) -> None:
-    """Raises DataError when `model_dir` holds no weights, or some are missing that its index or manifest names.
-
-    `sampled`: vLLM must be able to load them too, and it reads safetensors only.
-    """
-    if holds_megatron_weights(model_dir):
-        if sampled:
-            raise DataError(
-                f"{model_dir}: holds Megatron weights, and vLLM samples from this model; "
-                f"give a Hugging Face directory: megatron-opd convert {model_dir} OUT"
-            )
-        if problem := find_damage(model_dir, contents=False):
-            raise DataError(f"{model_dir}: {problem}; convert the model again")
-        return
-    index = model_dir / "model.safetensors.index.json"
-    if index.is_file():
-        files = sorted(set(_read_json(index).get("weight_map", {}).values()))
-        missing = [name for name in files if not (model_dir / name).is_file()]
-        if missing:
-            raise DataError(f"{model_dir / missing[0]}: missing, though {index.name} names it; copy it there")
-    if not any(model_dir.glob("*.safetensors")):
-        raise DataError(f"{model_dir}: no *.safetensors file; save the model in that format")
 
 
 def read_vocabulary(model_dir: Path) -> dict[str, int]:

@@ -16,11 +16,12 @@ from megatron_opd.weights.distributed import (
     write_metadata,
     write_pieces,
 )
-from megatron_opd.weights.hf import HfCheckpoint, Shape, group_by_size, shard_names, write_index
-from megatron_opd.weights.load import check_hf, hf_shapes
+from megatron_opd.weights.headers import Shape
+from megatron_opd.weights.hf import HfCheckpoint, group_by_size, shard_names, write_index
+from megatron_opd.weights.load import check_hf
 from megatron_opd.weights.pieces import Piece, PieceReader, pieces_of
 from megatron_opd.weights.safetensors_file import SafetensorsFile, write_safetensors
-from megatron_opd.weights.table import weight_table
+from megatron_opd.weights.table import hf_shapes, weight_table
 
 FILE_BYTES = 5 * 10**8  # also how much is done anew after a crash
 

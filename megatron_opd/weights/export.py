@@ -13,9 +13,9 @@ from torch.nn import Module
 from megatron_opd.config.architecture import CHANGEABLE, Architecture, config_changes, read_architecture
 from megatron_opd.errors import DataError
 from megatron_opd.weights.hf import check_out_dir, write_hf
-from megatron_opd.weights.load import hf_shapes, refuse_unknown, slicing_group
+from megatron_opd.weights.load import refuse_unknown, slicing_group
 from megatron_opd.weights.names import named_parameters
-from megatron_opd.weights.table import Entry, weight_table
+from megatron_opd.weights.table import Entry, hf_shapes, weight_table
 
 if TYPE_CHECKING:
     from megatron_opd.mcore.parallel import Parallel

@@ -13,61 +13,30 @@ from torch import Tensor
 from megatron_opd.errors import DataError
 from megatron_opd.manifest import MANIFEST, NewFile, sync
 from megatron_opd.weights.blocks import Extent, blocks_of
-from megatron_opd.weights.safetensors_file import SafetensorsFile, Shape, write_safetensors
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+from megatron_opd.weights.headers import INDEX, SINGLE, Shape, TensorHeader, read_headers
+from megatron_opd.weights.safetensors_file import dtype_of, extent, write_safetensors
 
 
 class HfCheckpoint:
     """The tensors of a model directory. Opening it reads file headers only.
 
-    `shapes` and `dtypes` have every tensor by name. Opening raises DataError naming the file: missing, truncated, or
-    without a tensor that the index promises.
+    `shapes` and `dtypes` have every tensor by name; a dtype that is not of `DTYPES` is its name in the file.
+    Opening raises DataError (see `read_headers`); `headers` are what it gave, where that was called before.
     """
 
-    def __init__(self, model_dir: str | Path) -> None:
+    def __init__(self, model_dir: str | Path, headers: Mapping[str, TensorHeader] | None = None) -> None:
         self.model_dir = Path(model_dir)
-        self._files: dict[str, SafetensorsFile] = {}
-        self.shapes: dict[str, Shape] = {}
-        self.dtypes: dict[str, torch.dtype | str] = {}
-        index = self._read_index()
-        for file in sorted(set(index.values())) if index else [SINGLE]:
-            self._open(file)
-        for name, file in index.items():
-            if name not in self.shapes:
-                raise DataError(f"{self.model_dir / file}: tensor {name} is missing, though {INDEX} lists it there")
+        self._headers = read_headers(self.model_dir) if headers is None else headers
+        self.shapes = {name: header.shape for name, header in self._headers.items()}
+        self.dtypes = {name: dtype_of(header) for name, header in self._headers.items()}
 
     def read(self, name: str) -> Tensor:
         """The tensor, on the host, in the checkpoint's dtype."""
-        return self._files[name].read(name)
+        return self.blocks(name).read().view(self.shapes[name])
 
     def blocks(self, name: str) -> Extent:
         """The same in blocks (see weights/blocks.py)."""
-        return self._files[name].blocks(name)
-
-    def _read_index(self) -> dict[str, str]:
-        path = self.model_dir / INDEX
-        if (self.model_dir / SINGLE).is_file():
-            return {}
-        if not path.is_file():
-            raise DataError(f"{self.model_dir}: holds neither {SINGLE} nor {INDEX}; save the model as safetensors")
-        try:
-            index = json.loads(path.read_text())["weight_map"]
-            # File names only: an index must not lead outside of its directory.
-            if all(Path(file).name == file for file in index.values()):
-                return index
-        except (ValueError, KeyError, TypeError, AttributeError):
-            pass
-        raise DataError(f"{path}: is not an index of safetensors files; copy the model directory again")
-
-    def _open(self, name: str) -> None:
-        path = self.model_dir / name
-        if not path.is_file():
-            raise DataError(f"{path}: missing, though {INDEX} lists it; copy the model directory again")
-        file = SafetensorsFile(path)
-        self.shapes |= file.shapes
-        self.dtypes |= file.dtypes
-        self._files |= dict.fromkeys(file.shapes, file)
+        return extent(self._headers[name])
 
 
 # ------------------------------------------------------------------------------------------------------------ writing

@@ -1,6 +1,5 @@
 """A Hugging Face checkpoint into a Megatron model: each rank reads the tensors of its stage and keeps its slices."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from torch.nn import Module
 
 from megatron_opd.config.architecture import Architecture
 from megatron_opd.errors import DataError
+from megatron_opd.weights.check import EMBEDDING, TIED_HEAD, check_headers, not_tied
 from megatron_opd.weights.hf import HfCheckpoint
 from megatron_opd.weights.names import named_parameters
 from megatron_opd.weights.table import Entry, weight_table
@@ -19,38 +19,16 @@ from megatron_opd.weights.table import Entry, weight_table
 if TYPE_CHECKING:  # a checkpoint is checked before Megatron, which takes seconds to import, is needed
     from megatron_opd.mcore.parallel import Parallel
 
-# Constants that old checkpoints hold beside the weights.
-IGNORED = re.compile(r"\.rotary_emb\.inv_freq$")
-TIED_HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-
 
 def check_hf(model_dir: str | Path, arch: Architecture) -> HfCheckpoint:
-    """Opens a checkpoint and holds its names and shapes against the table, from the file headers.
+    """Opens a checkpoint whose headers are those of `arch` (see `check_headers`). Needs no process group.
 
-    Raises DataError naming a missing, unexpected or misshapen tensor, or an output layer that is not the embedding
-    although the config ties them. Needs no process group.
+    Raises DataError, also when the output layer is not the embedding although the config ties them.
     """
-    checkpoint = HfCheckpoint(model_dir)
-    expected = hf_shapes(weight_table(arch))
-    for name, shape in expected.items():
-        if name not in checkpoint.shapes:
-            raise DataError(f"{model_dir}: tensor {name} is missing; its config.json describes another model")
-        if checkpoint.shapes[name] != shape:
-            found = checkpoint.shapes[name]
-            raise DataError(f"{model_dir}: tensor {name} has shape {found}; its config.json says {shape}")
-        if isinstance(checkpoint.dtypes[name], str):
-            raise DataError(f"{model_dir}: tensor {name} is {checkpoint.dtypes[name]}; save the model as BF16 or F32")
-    for name in checkpoint.shapes:
-        if name not in expected and not IGNORED.search(name) and not (arch.tie_word_embeddings and name == TIED_HEAD):
-            raise DataError(f"{model_dir}: tensor {name} is unexpected; its config.json describes another model")
+    checkpoint = HfCheckpoint(model_dir, check_headers(Path(model_dir), arch))
     if arch.tie_word_embeddings and TIED_HEAD in checkpoint.shapes:
         _check_tied(checkpoint)
     return checkpoint
-
-
-def hf_shapes(table: Sequence[Entry]) -> dict[str, tuple[int, ...]]:
-    """Every checkpoint tensor the table knows, in its order."""
-    return {name: shape for entry in table if not entry.is_copy for name, shape in entry.hf_shapes.items()}
 
 
 @torch.no_grad()
@@ -90,7 +68,4 @@ def refuse_unknown(parameters: Mapping[str, Tensor]) -> None:
 def _check_tied(checkpoint: HfCheckpoint) -> None:
     head, embedding = checkpoint.read(TIED_HEAD), checkpoint.read(EMBEDDING)
     if head.shape != embedding.shape or not torch.equal(head, embedding):
-        raise DataError(
-            f"{checkpoint.model_dir}: config.json ties the word embeddings, but {TIED_HEAD} differs from {EMBEDDING}; "
-            "set tie_word_embeddings to false there, or remove the tensor"
-        )
+        raise not_tied(checkpoint.model_dir)

@@ -6,16 +6,24 @@ from io import FileIO
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from megatron_opd.errors import DataError
 from megatron_opd.manifest import NewFile
 from megatron_opd.weights.blocks import PAGE, Extent, write_blocks
+from megatron_opd.weights.headers import Shape, TensorHeader, read_header
 
-Shape = tuple[int, ...]
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def dtype_of(header: TensorHeader) -> torch.dtype | str:
+    return DTYPES.get(header.dtype, header.dtype)
+
+
+def extent(header: TensorHeader, opened: FileIO | None = None) -> Extent:
+    """Where a tensor's numbers lie; `opened`: see Extent. Its dtype must be of `DTYPES`."""
+    count = torch.Size(header.shape).numel()
+    return Extent(header.path, header.offset, count, DTYPES[header.dtype], opened)
 
 
 class SafetensorsFile:
@@ -25,24 +33,12 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: Path, opened: FileIO | None = None) -> None:
-        self.path, self._opened = path, opened  # see Extent
-        try:
-            with safe_open(path, framework="pt"), path.open("rb") as file:  # it checks the header and the file's size
-                size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise DataError(f"{path}: truncated or damaged ({error}); copy it again") from None
-        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        self.shapes: dict[str, Shape] = {name: tuple(entry["shape"]) for name, entry in tensors.items()}
-        self.dtypes = {name: DTYPES.get(entry["dtype"], entry["dtype"]) for name, entry in tensors.items()}
-        self._offsets = {name: 8 + size + entry["data_offsets"][0] for name, entry in tensors.items()}
-
-    def read(self, name: str) -> Tensor:
-        return self.blocks(name).read().view(self.shapes[name])
+        self._headers, self._opened = read_header(path), opened  # see Extent
+        self.shapes = {name: header.shape for name, header in self._headers.items()}
+        self.dtypes = {name: dtype_of(header) for name, header in self._headers.items()}
 
     def blocks(self, name: str) -> Extent:
-        count = torch.Size(self.shapes[name]).numel()
-        return Extent(self.path, self._offsets[name], count, self.dtypes[name], self._opened)
+        return extent(self._headers[name], self._opened)
 
 
 def write_safetensors(

@@ -3,28 +3,35 @@
 Load, export and refit read it; none of them knows a model. An `Entry` joins three independent facts: the names on both
 sides, a `Transform` between their values, and the `Partition` of the Megatron value over tensor-parallel ranks. A new
 model, layer spec or expert layer adds entries (and a transform, if its layout is new); nothing else changes.
+`check` reads names and shapes here, so torch is imported only where values are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from megatron_opd.config.architecture import Architecture
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Shape = tuple[int, ...]
+
+
+def _concatenate(parts: "list[Tensor]", dim: int = 0) -> "Tensor":
+    import torch
+
+    return torch.cat(parts, dim)
 
 
 # --------------------------------------------------------------------------------------------------------- transforms
 class Transform(Protocol):
     """Between the tensors of a checkpoint and one whole Megatron tensor. `split` undoes `merge` bit for bit."""
 
-    def merge(self, parts: list[Tensor]) -> Tensor:
+    def merge(self, parts: "list[Tensor]") -> "Tensor":
         """The checkpoint's tensors, in the entry's order -> the Megatron tensor, joined along dimension 0."""
 
-    def split(self, full: Tensor) -> list[Tensor]:
+    def split(self, full: "Tensor") -> "list[Tensor]":
         """The Megatron tensor -> the checkpoint's tensors. They may be views of `full`."""
 
 
@@ -32,11 +39,11 @@ class Transform(Protocol):
 class Same:
     """One tensor, the same on both sides."""
 
-    def merge(self, parts: list[Tensor]) -> Tensor:
+    def merge(self, parts: "list[Tensor]") -> "Tensor":
         (part,) = parts
         return part
 
-    def split(self, full: Tensor) -> list[Tensor]:
+    def split(self, full: "Tensor") -> "list[Tensor]":
         return [full]
 
 
@@ -46,10 +53,10 @@ class Stacked:
 
     count: int
 
-    def merge(self, parts: list[Tensor]) -> Tensor:
-        return torch.cat(parts)
+    def merge(self, parts: "list[Tensor]") -> "Tensor":
+        return _concatenate(parts)
 
-    def split(self, full: Tensor) -> list[Tensor]:
+    def split(self, full: "Tensor") -> "list[Tensor]":
         return list(full.chunk(self.count))
 
 
@@ -61,10 +68,10 @@ class GroupedQkv:
     heads_per_group: int
     head_dim: int
 
-    def merge(self, parts: list[Tensor]) -> Tensor:
-        return torch.cat([part.unflatten(0, (self.num_groups, -1)) for part in parts], dim=1).flatten(0, 1)
+    def merge(self, parts: "list[Tensor]") -> "Tensor":
+        return _concatenate([part.unflatten(0, (self.num_groups, -1)) for part in parts], 1).flatten(0, 1)
 
-    def split(self, full: Tensor) -> list[Tensor]:
+    def split(self, full: "Tensor") -> "list[Tensor]":
         rows = [self.heads_per_group * self.head_dim, self.head_dim, self.head_dim]
         return [part.flatten(0, 1) for part in full.unflatten(0, (self.num_groups, -1)).split(rows, dim=1)]
 
@@ -83,7 +90,7 @@ class Partition:
     blocks: int = 1
     padded: bool = False
 
-    def shard(self, full: Tensor, rank: int, size: int, num_rows: int) -> Tensor:
+    def shard(self, full: "Tensor", rank: int, size: int, num_rows: int) -> "Tensor":
         """The slice of `rank` among `size`: its own memory or a view of `full`. `num_rows` is for padding: its rows."""
         if self.padded:
             full = pad_rows(full, num_rows * size)
@@ -91,21 +98,23 @@ class Partition:
             return full
         if full.shape[self.dim] % (self.blocks * size):
             raise ValueError(f"{tuple(full.shape)} does not divide into {size} slices along dimension {self.dim}")
-        return torch.cat([block.chunk(size, self.dim)[rank] for block in full.chunk(self.blocks, self.dim)], self.dim)
+        return _concatenate(
+            [block.chunk(size, self.dim)[rank] for block in full.chunk(self.blocks, self.dim)], self.dim
+        )
 
-    def gather(self, shards: list[Tensor]) -> Tensor:
+    def gather(self, shards: "list[Tensor]") -> "Tensor":
         """The whole tensor from the slices of all ranks, padding included."""
         if self.dim is None or len(shards) == 1:
             return shards[0]
         by_rank = [shard.chunk(self.blocks, self.dim) for shard in shards]
-        return torch.cat([blocks[i] for i in range(self.blocks) for blocks in by_rank], self.dim)
+        return _concatenate([blocks[i] for i in range(self.blocks) for blocks in by_rank], self.dim)
 
 
-def pad_rows(full: Tensor, num_rows: int) -> Tensor:
+def pad_rows(full: "Tensor", num_rows: int) -> "Tensor":
     """`full` with rows of zeros added until it has `num_rows`."""
     if full.shape[0] >= num_rows:
         return full
-    return torch.cat([full, full.new_zeros(num_rows - full.shape[0], *full.shape[1:])])
+    return _concatenate([full, full.new_zeros(num_rows - full.shape[0], *full.shape[1:])])
 
 
 REPLICATED = Partition(None)
@@ -137,7 +146,7 @@ class Entry:
         shapes = list(self.hf_shapes.values())
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
-    def shard(self, parts: list[Tensor], rank: int, size: int, shape: Shape) -> Tensor:
+    def shard(self, parts: "list[Tensor]", rank: int, size: int, shape: Shape) -> "Tensor":
         """The checkpoint's tensors -> the value of tensor-parallel rank `rank` among `size`, of `shape`.
 
         Raises ValueError when the tensors do not make that shape: the model was built from another architecture.
@@ -147,11 +156,11 @@ class Entry:
             raise ValueError(f"{self.megatron_name} is {shape}, its checkpoint tensors make {tuple(value.shape)}")
         return value
 
-    def gather(self, shards: list[Tensor]) -> Tensor:
+    def gather(self, shards: "list[Tensor]") -> "Tensor":
         """The values of all tensor-parallel ranks -> the whole Megatron tensor of `full_shape`."""
         return self.partition.gather(shards)[: self.full_shape[0]]
 
-    def to_hf(self, full: Tensor) -> dict[str, Tensor]:
+    def to_hf(self, full: "Tensor") -> "dict[str, Tensor]":
         """The whole Megatron tensor -> the checkpoint's tensors by name, each contiguous."""
         return {name: part.contiguous() for name, part in zip(self.hf_names, self.transform.split(full), strict=True)}
 
@@ -167,6 +176,11 @@ def weight_table(arch: Architecture) -> tuple[Entry, ...]:
         # Tied: a model of one stage has no such parameter; the last of several stages holds a copy of the embedding.
         Entry("output_layer.weight", head, VOCABULARY, is_copy=arch.tie_word_embeddings),
     )
+
+
+def hf_shapes(table: Sequence[Entry]) -> dict[str, Shape]:
+    """Every checkpoint tensor the table knows, in its order."""
+    return {name: shape for entry in table if not entry.is_copy for name, shape in entry.hf_shapes.items()}
 
 
 def _layer(arch: Architecture, layer: int) -> list[Entry]:

@@ -22,7 +22,8 @@ from megatron_opd.mcore.head import Head
 from megatron_opd.mcore.model import build_model
 from megatron_opd.mcore.packing import Packing
 from megatron_opd.mcore.parallel import Parallel
-from megatron_opd.weights import export_hf, iter_hf_tensors, load_hf
+from megatron_opd.weights.export import export_hf, iter_hf_tensors
+from megatron_opd.weights.load import load_hf
 
 NUM_TOKENS = 12
 

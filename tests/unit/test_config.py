@@ -581,7 +581,8 @@ def test_experts_are_shared_out_whole(tmp_path: Path) -> None:
     assert "intermediate size 40 of the experts" in refusal(path, experts_learn[0], f"{sliced}=10")
     assert f"{sliced}: no effect" in refusal(path, f"{sliced}=2")
     assert "with ETP 5 needs at least 5" in refusal(path, experts_learn[0], f"{sliced}=5", world_size=1)
-    write_model(tmp_path / "mixed", **experts, mlp_only_layers=[0])
+    config = write_model(tmp_path / "mixed", **experts) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"mlp_only_layers": [0]}))
     assert "layers without experts" in refusal(path, f"teacher.path={tmp_path / 'mixed'}")
 
 

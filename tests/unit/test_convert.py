@@ -19,16 +19,15 @@ from megatron_opd import cli, convert, launch
 from megatron_opd.config.architecture import read_architecture
 from megatron_opd.config.check import preflight
 from megatron_opd.config.load import load_config
-from megatron_opd.config.model_files import check_weights
 from megatron_opd.errors import DataError, Interrupted, RunError
 from megatron_opd.manifest import CheckedFile, NewFile, describe, find_damage
 from megatron_opd.weights import conversion
 from megatron_opd.weights.blocks import BLOCK, Extent, equal_bits, write_blocks
+from megatron_opd.weights.check import check_weights
 from megatron_opd.weights.distributed import DistributedCheckpoint, write_pieces
 from megatron_opd.weights.hf import HfCheckpoint, plan_shards
-from megatron_opd.weights.load import hf_shapes
 from megatron_opd.weights.pieces import pieces_of
-from megatron_opd.weights.table import weight_table
+from megatron_opd.weights.table import hf_shapes, weight_table
 from tests.unit.tiny_model_files import write_model, write_recipe
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
@@ -95,7 +94,7 @@ def test_there_and_back_is_the_same_bit_for_bit(name: str, tmp_path: Path) -> No
     assert set(HfCheckpoint(back).dtypes.values()) == {torch.bfloat16}
     for directory in (there, back):
         assert find_damage(directory) is None
-        check_weights(directory)
+        check_weights(directory, read_architecture(directory))
         assert (directory / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
         assert json.loads((directory / "config.json").read_text())["dtype"] == "bfloat16"
     assert not list(tmp_path.glob(".*"))

@@ -33,8 +33,8 @@ from megatron_opd.teacher.score import Teacher
 from megatron_opd.train import checkpoint
 from megatron_opd.train.step import Trainer
 from megatron_opd.train.student import Student, prepare
-from megatron_opd.weights.load import hf_shapes, load_hf
-from megatron_opd.weights.table import weight_table
+from megatron_opd.weights.load import load_hf
+from megatron_opd.weights.table import hf_shapes, weight_table
 from tests.unit.tiny_model_files import write_model
 
 SIZES = {"vocab_size": 96, "hidden_size": 32, "head_dim": 8, "num_hidden_layers": 2, "intermediate_size": 64}

@@ -19,8 +19,8 @@ from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore import specs
 from megatron_opd.mcore.model import build_model
 from megatron_opd.weights.export import iter_hf_tensors
-from megatron_opd.weights.load import hf_shapes, load_hf
-from megatron_opd.weights.table import weight_table
+from megatron_opd.weights.load import load_hf
+from megatron_opd.weights.table import hf_shapes, weight_table
 
 DENSE = Architecture(
     model_type="qwen3", vocab_size=11, hidden_size=16, num_layers=2, num_attention_heads=4, num_key_value_heads=2,

@@ -16,8 +16,8 @@ from megatron_opd.config.architecture import Architecture
 from megatron_opd.errors import DataError
 from megatron_opd.weights.blocks import PAGE
 from megatron_opd.weights.hf import HfCheckpoint, plan_shards, write_hf
-from megatron_opd.weights.load import check_hf, hf_shapes
-from megatron_opd.weights.table import Entry, GroupedQkv, Stacked, weight_table
+from megatron_opd.weights.load import check_hf
+from megatron_opd.weights.table import Entry, GroupedQkv, Stacked, hf_shapes, weight_table
 
 ARCH = Architecture(
     model_type="qwen2",

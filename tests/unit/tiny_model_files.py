@@ -1,15 +1,30 @@
-"""Model directories and recipes small enough to write per test: real configs and tokenizers, one token tensor."""
+"""Model directories and recipes small enough to write per test: real configs, tokenizers and headers of weights."""
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ruamel.yaml import YAML
-from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from megatron_opd.config.architecture import read_architecture
+from megatron_opd.weights.table import hf_shapes, weight_table
+
 TOKENS = ["<eos>", "<unk>", *"0123456789+= "]
+
+
+def write_zeros(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "BF16", itemsize: int = 2) -> None:
+    """A safetensors file that takes no room on the disk, whatever its size: a header, and a hole."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + itemsize * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
 
 
 def write_model(directory: Path, *, tokens: list[str] | None = None, **changes: Any) -> Path:
@@ -20,7 +35,7 @@ def write_model(directory: Path, *, tokens: list[str] | None = None, **changes: 
         "num_key_value_heads": 2, "head_dim": 4, "intermediate_size": 32, "max_position_embeddings": 64,
     }  # fmt: skip
     (directory / "config.json").write_text(json.dumps(config | changes))
-    save_file({"model.norm.weight": np.ones(16, np.float32)}, directory / "model.safetensors")
+    write_zeros(directory / "model.safetensors", hf_shapes(weight_table(read_architecture(directory))))
     vocabulary = {token: index for index, token in enumerate(tokens or TOKENS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
