@@ -1,5 +1,6 @@
 """The rollouts of a step: sampled, verified, and the same on every rank."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,8 +27,10 @@ def collect(run: Run, step: int, clock: Clock) -> list[Rollout]:
     wanted = run.config.rollout.num_prompts
     kept: list[list[Rollout]] = []
     uniform: list[list[Rollout]] = []
+    drawn: Counter[int] = Counter()
     for _ in range(1 + run.config.method.max_refills):
-        found = _groups(_scored(run, run.source.next(wanted - len(kept)), step, clock))
+        prompts = with_new_samples(run.source.next(wanted - len(kept)), drawn, _group_size(run))
+        found = _groups(_scored(run, prompts, step, clock))
         if not run.config.method.max_refills:
             kept = found
             break
@@ -37,6 +40,19 @@ def collect(run: Run, step: int, clock: Clock) -> list[Rollout]:
             break
     groups = (kept + uniform)[:wanted]
     return [replace(r, group=number) for number, group in enumerate(groups) for r in group]
+
+
+def _group_size(run: Run) -> int:
+    return run.config.rollout.samples_per_prompt + run.config.method.traces_per_group
+
+
+def with_new_samples(prompts: list[Prompt], drawn: Counter[int], group_size: int) -> list[Prompt]:
+    """The prompts, those again that the step has `drawn` before: on few prompts, or where a refill begins an epoch."""
+    fresh = []
+    for prompt in prompts:
+        fresh.append(replace(prompt, first_sample=drawn[prompt.index] * group_size))
+        drawn[prompt.index] += 1
+    return fresh
 
 
 def _scored(run: Run, prompts: list[Prompt], step: int, clock: Clock) -> list[Rollout]:
@@ -79,7 +95,7 @@ def sample(run: Run, prompts: list[Prompt], step: int) -> list[Rollout]:
     group_of = share(list(range(len(prompts))))
     sampled = [replace(r, group=group_of[i // settings.samples_per_prompt]) for i, r in enumerate(mine)]
     return sampled + [
-        Rollout.of_trace(prompt, group, settings.samples_per_prompt + i)
+        Rollout.of_trace(prompt, group, prompt.first_sample + settings.samples_per_prompt + i)
         for prompt, group in zip(share(prompts), group_of, strict=True)
         for i in range(method.traces_per_group)
     ]

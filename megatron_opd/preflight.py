@@ -33,6 +33,11 @@ def check_data(config: RunConfig) -> list[str]:
         load_heldout(config, tokenizer)
     if len(prompts) < config.rollout.num_prompts:
         return [f"rollout.num_prompts: one step takes more prompts than the {len(prompts)} of {config.data.train}"]
+    if config.method.max_refills and len(prompts) < 2 * config.rollout.num_prompts:
+        return [
+            f"method.max_refills: the {len(prompts)} prompts of {config.data.train} are fewer than two steps take, so "
+            "a step's refills draw its prompts again, for further samples"
+        ]
     return []
 
 

@@ -20,6 +20,7 @@ class Prompt:
     token_ids: np.ndarray  # int32 [prompt tokens]
     trace: str | None = None  # a worked response, for supervised methods
     trace_ids: np.ndarray | None = None  # int32, ends with EOS
+    first_sample: int = 0  # number of its first sample: a prompt that a step draws again gets further samples
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Rollout:
     """One completion of one prompt."""
 
     prompt: Prompt
-    sample: int  # 0 .. samples_per_prompt-1
+    sample: int  # prompt.first_sample .. + samples_per_prompt-1
     token_ids: np.ndarray  # int32 [T], EOS included when it was sampled
     logprobs: np.ndarray  # float32 [T], the engine's own, of the distribution it sampled from; 0 where given
     text: str  # decoded completion without special tokens

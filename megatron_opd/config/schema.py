@@ -124,9 +124,9 @@ class OptimizerConfig:
     """Megatron's Adam."""
 
     lr: PositiveFloat
-    min_lr: NonNegativeFloat = 0.0
+    min_lr: NonNegativeFloat = 0.0  # of linear and cosine: what the update after the last one would have
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: NonNegativeInt = 0
+    warmup_steps: NonNegativeInt = 0  # updates u = 1 .. N have u/N of lr
     weight_decay: NonNegativeFloat = 0.0
     adam_beta1: Fraction = 0.9
     adam_beta2: Fraction = 0.999

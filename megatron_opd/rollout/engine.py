@@ -25,7 +25,7 @@ from megatron_opd.rollout.host_process import (
     torch_generators_kept,
     trainer_state_kept,
 )
-from megatron_opd.rollout.requests import Completion, Request, request_seed, room
+from megatron_opd.rollout.requests import Completion, Request, request_seed, room, sample_numbers
 from megatron_opd.rollout.start import check_context, start_vllm
 from megatron_opd.weights.probes import Probes
 
@@ -107,7 +107,7 @@ class RolloutEngine:
         completion, at least one fewer than it may have. `on_progress(done, total)` counts completions.
         Raises RunError when the engine does not hold `version` or fails; it then has no requests left.
         """
-        samples = [(prompt, sample) for prompt in prompts for sample in range(samples_per_prompt)]
+        samples = [(prompt, sample) for prompt in prompts for sample in sample_numbers(prompt, samples_per_prompt)]
         requests = []
         for prompt, sample in samples:
             given = prefix_of(prompt, sample) if prefix_of else np.empty(0, np.int32)

@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_opd.records import Prompt, Rollout
 from megatron_opd.rollout.engine import RolloutEngine
-from megatron_opd.rollout.requests import Completion, Request, request_seed, room
+from megatron_opd.rollout.requests import Completion, Request, request_seed, room, sample_numbers
 
 
 @dataclass
@@ -67,7 +67,7 @@ def generate_mixture(
     drafts = []
     for prompt in prompts:
         length = room(prompt, max_completion_tokens, student.max_sequence_length)
-        for sample in range(samples_per_prompt):
+        for sample in sample_numbers(prompt, samples_per_prompt):
             draws_L = np.random.default_rng([seed, step, prompt.index, sample, 2]).random(length)
             drafts.append(Draft(prompt, sample, draws_L < teacher_share))
     used = set()

@@ -38,6 +38,11 @@ def room(prompt: Prompt, max_completion_tokens: int, max_sequence_length: int) -
     return min(max_completion_tokens, left)
 
 
+def sample_numbers(prompt: Prompt, samples_per_prompt: int) -> range:
+    """The numbers of a prompt's next samples, which its draws depend on."""
+    return range(prompt.first_sample, prompt.first_sample + samples_per_prompt)
+
+
 def request_seed(*place: int) -> int:
     """63 bits that depend on nothing but (seed, step, prompt, sample, ...), so any rank draws the same sample."""
     return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)

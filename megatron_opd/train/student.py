@@ -73,7 +73,7 @@ def prepare(chunks: list[torch.nn.Module], arch: Architecture, parallel: Paralle
         model_config.finalize_model_grads_func = _finalize
         model_config.grad_scale_func = optimizer.scale_loss
     updates = config.num_steps * config.train.updates_per_step
-    scheduler = _schedule(optimizer, settings, updates)
+    scheduler = learning_rates(optimizer, settings, updates)
     return Student(arch, parallel, wrapped, optimizer, scheduler, config.train.fused_output_layer, loss_scale)
 
 
@@ -82,14 +82,20 @@ def _finalize(chunks, num_tokens=None, pg_collection=None, **kwargs) -> None:
     finalize_model_grads(chunks, None, pg_collection=pg_collection, **kwargs)
 
 
-def _schedule(optimizer: MegatronOptimizer, settings: OptimizerConfig, updates: int) -> OptimizerParamScheduler:
+def learning_rates(optimizer: MegatronOptimizer, settings: OptimizerConfig, updates: int) -> OptimizerParamScheduler:
+    """The schedule, to be stepped before each update.
+
+    With W = max(warmup_steps, 1), update number u = 1 .. W has lr u / W; from there the rate falls so that the update
+    after the last one would have min_lr: with a min_lr of 0 the last update still learns.
+    """
+    warmup_steps = max(settings.warmup_steps, 1)
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=settings.lr,
         min_lr=settings.min_lr,
-        lr_warmup_steps=settings.warmup_steps,
-        lr_decay_steps=max(updates, settings.warmup_steps + 1),
+        lr_warmup_steps=warmup_steps,
+        lr_decay_steps=max(updates, warmup_steps) + 1,
         lr_decay_style=settings.schedule,
         start_wd=settings.weight_decay,
         end_wd=settings.weight_decay,

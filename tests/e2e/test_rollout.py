@@ -5,7 +5,7 @@ Both models share the process one after the other, so `close` is tried as well.
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,13 @@ def test_samples_do_not_depend_on_how_prompts_are_split(student: Student) -> Non
     assert len({r.text for r in together}) == len(together)
     apart = student.generate(prompts[:1]) + student.generate(prompts[1:])
     assert_same(apart, together, logprob_atol=1e-5)
+
+
+def test_a_prompt_that_is_drawn_again_gets_further_samples(student: Student) -> None:
+    (prompt,) = tiny_hf.prompts(20)
+    eight = student.generate([prompt], samples_per_prompt=8)
+    again = student.generate([prompt, replace(prompt, first_sample=4)])
+    assert_same(again, eight, logprob_atol=1e-5)
 
 
 def test_a_call_that_is_interrupted_leaves_nothing_behind(student: Student) -> None:

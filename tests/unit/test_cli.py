@@ -139,6 +139,8 @@ def test_check_reads_models_and_data(recipe: str, tmp_path: Path, capsys: pytest
 def test_check_warns_of_a_data_set_smaller_than_a_step(recipe: str) -> None:
     warnings = check_data(load_config(recipe, ["rollout.num_prompts=9"]))
     assert [text.split(":")[0] for text in warnings] == ["rollout.num_prompts"]
+    refilled = check_data(load_config(recipe, ["method=dapo", "teacher=null", "rollout.num_prompts=5"]))
+    assert [text.split(":")[0] for text in refilled] == ["method.max_refills"]
 
 
 def test_train_names_nproc_when_the_layout_needs_more(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
