@@ -6,6 +6,7 @@ import io
 import json
 import mmap
 import os
+import re
 from collections.abc import Buffer, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -103,9 +104,23 @@ def write_manifest(directory: Path, known: Mapping[str, FileRecord] | None = Non
 
 def read_manifest(directory: Path) -> dict[str, FileRecord] | None:
     try:
-        return json.loads((directory / MANIFEST).read_text())
+        manifest = json.loads((directory / MANIFEST).read_text())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    return manifest if isinstance(manifest, dict) and all(map(_is_record, manifest.values())) else None
+
+
+def _is_record(value: object) -> bool:
+    return isinstance(value, dict) and {"bytes": int, "sha256": str} == {key: type(value[key]) for key in value}
+
+
+def checkpoint_steps(directory: Path) -> dict[int, Path]:
+    """step -> its checkpoint below `directory`, in order: those with a manifest, and so written to their end.
+
+    Files and folders of other names are let be.
+    """
+    named = [(re.fullmatch(r"step-(\d{6,})", path.name), path) for path in directory.glob("step-*")]
+    return dict(sorted((int(match[1]), path) for match, path in named if match and (path / MANIFEST).is_file()))
 
 
 def find_damage(directory: Path, *, contents: bool = True) -> str | None:
@@ -123,8 +138,11 @@ def damage_of(directory: Path, name: str, expected: FileRecord, *, contents: boo
         return f"{name} is missing"
     if (found := path.stat().st_size) != expected["bytes"]:
         return f"{name} has {found} bytes instead of {expected['bytes']}"
-    if contents and describe(path) != expected:
-        return f"{name} does not match its checksum"
+    try:
+        if contents and describe(path) != expected:
+            return f"{name} does not match its checksum"
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
     return None
 
 

@@ -8,6 +8,7 @@ from megatron_opd.config.plan import plan
 from megatron_opd.config.schema import RunConfig
 from megatron_opd.config.validate import differences
 from megatron_opd.errors import ConfigError
+from megatron_opd.manifest import checkpoint_steps
 from megatron_opd.prompts.data import load_heldout, load_training
 from megatron_opd.prompts.tokenizer import load_tokenizer
 
@@ -50,6 +51,14 @@ def check_resumed(config: RunConfig) -> None:
     if changed:
         may = ", ".join(key for key in RESUMABLE if key != "run_dir")
         raise ConfigError(f"{changed[0]}: differs from {stored_file}; a resumed run may change only {may}")
+    done = checkpoint_steps(Path(config.directory) / "checkpoints")
+    if done and config.num_steps < max(done):
+        earlier = [step for step in done if step <= config.num_steps]
+        weights = done[max(earlier)] if earlier else f"{config.directory}/checkpoints/step-NNNNNN"
+        raise ConfigError(
+            f"num_steps: {config.num_steps} is below the {max(done)} steps that {config.directory} has done; give "
+            f"num_steps={max(done)} or more (the weights of an earlier step: megatron-opd convert {weights} OUT)"
+        )
 
 
 def _may_change(key: str) -> bool:

@@ -96,7 +96,11 @@ class Run(Models):
         settings, last = self.config.checkpoint, self.step == self.config.num_steps
         stopping = groups.any_rank(self.stop.asked, self.student.parallel.device)
         if last or stopping or (settings.every and self.step % settings.every == 0):
-            state = {"source": self.source.state_dict(), "skipped_in_a_row": self.trainer.skipped_in_a_row}
+            state = {
+                "source": self.source.state_dict(),
+                "skipped_in_a_row": self.trainer.skipped_in_a_row,
+                "num_steps": self.config.num_steps,
+            }
             start = time.perf_counter()
             checkpoint.save(self.directory / "checkpoints", self.step, self.trained, state, keep=settings.keep)
             self.carried["timing/checkpoint_seconds"] = time.perf_counter() - start
@@ -187,7 +191,7 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
         **vars(models), directory=directory, engine=engine, teacher_engine=teacher_engine, rewards=rewards,
         source=source, heldout=heldout, sinks=sinks, stop=stop, resumed_at=state["step"], step=state["step"],
     )  # fmt: skip
-    for line in warnings:
+    for line in warnings + _other_length(config, state):
         run.note(line)
     if engine:
         run.refit(run.step)
@@ -228,6 +232,17 @@ def _resume_state(directory: Path, models: dict[str, Student]) -> tuple[dict[str
     dist.broadcast_object_list(choice, src=0)
     path, warnings = choice[0]
     return ({"step": 0} if path is None else checkpoint.load(path, models)), warnings
+
+
+def _other_length(config: RunConfig, state: dict[str, Any]) -> list[str]:
+    """A line where the schedule changes in the middle of the run."""
+    settings, before = config.train.optimizer, state.get("num_steps", config.num_steps)
+    if before == config.num_steps or settings.schedule == "constant":
+        return []
+    return [
+        f"step {state['step']}: train.optimizer.schedule={settings.schedule} goes on as that of "
+        f"num_steps={config.num_steps}, at its rate for this step; until here it was that of num_steps={before}"
+    ]
 
 
 def _open_sinks(

@@ -6,13 +6,14 @@ but tensors and plain values. `common.pt`, of older checkpoints, is not read at 
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from megatron.core.dist_checkpointing.dict_utils import merge, nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedBase, ShardedObject, ShardedTensor, apply_factory_merges
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factory_merges
 from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.dist_checkpointing.strategies import torch as strategy
 from megatron.core.dist_checkpointing.utils import extract_sharded_base
@@ -55,12 +56,13 @@ def _sharded(described: dict[str, Any], directory: Path, metadata: Metadata) -> 
 
 
 def _read(
-    wanted: dict[str, Any], directory: Path, metadata: Metadata, tensors: list[ShardedBase] | None = None
+    wanted: dict[str, Any], directory: Path, metadata: Metadata, tensors: Sequence[ShardedTensor] = ()
 ) -> dict[str, Any]:
     """`wanted`, its tensors filled and its streams replaced by the objects that were stored."""
     planner = _Planner(
         directory,
-        shapes_validation_sharded_tensors=tensors or (),
+        shapes_validation_sharded_tensors=[each for each in tensors if not each.allow_shape_mismatch],
+        allow_shape_mismatch_sharded_tensors={each.key: each for each in tensors if each.allow_shape_mismatch},
         flatten_state_dict=False,
         flatten_sharded_tensors=False,
     )

@@ -3,7 +3,7 @@
     checkpoints/step-000050/
       model/         Megatron distributed checkpoint: weights and optimizer
       process/       the same of a model trained beside the student (PRIME)
-      state.json     step, policy version, data position, learning-rate schedule, loss scale
+      state.json     step, data position, position in the learning-rate schedule, loss scale
       manifest.json  size and SHA-256 of every file; its presence under the final name makes the checkpoint complete
 
 Any layout on any number of processes loads what another one wrote.
@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_opd.config.architecture import Architecture
 from megatron_opd.errors import DataError, RunError
-from megatron_opd.manifest import find_damage, sync, write_manifest
+from megatron_opd.manifest import checkpoint_steps, find_damage, sync, write_manifest
 from megatron_opd.mcore import stored
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.train import optimizer_state
@@ -31,6 +31,7 @@ from megatron_opd.train.student import Student
 from megatron_opd.weights.distributed import DistributedCheckpoint
 
 _PREFIX = "step-"
+_STATE = "state.json"
 Models = Mapping[str, Student]  # "model", the student, and what is trained beside it
 
 
@@ -43,6 +44,7 @@ def save(directory: Path, step: int, models: Models, state: dict[str, Any], *, k
     temporary = directory / f".{final.name}.partial"
     try:
         _write(temporary, step, models, state)
+        _publish(temporary, final, keep)
     except (OSError, CheckpointException) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         free = shutil.disk_usage(directory).free / 2**30
@@ -50,14 +52,21 @@ def save(directory: Path, step: int, models: Models, state: dict[str, Any], *, k
             f"{final}: cannot be written, with {free:.1f} GiB free there; earlier checkpoints are whole, make room and "
             f"go on with --resume ({str(error).strip().splitlines()[-1]})"
         ) from error
-    if dist.get_rank() == 0:
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        sync(directory)
-        for old in _complete(directory)[:-keep]:
-            shutil.rmtree(old)
     dist.barrier()
     return final
+
+
+def _publish(temporary: Path, final: Path, keep: int) -> None:
+    """On rank 0. What a killed save has left of another step goes too."""
+    if dist.get_rank() != 0:
+        return
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    sync(final.parent)
+    for old in list(checkpoint_steps(final.parent).values())[:-keep]:
+        shutil.rmtree(old)
+    for rest in final.parent.glob(f".{_PREFIX}*.partial"):
+        shutil.rmtree(rest)
 
 
 def _write(directory: Path, step: int, models: Models, state: dict[str, Any]) -> None:
@@ -74,7 +83,7 @@ def _write(directory: Path, step: int, models: Models, state: dict[str, Any]) ->
         schedulers = {name: model.scheduler.state_dict() for name, model in models.items()}
         scales = {name: model.loss_scale.state_dict() for name, model in models.items() if model.loss_scale}
         full = {**state, "step": step, "schedulers": schedulers, "loss_scales": scales}
-        (directory / "state.json").write_text(json.dumps(full, indent=1))
+        (directory / _STATE).write_text(json.dumps(full, indent=1))
         write_manifest(directory)
 
 
@@ -86,7 +95,9 @@ def load(checkpoint: Path, models: Models) -> dict[str, Any]:
             loaded = stored.load(_sharded(model, loading=True), checkpoint / name, common=True)
             _put_weights(model.bare_chunks, loaded)
             optimizer_state.load_state(model.optimizer, loaded["optimizer"])
-        model.scheduler.load_state_dict(state["schedulers"][name])
+        # Of the schedule only its position: the rates are those of the recipe, whose num_steps may have changed.
+        model.scheduler.num_steps = 0
+        model.scheduler.step(state["schedulers"][name]["num_steps"])
         if model.loss_scale and (scale := state.get("loss_scales", {}).get(name)):  # none: it was another precision
             model.loss_scale.load_state_dict(scale)
     return state
@@ -106,21 +117,28 @@ def load_converted(model_dir: Path, chunks: list[torch.nn.Module], arch: Archite
 
 
 def newest(directory: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files are all as written, and a line for each newer one that is damaged."""
-    warnings: list[str] = []
-    for candidate in reversed(_complete(directory)):
-        problem = find_damage(candidate)
+    """The newest checkpoint that is as it was written, and a line for each newer one that is damaged.
+
+    None where there has not been one. Raises DataError where there are some and all are damaged.
+    """
+    problems: list[str] = []
+    for candidate in reversed(checkpoint_steps(directory).values()):
+        problem = find_damage(candidate) or _problem_of_state(candidate)
         if problem is None:
-            return candidate, warnings
-        warnings.append(f"{candidate}: {problem}; using the one before")
-    return None, warnings
+            return candidate, [f"{line}; using the one before" for line in problems]
+        problems.append(f"{candidate}: {problem}")
+    if problems:
+        raise DataError(
+            f"{'; '.join(problems)}; no whole checkpoint is left: bring one back, or start again with another run_dir"
+        )
+    return None, []
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    try:
-        return json.loads((checkpoint / "state.json").read_text())
-    except FileNotFoundError:
-        raise DataError(f"{checkpoint}: not a checkpoint (no state.json); name one under checkpoints/") from None
+    """Raises DataError where the checkpoint has no state as `save` writes it."""
+    if problem := _problem_of_state(checkpoint):
+        raise DataError(f"{checkpoint}: {problem}; name a whole one under checkpoints/")
+    return json.loads((checkpoint / _STATE).read_text())
 
 
 # ------------------------------------------------------------------------------------------------------- internals
@@ -141,6 +159,14 @@ def _sharded(student: Student, *, loading: bool) -> dict[str, Any]:
     return {**weights, "optimizer": optimizer_state.sharded_state(student.optimizer, weights, loading=loading)}
 
 
-def _complete(directory: Path) -> list[Path]:
-    found = [p for p in directory.glob(f"{_PREFIX}*") if (p / "manifest.json").is_file()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix(_PREFIX)))
+def _problem_of_state(checkpoint: Path) -> str | None:
+    try:
+        state = json.loads((checkpoint / _STATE).read_text())
+        whole = checkpoint.name == f"{_PREFIX}{state['step']:06d}" and all(
+            isinstance(schedule["num_steps"], int) for schedule in state["schedulers"].values()
+        )
+    except OSError:
+        return f"{_STATE} is missing"
+    except (ValueError, LookupError, TypeError, AttributeError):
+        whole = False
+    return None if whole else f"{_STATE} is not what a save writes"

@@ -17,6 +17,7 @@ from megatron_opd import convert
 from megatron_opd.config.architecture import read_architecture
 from megatron_opd.config.schema import LayoutConfig
 from megatron_opd.errors import DataError, RunError
+from megatron_opd.manifest import write_manifest
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.model import build_model
 from megatron_opd.train import checkpoint
@@ -29,24 +30,24 @@ from tests.unit.tiny_model_files import write_model
 
 
 @pytest.fixture(scope="module")
-def new_student(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Student]]:
+def new_student(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Student]]:
     """Makes students with weights of their own, and nothing learned."""
     directory = write_model(tmp_path_factory.mktemp("model") / "student", num_hidden_layers=2)
     groups.start()
     arch, layout = read_architecture(directory), groups.create(LayoutConfig())
 
-    def make() -> Student:
+    def make(**changes: Any) -> Student:
         chunks = build_model(arch, layout, precision="float32")
         for parameter in chunks[0].parameters():
             torch.nn.init.normal_(parameter)
-        return prepare(chunks, arch, layout, tiny_config())
+        return prepare(chunks, arch, layout, tiny_config(**changes))
 
     yield make
     groups.stop()
 
 
 @pytest.fixture
-def student(new_student: Callable[[], Student]) -> Student:
+def student(new_student: Callable[..., Student]) -> Student:
     return new_student()
 
 
@@ -81,7 +82,7 @@ def saved(student: Student, tmp_path: Path) -> Path:
 
 
 def test_weights_optimizer_and_schedule_come_back(
-    new_student: Callable[[], Student], student: Student, saved: Path
+    new_student: Callable[..., Student], student: Student, saved: Path
 ) -> None:
     at_save = state_of(student)
     one_update(student)
@@ -94,6 +95,27 @@ def test_weights_optimizer_and_schedule_come_back(
     assert_equal(state_of(resumed), at_save)
     one_update(resumed)  # the moments count: the next update is the same too
     assert_equal(state_of(resumed), after)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_a_prolonged_run_has_the_rates_of_one_that_was_that_long(
+    new_student: Callable[..., Student], tmp_path: Path, schedule: str
+) -> None:
+    def rates(student: Student, updates: int) -> list[float]:
+        trained = []
+        for _ in range(updates):
+            one_update(student)
+            trained.append(student.optimizer.param_groups[0]["lr"])
+        return trained
+
+    settings = {"schedule": schedule, "warmup_steps": 2}
+    short, expected = new_student(num_steps=6, **settings), rates(new_student(num_steps=12, **settings), 12)
+    rates(short, 6)
+    path = checkpoint.save(tmp_path, 6, {"model": short}, {}, keep=1)
+    prolonged = new_student(num_steps=12, **settings)
+    checkpoint.load(path, {"model": prolonged})
+    assert rates(prolonged, 6) == expected[6:]
+    assert all(rate > 0 for rate in expected[6:-1])
 
 
 def test_only_the_newest_are_kept(saved: Path) -> None:
@@ -119,6 +141,55 @@ def test_a_damaged_checkpoint_is_passed_over(saved: Path, damage: Any, said: str
     assert len(warnings) == 1
     assert said in warnings[0]
     assert "step-000006" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("manifest.json", "{", "manifest.json is missing or unreadable"),
+        ("manifest.json", "[1]", "manifest.json is missing or unreadable"),
+        ("manifest.json", '{"state.json": 3}', "manifest.json is missing or unreadable"),
+        ("manifest.json", '{"state.json": {"bytes": "3", "sha256": ""}}', "manifest.json is missing or unreadable"),
+        ("state.json", "{", "state.json is not what a save writes"),
+        ("state.json", "[]", "state.json is not what a save writes"),
+        ("state.json", '{"step": 6}', "state.json is not what a save writes"),
+        ("state.json", '{"step": 5, "schedulers": {}}', "state.json is not what a save writes"),
+        ("state.json", '{"step": 6, "schedulers": {"model": {}}}', "state.json is not what a save writes"),
+    ],
+)
+def test_a_damaged_description_is_passed_over(saved: Path, name: str, content: str, problem: str) -> None:
+    newest = saved / "step-000006"
+    (newest / name).write_text(content)
+    if name == "state.json":
+        (newest / "manifest.json").unlink()
+        write_manifest(newest)  # it was written so
+    assert checkpoint.newest(saved) == (saved / "step-000004", [f"{newest}: {problem}; using the one before"])
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(saved: Path) -> None:
+    for step in (4, 6):
+        (saved / f"step-{step:06d}" / "state.json").unlink()
+    with pytest.raises(DataError) as caught:
+        checkpoint.newest(saved)
+    (line,) = str(caught.value).splitlines()
+    assert "step-000006: state.json is missing; " in line and "step-000004: state.json is missing; no whole" in line
+
+
+def test_other_names_beside_checkpoints_are_let_be(student: Student, saved: Path) -> None:
+    for name in ("step-abc", "step-7", "step-000010.partial", "step-000012 (copy)", "other"):
+        shutil.copytree(saved / "step-000004", saved / name)
+    for name in (".DS_Store", "step-000020", "notes.txt"):
+        (saved / name).touch()
+    (saved / "step-000030").mkdir()
+    (saved / ".step-000005.partial").mkdir()  # of a save that was killed
+    before = {path.name for path in saved.iterdir()}
+    assert checkpoint.newest(saved) == (saved / "step-000006", [])
+    checkpoint.save(saved, 8, {"model": student}, {}, keep=2)
+    after = before - {"step-000004", ".step-000005.partial"} | {"step-000008"}
+    assert {path.name for path in saved.iterdir()} == after
+    with pytest.raises(RunError, match=r"step-000020: cannot be written, .*Not a directory"):
+        checkpoint.save(saved, 20, {"model": student}, {}, keep=2)
+    assert {path.name for path in saved.iterdir()} == after
 
 
 def test_what_a_killed_save_leaves_is_not_a_checkpoint(student: Student, saved: Path) -> None:
@@ -150,7 +221,7 @@ def test_a_full_disk_loses_nothing(student: Student, saved: Path) -> None:
     assert checkpoint.newest(saved) == (saved / "step-000008", [])
 
 
-def test_layouts_of_the_same_sizes_share_their_groups(new_student: Callable[[], Student]) -> None:
+def test_layouts_of_the_same_sizes_share_their_groups(new_student: Callable[..., Student]) -> None:
     parallel = new_student().parallel
     assert groups.create(LayoutConfig(sequence_parallel=True)).groups is parallel.groups
     assert groups.create(LayoutConfig(sequence_parallel=True)).layout != parallel.layout
