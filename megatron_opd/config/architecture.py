@@ -1,10 +1,12 @@
 """What a Hugging Face `config.json` says of a model, in one spelling. Imports no torch."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from megatron_opd.config.config_keys import refuse_what_is_not_computed
+from megatron_opd.config.json_file import Size, read_json, read_key
+from megatron_opd.config.parts import PositiveFloat
 from megatron_opd.config.rope import RopeScaling, read_rope, rope_parameters, yarn_attention_factor
 from megatron_opd.config.schema import ModelConfig
 from megatron_opd.errors import DataError
@@ -55,16 +57,20 @@ SUPPORTED: dict[str, tuple[bool, bool]] = {
 
 def read_architecture(model_dir: str | Path) -> Architecture:
     """Reads `model_dir/config.json`. Raises DataError naming the file when it is missing, malformed or unsupported."""
+    return parse_architecture(read_config(model_dir), Path(model_dir) / "config.json")
+
+
+def read_config(model_dir: str | Path) -> dict[str, Any]:
+    """The content of `model_dir/config.json`. Raises DataError naming the file when it is missing or malformed."""
     path = Path(model_dir) / "config.json"
     if not Path(model_dir).is_dir():
         raise DataError(f"{model_dir}: no such model directory; give the directory that holds config.json")
     try:
-        config = json.loads(path.read_text())
+        return read_json(path)
     except FileNotFoundError:
+        if (Path(model_dir) / "adapter_config.json").is_file():
+            raise DataError(f"{path}: missing; {model_dir} holds a LoRA adapter, merge it with its base") from None
         raise DataError(f"{path}: missing; {model_dir} is not a Hugging Face model directory") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from None
-    return parse_architecture(config, path)
 
 
 def architecture_of(model: ModelConfig) -> Architecture:
@@ -91,7 +97,7 @@ def config_changes(model_dir: str | Path, arch: Architecture) -> dict[str, Any]:
     if source.rope_theta != arch.rope_theta or (arch.rope_scaling and changes):
         changes["rope_theta"] = arch.rope_theta
         changes["rope_parameters"] = rope_parameters(arch.rope_theta, arch.rope_scaling)
-        if json.loads((Path(model_dir) / "config.json").read_text()).get("rope_scaling"):
+        if read_config(model_dir).get("rope_scaling"):
             changes["rope_scaling"] = changes["rope_parameters"]
     return changes
 
@@ -111,18 +117,11 @@ def engine_changes(model: ModelConfig) -> dict[str, Any]:
 
 def parse_architecture(config: dict[str, Any], path: Path) -> Architecture:
     """The content of a `config.json`; `path` is named in errors. Raises DataError."""
-    try:
-        return _parse(config, path)
-    except KeyError as error:
-        raise DataError(f"{path}: key {error} is missing") from None
-
-
-def _parse(config: dict[str, Any], path: Path) -> Architecture:
-    model_type = config["model_type"]
+    model_type = read_key(config, "model_type", str, path)
     if model_type not in SUPPORTED:
         raise DataError(f"{path}: model_type {model_type!r} is not supported; supported: {', '.join(SUPPORTED)}")
     qkv_bias, qk_norm = SUPPORTED[model_type]
-    if config.get("attention_bias", qkv_bias) != qkv_bias:
+    if read_key(config, "attention_bias", bool | None, path, None) not in (None, qkv_bias):
         raise DataError(f"{path}: attention_bias={config['attention_bias']} is not supported for {model_type}")
     if config.get("use_sliding_window"):
         raise DataError(f"{path}: use_sliding_window=true is not supported; set it to false")
@@ -130,21 +129,23 @@ def _parse(config: dict[str, Any], path: Path) -> Architecture:
         raise DataError(f"{path}: mlp_bias=true is not supported")
     if config.get("hidden_act", "silu") != "silu":
         raise DataError(f"{path}: hidden_act={config['hidden_act']!r} is not supported; supported: silu")
+    refuse_what_is_not_computed(config, path)
+    heads, groups, head_dim = _attention_sizes(config, path)
+    max_position_embeddings = read_key(config, "max_position_embeddings", Size, path)
     rope_theta, rope_scaling = read_rope(config, path)
-    heads = config["num_attention_heads"]
     return Architecture(
         model_type=model_type,
-        vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
-        num_layers=config["num_hidden_layers"],
+        vocab_size=read_key(config, "vocab_size", Size, path),
+        hidden_size=read_key(config, "hidden_size", Size, path),
+        num_layers=read_key(config, "num_hidden_layers", Size, path),
         num_attention_heads=heads,
-        num_key_value_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        intermediate_size=config["intermediate_size"],
-        max_position_embeddings=config["max_position_embeddings"],
-        rms_norm_eps=config.get("rms_norm_eps", 1e-6),
+        num_key_value_heads=groups,
+        head_dim=head_dim,
+        intermediate_size=read_key(config, "intermediate_size", Size, path),
+        max_position_embeddings=max_position_embeddings,
+        rms_norm_eps=read_key(config, "rms_norm_eps", PositiveFloat, path, 1e-6),
         rope_theta=rope_theta,
-        tie_word_embeddings=config.get("tie_word_embeddings", False),
+        tie_word_embeddings=read_key(config, "tie_word_embeddings", bool, path, False),
         qkv_bias=qkv_bias,
         qk_norm=qk_norm,
         experts=_experts(config, path) if model_type.endswith("_moe") else None,
@@ -152,13 +153,33 @@ def _parse(config: dict[str, Any], path: Path) -> Architecture:
     )
 
 
-def _experts(config: dict, path: Path) -> Experts:
+def _attention_sizes(config: dict[str, Any], path: Path) -> tuple[int, int, int]:
+    """Attention heads, key-value heads, and the size of a head."""
+    heads = read_key(config, "num_attention_heads", Size, path)
+    groups = read_key(config, "num_key_value_heads", Size | None, path, None) or heads
+    if heads % groups:
+        raise DataError(f"{path}: num_key_value_heads: {groups} does not divide num_attention_heads={heads}")
+    head_dim = read_key(config, "head_dim", Size | None, path, None)
+    hidden_size = read_key(config, "hidden_size", Size, path)
+    if head_dim is None and hidden_size % heads:
+        raise DataError(f"{path}: num_attention_heads: {heads} does not divide hidden_size={hidden_size}")
+    head_dim = head_dim or hidden_size // heads
+    if head_dim % 2:
+        raise DataError(f"{path}: head_dim: {head_dim} is odd, and rotary embeddings turn pairs of numbers")
+    return heads, groups, head_dim
+
+
+def _experts(config: dict[str, Any], path: Path) -> Experts:
     if config.get("decoder_sparse_step", 1) != 1 or config.get("mlp_only_layers"):
         raise DataError(f"{path}: layers without experts among those with (decoder_sparse_step, mlp_only_layers) "
                         "are not supported")  # fmt: skip
+    count = read_key(config, "num_experts" if "num_experts" in config else "num_local_experts", Size, path)
+    per_token = read_key(config, "num_experts_per_tok", Size, path)
+    if per_token > count:
+        raise DataError(f"{path}: num_experts_per_tok: {per_token} is more than the {count} experts")
     return Experts(
-        count=config["num_experts"] if "num_experts" in config else config["num_local_experts"],
-        per_token=config["num_experts_per_tok"],
-        intermediate_size=config["moe_intermediate_size"],
-        normalise_top=config.get("norm_topk_prob", False),
+        count=count,
+        per_token=per_token,
+        intermediate_size=read_key(config, "moe_intermediate_size", Size, path),
+        normalise_top=read_key(config, "norm_topk_prob", bool, path, False),
     )

@@ -7,9 +7,10 @@ import tempfile
 from dataclasses import fields
 from pathlib import Path
 
-from megatron_opd.config.architecture import Architecture, architecture_of
+from megatron_opd.config.architecture import Architecture, architecture_of, read_config
 from megatron_opd.config.check_method import check_method
 from megatron_opd.config.check_sizes import check_sizes, models_of
+from megatron_opd.config.config_keys import unknown_keys
 from megatron_opd.config.model_files import check_vocabulary, common_vocabulary, end_tokens
 from megatron_opd.config.plan import plan
 from megatron_opd.config.schema import (
@@ -34,7 +35,7 @@ def preflight(config: RunConfig, *, world_size: int | None) -> list[str]:
     _check_settings_have_effect(config)
     architectures = _check_directories(config)
     warnings += check_sizes(config, architectures, world_size=world_size)
-    warnings += _compare_models(config, architectures)
+    warnings += _unknown_keys(config) + _compare_models(config, architectures)
     if config.num_steps <= config.train.optimizer.warmup_steps:
         warnings.append("train.optimizer.warmup_steps: the warm-up does not end within num_steps")
     return warnings
@@ -122,6 +123,16 @@ def _check_directories(config: RunConfig) -> dict[str, Architecture]:
         check_vocabulary(directory, architecture.vocab_size)
         architectures[name] = architecture
     return architectures
+
+
+def _unknown_keys(config: RunConfig) -> list[str]:
+    unread = ((name, model.path, unknown_keys(read_config(model.path))) for name, model in models_of(config))
+    return [
+        f"{name}.path: {path}/config.json has {', '.join(keys)}, which nothing here reads; if that changes what the "
+        "model computes, this run computes something else"
+        for name, path, keys in unread
+        if keys
+    ]
 
 
 def _compare_models(config: RunConfig, architectures: dict[str, Architecture]) -> list[str]:

@@ -1,9 +1,8 @@
 """What lies beside the weights in a model directory, and whether two of them share a tokenizer. Imports no torch."""
 
-import json
 from pathlib import Path
-from typing import Any
 
+from megatron_opd.config.json_file import read_json, read_key
 from megatron_opd.errors import DataError
 
 
@@ -17,11 +16,20 @@ def read_vocabulary(model_dir: Path) -> dict[str, int]:
     path = model_dir / "tokenizer.json"
     if not path.is_file():
         raise DataError(f"{path}: missing; save the model's fast tokenizer there")
-    tokenizer = _read_json(path)
-    vocabulary = tokenizer.get("model", {}).get("vocab", {})
-    if isinstance(vocabulary, list):  # Unigram: [token, score] in the order of ids
-        vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
-    return vocabulary | {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+    tokenizer = read_json(path)
+    try:
+        vocabulary = tokenizer.get("model", {}).get("vocab", {})
+        if isinstance(vocabulary, list):  # Unigram: [token, score] in the order of ids
+            vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
+        vocabulary = vocabulary | {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+    except (TypeError, ValueError, KeyError, AttributeError):
+        raise DataError(f"{path}: not a file of the tokenizers library; copy it again") from None
+    wrong = next((token for token, index in vocabulary.items() if type(index) is not int), None)
+    if wrong is not None:
+        raise DataError(
+            f"{path}: the id of token {wrong!r} is {vocabulary[wrong]!r}, not a number; copy the file again"
+        )
+    return vocabulary
 
 
 def check_vocabulary(model_dir: Path, vocab_size: int) -> None:
@@ -64,7 +72,8 @@ def end_tokens(model_dir: Path) -> set[int]:
     """The ids that end a response, from generation_config.json or config.json."""
     for name in ("generation_config.json", "config.json"):
         path = model_dir / name
-        ids = _read_json(path).get("eos_token_id") if path.is_file() else None
+        values = read_json(path) if path.is_file() else {}
+        ids = read_key(values, "eos_token_id", int | None | list[int], path, None)
         if ids is not None:
             return set(ids) if isinstance(ids, list) else {ids}
     return set()
@@ -72,10 +81,3 @@ def end_tokens(model_dir: Path) -> set[int]:
 
 def _token(token: str | None) -> str:
     return "no token" if token is None else repr(token)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from None

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_opd.config.json_file import read_key
+from megatron_opd.config.parts import PositiveFloat
 from megatron_opd.errors import DataError
 
 
@@ -36,12 +38,14 @@ KEYS = {
     "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate", "attention_factor"),
 }
 OPTIONAL = {"beta_fast", "beta_slow", "truncate"}
+_KNOWN = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "mscale", "mscale_all_dim", "attn_factor",
+          *(key for keys in KEYS.values() for key in keys)}  # fmt: skip
 
 
 def read_rope(config: dict[str, Any], path: Path) -> tuple[float, RopeScaling | None]:
     """Base and scaling from `config`, the content of `path`. Raises DataError naming the file and the key."""
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    theta = float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
+    rope = _rope_mapping(config, path)
+    theta = float(read_key(config | rope, "rope_theta", PositiveFloat, path, 10000.0))
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ("default", *KEYS):
         raise DataError(f"{path}: RoPE type {rope_type!r} is not supported; supported: default, {', '.join(KEYS)}")
@@ -60,12 +64,24 @@ def read_rope(config: dict[str, Any], path: Path) -> tuple[float, RopeScaling | 
         raise DataError(f"{path}: RoPE type {rope_type!r}: {error}") from None
 
 
+def _rope_mapping(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    rope = config.get(key) or {}
+    if not isinstance(rope, dict):
+        raise DataError(f"{path}: {key}: must be a mapping of keys, got {rope!r}")
+    for name, value in rope.items():
+        if name not in _KNOWN and value not in (None, False):
+            raise DataError(f"{path}: {key}: {name} is not supported; supported: {', '.join(sorted(_KNOWN))}")
+    return rope
+
+
 def _scaling(rope_type: str, rope: dict[str, Any]) -> RopeScaling:
     rope = {key: value for key, value in rope.items() if value is not None}
     for key in (*KEYS[rope_type], "mscale", "mscale_all_dim"):
-        value = rope.get(key, 1)
-        if key != "truncate" and not (isinstance(value, int | float) and 0 < value < math.inf):
-            raise ValueError(f"{key}={value!r} must be a number above 0")
+        if key != "truncate" and not _is_positive(rope.get(key, 1)):
+            raise ValueError(f"{key}={rope[key]!r} must be a number above 0")
+    if not isinstance(rope.get("truncate", True), bool):
+        raise ValueError(f"truncate={rope['truncate']!r} must be true or false")
     if rope_type == "yarn":
         rope = {"attention_factor": _attention_factor(rope)} | rope
     keys = [key for key in KEYS[rope_type] if key not in OPTIONAL or key in rope]
@@ -73,6 +89,10 @@ def _scaling(rope_type: str, rope: dict[str, Any]) -> RopeScaling:
     if rope_type == "llama3" and scaling.high_freq_factor <= scaling.low_freq_factor:
         raise ValueError("high_freq_factor must be above low_freq_factor")
     return scaling
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _attention_factor(rope: dict[str, Any]) -> float:

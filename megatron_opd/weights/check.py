@@ -43,7 +43,18 @@ def check_headers(model_dir: Path, arch: Architecture) -> dict[str, TensorHeader
     Raises DataError naming a missing, unexpected, misshapen or quantised tensor, or an output layer that begins
     otherwise than the embedding although the config ties them.
     """
-    headers, expected = read_headers(model_dir), hf_shapes(weight_table(arch))
+    headers = read_headers(model_dir)
+    if adapter := next((name for name in headers if ".lora_" in name), None):
+        raise DataError(
+            f"{model_dir}: tensor {adapter} is of a LoRA adapter; merge it with its base and save the model"
+        )
+    if arch.num_layers * (arch.experts.count if arch.experts else 1) > len(headers):  # the table may be vast
+        experts = f" of {arch.experts.count} experts" if arch.experts else ""
+        raise DataError(
+            f"{model_dir}: holds {len(headers)} tensors, too few for the {arch.num_layers} layers{experts} of its "
+            "config.json, which describes another model"
+        )
+    expected = hf_shapes(weight_table(arch))
     for name, shape in expected.items():
         if name not in headers:
             raise DataError(f"{model_dir}: tensor {name} is missing; {_why_missing(name, headers)}")
@@ -72,8 +83,6 @@ def _why_missing(name: str, headers: dict[str, TensorHeader]) -> str:
         return "save the model with it, or set tie_word_embeddings to true in config.json if it shares the embedding"
     if f"{name}_scale_inv" in headers or name.removesuffix("weight") + "qweight" in headers:
         return "the weights are quantised; give the model in BF16 or F32"
-    if any(".lora_" in other for other in headers):
-        return "the file holds a LoRA adapter; merge it with its base model and save the result"
     return "its config.json describes another model"
 
 

@@ -126,7 +126,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "LoRA adapter": (lora, "holds a LoRA adapter without its base model; merge the two"),
     "LoRA as the model": (
         lambda d: write_zeros(d / SINGLE, {"base_model.model.q_proj.lora_A.weight": (2, 16)}),
-        "model.embed_tokens.weight is missing; the file holds a LoRA adapter; merge it",
+        "q_proj.lora_A.weight is of a LoRA adapter; merge it with its base",
     ),
     "pickled": (lambda d: stray(d, "pytorch_model.bin"), "holds pickled weights only"),
     "GGUF": (lambda d: stray(d, "model-q4.gguf"), "holds GGUF weights only"),
@@ -158,6 +158,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a config of another size": (other_config(hidden_size=8), "has shape (16, 16); its config.json says (16, 8)"),
     "a config of more layers": (other_config(num_hidden_layers=5), "layers.4.input_layernorm.weight is missing"),
     "a config of fewer layers": (other_config(num_hidden_layers=3), "tensor model.layers.3.input_layernorm.weight is"),
+    "a config of a billion layers": (other_config(num_hidden_layers=10**9), "too few for the 1000000000 layers"),
     "missing shard": (missing_shard, "model-00001-of-00002.safetensors: missing, though model.safetensors.index.json"),
     "truncated shard": (truncated_shard, "model-00002-of-00002.safetensors: truncated or damaged"),
     "left-over shard": (left_over_shard, "is missing, though model.safetensors.index.json lists it there"),
