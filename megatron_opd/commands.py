@@ -78,11 +78,15 @@ def train(arguments: argparse.Namespace) -> int:
 
 def _config_to_train(arguments: argparse.Namespace) -> Any:
     from megatron_opd.config.load import load_config
+    from megatron_opd.prompts.pin import keep_pins
 
     config = load_config(arguments.recipe, arguments.overrides)
     given = Path(arguments.recipe)
     if arguments.resume and given.is_dir():  # the run may have been moved since it wrote its config.yaml
         config = replace(config, run_dir=str(given))
+    stored = Path(config.directory) / "config.yaml"
+    if arguments.resume and stored.is_file():
+        config = keep_pins(config, load_config(str(stored)))
     return config
 
 

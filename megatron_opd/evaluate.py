@@ -10,6 +10,7 @@ from megatron_opd.config.schema import EvalConfig, ModelConfig, RunConfig
 from megatron_opd.errors import ConfigError
 from megatron_opd.mcore.parallel import gather_shares, share
 from megatron_opd.prompts.data import load_heldout
+from megatron_opd.prompts.files import shown
 from megatron_opd.prompts.tokenizer import load_tokenizer
 from megatron_opd.records import Prompt, Rollout
 from megatron_opd.reward.pool import RewardPool
@@ -80,7 +81,8 @@ def accuracy(groups: list[list[Rollout]], settings: EvalConfig) -> dict[str, flo
 def run(config: RunConfig, model: ModelConfig) -> dict[str, float]:
     """Evaluates a Hugging Face directory on the recipe's held-out prompts, in one process. Prints as it goes."""
     settings = config.eval or EvalConfig()
-    if config.data.heldout is None:
+    heldout = config.data.heldout_set
+    if heldout is None:
         raise ConfigError("data.heldout: not set; an evaluation needs held-out prompts")
     config = replace(config, student=model)
     prompts = load_heldout(config, load_tokenizer(model.path))
@@ -88,5 +90,5 @@ def run(config: RunConfig, model: ModelConfig) -> dict[str, float]:
         metrics = accuracy(answers(engine, rewards, prompts, config, settings, version=0), settings)
     for name, value in metrics.items():
         print(f"{name} {value:.4f}")
-    print(f"({len(prompts)} prompts of {config.data.heldout}, temperature {settings.temperature:g})")
+    print(f"({len(prompts)} prompts of {shown(heldout.path)}, temperature {settings.temperature:g})")
     return metrics

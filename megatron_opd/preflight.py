@@ -10,7 +10,10 @@ from megatron_opd.config.validate import differences
 from megatron_opd.errors import ConfigError
 from megatron_opd.manifest import checkpoint_steps
 from megatron_opd.prompts.data import load_heldout, load_training
+from megatron_opd.prompts.files import shown
+from megatron_opd.prompts.pin import check_unchanged
 from megatron_opd.prompts.tokenizer import load_tokenizer
+from megatron_opd.records import Prompt
 
 # Keys that a resumed run may change.
 RESUMABLE = (
@@ -29,17 +32,44 @@ def check_recipe(config: RunConfig, *, world_size: int | None) -> list[str]:
 def check_data(config: RunConfig) -> list[str]:
     """Reads the data files as the run will."""
     tokenizer, needs = load_tokenizer(config.student.path), plan(config.method)
-    prompts = load_training(config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces)
-    if config.data.heldout is not None:
-        load_heldout(config, tokenizer)
+    check_unchanged(config)
+    warnings: list[str] = []
+    prompts = load_training(config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces, warn=warnings.append)
+    heldout = load_heldout(config, tokenizer, warn=warnings.append) if config.data.heldout is not None else []
+    if needs.rollouts:
+        warnings += _room_for_completions(config, prompts, "data.train")
+    warnings += _room_for_completions(config, heldout, "data.heldout")
+    warnings += _in_both(prompts, heldout)
     if len(prompts) < config.rollout.num_prompts:
-        return [f"rollout.num_prompts: one step takes more prompts than the {len(prompts)} of {config.data.train}"]
-    if config.method.max_refills and len(prompts) < 2 * config.rollout.num_prompts:
-        return [
-            f"method.max_refills: the {len(prompts)} prompts of {config.data.train} are fewer than two steps take, so "
-            "a step's refills draw its prompts again, for further samples"
-        ]
-    return []
+        train = shown(config.data.train)
+        warnings.append(f"rollout.num_prompts: one step takes more prompts than the {len(prompts)} of {train}")
+    elif config.method.max_refills and len(prompts) < 2 * config.rollout.num_prompts:
+        warnings.append(
+            f"method.max_refills: the {len(prompts)} prompts of {shown(config.data.train)} are fewer than two steps "
+            "take, so a step's refills draw its prompts again, for further samples"
+        )
+    return warnings
+
+
+def _room_for_completions(config: RunConfig, prompts: list[Prompt], key: str) -> list[str]:
+    """Counts the prompts that max_sequence_length leaves less than rollout.max_completion_tokens."""
+    completion = config.rollout.max_completion_tokens
+    lengths = [len(prompt.token_ids) for prompt in prompts]
+    cut = sum(length + completion > config.max_sequence_length for length in lengths)
+    if not cut:
+        return []
+    return [
+        f"data.max_prompt_tokens: {cut} of {len(prompts)} prompts of {key} leave no room for "
+        f"rollout.max_completion_tokens={completion} within max_sequence_length={config.max_sequence_length}; the "
+        f"longest has {max(lengths)} tokens and leaves {config.max_sequence_length - max(lengths)}"
+    ]
+
+
+def _in_both(prompts: list[Prompt], heldout: list[Prompt]) -> list[str]:
+    """Counts the held-out prompts that the run trains on."""
+    texts = {prompt.text for prompt in prompts}
+    count = sum(prompt.text in texts for prompt in heldout)
+    return [f"data.heldout: {count} of {len(heldout)} prompts are in data.train too"] if count else []
 
 
 def check_resumed(config: RunConfig) -> None:

@@ -14,12 +14,13 @@ import torch.distributed as dist
 from megatron_opd.config.load import dump_config
 from megatron_opd.config.plan import plan
 from megatron_opd.config.schema import ModelConfig, RunConfig
-from megatron_opd.errors import Interrupted, OutOfTime, RunError
+from megatron_opd.errors import DataError, Interrupted, OutOfTime, RunError
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.metrics.run_directory import write_atomically
 from megatron_opd.metrics.sinks import Sinks
 from megatron_opd.models import Models, assemble
 from megatron_opd.prompts.data import load_heldout, load_training
+from megatron_opd.prompts.pin import pin
 from megatron_opd.prompts.source import PromptSource
 from megatron_opd.prompts.tokenizer import load_tokenizer
 from megatron_opd.records import Prompt, StepRecord
@@ -165,6 +166,7 @@ def open_run(config: RunConfig, *, resume: bool) -> Iterator[Run]:
 
 
 def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: contextlib.ExitStack) -> Run:
+    config = _pinned(config)
     needs, directory = plan(config.method, config.train.updates_per_step), Path(config.directory)
     rewards = None
     if needs.rewards or config.eval:
@@ -173,9 +175,9 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
         rewards.warm_up()
     models = assemble(config)
     tokenizer = load_tokenizer(config.student.path)
-    prompts = load_training(config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces)
+    prompts = load_training(config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces, warn=_warned_before)
     source = PromptSource(prompts, seed=config.seed, shuffle=config.data.shuffle)
-    heldout = load_heldout(config, tokenizer) if config.eval else []
+    heldout = load_heldout(config, tokenizer, warn=_warned_before) if config.eval else []
     state, warnings = _resume_state(directory, models.trained) if resume else ({"step": 0}, [])
     if "source" in state:
         source.load_state_dict(state["source"])
@@ -196,6 +198,24 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
     if engine:
         run.refit(run.step)
     return run
+
+
+def _warned_before(text: str) -> None:
+    """`check_data` has read the same files and passed the warning on."""
+
+
+def _pinned(config: RunConfig) -> RunConfig:
+    """The recipe with the day and the data of rank 0, whatever the clocks of the others say. Collective."""
+    choice: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            choice = [pin(config)]
+        except DataError as error:
+            choice = [error]
+    dist.broadcast_object_list(choice, src=0)
+    if isinstance(choice[0], DataError):
+        raise choice[0]
+    return choice[0]
 
 
 def open_engine(config: RunConfig, closing: contextlib.ExitStack) -> RolloutEngine | RemoteEngine:

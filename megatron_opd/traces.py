@@ -12,6 +12,8 @@ from megatron_opd.config.model_files import common_vocabulary
 from megatron_opd.config.schema import ModelConfig, RunConfig
 from megatron_opd.errors import ConfigError, RunError
 from megatron_opd.prompts.data import load_training
+from megatron_opd.prompts.files import shown
+from megatron_opd.prompts.pin import pin
 from megatron_opd.prompts.tokenizer import load_tokenizer
 from megatron_opd.records import Prompt, Rollout
 from megatron_opd.reward.pool import RewardPool
@@ -27,11 +29,14 @@ def run(config: RunConfig, model: ModelConfig, out: Path, *, samples: int, tempe
     Raises ConfigError when `out` exists or is not a .parquet, RunError when nothing was right.
     """
     check_out(out)
+    config = pin(config)
     prompts = load_training(config, load_tokenizer(model.path), need_answer=True, need_trace=False)
     with open_sampler(config, model) as (engine, rewards):
         kept = _first_right(prompts, engine, rewards, config, samples, temperature)
     if not kept:
-        raise RunError(f"{model.path}: no response to the {len(prompts)} prompts of {config.data.train} was right")
+        raise RunError(
+            f"{model.path}: no response to the {len(prompts)} prompts of {shown(config.data.train)} was right"
+        )
     same_tokens = common_vocabulary(Path(config.student.path), Path(model.path)) is None
     provenance = _provenance(config, model.path, samples, temperature, len(prompts))
     _write(out, kept, provenance, with_tokens=same_tokens)
@@ -84,7 +89,7 @@ def _provenance(config: RunConfig, model_dir: str, samples: int, temperature: fl
         "model_config_sha256": _sha256(Path(model_dir) / "config.json"),
         "tokenizer_sha256": _sha256(Path(model_dir) / "tokenizer.json"),
         "data": config.data.train,
-        "data_sha256": _sha256(Path(config.data.train)),
+        "data_sha256": config.data.sha256,
         "template": asdict(config.data.template),
         "prompts": prompts,
         "samples": samples,
@@ -112,7 +117,7 @@ def _write(out: Path, kept: list[Rollout], provenance: dict[str, Any], *, with_t
     }
     if with_tokens:
         columns["token_ids"] = [r.token_ids.tolist() for r in kept]
-    table = pyarrow.table(columns).replace_schema_metadata({"megatron-opd": json.dumps(provenance)})
+    table = pyarrow.table(columns).replace_schema_metadata({"megatron-opd": json.dumps(provenance, default=str)})
     partial = out.with_name(f".{out.name}.partial")
     pyarrow.parquet.write_table(table, partial)
     partial.replace(out)

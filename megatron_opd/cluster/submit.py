@@ -100,7 +100,7 @@ def unmounted(config: RunConfig, job: Job) -> list[str]:
     if job.cluster.container is None:
         return []
     models = [each.path for each in (config.student, config.teacher) if each]
-    needed = [job.working_dir, job.run_dir, *models, config.data.train, *filter(None, [config.data.heldout])]
+    needed = [job.working_dir, job.run_dir, *models, *config.data.paths]
     shown = [mount.split(":")[1] for mount in job.cluster.container.mounts if ":" in mount]
     return [
         f"cluster.container.mounts: {path} is below none of them, under that name; the processes may not see it"

@@ -74,7 +74,7 @@ def _check_settings_have_effect(config: RunConfig) -> None:
         if getattr(optimizer, key) == 1:
             raise ConfigError(f"train.optimizer.{key}: must be below 1")
     if config.eval:
-        _check_eval(config.eval, config.data.heldout)
+        _check_eval(config.eval, has_heldout=config.data.heldout is not None)
 
 
 def _check_loss_scale(config: RunConfig) -> None:
@@ -101,8 +101,8 @@ def _check_nothing_sampled(config: RunConfig) -> None:
             raise ConfigError(f"{key}: no effect, method {config.method.name} samples nothing; remove it")
 
 
-def _check_eval(evaluation: EvalConfig, heldout: str | None) -> None:
-    if heldout is None:
+def _check_eval(evaluation: EvalConfig, *, has_heldout: bool) -> None:
+    if not has_heldout:
         raise ConfigError("eval: needs data.heldout, the file of held-out prompts; give it, or set eval=null")
     if evaluation.temperature == 0 and evaluation.samples_per_prompt > 1:
         raise ConfigError("eval.samples_per_prompt: greedy samples are all equal; raise eval.temperature, or set 1")

@@ -4,6 +4,7 @@ A key that has no default must be in the recipe. Comments give units; docs/confi
 from `terms.py`, which has the keys of a method.
 """
 
+import datetime
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -77,23 +78,49 @@ class TemplateConfig:
     """How a problem becomes the text the model reads."""
 
     kind: Literal["chat", "raw"] = "chat"  # the tokenizer's chat template, or `text` alone
-    system: str | None = None  # chat: system message; "tgpo" names the built-in one
+    system: str | None = None  # chat: for rows without a system message of their own; "tgpo" names the built-in one
     text: str = "{problem}"  # raw: the whole prompt; chat: the user's message
     prefill: str = ""  # appended after the template: the first characters of the response, such as "<think>\n"
+    date: datetime.date | None = None  # what a chat template takes for today; null: the day on which the run starts
+
+
+@dataclass(frozen=True)
+class HeldoutConfig:
+    """A held-out set with columns of its own. A path in its place has those of the training data."""
+
+    path: str | list[str]  # as data.train
+    problem_column: str = "auto"
+    answer_column: str = "auto"
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """JSONL or Parquet with a problem and an answer column; `*_column: auto` knows the OpenR1-Math and DAPO layouts."""
+    """Rows with a problem and an answer: .jsonl, .json or .parquet, the first two also as .gz. See docs/data.md."""
 
-    train: str
-    heldout: str | None = None
-    problem_column: str = "auto"  # prompt | problem | question
+    train: str | list[str]  # a file, a pattern such as data/train-*.parquet, or a list of them
+    heldout: str | list[str] | HeldoutConfig | None = None
+    problem_column: str = "auto"  # prompt | problem | question | messages | conversations
     answer_column: str = "auto"  # answer | reward_model.ground_truth | solution
     trace_column: str = "auto"  # response | generations[0] ...; read by methods that learn from traces
     template: TemplateConfig = TemplateConfig()
-    long_prompts: Literal["error", "drop"] = "error"  # a prompt that leaves no room for the completion
+    max_prompt_tokens: PositiveInt | None = None  # null: as many as max_sequence_length leaves, 1 less than it
+    long_prompts: Literal["error", "drop"] = "error"  # rows that are too long; dropped ones are counted in a warning
+    bad_rows: Literal["error", "drop"] = "error"  # rows that cannot be read; dropped ones are counted in a warning
     shuffle: bool = True
+    sha256: dict[str, str] = field(default_factory=dict)  # of each file; a run writes it into its config.yaml
+
+    @property
+    def heldout_set(self) -> HeldoutConfig | None:
+        """The held-out set with its columns."""
+        if self.heldout is None or isinstance(self.heldout, HeldoutConfig):
+            return self.heldout
+        return HeldoutConfig(self.heldout, self.problem_column, self.answer_column)
+
+    @property
+    def paths(self) -> list[str]:
+        """Every path and pattern, as the recipe writes them."""
+        sets = [self.train] + ([self.heldout_set.path] if self.heldout_set else [])
+        return [path for paths in sets for path in ([paths] if isinstance(paths, str) else paths)]
 
 
 # ------------------------------------------------------------------------------------------------ stations

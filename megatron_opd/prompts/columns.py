@@ -1,7 +1,8 @@
 """Where a row keeps its problem, its gold answer and its trace.
 
 `auto` reads plain files (prompt | problem | question, answer, response), OpenR1-Math (problem, answer, generations
-with correctness flags), and DAPO-Math-17k (prompt as messages, reward_model.ground_truth).
+with correctness flags), DAPO-Math-17k and verl (prompt as messages, reward_model.ground_truth), and conversations
+(messages | conversations).
 """
 
 from collections.abc import Sequence
@@ -12,46 +13,57 @@ from typing import Any
 
 from megatron_opd.config.schema import DataConfig
 from megatron_opd.errors import DataError
+from megatron_opd.prompts.messages import BadField, Problem, as_messages, problem_of
 from megatron_opd.prompts.rows import Row
 
-PROBLEM_COLUMNS = ("prompt", "problem", "question")
+CONVERSATION_COLUMNS = ("messages", "conversations")  # they end with the response
+PROBLEM_COLUMNS = ("prompt", "problem", "question", *CONVERSATION_COLUMNS)
 ANSWER_COLUMNS = ("answer", "reward_model.ground_truth", "solution")
-TRACE_COLUMNS = ("response", "target", "generations", "messages")
+TRACE_COLUMNS = ("response", "target", "generations", "completion", *CONVERSATION_COLUMNS)
 # How tables write a value that is not there, once it has been turned into text.
 MISSING = frozenset({"nan", "NaN", "<NA>", "None", "null", "inf", "-inf", "Infinity", "-Infinity"})
 VERIFIED_COLUMNS = ("correctness_math_verify", "correctness_llama")  # one flag per generation
+_SHOWN_COLUMNS = 20
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns chosen for a file; a dot reaches into a nested one. None: not there and not needed."""
+    """The columns chosen for a file. A dot is part of a column's name, or else reaches into a nested one.
+
+    None: not there and not needed.
+    """
 
     problem: str
     answer: str | None
     trace: str | None
 
-    @property
-    def to_read(self) -> list[str]:
-        """The top-level columns to ask a Parquet file for."""
+    def to_read(self, found: Sequence[str]) -> list[str]:
+        """The top-level columns to ask a Parquet file for, of those found."""
         chosen = [name for name in (self.problem, self.answer, self.trace) if name]
-        return [name.partition(".")[0] for name in chosen]
+        outer = [name.partition(".")[0] for name in chosen]
+        return [name for name in dict.fromkeys(chosen + outer) if name in found]
 
 
 def choose_columns(
-    path: Path, found: Sequence[str], config: DataConfig, *, need_answer: bool, need_trace: bool
+    path: Path, found: Sequence[str], config: DataConfig, key: str, *, need_answer: bool, need_trace: bool
 ) -> Columns:
-    """Raises DataError, naming the columns found and the key to set, when a needed column is not there."""
+    """Chooses the columns of a file that has the columns `found`, nested ones as `outer.inner`.
 
-    def choose(key: str, configured: str, known: Sequence[str], needed: bool) -> str | None:
+    `key` is where the recipe names the file. Raises DataError, naming the columns found and the key to set, when a
+    needed column is not there.
+    """
+
+    def choose(field: str, configured: str, known: Sequence[str], needed: bool) -> str | None:
         candidates = known if configured == "auto" else (configured,)
         for name in candidates:
-            if name in found or name.partition(".")[0] in found:
+            if name in found or (configured != "auto" and name.partition(".")[0] in found):
                 return name
         if not needed:
             return None
-        raise DataError(
-            f"{path}: no column {' | '.join(candidates)} among those found ({', '.join(found)}); set data.{key}_column"
-        )
+        remedy = f"set data.{field}_column"
+        if key == "data.heldout":
+            remedy = f"set data.heldout={{path: ..., {field}_column: ...}}"
+        raise DataError(f"{path}: no column {' | '.join(candidates)} among those found ({_shown(found)}); {remedy}")
 
     problem = choose("problem", config.problem_column, PROBLEM_COLUMNS, needed=True)
     assert problem is not None
@@ -60,15 +72,28 @@ def choose_columns(
     return Columns(problem, answer, trace)
 
 
+def _shown(found: Sequence[str]) -> str:
+    names = ", ".join(name if name.isprintable() else ascii(name) for name in found[:_SHOWN_COLUMNS])
+    return names if len(found) <= _SHOWN_COLUMNS else f"{names} and {len(found) - _SHOWN_COLUMNS} more"
+
+
 def verified_columns(found: Sequence[str]) -> list[str]:
     """The columns of `found` that say which generations are right."""
     return [name for name in VERIFIED_COLUMNS if name in found]
 
 
-def read_problem(row: Row, columns: Columns) -> str | None:
-    """The problem's text: a string, or the last user message of a conversation. None when there is none."""
-    value = _lookup(row, columns.problem)
-    return _text(_last_message(value, "user") if isinstance(value, list) else value)
+def read_problem(row: Row, columns: Columns) -> Problem:
+    """The problem: a text, or a conversation. Raises BadField when there is none."""
+    name = columns.problem
+    value = _lookup(row, name)
+    messages = as_messages(value)
+    if messages is not None:
+        return problem_of(messages, has_response=name in (columns.trace, *CONVERSATION_COLUMNS))
+    if value is None or value in ("", [], {}) or (isinstance(value, str) and not value.strip()):
+        raise BadField(f"no problem text in column {name}; fill it or remove the row")
+    if not isinstance(value, str):
+        raise BadField(f"column {name} holds a {type(value).__name__}; it must be text or a list of messages")
+    return Problem(value)
 
 
 def read_answer(row: Row, columns: Columns) -> str | None:
@@ -89,13 +114,16 @@ def _digits(number: int | float | Decimal) -> str | None:
 
 
 def read_trace(row: Row, columns: Columns) -> str | None:
-    """A worked response: a string, the last assistant message, or the first generation flagged as right."""
+    """A worked response: a string, the last assistant message, or the first generation flagged as right.
+
+    Raises BadField for messages that cannot be read.
+    """
     value = _lookup(row, columns.trace) if columns.trace else None
-    if not isinstance(value, list):
-        return _text(value)
-    if value and isinstance(value[0], dict):
-        return _text(_last_message(value, "assistant"))
-    return _first_verified(row, value)
+    messages = as_messages(value)
+    if messages is not None:
+        responses = [message["content"] for message in messages if message["role"] == "assistant"]
+        return _text(responses[-1]) if responses else None
+    return _first_verified(row, value) if isinstance(value, list) else _text(value)
 
 
 def _first_verified(row: Row, generations: list[Any]) -> str | None:
@@ -116,13 +144,6 @@ def _lookup(row: Row, name: str) -> Any:
     for part in name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
-
-
-def _last_message(messages: list[Any], role: str) -> Any:
-    for message in reversed(messages):
-        if isinstance(message, dict) and message.get("role") == role:
-            return message.get("content")
-    return None
 
 
 def _text(value: Any) -> str | None:

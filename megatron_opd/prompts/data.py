@@ -1,9 +1,9 @@
 """Data files -> prompts."""
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import batched
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import batched, chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,20 @@ from megatron_opd.prompts.columns import (
     read_trace,
     verified_columns,
 )
-from megatron_opd.prompts.rows import RowError, column_names, read_rows
-from megatron_opd.prompts.template import render
+from megatron_opd.prompts.files import data_files
+from megatron_opd.prompts.messages import BadField, Problem
+from megatron_opd.prompts.notes import Notes
+from megatron_opd.prompts.rows import (
+    BadRows,
+    NumberedRow,
+    Row,
+    RowError,
+    json_columns,
+    parquet_columns,
+    read_json,
+    read_parquet,
+)
+from megatron_opd.prompts.template import render, without_opening
 from megatron_opd.prompts.tokenizer import Tokenizer, eos_token_id
 from megatron_opd.records import Prompt
 
@@ -27,136 +39,222 @@ logger = logging.getLogger(__name__)
 
 TRACE_IDS_OF, TRACE_IDS_COLUMN = "response", "token_ids"  # as `megatron-opd traces` writes them
 TOKENISE_ROWS = 1000  # per call of the tokenizer
+_ROWS_WITH_ALL_COLUMNS = 100  # the first rows of a JSON file, whose columns are taken for all that it has
 
 
 @dataclass(frozen=True)
 class _Example:
-    """A row's fields; number counts from 1."""
+    """A row's fields; number counts from 1 in its file, index from 0 over all files."""
 
+    path: Path
     number: int
-    problem: str
+    index: int
+    problem: Problem
     answer: str
     trace: str | None
-    trace_ids: list[int] | None  # the trace's own tokens, from a file of `megatron-opd traces`
+    trace_ids: object  # the trace's own tokens, from a file of `megatron-opd traces`
+
+    def error(self, what: str) -> RowError:
+        return RowError(self.path, self.number, what)
 
 
-def load_training(config: RunConfig, tokenizer: Tokenizer, *, need_answer: bool, need_trace: bool) -> list[Prompt]:
+def load_training(
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    *,
+    need_answer: bool,
+    need_trace: bool,
+    warn: Callable[[str], None] = logger.warning,
+) -> list[Prompt]:
     """The recipe's training prompts."""
     return load_prompts(
         config.data.train,
         config.data,
         tokenizer,
-        max_prompt_tokens=config.max_sequence_length - 1,
+        max_prompt_tokens=_max_prompt_tokens(config),
         max_sequence_length=config.max_sequence_length,
         need_answer=need_answer,
         need_trace=need_trace,
+        warn=warn,
     )
 
 
-def load_heldout(config: RunConfig, tokenizer: Tokenizer) -> list[Prompt]:
-    """The recipe's held-out prompts: the first `eval.num_prompts` of the file, or all."""
-    assert config.data.heldout is not None
+def load_heldout(config: RunConfig, tokenizer: Tokenizer, warn: Callable[[str], None] = logger.warning) -> list[Prompt]:
+    """The recipe's held-out prompts: the first `eval.num_prompts` of them, or all."""
+    heldout = config.data.heldout_set
+    assert heldout is not None
+    columns = replace(config.data, problem_column=heldout.problem_column, answer_column=heldout.answer_column)
     prompts = load_prompts(
-        config.data.heldout,
-        config.data,
+        heldout.path,
+        columns,
         tokenizer,
-        max_prompt_tokens=config.max_sequence_length - 1,
+        key="data.heldout",
+        max_prompt_tokens=_max_prompt_tokens(config),
         max_sequence_length=config.max_sequence_length,
         need_answer=True,
         need_trace=False,
+        warn=warn,
     )
     count = config.eval.num_prompts if config.eval else 0
     return prompts[: count or None]
 
 
 def load_prompts(
-    path: str | Path,
+    paths: str | Path | list[str],
     config: DataConfig,
     tokenizer: Tokenizer,
     *,
+    key: str = "data.train",
     max_prompt_tokens: int,
     max_sequence_length: int,
     need_answer: bool,
     need_trace: bool,
+    warn: Callable[[str], None] = logger.warning,
 ) -> list[Prompt]:
-    """Read, check, render and tokenise a data file. No torch: the pre-flight check calls it too.
+    """Read, check, render and tokenise data files. No torch: the pre-flight check calls it too.
 
-    `Prompt.index` is the row number from 0. With `need_trace`, `trace_ids` are the trace's tokens and EOS; a trace
-    that repeats `template.prefill` at its start continues after it. Rows that do not fit are errors, or dropped and
-    counted in a warning, as `data.long_prompts` says.
+    `Prompt.index` is the row number from 0, over all files. With `need_trace`, `trace_ids` are the trace's tokens and
+    EOS; a trace that repeats how the prompt ends, with `template.prefill` or `<think>`, continues after it. Rows that
+    cannot be read, and those that do not fit, are errors, or dropped and counted, as `data.bad_rows` and
+    `data.long_prompts` say. `warn` gets a line for what is odd about the rows.
 
     Raises DataError with the file, the row and the remedy.
     """
-    path = Path(path)
     if "{problem}" not in config.template.text:
         raise ConfigError("data.template.text: has no {problem}, so every prompt would be the same; put it in")
-    found = column_names(path)
-    columns = choose_columns(path, found, config, need_answer=need_answer, need_trace=need_trace)
-    examples = _read_examples(path, columns, found, need_answer=need_answer, need_trace=need_trace)
-    prompts, dropped = [], 0
+    bad_rows, notes = BadRows(config.bad_rows), Notes(config.template)
+    files = data_files(paths if isinstance(paths, list) else str(paths), key)
+    examples = _read_files(files, config, key, bad_rows, need_answer=need_answer, need_trace=need_trace)
+    prompts, too_long = [], 0
     for batch in batched(examples, TOKENISE_ROWS):
-        for example, prompt in zip(batch, _tokenise(path, batch, config, tokenizer), strict=True):
-            problem = _misfit(prompt, max_prompt_tokens, max_sequence_length)
+        for example, prompt in zip(batch, _tokenise(batch, config, tokenizer), strict=True):
+            problem = _misfit(prompt, config, max_prompt_tokens, max_sequence_length)
             if problem is None:
                 prompts.append(prompt)
+                notes.add(prompt, example.problem.before, f"{example.path}:{example.number}")
             elif config.long_prompts == "error":
-                raise RowError(path, example.number, f"{problem}; raise it or set data.long_prompts=drop")
+                raise example.error(f"{problem}; raise it or set data.long_prompts=drop")
             else:
-                dropped += 1
+                too_long += 1
+    rows = len(prompts) + too_long + bad_rows.count
     if not prompts:
-        raise DataError(f"{path}: all {dropped} rows are too long; raise max_sequence_length")
-    if dropped:
-        logger.warning("%s: dropped %d of %d rows that are too long", path, dropped, dropped + len(prompts))
+        bad_rows.raise_first()
+        raise DataError(f"{files[0]}: all {too_long} rows are too long; raise max_sequence_length")
+    bad_rows.warn(rows, warn)
+    if too_long:
+        warn(f"{key}: dropped {too_long} of {rows} rows that are too long")
+    notes.warn(key, warn)
     return prompts
 
 
-def _read_examples(
-    path: Path, columns: Columns, found: list[str], *, need_answer: bool, need_trace: bool
+def _max_prompt_tokens(config: RunConfig) -> int:
+    return min(config.data.max_prompt_tokens or config.max_sequence_length, config.max_sequence_length - 1)
+
+
+def _read_files(
+    files: Sequence[Path], config: DataConfig, key: str, bad_rows: BadRows, *, need_answer: bool, need_trace: bool
 ) -> Iterator[_Example]:
-    own_tokens = [TRACE_IDS_COLUMN] if columns.trace == TRACE_IDS_OF and TRACE_IDS_COLUMN in found else []
-    to_read = list(dict.fromkeys(columns.to_read + own_tokens + (verified_columns(found) if need_trace else [])))
-    for number, row in read_rows(path, to_read):
-        problem, answer, trace = read_problem(row, columns), read_answer(row, columns), read_trace(row, columns)
-        if problem is None:
-            raise RowError(path, number, f"no problem text in column {columns.problem}; fill it or remove the row")
-        if need_answer and answer is None:
-            raise RowError(path, number, f"no answer in column {columns.answer}; fill it or remove the row")
-        if need_trace and trace is None:
-            raise RowError(path, number, f"no (verified) trace in column {columns.trace}; fill it or remove the row")
-        yield _Example(number, problem, answer or "", trace, row[TRACE_IDS_COLUMN] if own_tokens else None)
+    before = 0  # rows of the files ahead
+    for path in files:
+        last = 0
+        columns, found, rows = _open(path, config, key, need_answer=need_answer, need_trace=need_trace)
+        own_tokens = columns.trace == TRACE_IDS_OF and TRACE_IDS_COLUMN in found
+        for number, row in rows:
+            last = number
+            try:
+                if isinstance(row, RowError):
+                    raise row
+                trace_ids = row.get(TRACE_IDS_COLUMN, ()) if own_tokens else None
+                fields = _read_fields(row, columns, need_answer=need_answer, need_trace=need_trace)
+                yield _Example(path, number, before + number - 1, *fields, trace_ids)
+            except RowError as error:
+                bad_rows.add(error)
+            except BadField as error:
+                bad_rows.add(RowError(path, number, str(error)))
+        before += last
 
 
-def _tokenise(path: Path, examples: tuple[_Example, ...], config: DataConfig, tokenizer: Tokenizer) -> list[Prompt]:
+def _open(
+    path: Path, config: DataConfig, key: str, *, need_answer: bool, need_trace: bool
+) -> tuple[Columns, list[str], Iterator[NumberedRow]]:
+    """The columns to read of a file, those that it has, and its rows."""
+    if path.suffix == ".parquet":
+        found = parquet_columns(path)
+        columns = choose_columns(path, found, config, key, need_answer=need_answer, need_trace=need_trace)
+        further = [TRACE_IDS_COLUMN] if columns.trace == TRACE_IDS_OF and TRACE_IDS_COLUMN in found else []
+        further += verified_columns(found) if need_trace else []
+        return columns, found, read_parquet(path, [*columns.to_read(found), *further])
+    rows = read_json(path)
+    first = list(islice(rows, _ROWS_WITH_ALL_COLUMNS))
+    found = json_columns(path, first)
+    columns = choose_columns(path, found, config, key, need_answer=need_answer, need_trace=need_trace)
+    return columns, found, chain(first, rows)
+
+
+def _read_fields(row: Row, columns: Columns, *, need_answer: bool, need_trace: bool) -> tuple[Problem, str, str | None]:
+    """Problem, answer and trace. Raises BadField."""
+    problem = read_problem(row, columns)
+    answer = read_answer(row, columns)
+    trace = read_trace(row, columns)
+    if need_answer and answer is None:
+        raise BadField(f"no answer in column {columns.answer}; fill it or remove the row")
+    if need_trace and trace is None:
+        raise BadField(f"no (verified) trace in column {columns.trace}; fill it or remove the row")
+    texts = [problem.text, answer, trace, *(message["content"] for message in problem.before)]
+    for text in texts:
+        if isinstance(text, str):
+            _check_characters(text)
+    return problem, answer or "", trace
+
+
+def _check_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise BadField(f"{half} is half a character (a lone surrogate); mend it or remove the row") from None
+    if "\0" in text:
+        raise BadField("a NUL character in the text; mend it or remove the row")
+
+
+def _tokenise(examples: tuple[_Example, ...], config: DataConfig, tokenizer: Tokenizer) -> list[Prompt]:
     template = config.template
-    texts = [render(template, tokenizer, example.problem) for example in examples]
+    texts = [_render(example, config, tokenizer) for example in examples]
     # A chat template writes the special tokens itself.
     prompt_ids = _encode(tokenizer, texts, add_special_tokens=template.kind == "raw")
-    traces = [None if e.trace is None else e.trace.removeprefix(template.prefill) for e in examples]
+    traces = [
+        None if example.trace is None else without_opening(example.trace, text, template.prefill)
+        for example, text in zip(examples, texts, strict=True)
+    ]
     encoded = iter(_encode(tokenizer, [trace for trace in traces if trace is not None], add_special_tokens=False))
     prompts = []
     for example, text, ids, trace in zip(examples, texts, prompt_ids, traces, strict=True):
         trace_ids = None if trace is None else next(encoded)
         if trace is not None and example.trace_ids is not None:
-            trace, trace_ids = example.trace, _own_tokens(path, example, tokenizer)
+            trace, trace_ids = example.trace, _own_tokens(example, tokenizer)
         if trace_ids is not None:
             trace_ids = _end_with_eos(trace_ids, eos_token_id(tokenizer))
-        prompts.append(Prompt(example.number - 1, example.problem, example.answer, text, ids, trace, trace_ids))
+        prompts.append(Prompt(example.index, example.problem.text, example.answer, text, ids, trace, trace_ids))
     return prompts
 
 
-def _own_tokens(path: Path, example: _Example, tokenizer: Tokenizer) -> np.ndarray:
+def _render(example: _Example, config: DataConfig, tokenizer: Tokenizer) -> str:
+    try:
+        return render(config.template, tokenizer, example.problem.text, example.problem.before)
+    except DataError as error:
+        raise example.error(str(error)) from error
+
+
+def _own_tokens(example: _Example, tokenizer: Tokenizer) -> np.ndarray:
     """The tokens as they were sampled; tokenising their text again may give others."""
-    ids = example.trace_ids
-    if not isinstance(ids, list) or max(ids, default=-1) >= len(tokenizer) or min(ids, default=0) < 0:
-        text = None
-    else:
+    ids, text = example.trace_ids, None
+    if isinstance(ids, list) and all(type(token) is int and 0 <= token < len(tokenizer) for token in ids):
         text = tokenizer.decode(ids, skip_special_tokens=True)
     if text != example.trace:
-        raise RowError(
-            path, example.number,
+        raise example.error(
             f"its {TRACE_IDS_COLUMN} are not its {TRACE_IDS_OF} under the student's tokenizer; make the traces anew, "
-            f"or remove the column {TRACE_IDS_COLUMN} to tokenise the text",
-        )  # fmt: skip
+            f"or remove the column {TRACE_IDS_COLUMN} to tokenise the text"
+        )
     return np.asarray(ids, dtype=np.int32)
 
 
@@ -171,9 +269,11 @@ def _end_with_eos(ids: np.ndarray, eos: int) -> np.ndarray:
     return ids if len(ids) and ids[-1] == eos else np.append(ids, np.int32(eos))
 
 
-def _misfit(prompt: Prompt, max_prompt_tokens: int, max_sequence_length: int) -> str | None:
+def _misfit(prompt: Prompt, config: DataConfig, max_prompt_tokens: int, max_sequence_length: int) -> str | None:
     """Why a prompt cannot be used, ending with the limit that it breaks."""
     prompt_tokens = len(prompt.token_ids)
+    if prompt_tokens > max_prompt_tokens and max_prompt_tokens == config.max_prompt_tokens:
+        return f"the prompt has {prompt_tokens} tokens, more than data.max_prompt_tokens={max_prompt_tokens}"
     if prompt_tokens > max_prompt_tokens:
         return f"the prompt has {prompt_tokens} tokens, max_sequence_length leaves room for {max_prompt_tokens}"
     if prompt.trace_ids is not None and prompt_tokens + len(prompt.trace_ids) > max_sequence_length:

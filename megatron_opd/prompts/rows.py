@@ -1,13 +1,20 @@
-"""Rows of a JSONL or Parquet file."""
+"""Rows of a JSON, JSONL or Parquet file."""
 
+import gzip
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from megatron_opd.errors import DataError
 
 Row = dict[str, Any]
+
+_MAX_LINE = 2**26  # bytes
+_BOM = b"\xef\xbb\xbf"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class RowError(DataError):
@@ -17,48 +24,164 @@ class RowError(DataError):
         super().__init__(f"{path}:{number}: {what}")
 
 
-def column_names(path: Path) -> list[str]:
-    """The columns of a data file: a Parquet schema, or the keys of the first JSONL row.
+NumberedRow = tuple[int, Row | RowError]  # the number counts from 1
 
-    Raises DataError when the file is missing, empty, unreadable or of another kind.
+
+class BadRows:
+    """What becomes of rows that cannot be used: the first is an error, or all are left out and counted."""
+
+    def __init__(self, policy: str) -> None:
+        self._policy = policy
+        self._first: RowError | None = None
+        self.count = 0
+
+    def add(self, error: RowError) -> None:
+        """Raises it where the policy is "error"."""
+        if self._policy == "error":
+            raise error
+        self._first = self._first or error
+        self.count += 1
+
+    def warn(self, rows: int, warn: Callable[[str], None]) -> None:
+        """Says how many of the `rows` were left out, and the first of them."""
+        if self.count:
+            warn(f"data.bad_rows: left out {self.count} of {rows} rows; the first: {self._first}")
+
+    def raise_first(self) -> None:
+        """For a data set of which nothing is left."""
+        if self._first is not None:
+            raise self._first
+
+
+def read_json(path: Path) -> Iterator[NumberedRow]:
+    """The rows of a .jsonl or .json file, also compressed. A row that cannot be read comes as its error.
+
+    Lines are counted, blank ones too, so that an editor finds the row. A .json holds one array, or lines as a .jsonl.
+    Raises DataError when the file itself cannot be read, or is one array that is not valid JSON.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; check data.train and data.heldout")
-    if path.suffix == ".parquet":
-        return list(_open_parquet(path).schema_arrow.names)
-    if path.suffix != ".jsonl":
-        raise DataError(f"{path}: unknown kind of file '{path.suffix}'; give a .jsonl or a .parquet file")
-    for _, row in read_rows(path):
-        return list(row)
-    raise DataError(f"{path}: the file has no rows; give it at least one")
+    with _open(path) as file:
+        name = path.name.removesuffix(".gz")
+        if name.endswith(".json") and _first_character(file) == b"[":
+            yield from _array(path, file)
+            return
+        for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), start=1):
+            if len(line) > _MAX_LINE:
+                raise RowError(path, number, f"a line of more than {_MAX_LINE >> 20} MiB; put every row on its own")
+            if number == 1 and line.startswith(_UTF16):
+                raise RowError(path, number, "text in UTF-16; save the file as UTF-8")
+            if line.removeprefix(_BOM).strip():
+                yield number, _parse_line(path, number, line)
 
 
-def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple[int, Row]]:
-    """Yield (row number from 1, row). JSONL counts lines, blank ones too, so that an editor finds the row.
+def json_columns(path: Path, rows: Iterable[NumberedRow]) -> list[str]:
+    """The columns of some first rows; one inside another as `outer.inner`.
 
-    columns: what Parquet reads; JSONL rows are whole.
+    Raises DataError when there are no rows, and the first row's error when none can be read.
     """
-    if path.suffix == ".parquet":
-        number = 0
+    names: dict[str, None] = {}
+    error = None
+    for _, row in rows:
+        if isinstance(row, RowError):
+            error = error or row
+            continue
+        names |= dict.fromkeys(_nested_names(row))
+    if not names and error:
+        raise error
+    if not names:
+        raise DataError(f"{path}: the file has no rows; give it at least one")
+    return list(names)
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """The columns of a Parquet file; one inside another as `outer.inner`.
+
+    Raises DataError when the file is unreadable, has no rows or two columns of one name.
+    """
+    schema = _open_parquet(path).schema_arrow
+    twice = {name for name in schema.names if schema.names.count(name) > 1}
+    if twice:
+        raise DataError(f"{path}: two columns are named {min(twice)}; rename one")
+    return [name for field in schema for name in _nested_fields(field, "")]
+
+
+def read_parquet(path: Path, columns: list[str]) -> Iterator[NumberedRow]:
+    """The rows of a Parquet file with these top-level columns. A row that cannot be read comes as its error."""
+    import pyarrow
+
+    number = 0
+    try:
         for batch in _open_parquet(path).iter_batches(columns=columns):
-            for row in batch.to_pylist():
+            for row in _python_rows(path, number, batch):
                 number += 1
                 yield number, row
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, _parse_json(path, number, line)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: damaged after row {number} ({_first_line(error)}); write it again") from error
 
 
-def _parse_json(path: Path, number: int, line: bytes) -> Row:
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with cast(BinaryIO, gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
+            yield file
+    except (OSError, EOFError, zlib.error) as error:  # BadGzipFile is an OSError
+        raise DataError(f"{path}: cannot be read ({_first_line(error)}); write it again") from error
+
+
+def _first_character(file: BinaryIO) -> bytes:
+    """The first byte that is no white space. The file is then at its start again."""
+    first = file.read(2**16).removeprefix(_BOM).lstrip()[:1]
+    file.seek(0)
+    return first
+
+
+def _array(path: Path, file: BinaryIO) -> Iterator[NumberedRow]:
+    try:
+        rows = json.loads(file.read().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON ({error}); it must be one array of objects") from error
+    for number, row in enumerate(rows, start=1):
+        yield number, row if isinstance(row, dict) else _no_object(path, number, row)
+
+
+def _parse_line(path: Path, number: int, line: bytes) -> Row | RowError:
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise RowError(path, number, f"not valid JSON ({error}); every line must be one JSON object") from error
-    if not isinstance(row, dict):
-        raise RowError(path, number, f"a JSON {type(row).__name__}; every line must be one JSON object")
-    return row
+        return RowError(path, number, f"not valid JSON ({error}); every line must be one JSON object")
+    return row if isinstance(row, dict) else _no_object(path, number, row)
+
+
+def _no_object(path: Path, number: int, row: object) -> RowError:
+    return RowError(path, number, f"a JSON {type(row).__name__}; every row must be one JSON object")
+
+
+def _nested_names(row: Row, path: str = "") -> Iterator[str]:
+    for name, value in row.items():
+        yield f"{path}{name}"
+        if isinstance(value, dict) and path.count(".") < 8:
+            yield from _nested_names(value, f"{path}{name}.")
+
+
+def _nested_fields(field: Any, path: str) -> Iterator[str]:
+    import pyarrow
+
+    yield f"{path}{field.name}"
+    if pyarrow.types.is_struct(field.type):
+        for inner in field.type:
+            yield from _nested_fields(inner, f"{path}{field.name}.")
+
+
+def _python_rows(path: Path, before: int, batch: Any) -> Iterator[Row | RowError]:
+    try:
+        yield from batch.to_pylist()
+        return
+    except (ValueError, OverflowError):  # text that is not UTF-8, times out of range
+        pass
+    for index in range(len(batch)):
+        try:
+            yield batch.slice(index, 1).to_pylist()[0]
+        except (ValueError, OverflowError) as error:
+            yield RowError(path, before + index + 1, f"cannot be read ({_first_line(error)}); remove the row")
 
 
 def _open_parquet(path: Path) -> Any:
@@ -68,7 +191,11 @@ def _open_parquet(path: Path) -> Any:
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a Parquet file ({str(error).splitlines()[0]}); write it again") from error
+        raise DataError(f"{path}: not a Parquet file ({_first_line(error)}); write it again") from error
     if file.metadata.num_rows == 0:
         raise DataError(f"{path}: the file has no rows; give it at least one")
     return file
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,7 +1,13 @@
 """From a problem to the text the model reads."""
 
+import re
+from collections.abc import Sequence
+from datetime import date
+
 from megatron_opd.config.schema import TemplateConfig
-from megatron_opd.errors import DataError
+from megatron_opd.errors import ConfigError, DataError
+from megatron_opd.prompts.chat_template import ChatTemplate, only_template
+from megatron_opd.prompts.messages import Message
 from megatron_opd.prompts.tokenizer import Tokenizer
 
 SYSTEM_MESSAGES = {
@@ -17,30 +23,72 @@ SYSTEM_MESSAGES = {
         "mathematical solutions."
     ),
 }
+_OPEN_TAG = re.compile(r"<(think|thinking|thought|reasoning)>\s*$")
 
 
-def render(template: TemplateConfig, tokenizer: Tokenizer, problem: str) -> str:
+def render(template: TemplateConfig, tokenizer: Tokenizer, problem: str, before: Sequence[Message] = ()) -> str:
     """Return the prompt text of one problem, ending where the model's completion starts.
 
-    Raises DataError when the tokenizer has no chat template or it refuses the messages.
+    `before` are the messages ahead of the problem, in a chat. A system message among them stands in the place of
+    `template.system`.
+
+    Raises DataError when the tokenizer has no chat template, or it fails on the messages, or there are messages
+    and no template for them. Raises ConfigError when the template already ends with `template.prefill`.
     """
     text = template.text.replace("{problem}", problem)  # not str.format: problems are full of braces
-    if template.kind == "chat":
-        text = _apply_chat_template(template, tokenizer, text)
+    if template.kind == "raw":
+        if before:
+            roles = ", ".join(str(message["role"]) for message in before)
+            raise DataError(f"the prompt has messages ahead of the problem ({roles}); set data.template.kind=chat")
+        return text + template.prefill
+    chat_template = chat_template_of(tokenizer)
+    problem_message: Message = {"role": "user", "content": text}
+    messages = [*_system_message(template, before), *before, problem_message]
+    text = chat_template.render(messages, template.date or date.today())
+    _check_prefill(template.prefill, text, chat_template.source)
+    _check_characters(text, chat_template.source)
     return text + template.prefill
 
 
-def _apply_chat_template(template: TemplateConfig, tokenizer: Tokenizer, text: str) -> str:
-    if not tokenizer.chat_template:
-        raise DataError(f"{tokenizer.name_or_path}: the tokenizer has no chat template; set data.template.kind=raw")
-    messages = [{"role": "user", "content": text}]
-    if template.system is not None:
-        messages.insert(0, {"role": "system", "content": SYSTEM_MESSAGES.get(template.system, template.system)})
-    from jinja2 import TemplateError
+def chat_template_of(tokenizer: Tokenizer) -> ChatTemplate:
+    """The chat template of a tokenizer. Raises DataError where it has none."""
+    source = tokenizer.name_or_path
+    return ChatTemplate(source, only_template(tokenizer.chat_template, source), tokenizer.special_tokens_map)
 
+
+def system_text(template: TemplateConfig) -> str | None:
+    """The recipe's system message, in full."""
+    return None if template.system is None else SYSTEM_MESSAGES.get(template.system, template.system)
+
+
+def without_opening(trace: str, prompt: str, prefill: str) -> str:
+    """A trace as it goes on after its prompt, without what the prompt ends with already.
+
+    That is the recipe's prefill, or the tag that the chat template opens the response with, such as `<think>`.
+    """
+    tag = _OPEN_TAG.search(prompt)
+    opening = tag.group() if tag else ""
+    starts = (prefill, opening, opening.rstrip())
+    return trace.removeprefix(next((start for start in starts if start and trace.startswith(start)), ""))
+
+
+def _system_message(template: TemplateConfig, before: Sequence[Message]) -> list[Message]:
+    text = system_text(template)
+    if text is None or any(message["role"] in ("system", "developer") for message in before):
+        return []
+    return [{"role": "system", "content": text}]
+
+
+def _check_prefill(prefill: str, prompt: str, source: str) -> None:
+    if prefill.strip() and prompt.rstrip().endswith(prefill.strip()):
+        raise ConfigError(
+            f"data.template.prefill: {prefill!r} is how the chat template of {source} ends already; "
+            "remove data.template.prefill"
+        )
+
+
+def _check_characters(prompt: str, source: str) -> None:
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:
-        raise DataError(
-            f"{tokenizer.name_or_path}: the chat template fails ({error}); set data.template.kind=raw or another system"
-        ) from error
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{source}: the chat template writes half a character ({error.reason}); mend it") from None

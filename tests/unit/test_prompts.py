@@ -31,7 +31,7 @@ RAW = DataConfig(train="", template=TemplateConfig(kind="raw"))
 CHAT = DataConfig(train="", template=TemplateConfig())
 DAPO_ROW = {
     "data_source": "math_dapo",
-    "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "Solve: 1+1"}],
+    "prompt": [{"role": "user", "content": "Solve: 1+1"}],
     "reward_model": {"ground_truth": "2", "style": "rule-lighteval/MATH_v2"},
     "extra_info": {"index": "a"},
 }
@@ -239,7 +239,7 @@ GOOD = '{"problem": "p", "answer": "1"}\n'
             "data.jsonl",
             '{"text": "p", "answer": "1"}',
             False,
-            r"no column prompt \| problem \| question among those found \(text, answer\); set data\.problem_column",
+            r"no column prompt \| .* \| conversations among those found \(text, answer\); set data\.problem_column",
         ),
         ("data.jsonl", '{"problem": "p", "gold": "1"}', False, r"found \(problem, gold\); set data\.answer_column"),
         ("data.jsonl", GOOD, True, r"found \(problem, answer\); set data\.trace_column"),
