@@ -1,6 +1,7 @@
 """What each command of the command line does, from its arguments. Heavy imports happen inside."""
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -55,7 +56,8 @@ def plan(arguments: argparse.Namespace) -> int:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    from megatron_opd import launch
+    from megatron_opd import launch, run_lock
+    from megatron_opd.config.check import check_run_directory
     from megatron_opd.preflight import check_data
 
     config = _config_to_train(arguments)
@@ -68,11 +70,17 @@ def train(arguments: argparse.Namespace) -> int:
     if not os.environ.get(launch.PREFLIGHT_DONE):
         _preflight(config, nproc, resume=arguments.resume)
         _warn(check_data(config))
+    alone = run_lock.held(Path(config.directory)) if _is_first() else contextlib.nullcontext()
     if nproc > 1 and not launched:
+        with alone:  # refused before processes are started; rank 0 then takes it for as long as they run
+            pass
         return _launch(nproc, arguments)
-    from megatron_opd.loop import train
+    with alone:
+        if _is_first():
+            check_run_directory(config, resume=arguments.resume)  # another may have worked there until now
+        from megatron_opd.loop import train
 
-    train(config, resume=arguments.resume)
+        train(config, resume=arguments.resume)
     return 0
 
 
@@ -97,7 +105,7 @@ def _preflight(config: Any, nproc: int, *, resume: bool) -> None:
     _warn(preflight(config, world_size=nproc))
     if resume:
         check_resumed(config)
-    elif int(os.environ.get("RANK", "0")) == 0:  # another rank may look after rank 0 has made the directory
+    elif _is_first():  # another rank may look after rank 0 has made the directory
         check_run_directory(config, resume=False)
 
 
@@ -200,8 +208,12 @@ def doctor(arguments: argparse.Namespace) -> int:
     return run(load_config(arguments.recipe, arguments.overrides) if arguments.recipe else None, arguments.nproc)
 
 
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _warn(warnings: list[str]) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    if _is_first():
         for text in warnings:
             print(f"megatron-opd: warning: {text}", file=sys.stderr, flush=True)
 

@@ -11,12 +11,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_opd.config.load import dump_config
 from megatron_opd.config.plan import plan
 from megatron_opd.config.schema import ModelConfig, RunConfig
 from megatron_opd.errors import DataError, Interrupted, OutOfTime, RunError
 from megatron_opd.mcore import parallel as groups
-from megatron_opd.metrics.run_directory import write_atomically
 from megatron_opd.metrics.sinks import Sinks
 from megatron_opd.models import Models, assemble
 from megatron_opd.prompts.data import load_heldout, load_training
@@ -275,7 +273,6 @@ def _open_sinks(
         try:
             sinks = Sinks(directory, config, tokenizer, resume_step)
             closing.callback(sinks.close)
-            write_atomically(directory / "config.yaml", dump_config(config).encode())
         except Exception as error:
             outcome = [error]
     dist.broadcast_object_list(outcome, src=0)

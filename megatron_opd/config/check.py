@@ -24,6 +24,9 @@ from megatron_opd.config.schema import (
 from megatron_opd.errors import ConfigError
 from megatron_opd.weights.check import check_weights
 
+RUN_LOCK = ".lock"
+_NOTHING_YET = {RUN_LOCK, "config.yaml.tmp"}  # what a process may leave that was killed before its run began
+
 
 def preflight(config: RunConfig, *, world_size: int | None) -> list[str]:
     """Checks everything but the data and the run directory; returns warnings.
@@ -42,12 +45,24 @@ def preflight(config: RunConfig, *, world_size: int | None) -> list[str]:
 
 
 def check_run_directory(config: RunConfig, *, resume: bool) -> None:
-    """The run's directory must be new (or, to resume, a run) and writable. Raises ConfigError naming run_dir."""
+    """The run's directory must be new (or, to resume, a run) and writable. Raises ConfigError naming run_dir.
+
+    It is a run from its config.yaml on, the first file that is written.
+    """
     directory = Path(config.directory)
-    if resume and not (directory / "config.yaml").is_file():
+    is_run = (directory / "config.yaml").is_file()
+    others = sorted({path.name for path in directory.iterdir()} - _NOTHING_YET) if directory.is_dir() else []
+    if others and not is_run:
+        raise ConfigError(
+            f"run_dir: {directory} exists already and is no run: it has {others[0]} and no config.yaml; "
+            "give another run_dir=..., or empty it"
+        )
+    if resume and not is_run:
         raise ConfigError(f"run_dir: {directory} holds no run to resume; leave out --resume, or give run_dir=...")
-    if not resume and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if not resume and is_run:
         raise ConfigError(f"run_dir: {directory} exists already; use --resume to go on with it, or run_dir=...")
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"run_dir: {directory} is a file; give another run_dir=...")
     parent = next(each for each in (directory, *directory.absolute().parents) if each.exists())
     try:
         with tempfile.TemporaryFile(dir=parent):

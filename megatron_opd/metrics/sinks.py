@@ -8,6 +8,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
+from megatron_opd.config.load import dump_config
 from megatron_opd.config.schema import RunConfig
 from megatron_opd.errors import ConfigError
 from megatron_opd.metrics import run_directory
@@ -43,7 +44,10 @@ class Sinks:
             run_directory.drop_steps_from(self.run_dir, resume_step)
         elif metrics_file.exists():
             raise ConfigError(f"run_dir: {run_dir} already holds a run; pass --resume or choose another directory")
-        (self.run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        # The first file: with it, and not before, the directory is a run that can be resumed.
+        run_directory.write_atomically(self.run_dir / "config.yaml", dump_config(config).encode())
+        (self.run_dir / "rollouts").mkdir(exist_ok=True)
         environment = json.dumps(describe_environment() | {"resumed_at_step": resume_step}, indent=2)
         run_directory.write_atomically(self.run_dir / "env.json", environment.encode() + b"\n")
         self._metrics_file = metrics_file.open("ab")

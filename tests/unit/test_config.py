@@ -631,6 +631,16 @@ def test_the_run_directory_is_new_or_a_run(recipe: str, tmp_path: Path) -> None:
         check_run_directory(config, resume=True)
     (tmp_path / "deep" / "run").mkdir(parents=True)
     check_run_directory(config, resume=False)  # empty
+    (tmp_path / "deep" / "run" / ".lock").touch()  # of a process that was killed when it had just begun
+    (tmp_path / "deep" / "run" / "config.yaml.tmp").touch()
+    check_run_directory(config, resume=False)
+    with pytest.raises(ConfigError, match="holds no run to resume; leave out --resume"):
+        check_run_directory(config, resume=True)
+    (tmp_path / "deep" / "run" / "metrics.jsonl").touch()
+    for resume in (False, True):  # neither advice leads to the other
+        with pytest.raises(ConfigError, match=r"it has metrics.jsonl and no config.yaml; give another run_dir=..., or"):
+            check_run_directory(config, resume=resume)
+    (tmp_path / "deep" / "run" / "metrics.jsonl").unlink()
     reload(config, tmp_path / "deep" / "run")
     check_run_directory(config, resume=True)
     with pytest.raises(ConfigError, match=r"exists already; use --resume .*, or run_dir="):
