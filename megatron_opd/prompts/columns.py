@@ -92,7 +92,7 @@ def read_problem(row: Row, columns: Columns) -> Problem:
     if value is None or value in ("", [], {}) or (isinstance(value, str) and not value.strip()):
         raise BadField(f"no problem text in column {name}; fill it or remove the row")
     if not isinstance(value, str):
-        raise BadField(f"column {name} holds a {type(value).__name__}; it must be text or a list of messages")
+        raise BadField(f"column {name} holds {type(value).__name__}; it must be text or a list of messages")
     return Problem(value)
 
 

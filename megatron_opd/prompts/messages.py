@@ -82,7 +82,7 @@ def _standard(message: Message, number: int) -> Message:
         content = _joined(content, number)
     role = _ROLES.get(role.lower(), role.lower())
     if not isinstance(content, str) and not (content is None and role == "assistant" and message.get("tool_calls")):
-        kind = "no" if content is None else f"a {type(content).__name__} as its"
+        kind = "no" if content is None else f"{type(content).__name__} as its"
         raise BadField(f"no problem text: message {number} ({role}) has {kind} content; it must be text")
     further = {key: value for key, value in message.items() if key not in (role_key, content_key) and value is not None}
     return {"role": role, "content": content, **further}

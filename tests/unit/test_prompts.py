@@ -13,8 +13,6 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from megatron_opd.config.schema import DataConfig, TemplateConfig
 from megatron_opd.errors import ConfigError, DataError
@@ -22,11 +20,8 @@ from megatron_opd.prompts.data import load_prompts
 from megatron_opd.prompts.template import render
 from megatron_opd.prompts.tokenizer import load_tokenizer
 from megatron_opd.records import Prompt
+from tests.unit.byte_tokenizer import write_byte_tokenizer
 
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 RAW = DataConfig(train="", template=TemplateConfig(kind="raw"))
 CHAT = DataConfig(train="", template=TemplateConfig())
 DAPO_ROW = {
@@ -47,17 +42,7 @@ OPENR1_ROW = {
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer of one token per byte, saved as a model directory holds it."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: i for i, token in enumerate(["</s>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
-    fast.chat_template = CHAT_TEMPLATE
-    path = tmp_path_factory.mktemp("model")
-    fast.save_pretrained(path)
-    return path
+    return write_byte_tokenizer(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
