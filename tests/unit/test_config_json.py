@@ -119,7 +119,8 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
 ]
 NO_OBJECT = {
     "a list": "[1]", "a text": '"qwen2"', "null": "null", "a number": "7", "nothing": "", "blanks": " \n",
-    "half": '{"a"',    "Python": "{'model_type': 'qwen2'}", "a byte order mark": "\ufeff{}", "deep": "[" * 100_000, "digits": "9" * 5000,
+    "half": '{"a"', "Python": "{'model_type': 'qwen2'}", "a byte order mark": "\ufeff{}", "deep": "[" * 100_000,
+    "digits": "9" * 5000,
 }  # fmt: skip
 
 
