@@ -12,7 +12,7 @@ from megatron_opd.manifest import checkpoint_steps
 from megatron_opd.prompts.data import load_heldout, load_training
 from megatron_opd.prompts.files import shown
 from megatron_opd.prompts.pin import check_unchanged
-from megatron_opd.prompts.tokenizer import load_tokenizer
+from megatron_opd.prompts.tokenizer import tokenizer_for_checks
 from megatron_opd.records import Prompt
 
 # Keys that a resumed run may change.
@@ -31,7 +31,7 @@ def check_recipe(config: RunConfig, *, world_size: int | None) -> list[str]:
 
 def check_data(config: RunConfig) -> list[str]:
     """Reads the data files as the run will."""
-    tokenizer, needs = load_tokenizer(config.student.path), plan(config.method)
+    tokenizer, needs = tokenizer_for_checks(config.student.path), plan(config.method)
     check_unchanged(config)
     warnings: list[str] = []
     prompts = load_training(config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces, warn=warnings.append)

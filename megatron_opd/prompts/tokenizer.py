@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_opd.errors import DataError
+from megatron_opd.prompts.light_tokenizer import read_light_tokenizer
 
 Tokenizer = Any  # transformers.PreTrainedTokenizerBase, which would be a slow import
 
@@ -31,3 +32,11 @@ def eos_token_id(tokenizer: Tokenizer) -> int:
     if tokenizer.eos_token_id is None:
         raise DataError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token; set eos_token in its config")
     return int(tokenizer.eos_token_id)
+
+
+def tokenizer_for_checks(model_dir: str | Path) -> Tokenizer:
+    """One that renders and tokenises as that of `load_tokenizer` does, where possible without importing transformers.
+
+    Raises DataError as `load_tokenizer` does.
+    """
+    return read_light_tokenizer(Path(model_dir)) or load_tokenizer(model_dir)

@@ -39,7 +39,7 @@ def write_model(directory: Path, *, tokens: list[str] | None = None, **changes: 
     vocabulary = {token: index for index, token in enumerate(tokens or TOKENS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.add_special_tokens(["<eos>"])
+    tokenizer.add_special_tokens(["<eos>", "<unk>"])
     tokenizer.save(str(directory / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "unk_token": "<unk>"}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
