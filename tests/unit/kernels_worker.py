@@ -62,3 +62,31 @@ def test_nan_is_not_silenced():
     columns_TK, here_TK = shard.columns(torch.zeros(2, 1, dtype=torch.long))
     sums = kernels.statistics(logits_TV, columns_TK, here_TK, shard, 1.0, with_entropy=True).sum_T
     assert sums.isnan().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("tokens", "width", "valid", "k"), [
+    (5, 70, 70, 1), (3, 320, 300, 64), (4, 33, 33, 65), (2, 32, 0, 2), (0, 64, 64, 3), (3, 31, 7, 9), (2, 512, 480, 5),
+])  # fmt: skip
+@pytest.mark.parametrize("kind", ["distinct", "many ties", "zeros of both signs", "masked"])
+def test_the_best_columns_are_those_of_a_stable_sort(tokens, width, valid, k, dtype, kind):
+    torch.manual_seed(width + k)
+    logits_TV = (torch.randn(tokens, width) * 5).to(dtype)
+    if kind == "many ties":
+        logits_TV = logits_TV.round()
+    if kind == "zeros of both signs":
+        logits_TV = torch.where(torch.rand(tokens, width) < 0.5, -0.0, 0.0).to(dtype)
+    if kind == "masked":
+        logits_TV.masked_fill_(torch.rand(tokens, width) < 0.9, -torch.inf)
+    values_TK, ids_TK = kernels.best(logits_TV, k, Shard(width, width, valid), 0.7)
+    ordered = (logits_TV[:, :valid].float() / 0.7 + 0.0).sort(dim=1, descending=True, stable=True)
+    torch.testing.assert_close(values_TK, ordered.values[:, :k], rtol=0, atol=0)
+    assert torch.equal(ids_TK, ordered.indices[:, :k] + width)
+
+
+def test_more_chunks_than_half_a_key_counts(monkeypatch):
+    logits_TV = torch.randn(2, 70_000).bfloat16()
+    monkeypatch.setattr(kernels, "CHUNK", 1)
+    values_TK, ids_TK = kernels.best(logits_TV, 3, Shard(0, 70_000, 70_000), 1.0)
+    ordered = logits_TV.float().sort(dim=1, descending=True, stable=True)
+    assert torch.equal(values_TK, ordered.values[:, :3]) and torch.equal(ids_TK, ordered.indices[:, :3])

@@ -12,6 +12,7 @@ from torch import Tensor
 from megatron_opd.mcore.vocab_parallel.shards import Shard, Statistics
 
 BLOCK_ELEMENTS = 2**20  # 4 MiB of float32: fits a usual last-level cache, and is long against the cost of a call
+CUDA_BLOCK_ELEMENTS = 2**24  # a call costs as much there, and a number a hundredth
 FINITE = -1e25  # in the place of -inf where it meets a probability of 0
 
 
@@ -123,7 +124,8 @@ class _Scratch:
 
     def __init__(self, logits_TV: Tensor, shard: Shard, dtype: torch.dtype, *, buffers: int) -> None:
         self.logits_TV, self.valid, self.dtype = logits_TV, shard.valid, dtype
-        self.rows = max(1, min(BLOCK_ELEMENTS // shard.valid, len(logits_TV)))
+        elements = CUDA_BLOCK_ELEMENTS if logits_TV.is_cuda else BLOCK_ELEMENTS
+        self.rows = max(1, min(elements // shard.valid, len(logits_TV)))
         self.buffers = logits_TV.new_empty((buffers, self.rows, shard.valid), dtype=dtype)
 
     def blocks(self) -> Iterator[slice]:

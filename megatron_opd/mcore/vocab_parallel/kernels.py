@@ -14,6 +14,7 @@ from megatron_opd.mcore.vocab_parallel.shards import Shard, Statistics
 
 BLOCK = 4096
 _WARPS = 8
+CHUNK = 32  # columns that are represented by their maximum while the best are looked for
 
 
 @triton.jit
@@ -125,6 +126,47 @@ def gradient(
             columns_TK.shape[1],
             K_PADDED=_padded(columns_TK), BLOCK=BLOCK, WITH_ENTROPY=entropy is not None, num_warps=_WARPS,
         )  # fmt: skip
+
+
+def best(logits_TV: Tensor, k: int, shard: Shard, temperature: float) -> tuple[Tensor, Tensor]:
+    """As `blocks.best`, with a few large operations and no wait for the device.
+
+    The k best columns lie in the k chunks with the largest maxima, of equal ones the first: one column of each chunk
+    that is before another column's chunk is also before that column. So all columns are read once, for the maxima.
+    """
+    k = min(k, shard.valid)
+    whole = shard.valid // CHUNK * CHUNK
+    if k == 0:
+        empty_TK = Statistics.empty(len(logits_TV), 0, logits_TV).at_TK
+        return empty_TK, empty_TK.long()
+    parts = [logits_TV[:, :whole].unflatten(1, (-1, CHUNK)).amax(dim=2)] if whole else []
+    if whole < shard.valid:
+        parts.append(logits_TV[:, whole : shard.valid].amax(dim=1, keepdim=True))
+    max_TC = torch.cat(parts, dim=1)
+    chunks_TC = _largest(max_TC, min(k, max_TC.shape[1])).sort(dim=1).values
+    inside_B = torch.arange(CHUNK, device=logits_TV.device)
+    columns_TX = (chunks_TC[:, :, None] * CHUNK + inside_B).flatten(1)
+    candidates_TX = logits_TV.gather(1, columns_TX.clamp(max=shard.valid - 1))
+    candidates_TX.masked_fill_(columns_TX >= shard.valid, -torch.inf)
+    places_TK = _largest(candidates_TX, k)
+    values_TK = candidates_TX.gather(1, places_TK).float() / temperature
+    return values_TK, columns_TX.gather(1, places_TK) + shard.first_id
+
+
+def _largest(values_TX: Tensor, k: int) -> Tensor:
+    """The places of the k largest numbers of each row, the largest first, equal ones in order of their place.
+
+    The number's bits, in an integer's order, and the place make one integer, so that no two are equal.
+    """
+    half = values_TX.element_size() == 2 and values_TX.shape[1] <= 2**16
+    bits, wide = (16, torch.int32) if half else (32, torch.int64)
+    values_TX = values_TX + 0.0 if half else values_TX.float() + 0.0  # of the zeros, -0 would come after +0
+    number_TX = values_TX.view(torch.int16 if half else torch.int32)
+    number_TX = number_TX ^ ((number_TX >> (bits - 1)) & (2 ** (bits - 1) - 1))
+    place_X = torch.arange(values_TX.shape[1], dtype=wide, device=values_TX.device)
+    last = 2**bits - 1
+    keys_TX = (number_TX.to(wide) << bits) | (last - place_X)
+    return (last - (keys_TX.topk(k, dim=1).values & last)).long()
 
 
 def _bytes(mask: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_opd.mcore.vocab_parallel import blocks
 from megatron_opd.mcore.vocab_parallel.checks import check_hidden, check_ids, check_k
 from megatron_opd.mcore.vocab_parallel.ops import TeacherTopK, grad_of_targets, merge_topk, no_ids, passes
 from megatron_opd.mcore.vocab_parallel.shards import Group, Shard, Statistics, combine, size
@@ -79,7 +78,7 @@ def linear_topk(
         logits_TV = hidden_TD[rows] @ weight_VD.T
         local = passes(logits_TV).statistics
         parts.append(local(logits_TV, columns_TJ[rows], here_TJ[rows], shard, temperature, with_entropy=True))
-        best.append(blocks.best(logits_TV, k, shard, temperature))
+        best.append(passes(logits_TV).best(logits_TV, k, shard, temperature))
     values_TK, ids_TK = (torch.cat(each) for each in zip(*best, strict=True))
     return merge_topk(Statistics.joined(parts), (values_TK, ids_TK), ids_TJ, k, group, valid_vocab_size)
 

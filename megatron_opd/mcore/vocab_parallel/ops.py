@@ -94,7 +94,7 @@ def topk(
     shard = Shard.of(logits_TV.shape[1], group, valid_vocab_size)
     columns_TJ, here_TJ = shard.columns(ids_TJ)
     local = passes(logits_TV).statistics(logits_TV, columns_TJ, here_TJ, shard, temperature, with_entropy=True)
-    best = blocks.best(logits_TV, k, shard, temperature)
+    best = passes(logits_TV).best(logits_TV, k, shard, temperature)
     return merge_topk(local, best, ids_TJ, k, group, valid_vocab_size)
 
 
@@ -103,7 +103,7 @@ def no_ids(like: Tensor) -> Tensor:
 
 
 def passes(logits_TV: Tensor) -> ModuleType:
-    """The module whose `statistics` and `gradient` run on these logits."""
+    """The module whose `statistics`, `gradient` and `best` run on these logits."""
     if not logits_TV.is_cuda or logits_TV.dtype == torch.float64:
         return blocks
     from megatron_opd.mcore.vocab_parallel import kernels
