@@ -41,6 +41,7 @@ def one_step(run: Run, step: int) -> StepRecord:
     metrics = held_out(run, step) if run.evaluates_at(step) else {}
     clock = Clock()
     rollouts = collect(run, step, clock)  # generate, verify, gather
+    run.rest_engine()
     with clock("teacher"):
         signals = run.signals(rollouts, step)
     with clock("train"):

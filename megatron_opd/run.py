@@ -58,6 +58,11 @@ class Run(Models):
         report = push(tensors, self.engine, version)
         return {"refit/bytes": report.bytes, "refit/max_error": report.max_error}
 
+    def rest_engine(self) -> None:
+        """The device's memory is for the models now, also in a step that sampled nothing after the last refit."""
+        if self.engine:
+            self.engine.sleep()
+
     def sampled[T](self, work: Callable[[], T]) -> T:
         """The result of `work`, which samples with the engines. Collective.
 

@@ -72,7 +72,7 @@ class RolloutEngine:
 
         self._weights = LoadedWeights(self._llm.apply_model(lambda model: model)[0])
         self._tokenizer = self._llm.get_tokenizer()
-        self._sleep()
+        self.sleep()
 
     def restart(self) -> None:
         """A new engine in the place of one that failed, as it was constructed. All ranks together, as to construct.
@@ -81,7 +81,11 @@ class RolloutEngine:
         """
         with contextlib.suppress(Exception):  # of an engine in any state
             self.close()
+        for name in ("_llm", "_weights"):  # also where `close` failed: the next engine needs their memory
+            vars(self).pop(name, None)
         gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         self._start()
 
     # ------------------------------------------------------------------------------------------------ sampling
@@ -161,15 +165,16 @@ class RolloutEngine:
             for request in requests
         ]
         contexts = [np.concatenate([request.prompt.token_ids, request.given]) for request in requests]
-        self._wake()
         try:
-            outputs = self._run(contexts, params, keep_cache, on_progress)
+            self._wake()
+            try:
+                outputs = self._run(contexts, params, keep_cache, on_progress)
+            finally:
+                self.sleep()
         except OpdError:
             raise
         except Exception as error:
             raise RunError(f"vLLM failed while generating: {error!r}") from error
-        finally:
-            self._sleep()
         return [_completion(request, output) for request, output in zip(requests, outputs, strict=True)]
 
     def _run(
@@ -220,9 +225,9 @@ class RolloutEngine:
         a tensor that is missing, unknown or of another shape, and what `named_tensors` raises.
         """
         self.policy_version = None
-        self._wake()
         delivery = Delivery(named_tensors, self._weights.shapes)
         try:
+            self._wake()
             # Layer by layer through vLLM's loaders: on the host they pack anew what a plain copy would not reach.
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(delivery)})
         except Exception as error:
@@ -242,7 +247,8 @@ class RolloutEngine:
             self._llm.wake_up()
             self._asleep = False
 
-    def _sleep(self) -> None:
+    def sleep(self) -> None:
+        """Gives the device's memory to models that score or train; the next call wakes the engine."""
         if self._sleeps and not self._asleep:
             self._llm.sleep(level=1)
             self._asleep = True

@@ -73,6 +73,9 @@ class RemoteEngine:
         self.policy_version = None
         self._bridge.ask(_Reload(), named_tensors)
 
+    def sleep(self) -> None:
+        """Nothing: the engines have devices of their own."""
+
     def project(self, name: str, probes: Probes) -> list[torch.Tensor]:
         """As `RolloutEngine.project`, of the copies of all engines."""
         signs_I = probes.signs_I
