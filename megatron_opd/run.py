@@ -11,10 +11,12 @@ from typing import Any
 
 import torch.distributed as dist
 
+from megatron_opd import exported
 from megatron_opd.config.plan import plan
 from megatron_opd.config.schema import ModelConfig, RunConfig
 from megatron_opd.errors import DataError, Interrupted, OutOfTime, RunError
 from megatron_opd.mcore import parallel as groups
+from megatron_opd.metrics.run_directory import disk_may_be_full
 from megatron_opd.metrics.sinks import Sinks
 from megatron_opd.models import Models, assemble
 from megatron_opd.prompts.data import load_heldout, load_training
@@ -43,7 +45,6 @@ class Run(Models):
     heldout: list[Prompt]
     sinks: Sinks | None  # on rank 0
     stop: "StopRequest"
-    resumed_at: int  # steps done when this process began
     step: int  # steps done; also the policy version of the weights
     carried: dict[str, float] = field(default_factory=dict)  # metrics of work after a step's record was written
 
@@ -106,6 +107,8 @@ class Run(Models):
                 "num_steps": self.config.num_steps,
             }
             start = time.perf_counter()
+            if self.sinks:
+                self.sinks.sync()
             checkpoint.save(self.directory / "checkpoints", self.step, self.trained, state, keep=settings.keep)
             self.carried["timing/checkpoint_seconds"] = time.perf_counter() - start
         if stopping and not last:
@@ -117,15 +120,15 @@ class Run(Models):
             )
 
     def export(self) -> None:
-        """The student as a Hugging Face directory, `<run>/hf`; one of before a resume is kept as `hf-step-NNNNNN`."""
-        out, known = self.directory / "hf", [False]
-        if dist.get_rank() == 0 and out.exists():
-            known = [self.step == self.resumed_at]
-            if not known[0]:
-                out.rename(self.directory / f"hf-step-{self.resumed_at:06d}")
-        dist.broadcast_object_list(known, src=0)
-        if not known[0]:
-            export_hf(self.student.bare_chunks, self.student.arch, self.student.parallel, self.config.student.path, out)
+        """The student as a Hugging Face directory, `<run>/hf`, unless it is there. Collective, after the last save."""
+        due: list[Any] = [None]
+        if dist.get_rank() == 0:
+            origin = exported.origin_of(self.directory, self.step)
+            due = [origin if exported.make_way(self.directory, origin) else None]
+        dist.broadcast_object_list(due, src=0)
+        if due[0]:
+            student, source, out = self.student, self.config.student.path, self.directory / "hf"
+            export_hf(student.bare_chunks, student.arch, student.parallel, source, out, origin=due[0])
             self.note(f"exported {out}, a Hugging Face directory")
 
     def report(self) -> None:
@@ -161,7 +164,7 @@ class StopRequest:
 @contextlib.contextmanager
 def open_run(config: RunConfig, *, resume: bool) -> Iterator[Run]:
     """Assembles the stations, hands out the run, and takes everything down again whatever happens."""
-    with contextlib.ExitStack() as closing:
+    with disk_may_be_full(Path(config.directory)), contextlib.ExitStack() as closing:
         stop = StopRequest()
         closing.callback(stop.restore)
         run = _assemble(config, resume, stop, closing)
@@ -194,7 +197,7 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
     sinks = _open_sinks(config, directory, tokenizer, state["step"] if resume else None, closing)
     run = Run(
         **vars(models), directory=directory, engine=engine, teacher_engine=teacher_engine, rewards=rewards,
-        source=source, heldout=heldout, sinks=sinks, stop=stop, resumed_at=state["step"], step=state["step"],
+        source=source, heldout=heldout, sinks=sinks, stop=stop, step=state["step"],
     )  # fmt: skip
     for line in warnings + _other_length(config, state):
         run.note(line)

@@ -4,19 +4,24 @@
 line, and `heldout/step-000123.jsonl` the answers of an evaluation in the same form.
 """
 
+import contextlib
+import errno
 import json
 import math
 import os
+import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from megatron_opd.errors import DataError
+from megatron_opd.errors import DataError, RunError
 from megatron_opd.records import Rollout, TeacherSignals
 
 Row = dict[str, Any]
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 def metrics_path(run_dir: Path) -> Path:
@@ -32,12 +37,30 @@ def heldout_path(run_dir: Path, step: int) -> Path:
 
 
 def rollout_files(run_dir: Path, folder: str = "rollouts") -> dict[int, Path]:
-    """step -> file, in step order."""
-    files = (run_dir / folder).glob("step-*.jsonl")
-    return dict(sorted((int(path.stem.removeprefix("step-")), path) for path in files))
+    """step -> file, in step order. Files of other names are let be."""
+    named = [(re.fullmatch(r"step-(\d{6,})", path.stem), path) for path in (run_dir / folder).glob("step-*.jsonl")]
+    return dict(sorted((int(match[1]), path) for match, path in named if match))
 
 
 # ------------------------------------------------------------------------------------------------ writing
+@contextlib.contextmanager
+def disk_may_be_full(run_dir: Path) -> Iterator[None]:
+    """What a disk refuses to take becomes a RunError: the run goes on from its last checkpoint, and loses nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        path = Path(error.filename or run_dir)
+        place = next(each for each in (path, *path.absolute().parents) if each.exists())
+        free = shutil.disk_usage(place).free / 2**30
+        how = "go on with --resume" if (run_dir / "config.yaml").is_file() else "start again"
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror}, {free:.1f} GiB free there); "
+            f"what was saved is whole: make room and {how}"
+        ) from error
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """The file holds either its old content or all of the new one, even if the process dies."""
     temporary = path.with_name(path.name + ".tmp")

@@ -1,6 +1,7 @@
 """Where a step's record goes: `metrics.jsonl`, `rollouts/`, `heldout/`, TensorBoard and the terminal. Rank 0 only."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -69,6 +70,10 @@ class Sinks:
                 self._tensorboard.add_scalar(key, value, record.step)
             self._tensorboard.flush()
         self._console.log(record.step, record.metrics)
+
+    def sync(self) -> None:
+        """Returns when the steps are on disk: before a checkpoint is that builds on them."""
+        os.fsync(self._metrics_file.fileno())
 
     def log_heldout(self, step: int, rollouts: Sequence[Rollout]) -> None:
         """The answers of an evaluation of the weights at the start of `step`."""

@@ -12,7 +12,7 @@ from torch.nn import Module
 
 from megatron_opd.config.architecture import CHANGEABLE, Architecture, config_changes, read_architecture
 from megatron_opd.errors import DataError
-from megatron_opd.weights.hf import check_out_dir, write_hf
+from megatron_opd.weights.hf import Origin, check_out_dir, write_hf
 from megatron_opd.weights.load import refuse_unknown, slicing_group
 from megatron_opd.weights.names import named_parameters
 from megatron_opd.weights.table import Entry, hf_shapes, weight_table
@@ -58,12 +58,13 @@ def export_hf(
     out_dir: str | Path,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    origin: Origin | None = None,
 ) -> None:
     """Writes the model as a directory that transformers and vLLM load; tokenizer and config come from `source_dir`,
     but for what a recipe may change of the architecture.
 
     Every rank calls it: the first replica's ranks gather (all ranks where experts lie on several replicas), the first
-    rank writes, in `dtype` (None: the parameters').
+    rank writes, in `dtype` (None: the parameters'), and `origin` beside them.
     The directory is complete when that rank returns; others may return earlier. Raises DataError when `out_dir`
     exists or `source_dir` describes another model.
     """
@@ -75,7 +76,7 @@ def export_hf(
     if (parallel.tp_rank, parallel.pp_rank, parallel.copy_rank) == (0, 0, 0):
         dtype = dtype or next(chunks[0].parameters()).dtype
         shapes, changes = hf_shapes(weight_table(arch)), config_changes(source_dir, arch)
-        write_hf(out_dir, source_dir, tensors, shapes, dtype, max_shard_bytes, changes)
+        write_hf(out_dir, source_dir, tensors, shapes, dtype, max_shard_bytes, changes, origin)
     else:
         for _ in tensors:
             pass

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -15,6 +15,15 @@ from megatron_opd.manifest import MANIFEST, NewFile, sync
 from megatron_opd.weights.blocks import Extent, blocks_of
 from megatron_opd.weights.headers import INDEX, SINGLE, Shape, TensorHeader, read_headers
 from megatron_opd.weights.safetensors_file import dtype_of, extent, write_safetensors
+
+_ORIGIN = "origin.json"
+
+
+class Origin(TypedDict):
+    """The checkpoint of a run that weights are of: steps done, and the SHA-256 of its manifest."""
+
+    step: int
+    checkpoint_sha256: str
 
 
 class HfCheckpoint:
@@ -80,10 +89,11 @@ def write_hf(
     dtype: torch.dtype,
     max_shard_bytes: int,
     config_changes: Mapping[str, Any] | None = None,
+    origin: Origin | None = None,
 ) -> None:
     """Writes `tensors`, which come in the order of `shapes`, beside the config and tokenizer files of `source_dir`.
 
-    `config_changes`: keys of config.json that get other values.
+    `config_changes`: keys of config.json that get other values. `origin`: what the weights are of.
     Each tensor is written when it comes. The directory gets its name when it is complete and on disk; a failure leaves
     nothing behind. Raises DataError when `out_dir` exists.
     """
@@ -101,6 +111,8 @@ def write_hf(
             raise ValueError(f"tensor {left[0]} came after the last one")
         write_index(unfinished, shards, shapes, dtype)
         copy_companions(source_dir, unfinished, dtype, config_changes or {})
+        if origin:
+            (unfinished / _ORIGIN).write_text(json.dumps(origin) + "\n")
         for path in [*unfinished.iterdir(), unfinished]:
             sync(path)
         unfinished.rename(out_dir)
@@ -127,11 +139,20 @@ def write_index(
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
+def read_origin(model_dir: Path) -> Origin | None:
+    """What `write_hf` was told of the weights, if it was."""
+    try:
+        origin = json.loads((model_dir / _ORIGIN).read_text())
+        return {"step": int(origin["step"]), "checkpoint_sha256": str(origin["checkpoint_sha256"])}
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
 def companions(model_dir: Path) -> Iterator[Path]:
     """What lies beside the weights of a model: config, generation config, tokenizer and chat template."""
     for pattern in ("*.json", "*.jinja", "*.txt", "*.model"):
         for path in model_dir.glob(pattern):
-            if not path.name.endswith(".index.json") and path.name != MANIFEST:
+            if not path.name.endswith(".index.json") and path.name not in (MANIFEST, _ORIGIN):
                 yield path
 
 

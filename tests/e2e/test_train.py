@@ -198,6 +198,36 @@ def test_a_run_goes_on_in_another_layout(layout: str, whole_run: Path, tmp_path:
             assert row[key] == pytest.approx(expected[key], rel=1e-3), key
 
 
+def test_a_prolonged_run_follows_the_longer_schedule_and_exports_its_end(
+    layout: str, whole_run: Path, tmp_path: Path
+) -> None:
+    if layout == "tp2":
+        pytest.skip("the layout does not matter")
+    run, longer = tmp_path / "run", f"num_steps={STEPS + 2}"
+    shutil.copytree(whole_run, run)
+    stdout, _ = command("train", run, "--resume", longer, nproc=2)
+    assert f"goes on as that of num_steps={STEPS + 2}" in stdout
+    rates = [row["train/learning_rate"] for row in rows_of(run)[:-1]]
+    assert len(rates) == STEPS + 2 and rates[STEPS] > 0
+    rises = [after > before for before, after in pairwise(rates)]
+    assert rises[STEPS - 1] and not any(rises[STEPS:])  # less of the longer schedule is over
+    assert step_of(run / "hf") == STEPS + 2 and step_of(run / f"hf-step-{STEPS:06d}") == STEPS
+    weights = {name: (run / name / "model.safetensors").read_bytes() for name in ("hf", f"hf-step-{STEPS:06d}")}
+    assert weights[f"hf-step-{STEPS:06d}"] == (whole_run / "hf" / "model.safetensors").read_bytes()
+
+    shutil.rmtree(run / "hf")  # as if it had been killed before its export
+    (run / f"hf-step-{STEPS:06d}").rename(run / "hf")
+    command("train", run, "--resume")
+    assert step_of(run / "hf") == STEPS + 2
+    assert {name: (run / name / "model.safetensors").read_bytes() for name in weights} == weights
+    _, stderr = command("train", run, "--resume", f"num_steps={STEPS}", code=2)
+    assert f"num_steps: {STEPS} is below the {STEPS + 2} steps that {run} has done" in stderr.splitlines()[-1]
+
+
+def step_of(hf: Path) -> int:
+    return json.loads((hf / "origin.json").read_text())["step"]
+
+
 @pytest.mark.timeout(600)
 def test_a_run_killed_in_any_phase_goes_on_as_if_nothing_had_happened(bench: Bench, tmp_path: Path) -> None:
     """kill -9 while sampling, verifying, scoring, in a forward pass, after the optimizer, in the refit, the save ...

@@ -1,0 +1,76 @@
+"""A disk that is full while a step is logged ends the run with one line, and a resumed run has every step."""
+
+import errno
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from megatron_opd.config.schema import LogConfig
+from megatron_opd.errors import RunError
+from megatron_opd.metrics.run_directory import disk_may_be_full, rollout_files
+from megatron_opd.metrics.sinks import Sinks
+from tests.unit.test_metrics import files_of, make_config, make_record, make_tokenizer
+
+LOGS = {
+    "metrics": (LogConfig(tensorboard=False, rollouts_per_step=0), 2000),
+    "rollouts": (LogConfig(tensorboard=False, rollouts_per_step=3), 1000),
+    "tensorboard": (LogConfig(tensorboard=True, rollouts_per_step=0), 500),
+}  # what is logged, and the most bytes that a file may have
+
+
+@pytest.fixture
+def limit() -> Iterator[Callable[[int], None]]:
+    """Limits the size of files: the same calls fail in the same places as on a full disk."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def write(
+    run_dir: Path,
+    log: LogConfig,
+    steps: range,
+    resume_step: int | None = None,
+    opened: Callable[[], None] = lambda: None,
+) -> None:
+    with disk_may_be_full(run_dir), Sinks(run_dir, make_config(log=log), make_tokenizer(), resume_step) as sinks:
+        opened()
+        for step in steps:
+            sinks.log(make_record(step))
+            sinks.sync()
+
+
+@pytest.mark.parametrize("kind", LOGS)
+def test_one_line_and_nothing_lost(kind: str, tmp_path: Path, limit: Callable[[int], None]) -> None:
+    (log, size), run = LOGS[kind], tmp_path / "run"
+    write(tmp_path / "whole", log, range(9))
+    write(run, log, range(2))  # saved here
+    with pytest.raises(RunError, match=r"cannot be written \(File too large, .* free there\); what was saved is whole"):
+        write(run, log, range(2, 9), resume_step=2, opened=lambda: limit(size))
+    limit(resource.RLIM_INFINITY)
+    write(run, log, range(2, 9), resume_step=2)
+    assert files_of(run) == files_of(tmp_path / "whole")
+
+
+def test_a_start_that_the_disk_refuses_is_started_again(tmp_path: Path, limit: Callable[[int], None]) -> None:
+    limit(100)
+    with pytest.raises(RunError, match=r"make room and start again$"):
+        write(tmp_path, LOGS["metrics"][0], range(1))
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="name") as caught, disk_may_be_full(tmp_path):
+        raise OSError(errno.ENOENT, "name")
+    assert not isinstance(caught.value, RunError)
+
+
+def test_other_names_among_the_samples_are_let_be(tmp_path: Path) -> None:
+    (tmp_path / "rollouts").mkdir()
+    for name in ("step-000003.jsonl", "step-abc.jsonl", "step-000002 (copy).jsonl", "step-000001.jsonl", ".DS_Store"):
+        (tmp_path / "rollouts" / name).touch()
+    assert list(rollout_files(tmp_path)) == [1, 3]
