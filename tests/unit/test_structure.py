@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -89,3 +90,24 @@ def test_files_are_short_and_named_after_what_they_do(path: Path) -> None:
     lines = len(path.read_text().splitlines())
     assert lines <= MAX_LINES, f"{path} has {lines} lines; split it"
     assert path.stem not in {"utils", "util", "helpers", "misc", "common"}, f"{path}: name it after what it does"
+
+
+def unpickles(tree: ast.AST) -> Iterator[str]:
+    """Calls that may run code of whoever wrote a file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            name = ast.unparse(node.func)
+            safe = any(each.arg == "weights_only" and ast.unparse(each.value) == "True" for each in node.keywords)
+            if name in ("pickle.load", "pickle.loads", "dist_checkpointing.load") or (
+                name == "torch.load" and not safe
+            ):
+                yield name
+        if isinstance(node, ast.ImportFrom) and node.module in ("pickle", "dill", "cloudpickle", "joblib", "marshal"):
+            yield node.module
+
+
+def test_files_are_never_unpickled() -> None:
+    """mcore/bridge.py: messages between the processes of one run."""
+    bad = {path: sorted(unpickles(ast.parse(path.read_text()))) for path in SOURCES}
+    assert {path.name: names for path, names in bad.items() if names} == {"bridge.py": ["pickle.loads"]}
+    assert list(unpickles(ast.parse("torch.load(path)\ntorch.load(path, weights_only=True)"))) == ["torch.load"]
