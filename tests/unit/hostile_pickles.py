@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
 from megatron_opd.weights.metadata import read_metadata
 
@@ -78,5 +78,6 @@ def store_payload(directory: Path, key: str, mark: Path) -> None:
     metadata = read_metadata(directory)
     path = directory / "hostile.distcp"
     torch.save([Payload(mark)], path)
+    metadata.state_dict_metadata[key] = BytesStorageMetadata()
     metadata.storage_data[MetadataIndex(key)] = _StorageInfo(path.name, 0, path.stat().st_size)
     (directory / ".metadata").write_bytes(pickle.dumps(metadata))
