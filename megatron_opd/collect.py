@@ -88,7 +88,8 @@ def sample(run: Run, prompts: list[Prompt], step: int) -> list[Rollout]:
     if method.teacher_share:
         assert isinstance(run.engine, RolloutEngine) and run.teacher_engine, "both engines are of this process"
         engines = (run.engine, run.teacher_engine)
-        mine = generate_mixture(*engines, share(prompts), teacher_share=method.teacher_share, **asked)
+        asked |= {"teacher_share": method.teacher_share, "merged": run.merged_ends}
+        mine = generate_mixture(*engines, share(prompts), **asked)
     else:
         prefix_of = PrefixLaw(method.prefix, settings, step, seed) if method.prefix else None
         mine = run.engine.generate(share(prompts), prefix_of=prefix_of, **asked)

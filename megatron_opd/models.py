@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_opd.config.architecture import Architecture, architecture_of
+from megatron_opd.config.ends import merged_ends
 from megatron_opd.config.model_files import common_vocabulary, holds_megatron_weights
 from megatron_opd.config.plan import Plan, active, fit_topk, plan, process_reward
 from megatron_opd.config.schema import ModelConfig, RunConfig, TeacherConfig
@@ -53,19 +54,19 @@ class Models:
 def assemble(config: RunConfig) -> Models:
     """Collective over the student's world, after `mcore.parallel.start`."""
     needs = plan(config.method, config.train.updates_per_step)
-    vocabularies = [architecture_of(each).vocab_size for each in (config.student, config.teacher) if each]
-    config = replace(config, method=fit_topk(config.method, min(vocabularies)))
     arch = architecture_of(config.student)
+    shared = shared_vocabulary(config.student, config.teacher) if config.teacher else arch.vocab_size
+    config = replace(config, method=fit_topk(config.method, shared))
     layout = groups.create(config.student.layout)
     student = prepare(load(config, config.student, arch, layout), arch, layout, config)
     bridge = groups.bridge("teacher")
     teacher: Teacher | RemoteTeacher | None = None
     if needs.teacher or needs.teacher_head:
         teacher = RemoteTeacher(bridge, config) if bridge else load_teacher(config)
-    reference = _frozen(config, config.student, arch) if needs.reference else None
+    reference = _frozen(config, config.student) if needs.reference else None
     temperature = config.rollout.temperature if needs.rollouts else 1.0
     process = _process(config, arch, layout, temperature)
-    objective = Objective(config.method, arch.vocab_size, temperature)
+    objective = Objective(config.method, arch.vocab_size, temperature, shared)
     trainer = Trainer(
         student,
         objective,
@@ -80,7 +81,14 @@ def assemble(config: RunConfig) -> Models:
 
 def load_teacher(config: RunConfig) -> Teacher:
     """The recipe's teacher, on the processes of this one's world."""
-    return _frozen(config, config.teacher, architecture_of(config.student))
+    return _frozen(config, config.teacher)
+
+
+def shared_vocabulary(student: ModelConfig, teacher: ModelConfig) -> int:
+    """How many of the first ids are tokens of both: rows that only one of them has, tokens or padding, are left out."""
+    sizes = [architecture_of(model).vocab_size for model in (student, teacher)]
+    common = common_vocabulary(Path(student.path), Path(teacher.path))
+    return min(*sizes, *([] if common is None else [common]))
 
 
 def load(config: RunConfig, model: ModelConfig, arch: Architecture, layout: Parallel) -> list[Any]:
@@ -93,19 +101,19 @@ def load(config: RunConfig, model: ModelConfig, arch: Architecture, layout: Para
     return chunks
 
 
-def _frozen(config: RunConfig, model: ModelConfig | None, student_arch: Architecture) -> Teacher:
+def _frozen(config: RunConfig, model: ModelConfig | None) -> Teacher:
     """A model that only scores: the teacher, or the student as it is on disk."""
     assert model is not None, "checked before the run"
     arch = architecture_of(model)
     layout = groups.create(model.layout)
-    common = common_vocabulary(Path(config.student.path), Path(model.path))
     return Teacher(
         load(config, model, arch, layout),
         arch,
         layout,
-        student_vocab_size=student_arch.vocab_size if common is None else common,
+        student_vocab_size=shared_vocabulary(config.student, model),
         micro_batch_tokens=config.train.micro_batch_tokens,
         temperature=config.rollout.temperature,
+        merged=merged_ends(config.student.path, model.path),
         offload=isinstance(model, TeacherConfig) and model.offload,
     )
 

@@ -19,7 +19,7 @@ class Prompt:
     text: str  # after the template
     token_ids: np.ndarray  # int32 [prompt tokens]
     trace: str | None = None  # a worked response, for supervised methods
-    trace_ids: np.ndarray | None = None  # int32, ends with EOS
+    trace_ids: np.ndarray | None = None  # int32, the last one is an end
     first_sample: int = 0  # number of its first sample: a prompt that a step draws again gets further samples
 
 
@@ -29,10 +29,10 @@ class Rollout:
 
     prompt: Prompt
     sample: int  # prompt.first_sample .. + samples_per_prompt-1
-    token_ids: np.ndarray  # int32 [T], EOS included when it was sampled
+    token_ids: np.ndarray  # int32 [T], the end included when it was sampled
     logprobs: np.ndarray  # float32 [T], the engine's own, of the distribution it sampled from; 0 where given
     text: str  # decoded completion without special tokens
-    finish_reason: str  # "stop" (EOS) | "length"
+    finish_reason: str  # "stop" (the last token is an end) | "length"
     policy_version: int  # version of the weights that sampled it; -1 for a trace
     group: int = 0  # position of its prompt in the step; rollouts of one group share their reward statistics
     reward: float = 0.0

@@ -12,6 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_opd import exported
+from megatron_opd.config.ends import MergedIds, merged_ends, read_ends
 from megatron_opd.config.plan import plan
 from megatron_opd.config.schema import ModelConfig, RunConfig
 from megatron_opd.errors import DataError, Interrupted, OutOfTime, RunError
@@ -47,6 +48,12 @@ class Run(Models):
     stop: "StopRequest"
     step: int  # steps done; also the policy version of the weights
     carried: dict[str, float] = field(default_factory=dict)  # metrics of work after a step's record was written
+
+    @property
+    def merged_ends(self) -> MergedIds | None:
+        """Ends that the teacher has and the student lacks."""
+        teacher = self.config.teacher
+        return merged_ends(self.config.student.path, teacher.path) if teacher else None
 
     def evaluates_at(self, step: int) -> bool:
         settings = self.config.eval
@@ -192,7 +199,8 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
     if needs.rollouts or config.eval:
         engine = open_engine(config, closing)  # the refit below brings the trainer's weights
     if config.method.teacher_share and config.teacher:
-        teacher_engine = _engine(config, config.teacher, sleeps=False)
+        ends = read_ends(config.student.path)
+        teacher_engine = _engine(config, config.teacher, sleeps=False, further_ends=ends.ids)
         closing.callback(teacher_engine.close, groups_too=False)
     sinks = _open_sinks(config, directory, tokenizer, state["step"] if resume else None, closing)
     run = Run(
@@ -239,7 +247,7 @@ def start_engine(config: RunConfig, *, sleeps: bool = True) -> RolloutEngine:
     return _engine(config, config.student, sleeps=sleeps, empty=True)
 
 
-def _engine(config: RunConfig, model: ModelConfig, **settings: bool) -> RolloutEngine:
+def _engine(config: RunConfig, model: ModelConfig, **settings: Any) -> RolloutEngine:
     return RolloutEngine(
         model,
         config.rollout,

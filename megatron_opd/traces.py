@@ -7,7 +7,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megatron_opd import __version__
+from megatron_opd.config.ends import MergedIds, merged_ends
 from megatron_opd.config.model_files import common_vocabulary
 from megatron_opd.config.schema import ModelConfig, RunConfig
 from megatron_opd.errors import ConfigError, RunError
@@ -38,6 +41,9 @@ def run(config: RunConfig, model: ModelConfig, out: Path, *, samples: int, tempe
             f"{model.path}: no response to the {len(prompts)} prompts of {shown(config.data.train)} was right"
         )
     same_tokens = common_vocabulary(Path(config.student.path), Path(model.path)) is None
+    merged = merged_ends(config.student.path, model.path)
+    if merged:  # a trace ends as the student's own responses do
+        kept = [replace(r, token_ids=with_students_end(r.token_ids, merged)) for r in kept]
     provenance = _provenance(config, model.path, samples, temperature, len(prompts))
     _write(out, kept, provenance, with_tokens=same_tokens)
     print(f"{out}: {len(kept)} traces for {len(prompts)} prompts")
@@ -80,6 +86,11 @@ def _first_right(
                 flush=True,
             )
     return [right[prompt.index] for prompt in prompts if prompt.index in right]
+
+
+def with_students_end(token_ids: np.ndarray, merged: MergedIds) -> np.ndarray:
+    """The tokens of a finished response, whose end may be one that the teacher alone has."""
+    return np.append(token_ids[:-1], np.int32(merged.into)) if token_ids[-1] in merged.ids else token_ids
 
 
 def _provenance(config: RunConfig, model_dir: str, samples: int, temperature: float, prompts: int) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from megatron_opd.config.architecture import Architecture, architecture_of, read
 from megatron_opd.config.check_method import check_method
 from megatron_opd.config.check_sizes import check_sizes, models_of
 from megatron_opd.config.config_keys import unknown_keys
-from megatron_opd.config.model_files import check_vocabulary, common_vocabulary, end_tokens
+from megatron_opd.config.ends import read_ends, student_ends_note, teacher_ends_note
+from megatron_opd.config.model_files import check_vocabulary, common_vocabulary
 from megatron_opd.config.plan import plan
 from megatron_opd.config.schema import (
     EvalConfig,
@@ -151,11 +152,13 @@ def _unknown_keys(config: RunConfig) -> list[str]:
 
 
 def _compare_models(config: RunConfig, architectures: dict[str, Architecture]) -> list[str]:
-    """What teacher and student do not have in common and the run can live with."""
+    """What the models, or the files of one, do not have in common and the run can live with."""
+    read_ends(config.student.path)  # a student that never stops is refused
+    warnings = student_ends_note(config.student.path)
     if config.teacher is None:
-        return []
+        return warnings
     student, teacher = Path(config.student.path), Path(config.teacher.path)
-    common, warnings = common_vocabulary(student, teacher), []
+    common = common_vocabulary(student, teacher)
     if common is not None:
         warnings.append(
             f"teacher.path: student and teacher share their first {common} ids; the others never become targets"
@@ -164,10 +167,4 @@ def _compare_models(config: RunConfig, architectures: dict[str, Architecture]) -
         raise ConfigError("method.teacher_share: needs a teacher with the student's vocabulary; theirs differ")
     if config.method.teacher_share and architectures["teacher"].experts and not architectures["student"].experts:
         raise ConfigError("method.teacher_share: vLLM cannot sample from a mixture of experts beside a dense student")
-    mine, theirs = end_tokens(student), end_tokens(teacher)
-    if mine and theirs and not mine & theirs:
-        warnings.append(
-            f"teacher.path: ends a response with {sorted(theirs)}, the student with {sorted(mine)}: there it teaches "
-            "what the student must not learn; give the terms that read it a gate {kind: not_end}"
-        )
-    return warnings
+    return warnings + teacher_ends_note(student, teacher)

@@ -86,13 +86,13 @@ def _check_reach(config: RunConfig, student: Architecture) -> None:
 def _check_vocabularies(config: RunConfig, architectures: dict[str, Architecture]) -> list[str]:
     method, sizes = config.method, {name: each.vocab_size for name, each in architectures.items()}
     needs, smallest = plan(method), min(sizes.values())
-    if needs.teacher_head and len(set(sizes.values())) > 1:
-        raise ConfigError(
-            f"teacher.path: its vocabulary has {sizes['teacher']} rows, the student's {sizes['student']}; a term on "
-            "whole distributions needs them equal"
-        )
     if needs.teacher_head and config.teacher:
         _check_teacher_head(config.student.layout, config.teacher)
+        if len(set(sizes.values())) > 1 and config.teacher.layout.tensor_model_parallel_size > 1:
+            raise ConfigError(
+                "teacher.layout.tensor_model_parallel_size: must be 1 for a term on whole distributions, since the "
+                f"teacher's vocabulary has {sizes['teacher']} rows and the student's {sizes['student']}"
+            )
     if needs.topk <= smallest:
         return []
     if method.name in CATALOGUE and plan(CATALOGUE[method.name].method).topk == needs.topk:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megatron_opd.config.json_file import read_json, read_key
+from megatron_opd.config.json_file import read_json
 from megatron_opd.errors import DataError
 
 
@@ -66,17 +66,6 @@ def common_vocabulary(student_dir: Path, teacher_dir: Path) -> int | None:
         f"{teacher_dir / 'tokenizer.json'}: not the tokenizer of {student_dir}: {difference}; "
         "teacher and student must share one"
     )
-
-
-def end_tokens(model_dir: Path) -> set[int]:
-    """The ids that end a response, from generation_config.json or config.json."""
-    for name in ("generation_config.json", "config.json"):
-        path = model_dir / name
-        values = read_json(path) if path.is_file() else {}
-        ids = read_key(values, "eos_token_id", int | None | list[int], path, None)
-        if ids is not None:
-            return set(ids) if isinstance(ids, list) else {ids}
-    return set()
 
 
 def _token(token: str | None) -> str:

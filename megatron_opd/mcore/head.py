@@ -14,7 +14,16 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch import Tensor
 
-from megatron_opd.mcore.vocab_parallel import TeacherTopK, divergence, linear_logprobs, linear_topk, logprobs
+from megatron_opd.config.ends import MergedIds
+from megatron_opd.mcore.vocab_parallel import (
+    TeacherTopK,
+    divergence,
+    linear_logprobs,
+    linear_topk,
+    logprobs,
+    merge_logits,
+    rows_of,
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,7 @@ class Head:
     group: dist.ProcessGroup
     sums_hidden_grad: bool  # whether the backward pass of `hidden_TD` adds up over the tensor-parallel ranks
     fused: bool
+    merged: MergedIds | None = None  # of a teacher: ids whose probability another one gets
 
     def logprobs(self, ids_TK: Tensor, *, temperature: float, valid_vocab_size: int, with_entropy: bool = False) -> Any:
         """See `vocab_parallel.logprobs`; through the fused output layer if the head is `fused`."""
@@ -46,19 +56,33 @@ class Head:
         self, teacher: "Head", *, kind: str, alpha: float | None, beta: float | None, temperature: float,
         valid_vocab_size: int,
     ) -> Tensor:  # fmt: skip
-        """See `vocab_parallel.divergence`; both models' logits exist at once, whether or not the head is fused."""
+        """See `vocab_parallel.divergence`; both models' logits exist at once, whether or not the head is fused.
+
+        Ends that the teacher alone has are left out on both sides: of what they are to the student it says nothing.
+        """
+        first_id, width = self.group.rank() * len(self.weight_VD), len(self.weight_VD)
+        student_logits_TV = self._logits()
         with torch.no_grad():
             teacher_logits_TV = teacher.hidden_TD @ self._same_rows(teacher).T
+            if teacher.merged:
+                merge_logits(
+                    teacher_logits_TV, teacher.hidden_TD, rows_of(teacher.weight_VD, teacher.merged, teacher.group),
+                    teacher.merged, first_id=first_id, temperature=temperature,
+                )  # fmt: skip
+                here = [index - first_id for index in teacher.merged.ids if 0 <= index - first_id < width]
+                # Of these logits, which nobody else has, the divergence's own backward pass makes the gradient.
+                student_logits_TV.detach()[:, here] = -torch.inf
         return divergence(
-            self._logits(), teacher_logits_TV, self.group,
+            student_logits_TV, teacher_logits_TV, self.group,
             kind=kind, alpha=alpha, beta=beta, temperature=temperature, valid_vocab_size=valid_vocab_size,
         )  # fmt: skip
 
     def _same_rows(self, teacher: "Head") -> Tensor:
         """The rows of the teacher's output layer for this rank's ids; a teacher of one shard holds them all."""
-        if teacher.group.size() == self.group.size():
-            return teacher.weight_VD
         width = len(self.weight_VD)
+        if teacher.group.size() == self.group.size() and len(teacher.weight_VD) == width:
+            return teacher.weight_VD
+        assert teacher.group.size() == 1, "checked before the run"
         rows_VD = teacher.weight_VD[self.group.rank() * width :][:width]
         return torch.nn.functional.pad(rows_VD, (0, 0, 0, width - len(rows_VD)))  # padding ids have probability 0
 
@@ -72,7 +96,7 @@ class Head:
         """See `vocab_parallel.topk`; always fused, since without a backward pass that costs nothing."""
         return linear_topk(
             self.hidden_TD, self.weight_VD, k, self.group, ids_TJ=ids_TJ,
-            temperature=temperature, valid_vocab_size=valid_vocab_size,
+            temperature=temperature, valid_vocab_size=valid_vocab_size, merged=self.merged,
         )  # fmt: skip
 
 

@@ -52,7 +52,8 @@ def summarise(
         metrics |= reward_metrics(rollouts)
     if teacher is not None:
         metrics["teacher/entropy/mean"] = float(teacher.entropy_T.mean(dtype=np.float64))
-        metrics["teacher/logprob/mean"] = float(teacher.logprobs_T.mean(dtype=np.float64))
+        # As the log-ratios take it: a token that the teacher does not have counts as one of e^-30.
+        metrics["teacher/logprob/mean"] = float(teacher.logprobs_T.clip(min=-30).mean(dtype=np.float64))
     return metrics
 
 

@@ -70,12 +70,15 @@ class Objective:
 
     Args:
         valid_vocab_size: ids from here on are padding.
+        shared_vocab_size: ids from here on are no tokens of the teacher's, and divergences leave them out; None: the
+            teacher has all.
         temperature: of the rollouts; the student's distribution is taken at the same one.
     """
 
     method: MethodConfig
     valid_vocab_size: int
     temperature: float
+    shared_vocab_size: int | None = None
 
     def weights(self, step: int) -> dict[str, float]:
         return {name: weight_at(term.weight, step) for name, term in self.method.terms.items()}
@@ -127,7 +130,11 @@ class Objective:
 
         def divergence(term: DivergenceTerm) -> Tensor:
             assert teacher is not None, "the plan asks for the teacher's head"
-            return head.divergence(teacher(), kind=term.divergence, alpha=term.alpha, beta=term.beta, **settings)
+            shared = self.valid_vocab_size if self.shared_vocab_size is None else self.shared_vocab_size
+            return head.divergence(
+                teacher(), kind=term.divergence, alpha=term.alpha, beta=term.beta, temperature=self.temperature,
+                valid_vocab_size=shared,
+            )  # fmt: skip
 
         return View(
             columns, step, student_T,

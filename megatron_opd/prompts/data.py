@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_opd.config.ends import Ends
 from megatron_opd.config.schema import DataConfig, RunConfig
 from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.prompts.columns import (
@@ -32,7 +33,7 @@ from megatron_opd.prompts.rows import (
     read_parquet,
 )
 from megatron_opd.prompts.template import render, without_opening
-from megatron_opd.prompts.tokenizer import Tokenizer, eos_token_id
+from megatron_opd.prompts.tokenizer import Tokenizer, ends_of
 from megatron_opd.records import Prompt
 
 logger = logging.getLogger(__name__)
@@ -114,8 +115,8 @@ def load_prompts(
     """Read, check, render and tokenise data files. No torch: the pre-flight check calls it too.
 
     `Prompt.index` is the row number from 0, over all files. With `need_trace`, `trace_ids` are the trace's tokens and
-    EOS; a trace that repeats how the prompt ends, with `template.prefill` or `<think>`, continues after it. Rows that
-    cannot be read, and those that do not fit, are errors, or dropped and counted, as `data.bad_rows` and
+    an end; a trace that repeats how the prompt ends, with `template.prefill` or `<think>`, continues after it. Rows
+    that cannot be read, and those that do not fit, are errors, or dropped and counted, as `data.bad_rows` and
     `data.long_prompts` say. `warn` gets a line for what is odd about the rows.
 
     Raises DataError with the file, the row and the remedy.
@@ -227,13 +228,15 @@ def _tokenise(examples: tuple[_Example, ...], config: DataConfig, tokenizer: Tok
         for example, text in zip(examples, texts, strict=True)
     ]
     encoded = iter(_encode(tokenizer, [trace for trace in traces if trace is not None], add_special_tokens=False))
+    # Without traces a tokenizer need not name an end.
+    ends = ends_of(tokenizer) if any(trace is not None for trace in traces) else Ends((), -1)
     prompts = []
     for example, text, ids, trace in zip(examples, texts, prompt_ids, traces, strict=True):
         trace_ids = None if trace is None else next(encoded)
         if trace is not None and example.trace_ids is not None:
-            trace, trace_ids = example.trace, _own_tokens(example, tokenizer)
+            trace, trace_ids = example.trace, _own_tokens(example, tokenizer, ends)
         if trace_ids is not None:
-            trace_ids = _end_with_eos(trace_ids, eos_token_id(tokenizer))
+            trace_ids = _ended(trace_ids, ends)
         prompts.append(Prompt(example.index, example.problem.text, example.answer, text, ids, trace, trace_ids))
     return prompts
 
@@ -245,11 +248,12 @@ def _render(example: _Example, config: DataConfig, tokenizer: Tokenizer) -> str:
         raise example.error(str(error)) from error
 
 
-def _own_tokens(example: _Example, tokenizer: Tokenizer) -> np.ndarray:
+def _own_tokens(example: _Example, tokenizer: Tokenizer, ends: Ends) -> np.ndarray:
     """The tokens as they were sampled; tokenising their text again may give others."""
     ids, text = example.trace_ids, None
     if isinstance(ids, list) and all(type(token) is int and 0 <= token < len(tokenizer) for token in ids):
-        text = tokenizer.decode(ids, skip_special_tokens=True)
+        written = ids[:-1] if ids and ids[-1] in ends.ids else ids
+        text = tokenizer.decode(written, skip_special_tokens=True)
     if text != example.trace:
         raise example.error(
             f"its {TRACE_IDS_COLUMN} are not its {TRACE_IDS_OF} under the student's tokenizer; make the traces anew, "
@@ -265,8 +269,9 @@ def _encode(tokenizer: Tokenizer, texts: list[str], *, add_special_tokens: bool)
     return [np.asarray(ids, dtype=np.int32) for ids in encoding["input_ids"]]
 
 
-def _end_with_eos(ids: np.ndarray, eos: int) -> np.ndarray:
-    return ids if len(ids) and ids[-1] == eos else np.append(ids, np.int32(eos))
+def _ended(ids: np.ndarray, ends: Ends) -> np.ndarray:
+    """With a last token at which the student's engine stops."""
+    return ids if len(ids) and ids[-1] in ends.ids else np.append(ids, np.int32(ends.first))
 
 
 def _misfit(prompt: Prompt, config: DataConfig, max_prompt_tokens: int, max_sequence_length: int) -> str | None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from megatron_opd.config.ends import Ends, read_ends
 from megatron_opd.errors import DataError
 from megatron_opd.prompts.light_tokenizer import read_light_tokenizer
 
@@ -27,11 +28,13 @@ def load_tokenizer(model_dir: str | Path) -> Tokenizer:
         ) from error
 
 
-def eos_token_id(tokenizer: Tokenizer) -> int:
-    """The id that ends a completion. Raises DataError when the tokenizer names none."""
+def ends_of(tokenizer: Tokenizer) -> Ends:
+    """The tokens that end a response of the model beside the tokenizer. Raises DataError when there is none."""
+    if tokenizer.name_or_path and (Path(tokenizer.name_or_path) / "tokenizer.json").is_file():
+        return read_ends(tokenizer.name_or_path)
     if tokenizer.eos_token_id is None:
         raise DataError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token; set eos_token in its config")
-    return int(tokenizer.eos_token_id)
+    return Ends((int(tokenizer.eos_token_id),), int(tokenizer.eos_token_id))
 
 
 def tokenizer_for_checks(model_dir: str | Path) -> Tokenizer:

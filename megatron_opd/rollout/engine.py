@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from megatron_opd.config.ends import read_ends
 from megatron_opd.config.schema import ModelConfig, RolloutConfig
 from megatron_opd.errors import OpdError, RunError
 from megatron_opd.mcore.device import device as local_device
@@ -37,6 +38,7 @@ class RolloutEngine:
     process groups; otherwise vLLM makes a default group of one, and `close` ends it.
     `policy_version` is the version of the weights in the engine, None while they are unverified. With CUDA one engine
     of a process sleeps between calls; a second one has `sleeps=False`, for vLLM cannot tell their memory apart.
+    A completion stops at every end of the model (see `config.ends`), and at `further_ends`.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class RolloutEngine:
         seed: int,
         sleeps: bool = True,
         empty: bool = False,
+        further_ends: Sequence[int] = (),
     ) -> None:
         check_context(model, max_sequence_length)
         self.max_sequence_length = max_sequence_length
@@ -56,6 +59,7 @@ class RolloutEngine:
         self.dtype: torch.dtype = getattr(torch, precision)
         self._sleeps = sleeps and self.device.type == "cuda"
         self._empty = empty
+        self._ends = sorted({*read_ends(model.path).ids, *further_ends})
         self._start_llm = partial(
             start_vllm, model, config, self.device, precision, max_sequence_length, seed, self._sleeps, empty
         )
@@ -160,6 +164,9 @@ class RolloutEngine:
                 seed=request.seed,
                 logprobs=0,  # the sampled token's only
                 flat_logprobs=True,
+                # In the place of what vLLM reads from the model's files by itself.
+                stop_token_ids=self._ends,
+                ignore_eos=True,
                 detokenize=False,  # text is decoded once, at the end
             )
             for request in requests
@@ -206,12 +213,13 @@ class RolloutEngine:
     ) -> Rollout:
         """A completion as a record, with its text, of the policy the engine holds."""
         assert self.policy_version is not None, "a completion is of weights that were verified"
+        written = token_ids[:-1] if finish_reason == "stop" else token_ids  # an end need not be a special token
         return Rollout(
             prompt=prompt,
             sample=sample,
             token_ids=np.array(token_ids, np.int32),
             logprobs=np.array(logprobs, np.float32),
-            text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
+            text=self._tokenizer.decode(written, skip_special_tokens=True),
             finish_reason=finish_reason,
             policy_version=self.policy_version,
             **keys,

@@ -4,10 +4,11 @@ Every token is drawn from the mixture (1 - a) p_student + a p_teacher: a coin de
 equal turns are sampled at a time by that model's own engine. Source: MiniLLM, arXiv 2306.08543, section 2.2.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from megatron_opd.config.ends import MergedIds
 from megatron_opd.records import Prompt, Rollout
 from megatron_opd.rollout.engine import RolloutEngine
 from megatron_opd.rollout.requests import Completion, Request, request_seed, room, sample_numbers
@@ -57,12 +58,14 @@ def generate_mixture(
     max_completion_tokens: int,
     temperature: float,
     seed: int,
+    merged: MergedIds | None = None,
 ) -> list[Rollout]:
     """`samples_per_prompt` completions of each prompt, prompt-major; a token is the teacher's with probability
     `teacher_share`.
 
     Seeds and errors are as in `RolloutEngine.generate`. The engines alternate, once per change of turns of the sample
     that has most; what they computed of a context is kept within the call. `Rollout.by_teacher` says whose a token is.
+    An end that the teacher alone has becomes the student's, as `merged` says; its engine must stop at the student's.
     """
     drafts = []
     for prompt in prompts:
@@ -80,7 +83,7 @@ def generate_mixture(
             )
             used |= {turn} if due else set()
             for draft, completion in zip(due, completions, strict=True):
-                draft.extend(completion)
+                draft.extend(merged_end(completion, merged) if turn else completion)
     return [
         student.rollout(
             draft.prompt, draft.sample, draft.token_ids, draft.logprobs, draft.finish_reason,
@@ -88,3 +91,10 @@ def generate_mixture(
         )
         for draft in drafts
     ]  # fmt: skip
+
+
+def merged_end(completion: Completion, merged: MergedIds | None) -> Completion:
+    """The completion with the student's end in the place of one that the teacher alone has."""
+    if merged is None or completion.token_ids[-1] not in merged.ids:
+        return completion
+    return replace(completion, token_ids=[*completion.token_ids[:-1], merged.into])

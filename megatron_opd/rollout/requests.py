@@ -24,7 +24,7 @@ class Completion:
 
     token_ids: list[int]
     logprobs: list[float]  # nats, of the distribution sampled from
-    finish_reason: str  # "stop" (EOS) | "length"
+    finish_reason: str  # "stop" (the last token is an end) | "length"
 
 
 def room(prompt: Prompt, max_completion_tokens: int, max_sequence_length: int) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_opd.config.architecture import Architecture
+from megatron_opd.config.ends import MergedIds
 from megatron_opd.mcore import schedule
 from megatron_opd.mcore.batch import MicroBatch, micro_batches, token_offsets
 from megatron_opd.mcore.head import Head
@@ -23,6 +25,7 @@ class Teacher:
     Args:
         chunks: this rank's model chunks, with weights.
         student_vocab_size: ids from here on do not exist for the student and never become targets.
+        merged: ends that the student lacks, which count as one of its own in everything this teacher says.
         offload: between calls of `score` the weights wait in host memory; `head` then is not to be used.
     """
 
@@ -35,6 +38,7 @@ class Teacher:
         student_vocab_size: int,
         micro_batch_tokens: int,
         temperature: float,
+        merged: MergedIds | None = None,
         offload: bool = False,
     ) -> None:
         for chunk in chunks:
@@ -42,7 +46,7 @@ class Teacher:
         self._host_weights = HostWeights(chunks, parallel.device) if offload else None
         self.chunks, self.parallel = chunks, parallel
         self.vocab_size = min(arch.vocab_size, student_vocab_size)
-        self.micro_batch_tokens, self.temperature = micro_batch_tokens, temperature
+        self.micro_batch_tokens, self.temperature, self.merged = micro_batch_tokens, temperature, merged
 
     @torch.no_grad()
     def score(self, rollouts: Sequence[Rollout], topk: int = 0) -> TeacherSignals:
@@ -75,7 +79,7 @@ class Teacher:
         heads: list[Head] = []
 
         def keep(_: MicroBatch, head: Head) -> tuple[Tensor, None]:
-            heads.append(head)
+            heads.append(replace(head, merged=self.merged))
             return head.hidden_TD.new_zeros(()), None
 
         schedule.run(self.chunks, self.parallel, [batch], keep, forward_only=True)
@@ -86,6 +90,7 @@ class Teacher:
 
         def signals(batch: MicroBatch, head: Head) -> tuple[Tensor, Tensor]:
             ids_T1 = ids_T[batch.rows_T, None].to(self.parallel.device)
+            head = replace(head, merged=self.merged)
             best = head.topk(max(topk, 1), ids_T1, temperature=self.temperature, valid_vocab_size=self.vocab_size)
             columns = [best.ids_TK[:, :1], best.logprobs_TJ, best.entropy_T[:, None]]
             columns += [best.ids_TK[:, :topk], best.logprobs_TK[:, :topk]]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from megatron_opd.config.architecture import CHANGEABLE, Architecture, config_changes, read_architecture
+from megatron_opd.config.ends import named_ends
 from megatron_opd.errors import DataError
 from megatron_opd.weights.hf import Origin, check_out_dir, write_hf
 from megatron_opd.weights.load import refuse_unknown, slicing_group
@@ -61,7 +62,8 @@ def export_hf(
     origin: Origin | None = None,
 ) -> None:
     """Writes the model as a directory that transformers and vLLM load; tokenizer and config come from `source_dir`,
-    but for what a recipe may change of the architecture.
+    but for what a recipe may change of the architecture, and the tokens that end a response: generation_config.json
+    names all at which the engine stopped.
 
     Every rank calls it: the first replica's ranks gather (all ranks where experts lie on several replicas), the first
     rank writes, in `dtype` (None: the parameters'), and `origin` beside them.
@@ -76,7 +78,8 @@ def export_hf(
     if (parallel.tp_rank, parallel.pp_rank, parallel.copy_rank) == (0, 0, 0):
         dtype = dtype or next(chunks[0].parameters()).dtype
         shapes, changes = hf_shapes(weight_table(arch)), config_changes(source_dir, arch)
-        write_hf(out_dir, source_dir, tensors, shapes, dtype, max_shard_bytes, changes, origin)
+        ends = sorted(named_ends(source_dir))
+        write_hf(out_dir, source_dir, tensors, shapes, dtype, max_shard_bytes, changes, origin, ends)
     else:
         for _ in tensors:
             pass

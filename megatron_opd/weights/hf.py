@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -90,10 +90,12 @@ def write_hf(
     max_shard_bytes: int,
     config_changes: Mapping[str, Any] | None = None,
     origin: Origin | None = None,
+    ends: Sequence[int] = (),
 ) -> None:
     """Writes `tensors`, which come in the order of `shapes`, beside the config and tokenizer files of `source_dir`.
 
-    `config_changes`: keys of config.json that get other values. `origin`: what the weights are of.
+    `config_changes`: keys of config.json that get other values. `origin`: what the weights are of. `ends`: the ids at
+    which generation_config.json stops; none: as it is.
     Each tensor is written when it comes. The directory gets its name when it is complete and on disk; a failure leaves
     nothing behind. Raises DataError when `out_dir` exists.
     """
@@ -113,6 +115,8 @@ def write_hf(
         copy_companions(source_dir, unfinished, dtype, config_changes or {})
         if origin:
             (unfinished / _ORIGIN).write_text(json.dumps(origin) + "\n")
+        if ends:
+            write_ends(unfinished, ends)
         for path in [*unfinished.iterdir(), unfinished]:
             sync(path)
         unfinished.rename(out_dir)
@@ -164,3 +168,18 @@ def copy_companions(source_dir: Path, directory: Path, dtype: torch.dtype, chang
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     config[key] = str(dtype).removeprefix("torch.")
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def write_ends(directory: Path, ends: Sequence[int]) -> None:
+    """generation_config.json stops at all of `ends`; one that does so already stays as it is."""
+    path = directory / "generation_config.json"
+    config = json.loads((directory / "config.json").read_text())
+    # Without the file, transformers and vLLM take these from config.json.
+    named = {key: config.get(key) for key in ("bos_token_id", "pad_token_id", "eos_token_id")}
+    of_model = {key: value for key, value in named.items() if value is not None}
+    settings = json.loads(path.read_text()) if path.is_file() else of_model
+    stops = settings.get("eos_token_id", of_model.get("eos_token_id", []))
+    if set(stops if isinstance(stops, list) else [stops]) >= set(ends):
+        return
+    settings["eos_token_id"] = list(ends) if len(ends) > 1 else ends[0]
+    path.write_text(json.dumps(settings, indent=2) + "\n")

@@ -65,6 +65,7 @@ def check(group, vocab, valid, temperature, k):
 
 def check_output_layer_and_divergence(group, vocab, valid, dtype, tolerance):
     """The fused output layer and a divergence over shards, against one rank."""
+    from megatron_opd.config.ends import MergedIds
     from megatron_opd.mcore.vocab_parallel import divergence, linear_logprobs, linear_topk, logprobs
 
     torch.manual_seed(vocab)
@@ -96,6 +97,13 @@ def check_output_layer_and_divergence(group, vocab, valid, dtype, tolerance):
     whole = linear_topk(hidden, weight, 3, None, **arguments)
     assert count == 1
     assert torch.equal(best.ids_TK, whole.ids_TK)
+    # An id of the last shard and one of the first become one of the second; the teacher's rows may be padding to us.
+    merged = MergedIds((1, vocab - 1), vocab // 2 if vocab // 2 < valid else 2)
+    moved = lambda rows, over: linear_topk(hidden, rows, 3, over, ids_TJ=ids_TK, merged=merged, **arguments)  # noqa: E731
+    best, count = count_collectives(lambda: moved(weight[mine], group))
+    assert count == 2
+    for got, expected in zip(best, moved(weight, None), strict=True):
+        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
     student, teacher = torch.randn(11, vocab), torch.randn(11, vocab)
     whole_TV, shard_TV = student.clone().requires_grad_(), student[:, mine].clone().requires_grad_()

@@ -15,6 +15,7 @@ import torch
 import transformers
 from torch.nn import Parameter
 
+from megatron_opd.config.ends import MergedIds
 from megatron_opd.config.schema import ModelConfig, RolloutConfig
 from megatron_opd.errors import ConfigError, RunError
 from megatron_opd.records import Rollout
@@ -105,6 +106,24 @@ def test_a_completion_ends_with_eos_or_at_the_limit(student: Student) -> None:
         words = [f"w{i}" for i in rollout.token_ids if i not in tiny_hf.SPECIAL_IDS]
         assert rollout.text.replace(" ", "") == "".join(words)
         assert len(rollout.logprobs) == rollout.num_tokens and rollout.policy_version == student.version
+
+
+def test_sampling_stops_at_every_end_of_the_model(tmp_path: Path) -> None:
+    """The tokenizer's, which vLLM knows by itself, those of the generation config, and further ones."""
+    directory = tiny_hf.write(tiny_hf.build("qwen3", seed=0), tmp_path / "model")
+    tiny_hf.set_ends(directory, [5, 7])
+    engine = RolloutEngine(ModelConfig(str(directory)), CONFIG, precision="float32", max_sequence_length=300, seed=0,
+                           further_ends=(11,))  # fmt: skip
+    try:
+        rollouts = Student(engine, None).generate(tiny_hf.prompts(4, 9), samples_per_prompt=64)
+    finally:
+        engine.close()
+    stopped = [r for r in rollouts if r.finish_reason == "stop"]
+    assert {r.token_ids[-1] for r in stopped} == {tiny_hf.EOS_ID, 5, 7, 11}
+    for rollout in rollouts:
+        ends = np.isin(rollout.token_ids, [tiny_hf.EOS_ID, 5, 7, 11])
+        assert not ends[:-1].any() and ends[-1] == (rollout.finish_reason == "stop")
+        assert not {"w5", "w7", "w11"} & set(rollout.text.split())  # an end is not written
 
 
 def test_a_completion_may_begin_with_given_tokens(student: Student) -> None:
@@ -266,6 +285,7 @@ def test_tokens_of_a_mixture_come_from_both_models(tmp_path: Path) -> None:
 
 
 def test_the_first_token_of_a_mixture_has_its_frequencies(tmp_path: Path) -> None:
+    """Also where the teacher has an end of its own, which becomes the student's."""
     models = [tiny_hf.build("qwen3", seed=0), tiny_hf.build("qwen3", seed=1)]
     engines = [
         RolloutEngine(ModelConfig(str(tiny_hf.write(model, tmp_path / str(i)))), CONFIG, precision="float32",
@@ -273,15 +293,22 @@ def test_the_first_token_of_a_mixture_has_its_frequencies(tmp_path: Path) -> Non
         for i, model in enumerate(models)
     ]  # fmt: skip
     (prompt,) = tiny_hf.prompts(9)
-    try:
-        rollouts = generate_mixture(*engines, [prompt], teacher_share=0.4, version=0, step=0, samples_per_prompt=4000,
-                                    max_completion_tokens=1, temperature=1.0, seed=1)  # fmt: skip
-    finally:
-        engines[1].close(groups_too=False)
-        engines[0].close()
     with torch.no_grad():
         context = torch.from_numpy(prompt.token_ids.astype(np.int64))[None]
         student, teacher = (model(context).logits[0, -1].softmax(0).numpy() for model in models)
+    likely = int(teacher.argmax())
+    asked = dict(teacher_share=0.4, version=0, step=0, samples_per_prompt=4000, max_completion_tokens=1,
+                 temperature=1.0, seed=1)  # fmt: skip
+    try:
+        rollouts = generate_mixture(*engines, [prompt], **asked)
+        ended = generate_mixture(*engines, [prompt], merged=MergedIds((likely,), tiny_hf.EOS_ID), **asked)
+    finally:
+        engines[1].close(groups_too=False)
+        engines[0].close()
+    for plain, moved in zip(rollouts, ended, strict=True):
+        becomes_end = plain.by_teacher[0] and plain.token_ids[0] == likely
+        assert moved.token_ids[0] == (tiny_hf.EOS_ID if becomes_end else plain.token_ids[0])
+    assert sum(plain.token_ids[0] == likely for plain in rollouts) > 100
     mixture = 0.6 * student + 0.4 * teacher
     drawn = np.bincount([r.token_ids[0] for r in rollouts], minlength=len(mixture))
 

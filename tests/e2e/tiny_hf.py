@@ -1,5 +1,6 @@
 """Tiny random models in Hugging Face format, with a word tokenizer, that transformers and vLLM read."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,12 @@ def write(model: transformers.PreTrainedModel, directory: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>").save_pretrained(directory)
     return directory
+
+
+def set_ends(directory: Path, ids: list[int]) -> None:
+    """What the generation config says beside the tokenizer's EOS."""
+    path = directory / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": ids}))
 
 
 def tensors(model: transformers.PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:

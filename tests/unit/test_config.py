@@ -486,8 +486,12 @@ def test_models_that_end_differently_are_reported(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
     for name, ids in (("student", 1), ("teacher", [2, 3])):
         (tmp_path / name / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
-    (warning,) = preflight(load_config(str(path)), world_size=1)
-    assert warning.startswith("teacher.path: ends a response with [2, 3], the student with [1]")
+    assert preflight(load_config(str(path)), world_size=1) == [
+        "student.path: ends a response with '<eos>' (0) by its tokenizer and with '<unk>' (1) by its generation "
+        "config; sampling stops at all of them, and so does what is exported",
+        "teacher.path: ends a response with '0' (2) and '1' (3), the student with '<eos>' (0) and '<unk>' (1); as the "
+        "teacher's tokens the former count as '<eos>' (0)",
+    ]
 
 
 def test_a_teacher_without_a_gradient_is_refused_and_in_a_papers_own_method_reported(recipe: str) -> None:
@@ -620,7 +624,14 @@ def test_every_method_of_the_catalogue_passes(recipe: str) -> None:
 
 def test_embeddings_may_differ_in_width(tmp_path: Path) -> None:
     write_model(tmp_path / "teacher", vocab_size=32)
-    assert preflight(load_config(str(write_recipe(tmp_path))), world_size=1) == []
+    path = str(write_recipe(tmp_path))
+    assert preflight(load_config(path), world_size=1) == []
+    assert preflight(load_config(path, ["method=gkd"]), world_size=1) == []
+    split = [f"{role}.layout.tensor_model_parallel_size=2" for role in ("student", "teacher")]
+    assert refusal(path, "method=gkd", *split).startswith(
+        "teacher.layout.tensor_model_parallel_size: must be 1 for a term on whole distributions, since the teacher's"
+    )
+    assert preflight(load_config(path, ["method=gkd", split[0]]), world_size=2) == []
 
 
 def test_the_run_directory_is_new_or_a_run(recipe: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from megatron_opd.mcore.vocab_parallel.divergence import divergence
 from megatron_opd.mcore.vocab_parallel.linear import linear_logprobs, linear_topk
+from megatron_opd.mcore.vocab_parallel.merged import merge_logits, rows_of
 from megatron_opd.mcore.vocab_parallel.ops import TeacherTopK, logprobs, topk
 from megatron_opd.mcore.vocab_parallel.truncated import TruncatedKL, truncated_forward_kl
 
@@ -12,6 +13,8 @@ __all__ = [
     "linear_logprobs",
     "linear_topk",
     "logprobs",
+    "merge_logits",
+    "rows_of",
     "topk",
     "truncated_forward_kl",
 ]

@@ -8,7 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_opd.config.ends import MergedIds
 from megatron_opd.mcore.vocab_parallel.checks import check_hidden, check_ids, check_k
+from megatron_opd.mcore.vocab_parallel.merged import merge_logits, rows_of
 from megatron_opd.mcore.vocab_parallel.ops import TeacherTopK, grad_of_targets, merge_topk, no_ids, passes
 from megatron_opd.mcore.vocab_parallel.shards import Group, Shard, Statistics, combine, size
 
@@ -64,8 +66,12 @@ def linear_topk(
     temperature: float = 1.0,
     valid_vocab_size: int | None = None,
     chunk_tokens: int | None = None,
+    merged: MergedIds | None = None,
 ) -> TeacherTopK:
-    """`topk` of logits = hidden @ weight.T. Arguments as for `linear_logprobs` and `topk`; one collective."""
+    """`topk` of logits = hidden @ weight.T, their `merged` ids as one. Arguments as for `linear_logprobs` and `topk`.
+
+    One collective, and one more where ids are merged.
+    """
     check_hidden(hidden_TD, weight_VD)
     ids_TJ = no_ids(hidden_TD) if ids_TJ is None else ids_TJ
     check_ids(ids_TJ, len(hidden_TD), size(group) * len(weight_VD), "ids_TJ")
@@ -74,8 +80,11 @@ def linear_topk(
     columns_TJ, here_TJ = shard.columns(ids_TJ)
     parts, best = [], []
     logits_shape = len(hidden_TD), len(weight_VD)
+    rows_ED = rows_of(weight_VD, merged, group) if merged else None
     for rows in _chunks(len(hidden_TD), _chunk(chunk_tokens, *logits_shape)):
         logits_TV = hidden_TD[rows] @ weight_VD.T
+        if merged and rows_ED is not None:
+            merge_logits(logits_TV, hidden_TD[rows], rows_ED, merged, first_id=shard.first_id, temperature=temperature)
         local = passes(logits_TV).statistics
         parts.append(local(logits_TV, columns_TJ[rows], here_TJ[rows], shard, temperature, with_entropy=True))
         best.append(passes(logits_TV).best(logits_TV, k, shard, temperature))
