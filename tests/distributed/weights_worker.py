@@ -32,11 +32,10 @@ def tokens_BS(vocab_size: int) -> torch.Tensor:
     return torch.randint(vocab_size, (2, NUM_TOKENS), generator=torch.Generator().manual_seed(1))
 
 
-def logits_BSV(chunks: list, arch: Architecture, parallel: Parallel) -> torch.Tensor | None:
-    """Unpadded logits, on every rank of the last stage."""
-    tokens = tokens_BS(arch.vocab_size)
+def logits_BSV(chunks: list, arch: Architecture, parallel: Parallel, tokens: torch.Tensor) -> torch.Tensor | None:
+    """Unpadded logits of `tokens` [B, S], on every rank of the last stage."""
     every = torch.arange(tokens.numel())
-    packing = Packing.of([NUM_TOKENS] * len(tokens), 1, 0, parallel.device)
+    packing = Packing.of([tokens.shape[1]] * len(tokens), 1, 0, parallel.device)
     batch = MicroBatch(tokens.view(1, -1).to(parallel.device), packing, every.to(parallel.device), every)
 
     def keep(_: MicroBatch, head: Head) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,7 +61,7 @@ def main(tp: int, pp: int, ep: int, etp: int, out_dir: Path, model_dirs: list[Pa
             parameter.fill_(float("nan"))  # so that one left unfilled shows
         load_hf(chunks, model_dir, arch, parallel)
 
-        logits = logits_BSV(chunks, arch, parallel)
+        logits = logits_BSV(chunks, arch, parallel, tokens_BS(arch.vocab_size))
         if logits is not None and parallel.is_signal_source and parallel.dp_rank == 0:
             save_file({"logits_BSV": logits}, out_dir / f"{model_dir.name}.safetensors")
 
