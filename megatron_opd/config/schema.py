@@ -141,8 +141,10 @@ class RolloutConfig:
 class RewardConfig:
     """math-verify in worker processes that are killed at the limit."""
 
-    timeout_seconds: PositiveFloat = 5.0
-    max_characters: PositiveInt = 2000  # a final answer (the last box, or the tail) longer than this scores 0 unparsed
+    answer: Literal["boxed", "boxed_or_last"] = "boxed"  # a box or <answer> tag; or_last: else the end of the text
+    timeout_seconds: PositiveFloat = 5.0  # of one answer
+    budget_seconds: PositiveFloat = 30.0  # of a step's answers that hit their limit: what they use shortens the next's
+    max_characters: PositiveInt = 2000  # a final answer longer than this scores 0 unparsed
     workers: PositiveInt = 1  # per training process
 
 

@@ -18,9 +18,13 @@ from hypothesis import strategies as st
 from megatron_opd.config.schema import RewardConfig
 from megatron_opd.errors import RunError
 from megatron_opd.records import Prompt, Rollout
-from megatron_opd.reward.answer import boxed, compare_plain_integers, final_answer
-from megatron_opd.reward.math import judge
+from megatron_opd.reward import pool as pool_module
+from megatron_opd.reward.answer import boxed, final_answer, read_gold
+from megatron_opd.reward.math import judge, math_verdict
+from megatron_opd.reward.plain import compare_plain
 from megatron_opd.reward.pool import RewardPool
+from megatron_opd.reward.worker import WALL_TIME_FACTOR
+from tests.unit.reward_pairs import PAIRS
 
 LIMIT_SECONDS = 2.0
 HANGS = r"\boxed{9^{9^{9^{9}}}}"
@@ -47,10 +51,10 @@ HOSTILE = [
 ]
 
 
-def rollout(text: str, gold: str) -> Rollout:
+def rollout(text: str, gold: str, finish_reason: str = "stop") -> Rollout:
     none = np.zeros(0, np.int32)
     prompt = Prompt(index=0, problem="", answer=gold, text="", token_ids=none)
-    return Rollout(prompt, 0, none, np.zeros(0, np.float32), text, "stop", 0)
+    return Rollout(prompt, 0, none, np.zeros(0, np.float32), text, finish_reason, 0)
 
 
 def process_of(pool: RewardPool) -> int:
@@ -99,13 +103,80 @@ def pool() -> Iterator[RewardPool]:
         (r"\boxed{\left\{1\right.}", r"\boxed{\left\{1\right.}"),
         (r"\boxed{1} then \boxed{\frac{1}{2}", None),
         (r"7 \boxed{}", None),
+        (r"\boxed 5$.", r"\boxed{5}"),
+        (r"\boxed{\boxed{5}}", r"\boxed{5}"),
+        (r"x=\boxed{3} and y=\boxed{4}", r"\boxed{3, 4}"),
+        (r"$x=\boxed{3}$ or $x=\boxed{4}$", r"\boxed{3, 4}"),
+        (r"\boxed{1}, \boxed{2}, and \boxed{3}", r"\boxed{1, 2, 3}"),
+        (r"\boxed{6}, \boxed{6}", r"\boxed{6}"),
+        (r"\boxed{1} or \boxed{", None),
+        ("<answer>34</answer>", r"\boxed{34}"),
+        ("<think>7</think> <answer> The answer is $8$. </answer>", r"\boxed{8}"),
+        (r"<answer>so \boxed{5}</answer>", r"\boxed{5}"),
+        (r"<answer>4</answer> or rather \boxed{5}", r"\boxed{5}"),
+        (r"\boxed{4} <answer>5</answer>", r"\boxed{5}"),
+        ("<answer></answer>", None),
+        ("<answer>34", None),
+        ("the answer is 7", None),
+        ("", None),
+    ],
+)
+@pytest.mark.parametrize("truncated", [False, True])
+def test_final_answer_is_the_last_box(text: str, answer: str | None, truncated: bool) -> None:
+    assert final_answer(text, truncated=truncated) == answer
+    if answer or "boxed" in text:
+        assert final_answer(text, "boxed_or_last", truncated=truncated) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
         ("the answer is 7 ", "the answer is 7"),
         ("x" * 5000 + " 12", ("x" * 5000 + " 12")[-1000:]),
+        ("it may be 6</think>7", "7"),
+        ("it may be 6</think>", None),
         ("  ", None),
     ],
 )
-def test_final_answer_is_the_last_box_or_the_tail(text: str, answer: str | None) -> None:
-    assert final_answer(text) == answer
+def test_without_a_box_the_end_may_be_the_answer_unless_it_was_cut_off(text: str, answer: str | None) -> None:
+    assert final_answer(text, "boxed_or_last") == answer
+    assert final_answer(text, "boxed_or_last", truncated=True) is None
+    assert final_answer(text) is None
+
+
+@pytest.mark.parametrize(
+    ("gold", "content"),
+    [
+        ("5", "5"),
+        ("5.", "5"),
+        ("**5**", "5"),
+        ("$5$", "5"),
+        (r"$\boxed{5}$", "5"),
+        (r"so \boxed{3}, \boxed{4}", "3, 4"),
+        ("<answer>5</answer>", "5"),
+        ("The answer is 5", "5"),
+        (r"The final answer is: $\frac{1}{2}$.", r"\frac{1}{2}"),
+        ("48/2 = 24 clips in May. 48+24 = 72 #### 72", "72"),
+        ("There are 12 apples.", "12"),
+        ("12 square metres", "12"),
+        ("5 percent", "5 percent"),
+        ("The area is $x^2$ here", "x^2"),
+        ("x = 3 or x = 4", "x = 3 or x = 4"),
+        ("no solution", "no solution"),
+        (r"\left(0, 1\right.", r"\left(0, 1\right."),
+        (r"\text{all real numbers except } 3", r"\text{all real numbers except } 3"),
+        ("less than 7", None),
+        ("all real numbers except 3", None),
+        ("5 apples and 3 oranges", None),
+        ("5 million", None),
+        (r"\frac{1}{2", None),
+        ("2}", None),
+        ("**", None),
+        ("I add 2 and 3 and get 5, because " * 20, None),
+    ],
+)
+def test_a_gold_answer_is_read_or_refused(gold: str, content: str | None) -> None:
+    assert read_gold(gold) == content
 
 
 def test_rewards_reasons_and_order(pool: RewardPool) -> None:
@@ -118,8 +189,7 @@ def test_rewards_reasons_and_order(pool: RewardPool) -> None:
         (r"\boxed{\{2, 1\}}", r"\{1,2\}", "correct"),
         (r"\boxed{\text{A}}", "A", "correct"),
         (r"\boxed{1{,}000}", "1000", "correct"),
-        ("Answer: 34", "34", "correct"),
-        ("the final answer is $x^2$.", "x^2", "correct"),
+        ("Answer: 34", "34", "no_answer"),
         (r"\boxed{3} \boxed{4}", r"\boxed{3}", "wrong"),
         ("I do not know", "3", "no_answer"),
         (r"\boxed{", "3", "no_answer"),
@@ -133,8 +203,47 @@ def test_rewards_reasons_and_order(pool: RewardPool) -> None:
     assert pool.score([]) == []
 
 
+@pytest.mark.parametrize("kind", PAIRS)
+def test_pairs_of_answer_and_gold(kind: str) -> None:
+    for content, gold_text, is_right in PAIRS[kind]:
+        gold, answer = read_gold(gold_text), final_answer(boxed(content))
+        assert gold is not None and answer is not None, gold_text
+        assert (judge(answer, gold) == "correct") == is_right, (content, gold_text)
+
+
+def test_a_completion_that_was_cut_off_has_no_answer_without_a_box() -> None:
+    for mode in ("boxed", "boxed_or_last"):
+        with RewardPool(RewardConfig(answer=mode)) as pool:
+            cut = [rollout(text, "5", "length") for text in (r"so 3 + 2 = 5", r"\boxed{5} and so on", r"so \boxed{5")]
+            assert [r.reward_reason for r in pool.score(cut)] == ["truncated", "correct", "truncated"]
+            ended = pool.score([rollout("so it is 5", "5")])[0].reward_reason
+            assert ended == {"boxed": "no_answer", "boxed_or_last": "correct"}[mode]
+
+
+def test_golds_that_nothing_can_match_are_named(pool: RewardPool) -> None:
+    golds = ["less than 7", r"\frac{1}{2", "5 apples and 3 oranges", r"\sqrt[", "x^^2"]
+    assert [pool.score([rollout(r"\boxed{2x}", gold)])[0].reward_reason for gold in golds] == ["bad_gold"] * len(golds)
+
+
+def test_many_hostile_answers_stay_within_the_budget(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16 of them would take 80 s of processor time; the honest ones among them keep their rewards."""
+    monkeypatch.setattr(pool_module, "LEAST_SECONDS", 0.5)  # machines that test are busy
+    pairs: list[tuple[str, str]] = []
+    for i in range(2, 18):
+        pairs += [(rf"\boxed{{{i}^{{9^{{9^{{9}}}}}}}}", r"\sqrt{2}"), (rf"\boxed{{{i}x}}", f"{i}x")]
+    with RewardPool(RewardConfig(timeout_seconds=5, budget_seconds=1)) as pool:
+        pool.score([rollout(r"\boxed{2x}", "2x")])  # the worker is up
+        before = time.monotonic()
+        scored = pool.score([rollout(text, gold) for text, gold in pairs])
+        assert time.monotonic() - before < WALL_TIME_FACTOR * (1 + 16 * 0.6)
+    assert [r.reward_reason for r in scored] == ["over_budget", "correct"] * 16
+    assert "16 answers were not judged within reward.budget_seconds=1 and score 0" in caplog.text
+
+
 def test_hostile_answers_score_zero_within_the_limits(pool: RewardPool) -> None:
-    pool.score([rollout(r"\boxed{x}", "x")])  # the worker is up
+    pool.score([rollout(r"\boxed{2x}", "2x")])  # the worker is up
     worker, start = process_of(pool), time.monotonic()
     scored = pool.score([rollout(text, r"\frac{1}{2}") for text in HOSTILE] + [rollout(r"\boxed{0.5}", r"\frac{1}{2}")])
     assert time.monotonic() - start < len(scored) * (LIMIT_SECONDS + 1)
@@ -154,7 +263,7 @@ def test_equal_answers_are_evaluated_once(pool: RewardPool) -> None:
 
 
 def test_the_worker_loads_neither_torch_nor_numpy(pool: RewardPool) -> None:
-    pool.score([rollout(r"\boxed{x}", "x")])
+    pool.score([rollout(r"\boxed{2x}", "2x")])
     for pid in (process_of(pool), evaluator_of(pool)):
         libraries = Path(f"/proc/{pid}/maps").read_text()
         assert "python" in libraries
@@ -165,8 +274,8 @@ def test_the_worker_loads_neither_torch_nor_numpy(pool: RewardPool) -> None:
 def test_a_killed_process_is_replaced_and_no_answer_is_lost(
     pool: RewardPool, victim: Callable[[RewardPool], int]
 ) -> None:
-    pool.score([rollout(r"\boxed{x}", "x")])
-    rollouts = [rollout(rf"\boxed{{\frac{{{i}}}{{7}}}}", rf"\frac{{{i - i % 2}}}{{7}}") for i in range(100, 200)]
+    pool.score([rollout(r"\boxed{2x}", "2x")])
+    rollouts = [rollout(rf"\boxed{{{i}x}}", f"{i - i % 2}x") for i in range(100, 200)]
     result: list[Rollout] = []
     scoring = threading.Thread(target=lambda: result.extend(pool.score(rollouts)))
     pid = victim(pool)
@@ -179,14 +288,14 @@ def test_a_killed_process_is_replaced_and_no_answer_is_lost(
 
 
 def test_an_evaluator_killed_while_idle_is_replaced(pool: RewardPool) -> None:
-    pool.score([rollout(r"\boxed{x}", "x")])
+    pool.score([rollout(r"\boxed{2x}", "2x")])
     os.kill(evaluator_of(pool), signal.SIGKILL)
-    assert pool.score([rollout(r"\boxed{\pi}", r"\pi")])[0].reward_reason == "correct"
+    assert pool.score([rollout(r"\boxed{2\pi}", r"2\pi")])[0].reward_reason == "correct"
 
 
 def test_several_workers_keep_the_order_and_close_ends_them_in_mid_answer() -> None:
     pool = RewardPool(RewardConfig(timeout_seconds=60, workers=2))
-    scored = pool.score([rollout(rf"\boxed{{{i}.5}}", rf"\frac{{{2 * i + i % 2}}}{{2}}") for i in range(20)])
+    scored = pool.score([rollout(rf"\boxed{{{i}.5x}}", rf"\frac{{{2 * i + i % 2}}}{{2}}x") for i in range(20)])
     assert [r.reward_reason for r in scored] == ["wrong", "correct"] * 10
     groups = [worker.process.pid for worker in pool._workers if worker.process]
     scoring = threading.Thread(target=lambda: pool.score([rollout(HANGS, "x"), rollout(HANGS, "y")]))
@@ -224,7 +333,7 @@ def test_workers_end_with_a_killed_trainer_and_do_not_run_its_script(tmp_path: P
 def test_a_worker_that_cannot_start_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with RewardPool(RewardConfig()) as pool, pytest.raises(RunError, match="reward worker did not start"):
-        pool.score([rollout(r"\boxed{x}", "x")])
+        pool.score([rollout(r"\boxed{2x}", "2x")])
 
 
 integers = st.integers(-(10**13), 10**13) | st.integers(-120, 120)
@@ -234,7 +343,6 @@ integers = st.integers(-(10**13), 10**13) | st.integers(-120, 120)
 @given(integers, integers | st.sampled_from([-1, 0, 1]), st.sampled_from(["", "0", " ", "-", "+", "%"]))
 def test_integers_are_compared_as_math_verify_does(gold: int, offset: int, prefix: str) -> None:
     for content in (str(gold), str(gold + offset), str(-gold), f"{prefix}{gold}"):
-        reason = compare_plain_integers(boxed(content), str(gold))
-        assert reason is None or reason == judge(boxed(content), str(gold))
-    if abs(gold) < 10**12:
-        assert compare_plain_integers(boxed(str(gold)), str(gold)) == "correct"
+        reason = compare_plain(content, str(gold))
+        assert reason is None or reason == math_verdict(boxed(content), str(gold))
+    assert compare_plain(str(gold), str(gold)) == "correct"

@@ -1,0 +1,168 @@
+"""Numbers and words: answers that are compared without computer algebra, exactly and in microseconds."""
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from math import floor, log10
+
+DECIMALS = 6  # to which decimals are compared, as math-verify does
+SIGNIFICANT_DIGITS = 4  # of numbers so small that DECIMALS would round them to almost nothing
+_LONGEST = 200  # characters of a number or of words
+
+_SPACING = re.compile(r"\\[,;:! ]|\\q?quad(?![a-zA-Z])|[~\u00a0\u2009\u202f]")
+# Unicode that LaTeX and its readers write in ASCII.
+_ASCII = str.maketrans(
+    {
+        "\u2212": "-",  # minus sign
+        "\u2013": "-",  # en dash
+        "\u00d7": r"\times ",
+        "\u00b7": r"\cdot ",
+        "\u00f7": "/",
+        "\u2044": "/",  # fraction slash
+        "\u03c0": r"\pi ",
+        "\u221e": r"\infty ",
+        "\u222a": r"\cup ",
+        "\u2264": r"\le ",
+        "\u2265": r"\ge ",
+        "\u00b0": r"^\circ ",
+        "\u00bd": r"\frac{1}{2}",
+        "\u00bc": r"\frac{1}{4}",
+        "\u00be": r"\frac{3}{4}",
+        "\u00b2": "^2",
+        "\u00b3": "^3",
+    }
+)
+# 1,000 or 1{,}000 or 1 000: groups of three digits.
+_GROUPED = re.compile(r"(?<![\d.,])([1-9]\d{0,2})((?:(?:\{,\}|,|[ ])\d{3})+)(?![\d,])")
+_MANTISSA = r"(?P<mantissa>\d+\.?\d*|\.\d+)"
+_POWER = r"10\s*\^\s*(?:\{\s*(?P<braced>[+-]?\d{1,3})\s*\}|(?P<bare>\d{1,3}|[+-]\d{1,3}))"
+_NUMBER = re.compile(
+    rf"(?P<sign>[+-]?)\s*(?:10\s*\^\s*(?:\{{\s*(?P<alone>[+-]?\d{{1,3}})\s*\}}|(?P<digit>\d))"
+    rf"|{_MANTISSA}(?:[eE](?P<e>[+-]?\d{{1,3}})|\s*(?:\\times|\\cdot|\*|x)\s*{_POWER})?)\s*(?P<percent>\\?%)?"
+)
+_RATIO = re.compile(r"([+-]?)\s*(?:\\[dtc]?frac\s*\{\s*([+-]?\d+)\s*\}\s*\{\s*([+-]?\d+)\s*\}|(\d+)\s*/\s*(\d+))")
+UNIT = r"(?:[cdmk]m|[mk]g|m[lLs]|ft|lb|in|oz|yd|hr|min|sec|mph|kmh|gal|mi|Hz|kW|eV|mol)"
+# 12 cm^2, 5 m/s, 3\text{ apples}; a single letter that is not set off may be a variable.
+_UNIT_SUFFIX = re.compile(
+    rf"(?<=[\d.}}%])(?:\s*\\(?:text|mathrm|mbox)\s*\{{(?P<text>[^{{}}]*)\}}|\s*{UNIT}|\s+[mgshLlJNVWK])"
+    rf"(?:\s*/\s*(?:{UNIT}|[smhL]))?(?:\s*\^\s*\{{?-?[1-4]\}}?)?$"
+)
+_CURRENCY = re.compile(r"^([+-]?)\s*(?:\\?\$|€|£|¥)\s*(?=[\d.+-])")
+
+NUMBER_WORDS = re.compile(r"\b(?:hundred|thousand|million|billion|trillion|dozen)\b", re.IGNORECASE)
+_NOT_A_UNIT = re.compile(NUMBER_WORDS.pattern + r"|\b(?:percent|pi)\b|%", re.IGNORECASE)
+_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{([^{}]*)\}")
+_WORDS = re.compile(r"[^\W\d_]+(?:[\s'\u2019-]+[^\W\d_]+)*")
+_CHOICE = re.compile(r"\(?([A-J])(?:\)|[.:])(?:\s.*)?|\[([A-J])\].*", re.DOTALL)
+_SCIENTIFIC = re.compile(
+    rf"(?<![A-Za-z\d.\\_^]){_MANTISSA}(?:[eE](?P<e>[+-]?\d{{1,3}})|\s*(?:\\times|\\cdot|\*)\s*{_POWER})(?![\w.^{{!])"
+)
+
+
+@dataclass(frozen=True)
+class Number:
+    value: Fraction
+    is_decimal: bool = False  # written with a point or as a power of ten: compared at a precision
+    is_percent: bool = False
+
+
+def compare_plain(content: str, gold: str) -> str | None:
+    """Return "correct" or "wrong" when both are numbers, or both are words; None: computer algebra must say.
+
+    Words are compared as text, whatever their case: as products of letters, `on` would equal `no`.
+    """
+    if max(len(content), len(gold)) > _LONGEST:
+        return None
+    number, gold_number = read_number(content), read_number(gold)
+    if number and gold_number:
+        return "correct" if _equal(number, gold_number) else "wrong"
+    words, gold_words = _read_words(content), _read_words(gold)
+    if gold_words and words:
+        return "correct" if words == gold_words else "wrong"
+    if gold_words and (choice := _CHOICE.fullmatch(_without_text_commands(content))):
+        return "correct" if (choice[1] or choice[2]).casefold() == gold_words else "wrong"
+    return None
+
+
+def read_number(text: str) -> Number | None:
+    r"""A number: `-3`, `1{,}000.5`, `\$2`, `1e-5`, `4.5 \times 10^{33}`, `12\%`, `3/4`, `\frac{3}{4}`. None if not."""
+    text = _SPACING.sub(" ", in_ascii(text)).strip().removesuffix(".").strip("$ ")
+    text = _GROUPED.sub(lambda match: match[1] + re.sub(r"\D", "", match[2]), _CURRENCY.sub(r"\1", text))
+    unit = _UNIT_SUFFIX.search(text)
+    if unit and not _NOT_A_UNIT.search(unit["text"] or ""):
+        text = text[: unit.start()]
+    if match := _NUMBER.fullmatch(text):
+        exponent = next((match[name] for name in ("e", "braced", "bare", "alone", "digit") if match[name]), "0")
+        mantissa = match["mantissa"] or "1"
+        value = Fraction(mantissa) * Fraction(10) ** int(exponent)
+        is_decimal = "." in mantissa or int(exponent) < 0
+        return Number(-value if match["sign"] == "-" else value, is_decimal, bool(match["percent"]))
+    if match := _RATIO.fullmatch(text):
+        numerator, denominator = int(match[2] or match[4]), int(match[3] or match[5])
+        if denominator:
+            value = Fraction(numerator, denominator)
+            return Number(-value if match[1] == "-" else value)
+    return None
+
+
+def in_ascii(text: str) -> str:
+    """The minus signs, fractions, powers and operators that Unicode has, as LaTeX."""
+    return text if text.isascii() else text.translate(_ASCII)
+
+
+def decimals_to_compare(*texts: str) -> int:
+    """To how many decimals the numbers of these texts are compared: more than DECIMALS where one is tiny."""
+    smallest = min((size for text in texts for size in _magnitudes(text)), default=0)
+    return max(DECIMALS, SIGNIFICANT_DIGITS - 1 - smallest)
+
+
+def in_digits(text: str) -> str:
+    r"""`4.5e3` and `4.5 \times 10^{3}` as `4500`: in LaTeX the one has Euler's number, the other is a product."""
+
+    def digits(match: re.Match[str]) -> str:
+        exponent = match["e"] or match["braced"] or match["bare"]
+        return f"{Decimal(match['mantissa']) * Decimal(10) ** int(exponent):f}"
+
+    return _SCIENTIFIC.sub(digits, text)
+
+
+def _magnitudes(text: str) -> list[int]:
+    """The power of ten of every number that a text contains, zeros left out."""
+    if len(text) > 10 * _LONGEST:
+        return []
+    numbers = (read_number(match.group().strip()) for match in _NUMBER.finditer(text))
+    return [_magnitude(number.value) for number in numbers if number and number.value]
+
+
+def _magnitude(value: Fraction) -> int:
+    """floor(log10 |value|), of numbers beyond the range of a float too."""
+    size = abs(value)
+    return floor(log10(size.numerator) - log10(size.denominator))
+
+
+def _equal(a: Number, b: Number) -> bool:
+    """`50%` is 50 as well as 0.5: questions fix the unit."""
+    values = {a.value, a.value / 100} if a.is_percent and not b.is_percent else {a.value}
+    golds = {b.value, b.value / 100} if b.is_percent and not a.is_percent else {b.value}
+    is_decimal = a.is_decimal or b.is_decimal
+    return any(_close(x, y) if is_decimal else x == y for x in values for y in golds)
+
+
+def _close(a: Fraction, b: Fraction) -> bool:
+    smallest = min((_magnitude(value) for value in (a, b) if value), default=0)
+    decimals = max(DECIMALS, SIGNIFICANT_DIGITS - 1 - smallest)
+    return round(a, decimals) == round(b, decimals)
+
+
+def _read_words(text: str) -> str | None:
+    text = _without_text_commands(text)
+    if len(text) > 2 and (text[0] + text[-1]) in ("()", "[]"):
+        text = text[1:-1].strip()
+    return " ".join(text.casefold().split()) if _WORDS.fullmatch(text) else None
+
+
+def _without_text_commands(text: str) -> str:
+    return (
+        _SPACING.sub(" ", _TEXT.sub(r"\1", text)).strip().strip("$").rstrip(".,)" if "(" not in text else ".,").strip()
+    )
