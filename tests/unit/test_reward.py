@@ -228,18 +228,18 @@ def test_golds_that_nothing_can_match_are_named(pool: RewardPool) -> None:
 def test_many_hostile_answers_stay_within_the_budget(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """16 of them would take 80 s of processor time; the honest ones among them keep their rewards."""
+    """6 of them would take 30 s of processor time; the honest ones among them keep their rewards."""
     monkeypatch.setattr(pool_module, "LEAST_SECONDS", 0.5)  # machines that test are busy
     pairs: list[tuple[str, str]] = []
-    for i in range(2, 18):
+    for i in range(2, 8):
         pairs += [(rf"\boxed{{{i}^{{9^{{9^{{9}}}}}}}}", r"\sqrt{2}"), (rf"\boxed{{{i}x}}", f"{i}x")]
     with RewardPool(RewardConfig(timeout_seconds=5, budget_seconds=1)) as pool:
         pool.score([rollout(r"\boxed{2x}", "2x")])  # the worker is up
         before = time.monotonic()
         scored = pool.score([rollout(text, gold) for text, gold in pairs])
-        assert time.monotonic() - before < WALL_TIME_FACTOR * (1 + 16 * 0.6)
-    assert [r.reward_reason for r in scored] == ["over_budget", "correct"] * 16
-    assert "16 answers were not judged within reward.budget_seconds=1 and score 0" in caplog.text
+        assert time.monotonic() - before < WALL_TIME_FACTOR * (1 + 6 * 0.6)
+    assert [r.reward_reason for r in scored] == ["over_budget", "correct"] * 6
+    assert "6 answers were not judged within reward.budget_seconds=1 and score 0" in caplog.text
 
 
 def test_hostile_answers_score_zero_within_the_limits(pool: RewardPool) -> None:
