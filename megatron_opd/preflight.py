@@ -38,7 +38,8 @@ def check_data(config: RunConfig) -> list[str]:
     heldout = load_heldout(config, tokenizer, warn=warnings.append) if config.data.heldout is not None else []
     if needs.rollouts:
         warnings += _room_for_completions(config, prompts, "data.train")
-    warnings += _room_for_completions(config, heldout, "data.heldout")
+    if config.eval:
+        warnings += _room_for_completions(config, heldout, "data.heldout")
     warnings += _in_both(prompts, heldout)
     if len(prompts) < config.rollout.num_prompts:
         train = shown(config.data.train)

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from megatron_opd.config.architecture import Architecture, architecture_of, read_config
+from megatron_opd.config.check_data import check_data_keys
 from megatron_opd.config.check_method import check_method
 from megatron_opd.config.check_sizes import check_sizes, models_of
 from megatron_opd.config.config_keys import unknown_keys
@@ -20,7 +21,6 @@ from megatron_opd.config.schema import (
     RewardConfig,
     RolloutConfig,
     RunConfig,
-    TemplateConfig,
 )
 from megatron_opd.errors import ConfigError
 from megatron_opd.weights.check import check_weights
@@ -37,6 +37,7 @@ def preflight(config: RunConfig, *, world_size: int | None) -> list[str]:
     """
     warnings = check_method(config)
     _check_settings_have_effect(config)
+    warnings += check_data_keys(config)
     architectures = _check_directories(config)
     warnings += check_sizes(config, architectures, world_size=world_size)
     warnings += _unknown_keys(config) + _compare_models(config, architectures)
@@ -78,9 +79,7 @@ def _check_settings_have_effect(config: RunConfig) -> None:
         _check_nothing_sampled(config)
     if not needs.traces and config.data.trace_column != "auto":
         raise ConfigError(f"data.trace_column: no effect, method {config.method.name} reads no traces; remove it")
-    template, optimizer = config.data.template, config.train.optimizer
-    if template.kind == "raw" and template.system != TemplateConfig.system:
-        raise ConfigError("data.template.system: no effect with kind=raw; put it into data.template.text")
+    optimizer = config.train.optimizer
     _check_loss_scale(config)
     if optimizer.min_lr > 0 and optimizer.schedule == "constant":
         raise ConfigError("train.optimizer.min_lr: no effect with schedule=constant; choose linear or cosine")

@@ -1,14 +1,14 @@
 """A model's chat template, rendered as transformers does, but with limits: it is a program of whoever made the model.
 
-The sandbox keeps it from Python's internals. A time limit ends loops, a size limit ends what grows. Memory that one
-single operation takes is bounded for products and powers alone.
+The sandbox keeps it from Python's internals, a time limit ends its loops, and a size limit what it writes and what
+its sums, products, powers and joined texts grow to. What a single filter allocates, such as `center`, has no limit.
 """
 
 import functools
 import json
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, time
@@ -77,15 +77,6 @@ def _compiled(text: str, day: date) -> Any:
     """The template in transformers' environment: the same settings, filters and functions."""
     from jinja2 import TemplateError
     from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
-
-    class Environment(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(("*", "**"))
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if not _is_small(operator, left, right):
-                raise SecurityError(f"the result of {operator} is too large")
-            return super().call_binop(context, operator, left, right)
 
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
@@ -93,11 +84,40 @@ def _compiled(text: str, day: date) -> Any:
     def strftime_now(form: str) -> str:
         return datetime.combine(day, time()).strftime(form)
 
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_generation_tag(), loopcontrols])
+    extensions = [_generation_tag(), loopcontrols]
+    environment = _limited_environment()(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = strftime_now
     return environment.from_string(text)
+
+
+def _limited_environment() -> Any:
+    """The class of jinja2's sandbox with a limit on what sums, products, powers and joined texts grow to."""
+    from jinja2.compiler import CodeGenerator
+    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+
+    class Joins(CodeGenerator):
+        def visit_Concat(self, node: Any, frame: Any) -> None:
+            self.write("environment.join((")
+            for part in node.nodes:
+                self.visit(part, frame)
+                self.write(", ")
+            self.write("))")
+
+    class Environment(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(("+", "*", "**"))
+        code_generator_class = Joins
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if not _is_small(operator, left, right):
+                raise SecurityError(f"the result of {operator} is too large")
+            return super().call_binop(context, operator, left, right)
+
+        def join(self, parts: tuple[object, ...]) -> str:
+            return _joined(str(part) for part in parts)
+
+    return Environment
 
 
 def _generation_tag() -> Any:
@@ -133,11 +153,14 @@ def _is_small(operator: str, left: Any, right: Any) -> bool:
     if operator == "**":
         both = isinstance(left, int) and isinstance(right, int)
         return not both or left.bit_length() * abs(right) <= _MAX_BITS
-    sized, count = (left, right) if hasattr(left, "__len__") else (right, left)
-    return not hasattr(sized, "__len__") or not isinstance(count, int) or len(sized) * count <= MAX_CHARACTERS
+    sizes = [len(value) if hasattr(value, "__len__") else None for value in (left, right)]
+    if operator == "+":
+        return sum(size or 0 for size in sizes) <= MAX_CHARACTERS
+    size, count = (sizes[0], right) if sizes[0] is not None else (sizes[1], left)
+    return size is None or not isinstance(count, int) or size * count <= MAX_CHARACTERS
 
 
-def _joined(pieces: Iterator[str]) -> str:
+def _joined(pieces: Iterable[str]) -> str:
     texts, size = [], 0
     for piece in pieces:
         texts.append(piece)

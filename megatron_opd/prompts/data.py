@@ -222,22 +222,20 @@ def _tokenise(examples: tuple[_Example, ...], config: DataConfig, tokenizer: Tok
     template = config.template
     texts = [_render(example, config, tokenizer) for example in examples]
     # A chat template writes the special tokens itself.
-    prompt_ids = _encode(tokenizer, texts, add_special_tokens=template.kind == "raw")
-    traces = [
-        None if example.trace is None else without_opening(example.trace, text, template.prefill)
-        for example, text in zip(examples, texts, strict=True)
-    ]
-    encoded = iter(_encode(tokenizer, [trace for trace in traces if trace is not None], add_special_tokens=False))
+    prompt_ids = _encode(tokenizer, texts, examples, add_special_tokens=template.kind == "raw")
+    traces = [without_opening(e.trace or "", text, template.prefill) for e, text in zip(examples, texts, strict=True)]
+    traces_ids = _encode(tokenizer, traces, examples, add_special_tokens=False)
     # Without traces a tokenizer need not name an end.
-    ends = ends_of(tokenizer) if any(trace is not None for trace in traces) else Ends((), -1)
+    ends = ends_of(tokenizer) if any(example.trace is not None for example in examples) else Ends((), -1)
     prompts = []
-    for example, text, ids, trace in zip(examples, texts, prompt_ids, traces, strict=True):
-        trace_ids = None if trace is None else next(encoded)
-        if trace is not None and example.trace_ids is not None:
-            trace, trace_ids = example.trace, _own_tokens(example, tokenizer, ends)
-        if trace_ids is not None:
-            trace_ids = _ended(trace_ids, ends)
-        prompts.append(Prompt(example.index, example.problem.text, example.answer, text, ids, trace, trace_ids))
+    for example, text, ids, trace, trace_ids in zip(examples, texts, prompt_ids, traces, traces_ids, strict=True):
+        prompt = Prompt(example.index, example.problem.text, example.answer, text, ids)
+        if example.trace is not None and example.trace_ids is not None:
+            own_ids = _own_tokens(example, tokenizer, ends)
+            prompt = replace(prompt, trace=example.trace, trace_ids=_ended(own_ids, ends))
+        elif example.trace is not None:
+            prompt = replace(prompt, trace=trace, trace_ids=_ended(trace_ids, ends))
+        prompts.append(prompt)
     return prompts
 
 
@@ -262,10 +260,18 @@ def _own_tokens(example: _Example, tokenizer: Tokenizer, ends: Ends) -> np.ndarr
     return np.asarray(ids, dtype=np.int32)
 
 
-def _encode(tokenizer: Tokenizer, texts: list[str], *, add_special_tokens: bool) -> list[np.ndarray]:
-    if not texts:
-        return []
-    encoding = tokenizer(texts, add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False)
+def _encode(
+    tokenizer: Tokenizer, texts: Sequence[str], examples: Sequence[_Example], *, add_special_tokens: bool
+) -> list[np.ndarray]:
+    """The tokens of texts that belong to these examples."""
+    settings = {"add_special_tokens": add_special_tokens, "return_attention_mask": False, "verbose": False}
+    try:
+        encoding = tokenizer(list(texts), **settings)
+    except Exception as error:  # what tokenizers raises: a character that the vocabulary lacks, without a token for it
+        if len(texts) > 1:
+            for text, example in zip(texts, examples, strict=True):
+                _encode(tokenizer, [text], [example], add_special_tokens=add_special_tokens)
+        raise examples[0].error(f"the tokenizer of {tokenizer.name_or_path} cannot read the text ({error})") from error
     return [np.asarray(ids, dtype=np.int32) for ids in encoding["input_ids"]]
 
 

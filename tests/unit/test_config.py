@@ -379,6 +379,9 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
         None),
     "data.trace_column: no effect": (["data.trace_column=response"], None),
     "data.template.system: no effect with kind=raw": (["data.template.system=tgpo"], None),
+    "data.max_prompt_tokens: 32 is not below max_sequence_length=32": (["data.max_prompt_tokens=32"], None),
+    "data.template.prefill: <think>\\n has a backslash and a letter where a line break is meant": (
+        [r"data.template.prefill='<think>\n'"], None),
     "eval: needs data.heldout": (["eval={}"], None),
     "eval.samples_per_prompt: greedy samples are all equal": (["eval.samples_per_prompt=4", "data.heldout=x"], None),
     "rollout.temperature: no effect, method sft samples nothing": (
@@ -412,6 +415,11 @@ def test_preflight_warns_of_what_may_be_meant(recipe: str) -> None:
     shares = ["method.on_policy.weight=0.8", "method.off_policy.weight=0.2"]
     for fitting in (shares, ["rollout.samples_per_prompt=7"]):
         assert preflight(load_config(recipe, [*luffy, *fitting]), world_size=1) == []
+    assert preflight(load_config(recipe, [r"data.template.text='{problem}\n= '"]), world_size=1)[0].startswith(
+        "data.template.text: has a backslash and a letter"
+    )
+    latex = [r"data.template.text='Is {problem} \neq 0?'", 'data.template.prefill="<think>\\n"']
+    assert preflight(load_config(recipe, latex), world_size=1) == []
     assert preflight(load_config(recipe, ["method=grpo"]), world_size=1) == [
         "teacher: not loaded, method grpo reads no teacher"
     ]

@@ -13,8 +13,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from megatron_opd.config.load import load_config
 from megatron_opd.config.schema import DataConfig, HeldoutConfig, RunConfig, TemplateConfig
 from megatron_opd.errors import DataError
+from megatron_opd.preflight import check_data
 from megatron_opd.prompts import rows as rows_module
 from megatron_opd.prompts.data import load_heldout, load_prompts
 from megatron_opd.prompts.files import changed_data, data_files, data_sha256
@@ -22,6 +24,7 @@ from megatron_opd.prompts.tokenizer import load_tokenizer
 from megatron_opd.records import Prompt
 from tests.tiny_config import tiny_config
 from tests.unit.byte_tokenizer import write_byte_tokenizer
+from tests.unit.tiny_model_files import write_recipe
 
 CHAT = DataConfig(train="")
 GOOD = {"problem": "1+1?", "answer": "2"}
@@ -383,3 +386,42 @@ def test_a_template_that_leaves_out_messages_is_noticed(tmp_path: Path, tokenize
         "data.train: the chat template leaves out the system message or the problem of 1 of 1 prompts; the first: "
         f"{path}:1"
     ]
+
+
+# ------------------------------------------------------------------------------------------------ what check counts
+def test_check_counts_prompts_that_leave_no_room_and_those_in_both_sets(tmp_path: Path) -> None:
+    recipe = str(write_recipe(tmp_path))
+    train = write(tmp_path / "long.jsonl", *({"problem": "1" * n, "answer": "1"} for n in (2, 4, 24, 25, 31)))
+    heldout = write(tmp_path / "heldout.jsonl", {"problem": "1111", "answer": "1"}, {"problem": "9", "answer": "1"})
+    files = [f"data.train={train}", f"data.heldout={heldout}"]
+    assert check_data(load_config(recipe, files)) == [
+        "data.max_prompt_tokens: 2 of 5 prompts of data.train leave no room for rollout.max_completion_tokens=8 within "
+        "max_sequence_length=32; the longest has 31 tokens and leaves 1",
+        "data.heldout: 1 of 2 prompts are in data.train too",
+    ]
+    shorter = [*files[:1], "data.max_prompt_tokens=24"]
+    with pytest.raises(DataError, match=r"long\.jsonl:4: the prompt has 25 tokens, more than data\.max_prompt_t"):
+        check_data(load_config(recipe, shorter))
+    assert check_data(load_config(recipe, [*shorter, "data.long_prompts=drop", "rollout.num_prompts=2"])) == [
+        "data.train: dropped 2 of 5 rows that are too long"
+    ]
+    supervised = [
+        "method=sft",
+        "teacher=null",
+        "data.trace_column=answer",
+        "rollout={num_prompts: 1}",
+        "max_sequence_length=34",
+    ]
+    assert check_data(load_config(recipe, [*files[:1], *supervised])) == []
+
+
+def test_a_character_that_the_tokenizer_does_not_know(tmp_path: Path, tokenizer: Any) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1}))
+    few = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="b")
+    few.name_or_path = "few"
+    path = write(tmp_path / "a.jsonl", {"problem": "a", "answer": "1"}, {"problem": "c", "answer": "2"})
+    with pytest.raises(DataError, match=r"a\.jsonl:2: the tokenizer of few cannot read the text \(WordLevel error"):
+        load(path, few, replace(CHAT, template=TemplateConfig(kind="raw")))
