@@ -1,6 +1,5 @@
 """Whether a method can be run: its signals exist, its parts fit together, and its gradient has the teacher in it."""
 
-import math
 from dataclasses import replace
 
 from megatron_opd.config.methods import CATALOGUE
@@ -46,7 +45,7 @@ def check_method(config: RunConfig) -> list[str]:
         warnings += _check_term(f"method.{name}", term, config)
     if all(term.weight == 0 for term in method.terms.values()):
         raise ConfigError("method: the weight of every term is 0, so nothing is learned")
-    return warnings + _check_shares(config) + _check_gradient(method)
+    return warnings + _check_gradient(method)
 
 
 def _reader(method: MethodConfig) -> str:
@@ -162,28 +161,6 @@ def _check_correction(key: str, correction: Correction) -> None:
             f"{key}: keeps ratios from {low} to {high}, and none of a sampler that agrees with the trainer; let 1 lie "
             "between low and high"
         )
-
-
-def _check_shares(config: RunConfig) -> list[str]:
-    """The weights of policy gradients on samples and on traces are shares of a group, as LUFFY's 7/8 and 1/8."""
-    method, samples = config.method, config.rollout.samples_per_prompt
-    traces, policies = method.traces_per_group, _policies(method)
-    on_traces = [name for name in policies if reads_traces(method.terms[name])]
-    on_samples = [name for name in policies if name not in on_traces]
-    if not traces or len(on_traces) != 1 or len(on_samples) != 1:
-        return []
-    [sampled], [given] = on_samples, on_traces
-    weights = method.terms[sampled].weight, method.terms[given].weight
-    if not all(isinstance(weight, float | int) for weight in weights):
-        return []
-    if math.isclose(weights[0] * traces, weights[1] * samples):  # type: ignore[operator]
-        return []
-    group = samples + traces
-    return [
-        f"method.{sampled}.weight: {weights[0]:g}, with {weights[1]:g} of {given}, does not weigh all sequences of a "
-        f"group alike; samples_per_prompt={samples} and traces_per_group={traces} make it {samples / group:g} and "
-        f"{traces / group:g}"
-    ]
 
 
 def _policies(method: MethodConfig) -> list[str]:

@@ -134,14 +134,13 @@ _add("cispo", "GRPO whose clipped ratio is a detached weight: no token loses its
 _add("luffy", "each group holds a trace; its tokens have the shaped probability p / (p + 0.1) as ratio",
      "arXiv 2504.14945",
      {
-         "on_policy": _policy(weight=7 / 8, advantages=_reward("mean"), ratio=_UNCLIPPED,
-                              aggregate="seq-mean-token-sum-norm"),
-         "off_policy": _policy(weight=1 / 8, advantages=_reward("mean"), ratio=ShapedProbability("shaped"),
-                               aggregate="seq-mean-token-sum-norm"),
+         "on_policy": _policy(advantages=_reward("mean"), ratio=_UNCLIPPED, aggregate="seq-mean-token-sum-norm",
+                              denominator="all"),
+         "off_policy": _policy(advantages=_reward("mean"), ratio=ShapedProbability("shaped"),
+                               aggregate="seq-mean-token-sum-norm", denominator="all"),
          "entropy": EntropyTerm("entropy", weight=1e-3),
      },
-     traces_per_group=1,
-     left_open="the weights are the shares of 7 samples and 1 trace: with another group size set them to match")
+     traces_per_group=1)
 
 # ------------------------------------------------------------------------------------------------ TGPO and its family
 _add("tgpo", "GRPO++ plus a constant weight times the negative log-likelihood of the teacher's argmax token",
@@ -186,7 +185,17 @@ _add("trrd", "GRPO whose ratio is to a mixture of old policy and teacher: RLAD",
 # ------------------------------------------------------------------------------------------------ TrOPD and its family
 _TROPD = "TrOPD"
 _TRUST, _OUTLIER = TrustGate("trust"), TrustGate("trust", invert=True)
-_prefix_loss = replace(_trace, weight=1e-3)
+_prefix_loss = replace(_trace, weight=1e-3, denominator="all")
+
+
+
+def _over_all(name: str) -> PolicyGradientTerm:
+    """The term of a baseline, averaged over the tokens of the prefixes too."""
+    term = CATALOGUE[name].method.terms["distil"]
+    assert isinstance(term, PolicyGradientTerm)
+    return replace(term, denominator="all")
+
+
 _RATIO = "whether a ratio and a clip are applied is not said: a ratio, no clip"
 _add("opd", "reverse KL as a policy gradient with the log-ratio as advantage (K1)", _TROPD + ", baseline",
      {"distil": _distil()}, left_open=_RATIO)
@@ -223,8 +232,8 @@ _add("fkl_outlier", "OPD within the trust region, forward KL on the top 64 outsi
      {"distil": _distil(gates={"trust": _TRUST}), "outliers": _topk(64, gates={"outlier": _OUTLIER})},
      left_open="the Bernoulli variable is drawn once per rollout")
 _tropd: dict[str, Term] = {
-    "distil": _distil(gates={"trust": _TRUST}),
-    "outliers": _topk(64, gates={"outlier": _OUTLIER}),
+    "distil": _distil(gates={"trust": _TRUST}, denominator="all"),
+    "outliers": _topk(64, gates={"outlier": _OUTLIER}, denominator="all"),
     "prefix": _prefix_loss,
 }
 _PREFIX_OPEN = (
@@ -234,14 +243,15 @@ _PREFIX_OPEN = (
 _add("tropd", "FKL outlier, on responses that begin with a part of a trace which gets 1e-3 of cross-entropy", _TROPD,
      _tropd, prefix=PrefixConfig(200), left_open=_PREFIX_OPEN)
 _add("tropd_expected", "TrOPD with the trust probability in the place of its draw", _TROPD + ", a variant of ours",
-     {"distil": _distil(gates={"trust": TrustGate("trust", True)}),
-      "outliers": _topk(64, gates={"outlier": TrustGate("trust", True, True)}), "prefix": _prefix_loss},
+     {"distil": _distil(gates={"trust": TrustGate("trust", True)}, denominator="all"),
+      "outliers": _topk(64, gates={"outlier": TrustGate("trust", True, True)}, denominator="all"),
+      "prefix": _prefix_loss},
      prefix=PrefixConfig(200), left_open=_PREFIX_OPEN)
 _add("tropd_mask", "Mask Outlier with the prefix", _TROPD + ", Table 5",
-     {"distil": CATALOGUE["mask_outlier"].method.terms["distil"], "prefix": _prefix_loss},
+     {"distil": _over_all("mask_outlier"), "prefix": _prefix_loss},
      prefix=PrefixConfig(200), left_open=_PREFIX_OPEN)
 _add("tropd_clip", "REOPOLD's floor with the prefix", _TROPD + ", Table 5",
-     {"distil": CATALOGUE["reopold"].method.terms["distil"], "prefix": _prefix_loss},
+     {"distil": _over_all("reopold"), "prefix": _prefix_loss},
      prefix=PrefixConfig(200), left_open=_PREFIX_OPEN)
 _aopd_forward = _topk(10, divide_by_k=True, gates={"low": ProbabilityGapGate("probability_gap")}, aggregate=SEQUENCES)
 _add("aopd", "OPD where the teacher gives the token more than the student, else forward KL on the top K over K",

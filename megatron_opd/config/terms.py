@@ -24,6 +24,9 @@ from megatron_opd.config.parts import (
     Weight,
 )
 
+# What a term is averaged over: its own tokens | the sum of its gates | every token of the responses, given ones too.
+Denominator = Literal["tokens", "gated", "all"]
+
 
 # ------------------------------------------------------------------------------------------------ terms
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class PolicyGradientTerm:
     gates: dict[str, Gate] = field(default_factory=dict)
     correction: Correction | None = None
     aggregate: Aggregate = "token-mean"
-    denominator: Literal["tokens", "gated"] = "tokens"  # gated: the sum of the gates in the place of the tokens
+    denominator: Denominator = "tokens"
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class CrossEntropyTerm:
     gates: dict[str, Gate] = field(default_factory=dict)
     correction: Correction | None = None
     aggregate: Aggregate = "token-mean"
-    denominator: Literal["tokens", "gated"] = "tokens"
+    denominator: Denominator = "tokens"
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class TopKTerm:
     gates: dict[str, Gate] = field(default_factory=dict)
     correction: Correction | None = None
     aggregate: Aggregate = "token-mean"
-    denominator: Literal["tokens", "gated"] = "tokens"
+    denominator: Denominator = "tokens"
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class DivergenceTerm:
     beta: float | None = None
     gates: dict[str, Gate] = field(default_factory=dict)
     aggregate: Aggregate = "token-mean"
-    denominator: Literal["tokens", "gated"] = "tokens"
+    denominator: Denominator = "tokens"
 
 
 @dataclass(frozen=True)

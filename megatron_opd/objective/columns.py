@@ -19,7 +19,7 @@ from megatron_opd.config.parts import (
     TopKAdvantage,
 )
 from megatron_opd.config.plan import active, advantages_of, gates_of, of_sequence, reads_traces, weight_at
-from megatron_opd.config.terms import MethodConfig, PolicyGradientTerm, Term
+from megatron_opd.config.terms import EntropyTerm, MethodConfig, PolicyGradientTerm, Term
 from megatron_opd.mcore.batch import Columns, flatten
 from megatron_opd.objective.advantages import (
     group_advantages,
@@ -36,8 +36,9 @@ from megatron_opd.objective.gates import correction, gates
 def build_columns(method: MethodConfig, batch: Batch, *, max_completion_tokens: int) -> Columns:
     """The columns that the terms of `method` read, for all completion tokens of the batch's rollouts.
 
-    The scales of a term depend on its own tokens and gates alone: what other terms count does not dilute it. Terms
-    without a weight at the batch's step have columns of zeros: nobody was asked for the signals that they read.
+    The scales of a term depend on its own tokens and gates alone, or with `denominator: all` on all tokens: what other
+    terms count does not dilute it. Terms without a weight at the batch's step have columns of zeros: nobody was asked
+    for the signals that they read.
     """
     now, zeros_T = active(method, batch.step).terms, torch.zeros(batch.num_tokens, dtype=torch.float64)
     gates_J: list[Tensor] = []
@@ -52,7 +53,7 @@ def build_columns(method: MethodConfig, batch: Batch, *, max_completion_tokens: 
         of_traces = reads_traces(term)
         counted_T = (~batch.sampled_T if of_traces else batch.sampled_T).double()
         gate_T = counted_T * gates(gates_of(term), batch)
-        base_T = gate_T if getattr(term, "denominator", "tokens") == "gated" else counted_T
+        base_T = _averaged_over(term, counted_T, gate_T)
         scale_T = gate_T * denominators(base_T, batch, term.aggregate, max_completion_tokens)
         if method.teacher_share and not of_traces:
             scale_T = scale_T * mixture_weights(method.teacher_share, batch)
@@ -79,6 +80,21 @@ def build_columns(method: MethodConfig, batch: Batch, *, max_completion_tokens: 
         topk_logprobs_TK=_column(teacher.topk_logprobs_TK if teacher else None),
         reference_logprobs_T=_column(signals.reference_logprobs_T),
     )
+
+
+def _averaged_over(term: Term, counted_T: Tensor, gate_T: Tensor) -> Tensor:
+    """How much each token counts in a term's denominator, float64 [T]."""
+    if isinstance(term, EntropyTerm):
+        return counted_T
+    match term.denominator:
+        case "tokens":
+            return counted_T
+        case "gated":
+            return gate_T
+        case "all":
+            return torch.ones_like(counted_T)
+        case _:
+            assert_never(term.denominator)
 
 
 def mixture_weights(share: float, batch: Batch) -> Tensor:

@@ -407,14 +407,6 @@ def test_preflight_warns_of_what_may_be_meant(recipe: str) -> None:
         "method.guidance.weight",
         "train.optimizer.warmup_steps",
     ]
-    luffy = ["method=luffy", "teacher=null", "rollout.samples_per_prompt=4"]
-    assert preflight(load_config(recipe, luffy), world_size=1) == [
-        "method.on_policy.weight: 0.875, with 0.125 of off_policy, does not weigh all sequences of a group alike; "
-        "samples_per_prompt=4 and traces_per_group=1 make it 0.8 and 0.2"
-    ]
-    shares = ["method.on_policy.weight=0.8", "method.off_policy.weight=0.2"]
-    for fitting in (shares, ["rollout.samples_per_prompt=7"]):
-        assert preflight(load_config(recipe, [*luffy, *fitting]), world_size=1) == []
     assert preflight(load_config(recipe, [r"data.template.text='{problem}\n= '"]), world_size=1)[0].startswith(
         "data.template.text: has a backslash and a letter"
     )

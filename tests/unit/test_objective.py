@@ -26,7 +26,7 @@ from megatron_opd.config.parts import (
     Switch,
     TrustGate,
 )
-from megatron_opd.config.plan import active, is_on_policy, plan, weight_at
+from megatron_opd.config.plan import active, fit_topk, is_on_policy, plan, weight_at
 from megatron_opd.config.terms import CrossEntropyTerm, MethodConfig, PolicyGradientTerm, TopKTerm
 from megatron_opd.mcore.batch import Columns
 from megatron_opd.objective.advantages import factor, group_advantages, overlong_penalty, returns_to_go, whitened
@@ -162,6 +162,41 @@ def test_tokens_the_student_did_not_sample_do_not_dilute_the_others(name):
         share = alone[:, j] / alone[:, j].sum()
         torch.testing.assert_close(mixed[:3, j] / mixed[:3, j].sum(), share)
         assert (mixed[[3, 4, 5, 6], j] == 0).all() and (mixed[7, j] > 0)
+
+
+@pytest.mark.parametrize(("samples", "traces"), [(7, 1), (4, 1), (2, 2)])
+def test_luffy_weighs_all_sequences_of_a_group_alike(samples, traces):
+    """1 / (sequences x the longest), which with 7 samples and 1 trace are the paper's shares of 7/8 and 1/8."""
+    mixed = [rollout([2, 3], sample=i, reward=float(i == 0)) for i in range(samples)]
+    mixed += [rollout([6, 6, 6], sample=samples + i, reward=1.0, given=3) for i in range(traces)]
+    scales = columns_of(CATALOGUE["luffy"].method, *mixed).scales_TJ
+    each = 1 / ((samples + traces) * 10)
+    torch.testing.assert_close(scales[:, 0], torch.tensor([each] * 2 * samples + [0] * 3 * traces))
+    torch.testing.assert_close(scales[:, 1], torch.tensor([0] * 2 * samples + [each] * 3 * traces))
+
+
+@pytest.mark.parametrize("name", ["tropd", "tropd_expected", "tropd_mask", "tropd_clip"])
+@pytest.mark.parametrize("given", [0, 1, 3])
+def test_a_prefix_tokens_share_does_not_grow_as_prefixes_shrink(name, given):
+    """TrOPD, Eq. 9: one mean over all tokens of a response, a prefix's with 1e-3; against the gradient in float64."""
+    method = fit_topk(CATALOGUE[name].method, 3)
+    batch = batch_of(rollout([2, 3, 4, 5], given=given), rollout([1, 2]), teacher=[-1.0] * 6, student=[-2.0] * 6)
+    best = {"topk_ids_TK": np.tile(np.int32([4, 5, 6]), (6, 1)), "topk_logprobs_TK": np.full((6, 3), -2.0, np.float32)}
+    signals = replace(batch.signals, teacher=replace(batch.signals.teacher, **best))
+    columns = build_columns(method, replace(batch, signals=signals), max_completion_tokens=10)
+    logits = torch.randn(6, V, generator=torch.Generator().manual_seed(given), requires_grad=True)
+    loss, _ = Objective(method, V, 1.0)(OnLogits(logits), columns, 0)
+    (got,) = torch.autograd.grad(loss, logits)
+    reference = logits.detach().double().requires_grad_()
+    student = reference.log_softmax(1).gather(1, columns.ids_T[:, None])[:, 0]
+    delta = -1.0 - student.detach()
+    if name == "tropd_clip":
+        delta = delta.clamp(min=np.log(0.3) / 0.7)
+    # The gates are 1: the teacher likes every token better than the student did at the step's start.
+    ratio = (student + 2.0).exp()
+    token_loss = torch.where(columns.sampled_T, -ratio * delta, -1e-3 * student)
+    (want,) = torch.autograd.grad(token_loss.sum() / 6, reference)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-7)
 
 
 def test_gates_leave_the_denominator_alone_unless_they_are_it():
