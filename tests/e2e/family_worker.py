@@ -21,7 +21,8 @@ from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.refit.push import push
 from megatron_opd.rollout.engine import RolloutEngine
 from megatron_opd.teacher.score import Teacher
-from megatron_opd.weights import export_hf, iter_hf_tensors, load_hf
+from megatron_opd.weights.export import export_hf, iter_hf_tensors
+from megatron_opd.weights.load import load_hf
 from tests.e2e import tiny_hf
 
 
