@@ -18,7 +18,7 @@ demo: setup  ## train a student with a teacher, from nothing to a report (DEMO_A
 	$(PYTHON_BIN) tools/demo.py $(DEMO_ARGS)
 
 demo-real: setup  ## the same with a real language model, SmolLM2-135M-Instruct (DEMO_ARGS=...)
-	$(PYTHON_BIN) -m tools.demo_real $(DEMO_ARGS)
+	$(PYTHON_BIN) tools/demo_real.py $(DEMO_ARGS)
 
 test: setup  ## every test but test-slurm's; those that need a GPU are skipped without one (TEST_ARGS=...)
 	$(PYTEST) -m "not slurm" $(TEST_ARGS)

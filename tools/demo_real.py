@@ -1,7 +1,7 @@
 """A real language model learns from its own samples on two CPU cores: SmolLM2-135M-Instruct, questions in English.
 
-    python -m tools.demo_real                             # runs/demo_real_task, runs/demo_real_teacher, runs/demo_real
-    python -m tools.demo_real --seed 1 --out runs/seed1   # another split of the questions, other samples
+    python tools/demo_real.py                             # runs/demo_real_task, runs/demo_real_teacher, runs/demo_real
+    python tools/demo_real.py --seed 1 --out runs/seed1   # another split of the questions, other samples
 
 As `tools/demo.py` does: every stage is a command that is printed, is skipped when it is done, and goes on from its last
 checkpoint when it was stopped.
@@ -15,7 +15,10 @@ import sys
 import time
 from pathlib import Path
 
-from tools.demo import ROOT, run, train
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tools.demo import run, train  # noqa: E402
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from megatron_opd.config.architecture import read_architecture
 from megatron_opd.config.schema import LayoutConfig
 from megatron_opd.mcore import parallel as process_groups
 from megatron_opd.mcore.model import build_model
-from megatron_opd.weights import load_hf
+from megatron_opd.weights.load import load_hf
 from tests.distributed.weights_worker import logits_BSV
 
 PRECISIONS = ("float32", "bfloat16")
