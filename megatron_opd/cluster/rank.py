@@ -131,7 +131,8 @@ def heartbeat(job: Job, place: Place) -> Iterator[dict[str, Any]]:
         if step != state["step"]:
             state.update(step=step, since=now)  # a beating heart alone would hide that nothing happens
         said = {"job": place.job_id, "attempt": place.attempt, "node": place.node, "time": now} | state
-        write_atomically(job.directory / "heartbeat.json", json.dumps(said).encode())
+        with contextlib.suppress(OSError):  # a full disk; the run itself says so where it loses anything
+            write_atomically(job.directory / "heartbeat.json", json.dumps(said).encode())
 
     def beat() -> None:
         while not stop.wait(HEARTBEAT_SECONDS):

@@ -1,5 +1,6 @@
 """What of a job needs no Slurm: profiles, the batch script, names of nodes, their reports."""
 
+import errno
 import json
 import math
 import os
@@ -325,3 +326,12 @@ def test_a_heartbeat_says_how_long_a_step_has_taken(tmp_path: Path, monkeypatch:
         "last heartbeat: running before its first step for 9 s, 3 s ago on n1 (attempt 7-0)"
     )
     assert in_words(last, last["time"]) == "last heartbeat: finished at step 5, 0 s ago on n1 (attempt 7-0)"
+
+
+def test_a_heartbeat_that_the_disk_refuses_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(rank, "write_atomically", refuse)
+    with rank.heartbeat(job(tmp_path), Place(0, 1, 0, "n1", ["n1"], "7", "7-0")):
+        pass
