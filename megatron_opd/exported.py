@@ -11,26 +11,22 @@ from megatron_opd.manifest import MANIFEST, describe
 from megatron_opd.weights.hf import Origin, read_origin
 
 
-def origin_of(run_dir: Path, step: int) -> Origin:
-    """A checkpoint's manifest has the checksums of all its files."""
-    checkpoint = run_dir / "checkpoints" / f"step-{step:06d}"
-    return {"step": step, "checkpoint_sha256": describe(checkpoint / MANIFEST)["sha256"]}
-
-
-def make_way(run_dir: Path, origin: Origin) -> bool:
-    """Whether `hf/` is still to be written; what a killed export has left is removed.
+def due(run_dir: Path, step: int) -> Origin | None:
+    """What `hf/` is to be of, after the last step; None where it is so already.
 
     One of another checkpoint is kept as `hf-step-NNNNNN`, after its own step, or `hf-before` where it does not say.
+    What a killed export has left is removed.
     """
+    manifest = run_dir / "checkpoints" / f"step-{step:06d}" / MANIFEST  # has the checksums of all files
+    origin: Origin = {"step": step, "checkpoint_sha256": describe(manifest)["sha256"]}
     out = run_dir / "hf"
     for rest in run_dir.glob(".hf.unfinished-*"):
         shutil.rmtree(rest)
-    if not out.exists():
-        return True
     there = read_origin(out)
     if there == origin:
-        return False
-    name = f"hf-step-{there['step']:06d}" if there else "hf-before"
-    names = [name, *(f"{name}-{number}" for number in range(2, 1000))]
-    out.rename(next(path for path in map(run_dir.joinpath, names) if not path.exists()))
-    return True
+        return None
+    if out.exists():
+        name = f"hf-step-{there['step']:06d}" if there else "hf-before"
+        names = [name, *(f"{name}-{number}" for number in range(2, 1000))]
+        out.rename(next(path for path in map(run_dir.joinpath, names) if not path.exists()))
+    return origin

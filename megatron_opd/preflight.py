@@ -7,8 +7,8 @@ from megatron_opd.config.load import load_config
 from megatron_opd.config.plan import plan
 from megatron_opd.config.schema import RunConfig
 from megatron_opd.config.validate import differences
-from megatron_opd.errors import ConfigError
-from megatron_opd.manifest import checkpoint_steps
+from megatron_opd.errors import ConfigError, DataError
+from megatron_opd.manifest import checkpoint_steps, find_damage
 from megatron_opd.prompts.data import load_heldout, load_training
 from megatron_opd.prompts.files import shown
 from megatron_opd.prompts.pin import check_unchanged
@@ -74,7 +74,10 @@ def _in_both(prompts: list[Prompt], heldout: list[Prompt]) -> list[str]:
 
 
 def check_resumed(config: RunConfig) -> None:
-    """A resumed run keeps its recipe. Raises ConfigError naming the key that differs from the stored one."""
+    """A resumed run keeps its recipe, and has a checkpoint unless it was stopped before its first.
+
+    Raises ConfigError naming the key that differs from the stored one, DataError where all checkpoints are damaged.
+    """
     stored_file = Path(config.directory) / "config.yaml"
     check_run_directory(config, resume=True)
     stored = load_config(str(stored_file))
@@ -83,6 +86,12 @@ def check_resumed(config: RunConfig) -> None:
         may = ", ".join(key for key in RESUMABLE if key != "run_dir")
         raise ConfigError(f"{changed[0]}: differs from {stored_file}; a resumed run may change only {may}")
     done = checkpoint_steps(Path(config.directory) / "checkpoints")
+    problems = [find_damage(path, contents=False) for path in done.values()]
+    if done and all(problems):
+        raise DataError(
+            f"{done[max(done)]}: {problems[-1]}; no whole checkpoint is left: bring one back, or start again with "
+            "another run_dir"
+        )
     if done and config.num_steps < max(done):
         earlier = [step for step in done if step <= config.num_steps]
         weights = done[max(earlier)] if earlier else f"{config.directory}/checkpoints/step-NNNNNN"

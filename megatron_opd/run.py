@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
-from megatron_opd import exported
+from megatron_opd import exported, resumed
 from megatron_opd.config.ends import MergedIds, merged_ends, read_ends
 from megatron_opd.config.plan import plan
 from megatron_opd.config.schema import ModelConfig, RunConfig
-from megatron_opd.errors import DataError, Interrupted, OutOfTime, RunError
+from megatron_opd.errors import Interrupted, OutOfTime, RunError
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.metrics.run_directory import disk_may_be_full
 from megatron_opd.metrics.sinks import Sinks
@@ -30,7 +28,6 @@ from megatron_opd.reward.pool import RewardPool
 from megatron_opd.rollout.engine import RolloutEngine
 from megatron_opd.rollout.remote import RemoteEngine
 from megatron_opd.train import checkpoint
-from megatron_opd.train.student import Student
 from megatron_opd.weights.export import export_hf, iter_hf_tensors
 
 
@@ -128,14 +125,10 @@ class Run(Models):
 
     def export(self) -> None:
         """The student as a Hugging Face directory, `<run>/hf`, unless it is there. Collective, after the last save."""
-        due: list[Any] = [None]
-        if dist.get_rank() == 0:
-            origin = exported.origin_of(self.directory, self.step)
-            due = [origin if exported.make_way(self.directory, origin) else None]
-        dist.broadcast_object_list(due, src=0)
-        if due[0]:
+        origin = groups.from_rank_0(lambda: exported.due(self.directory, self.step))
+        if origin:
             student, source, out = self.student, self.config.student.path, self.directory / "hf"
-            export_hf(student.bare_chunks, student.arch, student.parallel, source, out, origin=due[0])
+            export_hf(student.bare_chunks, student.arch, student.parallel, source, out, origin=origin)
             self.note(f"exported {out}, a Hugging Face directory")
 
     def report(self) -> None:
@@ -179,7 +172,7 @@ def open_run(config: RunConfig, *, resume: bool) -> Iterator[Run]:
 
 
 def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: contextlib.ExitStack) -> Run:
-    config = _pinned(config)
+    config = groups.from_rank_0(lambda: pin(config))  # its clock, its data files
     needs, directory = plan(config.method, config.train.updates_per_step), Path(config.directory)
     rewards = None
     if needs.rewards or config.eval:
@@ -191,7 +184,7 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
     prompts = load_training(config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces, warn=_warned_before)
     source = PromptSource(prompts, seed=config.seed, shuffle=config.data.shuffle)
     heldout = load_heldout(config, tokenizer, warn=_warned_before) if config.eval else []
-    state, warnings = _resume_state(directory, models.trained) if resume else ({"step": 0}, [])
+    state, warnings = resumed.load_newest(config, models.trained) if resume else ({"step": 0}, [])
     if "source" in state:
         source.load_state_dict(state["source"])
         models.trainer.skipped_in_a_row = state["skipped_in_a_row"]
@@ -207,7 +200,7 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
         **vars(models), directory=directory, engine=engine, teacher_engine=teacher_engine, rewards=rewards,
         source=source, heldout=heldout, sinks=sinks, stop=stop, step=state["step"],
     )  # fmt: skip
-    for line in warnings + _other_length(config, state):
+    for line in warnings:
         run.note(line)
     if engine:
         run.refit(run.step)
@@ -216,20 +209,6 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
 
 def _warned_before(text: str) -> None:
     """`check_data` has read the same files and passed the warning on."""
-
-
-def _pinned(config: RunConfig) -> RunConfig:
-    """The recipe with the day and the data of rank 0, whatever the clocks of the others say. Collective."""
-    choice: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            choice = [pin(config)]
-        except DataError as error:
-            choice = [error]
-    dist.broadcast_object_list(choice, src=0)
-    if isinstance(choice[0], DataError):
-        raise choice[0]
-    return choice[0]
 
 
 def open_engine(config: RunConfig, closing: contextlib.ExitStack) -> RolloutEngine | RemoteEngine:
@@ -258,40 +237,16 @@ def _engine(config: RunConfig, model: ModelConfig, **settings: Any) -> RolloutEn
     )
 
 
-def _resume_state(directory: Path, models: dict[str, Student]) -> tuple[dict[str, Any], list[str]]:
-    """Loads the newest whole checkpoint; rank 0 decides which. A run stopped before its first one starts again."""
-    choice: list[Any] = [None]
-    if dist.get_rank() == 0:
-        choice = [checkpoint.newest(directory / "checkpoints")]
-    dist.broadcast_object_list(choice, src=0)
-    path, warnings = choice[0]
-    return ({"step": 0} if path is None else checkpoint.load(path, models)), warnings
-
-
-def _other_length(config: RunConfig, state: dict[str, Any]) -> list[str]:
-    """A line where the schedule changes in the middle of the run."""
-    settings, before = config.train.optimizer, state.get("num_steps", config.num_steps)
-    if before == config.num_steps or settings.schedule == "constant":
-        return []
-    return [
-        f"step {state['step']}: train.optimizer.schedule={settings.schedule} goes on as that of "
-        f"num_steps={config.num_steps}, at its rate for this step; until here it was that of num_steps={before}"
-    ]
-
-
 def _open_sinks(
     config: RunConfig, directory: Path, tokenizer: Any, resume_step: int | None, closing: contextlib.ExitStack
 ) -> Sinks | None:
     """Rank 0 creates the run directory; the others learn whether that worked."""
-    outcome: list[Any] = [None]
     sinks = None
-    if dist.get_rank() == 0:
-        try:
-            sinks = Sinks(directory, config, tokenizer, resume_step)
-            closing.callback(sinks.close)
-        except Exception as error:
-            outcome = [error]
-    dist.broadcast_object_list(outcome, src=0)
-    if outcome[0] is not None:
-        raise outcome[0]
+
+    def open_files() -> None:
+        nonlocal sinks
+        sinks = Sinks(directory, config, tokenizer, resume_step)
+        closing.callback(sinks.close)
+
+    groups.from_rank_0(open_files)
     return sinks

@@ -7,7 +7,7 @@ different layouts (a student at TP1 beside a teacher at TP4), so each `Parallel`
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -242,3 +242,18 @@ def any_rank(flag: bool, where: torch.device) -> bool:
     value = torch.tensor(int(flag), device=where)
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return bool(value.item())
+
+
+def from_rank_0[T](work: Callable[[], T]) -> T:
+    """What `work`, done by rank 0 alone, returns or raises, on every rank. Collective; it must be picklable."""
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = work()
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    result, failure = outcome
+    if failure is not None:
+        raise failure
+    return result

@@ -8,7 +8,8 @@ import pytest
 
 from megatron_opd import __version__, cli, commands
 from megatron_opd.config.load import load_config
-from megatron_opd.errors import ConfigError, Interrupted, RunError
+from megatron_opd.errors import ConfigError, DataError, Interrupted, RunError
+from megatron_opd.manifest import write_manifest
 from megatron_opd.preflight import check_data, check_resumed
 from tests.unit.tiny_model_files import write_recipe
 
@@ -175,6 +176,32 @@ def test_a_resumed_run_keeps_its_recipe(recipe: str, tmp_path: Path, capsys: pyt
         check_resumed(load_config(run, ["num_steps=9", "checkpoint.keep=1", "log.tensorboard=false"]))
         assert cli.main(["train", run, "--resume", "train.optimizer.lr=1.0"]) == 2
         assert "train.optimizer.lr: differs from" in error_line(capsys)
+
+
+def test_a_resumed_run_is_not_shortened_below_what_it_has_done(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    for step in (2, 4):
+        directory = run / "checkpoints" / f"step-{step:06d}"
+        directory.mkdir(parents=True)
+        (directory / "state.json").write_text("{}")
+        write_manifest(directory)
+    (run / "checkpoints" / "step-000009").mkdir()  # no checkpoint
+    cli.main(["show", recipe])
+    (run / "config.yaml").write_text(capsys.readouterr().out)
+    check_resumed(load_config(str(run), ["num_steps=4"]))
+    with pytest.raises(ConfigError) as caught:
+        check_resumed(load_config(str(run), ["num_steps=3"]))
+    assert str(caught.value) == (
+        f"num_steps: 3 is below the 4 steps that {run} has done; give num_steps=4 or more (the weights of an earlier "
+        f"step: megatron-opd convert {run}/checkpoints/step-000002 OUT)"
+    )
+    (run / "checkpoints" / "step-000004" / "state.json").unlink()
+    check_resumed(load_config(str(run)))  # the one before will do
+    (run / "checkpoints" / "step-000002" / "state.json").write_text("{}  ")
+    with pytest.raises(DataError, match=r"step-000004: state.json is missing; no whole checkpoint is left"):
+        check_resumed(load_config(str(run)))
 
 
 def test_a_moved_run_resumes_where_it_is(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

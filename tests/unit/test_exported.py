@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from megatron_opd.exported import make_way, origin_of
+from megatron_opd.exported import due
 from megatron_opd.weights.hf import Origin, companions, read_origin
 
 
-def checkpoint(run: Path, step: int, content: str) -> Origin:
+def save(run: Path, step: int, content: str) -> None:
     directory = run / "checkpoints" / f"step-{step:06d}"
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "manifest.json").write_text(content)
-    return origin_of(run, step)
 
 
 def export(run: Path, origin: Origin | None) -> None:
@@ -23,24 +22,28 @@ def export(run: Path, origin: Origin | None) -> None:
 
 
 def test_an_export_of_the_same_checkpoint_stays(tmp_path: Path) -> None:
-    origin = checkpoint(tmp_path, 4, "a")
-    assert make_way(tmp_path, origin)
+    save(tmp_path, 4, "a")
+    origin = due(tmp_path, 4)
+    assert origin and origin["step"] == 4
     export(tmp_path, origin)
     assert read_origin(tmp_path / "hf") == origin
-    assert not make_way(tmp_path, origin)
+    assert due(tmp_path, 4) is None
 
 
 def test_others_are_kept_under_their_own_step(tmp_path: Path) -> None:
     """Prolonged; set back to an earlier checkpoint and trained again, twice; written by somebody else."""
-    first = checkpoint(tmp_path, 4, "a")
-    export(tmp_path, first)
+    save(tmp_path, 4, "a")
+    save(tmp_path, 6, "b")
+    first = due(tmp_path, 4)
     for _ in range(2):
-        assert make_way(tmp_path, checkpoint(tmp_path, 6, "b"))
         export(tmp_path, first)
-    assert make_way(tmp_path, checkpoint(tmp_path, 4, "another run of step 4"))
+        assert due(tmp_path, 6) != first
+    export(tmp_path, first)
+    save(tmp_path, 4, "another run of step 4")
+    assert due(tmp_path, 4) != first
     export(tmp_path, None)
     (tmp_path / ".hf.unfinished-7").mkdir()
-    assert make_way(tmp_path, first)
+    assert due(tmp_path, 4)
     kept = {"hf-step-000004", "hf-step-000004-2", "hf-step-000004-3", "hf-before"}
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoints"} | kept
 
