@@ -9,6 +9,9 @@ import numpy as np
 from megatron_opd.config.schema import EvalConfig, ModelConfig, RunConfig
 from megatron_opd.errors import ConfigError
 from megatron_opd.mcore.parallel import gather_shares, share
+from megatron_opd.metrics.console import held_out_words
+from megatron_opd.metrics.interval import interval_95
+from megatron_opd.metrics.summary import bad_golds, unanswered
 from megatron_opd.prompts.data import load_heldout
 from megatron_opd.prompts.files import shown
 from megatron_opd.prompts.tokenizer import load_tokenizer
@@ -67,11 +70,19 @@ def answers(
 
 
 def accuracy(groups: list[list[Rollout]], settings: EvalConfig) -> dict[str, float]:
-    """avg@k over the prompts, and pass@k when k > 1."""
+    """avg@k over the prompts with its 95 % interval, pass@k when k > 1, and the shares without an answer."""
     rewards_NK = np.array([[r.reward for r in group] for group in groups])
+    rollouts = [rollout for group in groups for rollout in group]
+    low, high = interval_95(rewards_NK)
     metrics = {
         "eval/accuracy": float(rewards_NK.mean()),
-        "eval/completion_tokens/mean": float(np.mean([r.num_tokens for group in groups for r in group])),
+        "eval/accuracy/low": low,
+        "eval/accuracy/high": high,
+        "eval/prompts": len(groups),
+        "eval/truncated/mean": float(np.mean([r.finish_reason == "length" for r in rollouts])),
+        "eval/unanswered/mean": unanswered(rollouts),
+        "eval/bad_gold": bad_golds(rollouts),
+        "eval/completion_tokens/mean": float(np.mean([r.num_tokens for r in rollouts])),
     }
     if settings.samples_per_prompt > 1:
         metrics[f"eval/pass@{settings.samples_per_prompt}"] = float(rewards_NK.max(axis=1).mean())
@@ -89,6 +100,7 @@ def run(config: RunConfig, model: ModelConfig) -> dict[str, float]:
     with open_sampler(config, model) as (engine, rewards):
         metrics = accuracy(answers(engine, rewards, prompts, config, settings, version=0), settings)
     for name, value in metrics.items():
-        print(f"{name} {value:.4f}")
+        print(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}")
+    print(held_out_words(metrics))
     print(f"({len(prompts)} prompts of {shown(heldout.path)}, temperature {settings.temperature:g})")
     return metrics

@@ -14,7 +14,9 @@ from megatron_opd.prompts.files import shown
 from megatron_opd.prompts.pin import check_unchanged
 from megatron_opd.prompts.tokenizer import tokenizer_for_checks
 from megatron_opd.records import Prompt
+from megatron_opd.reward.answer import read_gold
 
+MOST_BAD_GOLDS = 0.05  # share of gold answers that cannot be compared with, before the data are refused
 # Keys that a resumed run may change.
 RESUMABLE = (
     "num_steps", "checkpoint", "log", "eval", "run_dir", "student.layout", "teacher.layout",
@@ -40,6 +42,8 @@ def check_data(config: RunConfig) -> list[str]:
         warnings += _room_for_completions(config, prompts, "data.train")
     if config.eval:
         warnings += _room_for_completions(config, heldout, "data.heldout")
+    warnings += _bad_golds(prompts, "data.train") if needs.rewards else []
+    warnings += _bad_golds(heldout, "data.heldout")
     warnings += _in_both(prompts, heldout)
     if len(prompts) < config.rollout.num_prompts:
         train = shown(config.data.train)
@@ -64,6 +68,22 @@ def _room_for_completions(config: RunConfig, prompts: list[Prompt], key: str) ->
         f"rollout.max_completion_tokens={completion} within max_sequence_length={config.max_sequence_length}; the "
         f"longest has {max(lengths)} tokens and leaves {config.max_sequence_length - max(lengths)}"
     ]
+
+
+def _bad_golds(prompts: list[Prompt], key: str) -> list[str]:
+    """Counts the gold answers that nothing can be compared with. Raises DataError when they are no exception.
+
+    Reads them all as the verifier will, but does no computer algebra: microseconds each.
+    """
+    readable = {gold: read_gold(gold) is not None for gold in {prompt.answer for prompt in prompts}}
+    bad = [prompt for prompt in prompts if not readable[prompt.answer]]
+    if not bad:
+        return []
+    first = f"row {bad[0].index + 1} ({bad[0].answer[:60]!r})"
+    line = f"{key}: bad_gold: {len(bad)} of {len(prompts)} gold answers state no value to compare with, first {first}"
+    if len(bad) > MOST_BAD_GOLDS * len(prompts):
+        raise DataError(f"{line}; mend or remove them, or name another answer_column")
+    return [f"{line}; every answer to them scores 0"]
 
 
 def _in_both(prompts: list[Prompt], heldout: list[Prompt]) -> list[str]:

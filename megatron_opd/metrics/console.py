@@ -18,12 +18,16 @@ Metrics = Mapping[str, float]
 # (column of the table, word in the plain line, metric, format)
 _COLUMNS = (
     ("reward", "reward", "reward/mean", ".3f"),
+    ("no answer", "no answer", "reward/unanswered/mean", ".0%"),
+    ("cut off", "cut off", "rollout/truncated/mean", ".0%"),
+    ("bad golds", "bad golds", "reward/bad_gold", ".0f"),
     ("held-out", "held-out", "eval/accuracy", ".3f"),
     ("tokens", "tokens", "rollout/completion_tokens/mean", ".1f"),
     ("loss", "loss", "train/loss", ".4g"),
     ("grad norm", "grad", "train/grad_norm", ".3g"),
     ("guidance", "w", "objective/guidance/weight", ".3g"),
 )
+_SHOWN_UNLESS_ZERO = ("reward/unanswered/mean", "rollout/truncated/mean", "reward/bad_gold")
 _STEP_SECONDS = "timing/step_seconds"
 _PHASES = ("generate", "reward", "gather", "teacher", "train", "refit", "checkpoint", "eval")
 _RECENT = 10  # rows of the table, steps the remaining time is estimated from
@@ -52,7 +56,9 @@ class PlainConsole:
 
     def log(self, step: int, metrics: Metrics) -> None:
         words = [f"step {step}/{self._num_steps}"]
-        words += [f"{word} {metrics[key]:{spec}}" for _, word, key, spec in _COLUMNS if key in metrics]
+        words += [f"{word} {metrics[key]:{spec}}" for _, word, key, spec in _COLUMNS if _is_shown(key, metrics)]
+        if "eval/accuracy/low" in metrics:
+            words.append(f"[{held_out_words(metrics)}]")
         if _STEP_SECONDS in metrics:
             words.append(_seconds(metrics[_STEP_SECONDS]) + " s")
         phases = [f"{name} {_seconds(value)}" for name, value in _phase_seconds(metrics).items()]
@@ -82,6 +88,8 @@ class LiveConsole:
 
     def log(self, step: int, metrics: Metrics) -> None:
         self._rows.append((step, metrics))
+        if "eval/accuracy/low" in metrics:
+            self.note(held_out_words(metrics))
         self._live.start()  # at the first step, so that what start-up prints stays above; later calls do nothing
         self._live.update(Group(self._table(), self._progress()), refresh=True)
 
@@ -92,7 +100,7 @@ class LiveConsole:
         self._live.stop()
 
     def _table(self) -> Table:
-        columns = [column for column in _COLUMNS if any(column[2] in metrics for _, metrics in self._rows)]
+        columns = [column for column in _COLUMNS if any(_is_shown(column[2], metrics) for _, metrics in self._rows)]
         table = Table(title=Text(self._title, style="bold"), title_justify="left", border_style="dim")
         for heading in ("step", *(column[0] for column in columns), "s/step"):
             table.add_column(heading, justify="right")
@@ -117,6 +125,19 @@ class LiveConsole:
         if not recent or not steps:
             return ""
         return f"{_clock(steps * sum(recent) / len(recent))} left"
+
+
+def held_out_words(metrics: Metrics) -> str:
+    """The held-out accuracy with what it takes to judge it."""
+    low, high = metrics["eval/accuracy/low"], metrics["eval/accuracy/high"]
+    words = f"held-out accuracy {metrics['eval/accuracy']:.1%}, 95 % {low:.1%} to {high:.1%}"
+    words += f", {metrics['eval/prompts']:.0f} prompts"
+    words += f", {metrics['eval/unanswered/mean']:.1%} without an answer, {metrics['eval/truncated/mean']:.1%} cut off"
+    return words + (f", {metrics['eval/bad_gold']:.0f} bad gold answers" if metrics["eval/bad_gold"] else "")
+
+
+def _is_shown(key: str, metrics: Metrics) -> bool:
+    return key in metrics and not (key in _SHOWN_UNLESS_ZERO and metrics[key] == 0)
 
 
 def _cell(value: float | None, spec: str) -> Text:

@@ -47,6 +47,7 @@ def write_report(run_dir: str | Path) -> Path:
         status=_status(config, rows),
         headlines=_headlines(config, rows),
         warnings=_warnings(rows),
+        reward_warnings=_reward_warnings(rows),
         plots=[(plot, base64.b64encode(plot.png).decode()) for plot in plots],
         groups=groups,
         settings=_settings(config),
@@ -122,9 +123,11 @@ def _headlines(config: Mapping[str, Any], rows: Sequence[Row]) -> list[Headline]
     _, accuracy = series(rows, "eval/accuracy")
     if len(accuracy) >= 2:
         gain = f"{100 * (accuracy[-1] - accuracy[0]):+.1f} points"
-        cards.append(Headline("Held-out accuracy", _percent(accuracy[-1]), _percent(accuracy[0]), gain))
+        detail = ", ".join([gain, *_interval(rows)])
+        cards.append(Headline("Held-out accuracy", _percent(accuracy[-1]), _percent(accuracy[0]), detail))
     elif len(accuracy):
-        cards.append(Headline("Held-out accuracy", _percent(accuracy[0])))
+        cards.append(Headline("Held-out accuracy", _percent(accuracy[0]), detail=", ".join(_interval(rows))))
+    cards += _answer_headlines(rows)
     _, reward = series(rows, "reward/mean")
     if len(reward) >= 2:
         cards.append(Headline("Training reward", f"{reward[-1]:.3f}", f"{reward[0]:.3f}", "first and last step"))
@@ -137,6 +140,25 @@ def _headlines(config: Mapping[str, Any], rows: Sequence[Row]) -> list[Headline]
     if len(seconds):
         cards.append(Headline("Time in steps", _duration(seconds.sum()), detail=f"{seconds.mean():.2f} s per step"))
     return cards + _token_headline(config, rows)
+
+
+def _interval(rows: Sequence[Row]) -> list[str]:
+    """Of the last evaluation, in words; runs of earlier versions have none."""
+    last = [row for row in rows if "eval/accuracy/low" in row][-1:]
+    bounds = [(100 * row["eval/accuracy/low"], 100 * row["eval/accuracy/high"]) for row in last]
+    return [f"95 %: {low:.1f} to {high:.1f}, n = {last[0]['eval/prompts']}" for low, high in bounds]
+
+
+def _answer_headlines(rows: Sequence[Row]) -> list[Headline]:
+    """Completions without an answer, held out where they were evaluated, else in training: first and last."""
+    for place, prefix in (("held out", "eval"), ("in training", "reward")):
+        _, unanswered = series(rows, f"{prefix}/unanswered/mean")
+        _, truncated = series(rows, "eval/truncated/mean" if prefix == "eval" else "rollout/truncated/mean")
+        if len(unanswered) and len(truncated):
+            before = _percent(unanswered[0]) if len(unanswered) >= 2 else ""
+            detail = f"{place}, {_percent(truncated[-1])} cut off at the token limit"
+            return [Headline("Without an answer", _percent(unanswered[-1]), before, detail)]
+    return []
 
 
 def _token_headline(config: Mapping[str, Any], rows: Sequence[Row]) -> list[Headline]:
@@ -154,6 +176,16 @@ def _warnings(rows: Sequence[Row]) -> list[str]:
     found = [f"step {row['step']}: {row['nonfinite']}" for row in rows if row.get("nonfinite")]
     more = [f"and {len(found) - _MAX_WARNINGS} more steps"] if len(found) > _MAX_WARNINGS else []
     return found[:_MAX_WARNINGS] + more
+
+
+def _reward_warnings(rows: Sequence[Row]) -> list[str]:
+    """What gave answers a 0 that is not their own fault."""
+    kinds = {
+        "reward/bad_gold": "prompts had a gold answer that nothing can be compared with; their rewards are 0",
+        "reward/reason/over_budget": "answers were not judged within reward.budget_seconds; their rewards are 0",
+    }
+    totals = {key: sum(row.get(key) or 0 for row in rows) for key in kinds}
+    return [f"{totals[key]:,.0f} {words}" for key, words in kinds.items() if totals[key]]
 
 
 def _settings(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

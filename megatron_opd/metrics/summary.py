@@ -57,14 +57,35 @@ def summarise(
     return metrics
 
 
+UNANSWERED = ("no_answer", "truncated")
+
+
 def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Mean reward, the share of groups whose rewards are all equal (no policy gradient), and why rewards are 0."""
+    """Mean reward, the share of groups whose rewards are all equal (no policy gradient), and why rewards are 0.
+
+    Where answers are verified, also the share without an answer, and how many prompts have a gold answer that cannot be
+    compared with.
+    """
     groups: dict[int, set[float]] = {}
     for r in rollouts:
         groups.setdefault(r.group, set()).add(r.reward)
     reasons = Counter(r.reward_reason for r in rollouts)
-    return {
+    metrics = {
         "reward/mean": float(np.mean([r.reward for r in rollouts])),
         "reward/uniform_groups/mean": float(np.mean([len(values) == 1 for values in groups.values()])),
         **{f"reward/reason/{reason}": count for reason, count in sorted(reasons.items())},
     }
+    if "unscored" not in reasons:
+        metrics["reward/unanswered/mean"] = unanswered(rollouts)
+        metrics["reward/bad_gold"] = bad_golds(rollouts)
+    return metrics
+
+
+def unanswered(rollouts: Sequence[Rollout]) -> float:
+    """The share of completions without an answer, cut off by the token limit or not."""
+    return float(np.mean([r.reward_reason in UNANSWERED for r in rollouts]))
+
+
+def bad_golds(rollouts: Sequence[Rollout]) -> int:
+    """How many prompts have a gold answer that nothing can be compared with."""
+    return len({r.prompt.index for r in rollouts if r.reward_reason == "bad_gold"})

@@ -1,5 +1,6 @@
 """The commands: what they print, their exit codes, and that cheap ones stay cheap."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,19 @@ def test_check_warns_of_a_data_set_smaller_than_a_step(recipe: str) -> None:
     assert [text.split(":")[0] for text in warnings] == ["rollout.num_prompts"]
     refilled = check_data(load_config(recipe, ["method=dapo", "teacher=null", "rollout.num_prompts=5"]))
     assert [text.split(":")[0] for text in refilled] == ["method.max_refills"]
+
+
+def test_check_counts_gold_answers_that_nothing_can_be_compared_with(recipe: str, tmp_path: Path) -> None:
+    config = load_config(recipe, ["method=grpo", "teacher=null"])
+    golds = ["5"] * 39 + ["less than 7"]
+    rows = [{"problem": f"{i}+1=", "answer": gold} for i, gold in enumerate(golds)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    bad = "data.train: bad_gold: 1 of 40 gold answers state no value to compare with, first row 40 ('less than 7')"
+    assert f"{bad}; every answer to them scores 0" in check_data(config)
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[-4:]))
+    with pytest.raises(DataError, match=r"data\.train: bad_gold: 1 of 4 gold answers .* name another answer_column"):
+        check_data(config)
+    assert not [text for text in check_data(load_config(recipe, ["method=opd"])) if "bad_gold" in text]
 
 
 def test_train_names_nproc_when_the_layout_needs_more(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
