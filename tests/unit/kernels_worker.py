@@ -64,10 +64,8 @@ def test_nan_is_not_silenced():
     assert sums.isnan().tolist() == [False, True]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("tokens", "width", "valid", "k"), [
-    (5, 70, 70, 1), (3, 320, 300, 64), (4, 33, 33, 65), (2, 32, 0, 2), (0, 64, 64, 3), (3, 31, 7, 9), (2, 512, 480, 5),
-])  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("tokens", "width", "valid", "k"), [(2, 160, 150, 64), (1, 33, 33, 65), (1, 31, 0, 9)])
 @pytest.mark.parametrize("kind", ["distinct", "many ties", "zeros of both signs", "masked"])
 def test_the_best_columns_are_those_of_a_stable_sort(tokens, width, valid, k, dtype, kind):
     torch.manual_seed(width + k)
@@ -87,6 +85,7 @@ def test_the_best_columns_are_those_of_a_stable_sort(tokens, width, valid, k, dt
 def test_more_chunks_than_half_a_key_counts(monkeypatch):
     logits_TV = torch.randn(2, 70_000).bfloat16()
     monkeypatch.setattr(kernels, "CHUNK", 1)
-    values_TK, ids_TK = kernels.best(logits_TV, 3, Shard(0, 70_000, 70_000), 1.0)
+    monkeypatch.setattr(kernels, "BLOCK", 2**14)
+    values_TK, ids_TK = kernels.best(logits_TV, 3, Shard(0, 70_000, 70_000), 1.0)  # keys of 64 bits
     ordered = logits_TV.float().sort(dim=1, descending=True, stable=True)
     assert torch.equal(values_TK, ordered.values[:, :3]) and torch.equal(ids_TK, ordered.indices[:, :3])

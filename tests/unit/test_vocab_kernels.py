@@ -13,7 +13,7 @@ def run_worker(**environment: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(worker)]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "98 passed" in done.stdout, done.stdout
+    assert "38 passed" in done.stdout, done.stdout
 
 
 def test_interpreted_kernels_equal_the_torch_passes():

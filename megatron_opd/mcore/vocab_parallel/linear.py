@@ -95,7 +95,8 @@ def linear_topk(
 # ------------------------------------------------------------------------------------------------------- internals
 def default_chunk(tokens: int, width: int) -> int:
     """Tokens of a chunk where the caller names none: see CHUNK_TOKENS."""
-    return max(1, min(max(-(-tokens // 8), CHUNK_TOKENS), CHUNK_LOGITS // width))
+    tokens = min(max(-(-tokens // 8), CHUNK_TOKENS), CHUNK_LOGITS // width)
+    return max(1, tokens // CHUNK_TOKENS * CHUNK_TOKENS or tokens)  # whole tiles of a matrix product, if it has one
 
 
 def _chunk(chunk_tokens: int | None, tokens: int, width: int) -> int:
@@ -159,6 +160,6 @@ def _add_product(total_VD: Tensor, grad_TV: Tensor, hidden_TD: Tensor) -> None:
     if grad_TV.dtype == total_VD.dtype:
         total_VD.addmm_(grad_TV.T, hidden_TD)
     elif grad_TV.is_cuda:
-        total_VD.add_(torch.mm(grad_TV.T, hidden_TD, out_dtype=total_VD.dtype))
+        torch.addmm(total_VD, grad_TV.T, hidden_TD, out_dtype=total_VD.dtype, out=total_VD)
     else:
         total_VD.addmm_(grad_TV.T.to(total_VD.dtype), hidden_TD.to(total_VD.dtype))
