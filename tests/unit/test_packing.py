@@ -138,9 +138,10 @@ def rollouts() -> list[Rollout]:
 def assert_consistent(batch: MicroBatch) -> None:
     """Every prediction is made at the token before, and positions are those within a sequence."""
     ids = np.concatenate([r.token_ids for r in rollouts()])
-    tokens_S, positions_S = batch.tokens_1S[0].numpy(), batch.packing.positions_S.numpy()
-    predict_T = batch.predict_T.numpy()
-    assert (tokens_S[predict_T] + 1 == ids[batch.rows_T.numpy()]).all()
+    tokens_S = batch.tokens_1S[0].numpy(force=True)
+    positions_S = batch.packing.positions_S.numpy(force=True)
+    predict_T = batch.predict_T.numpy(force=True)
+    assert (tokens_S[predict_T] + 1 == ids[batch.rows_T.numpy(force=True)]).all()
     real = (tokens_S > 0) | (positions_S == 0)
     assert (tokens_S[real] % 100 == positions_S[real]).all() or not len(ids)
 
