@@ -1,6 +1,7 @@
 """The command line. Heavy imports happen inside the commands that need them."""
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -11,7 +12,10 @@ from typing import Any
 
 from megatron_opd import __version__, commands
 from megatron_opd.commands import say
-from megatron_opd.errors import Interrupted, OpdError
+from megatron_opd.errors import ConfigError, Interrupted, OpdError
+
+# Whoever named the path can do something about it; nothing else that the system refuses is expected.
+_WRONG_PATHS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 EXAMPLES = """\
 examples:
@@ -44,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code, message = 0, ""
+    except OSError as error:
+        if error.errno not in _WRONG_PATHS or error.filename is None:
+            raise
+        code, message = ConfigError.exit_code, f"{error.filename}: {error.strerror}; name another path"
     except KeyboardInterrupt:
         code, message = Interrupted.exit_code, "interrupted"
     return _finish(code, message)

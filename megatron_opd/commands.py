@@ -159,8 +159,8 @@ def traces(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.recipe, arguments.overrides)
     if not arguments.model and not config.teacher:
         raise ConfigError("--model: missing, and the recipe has no teacher; give the model that writes the traces")
-    if not 0 <= arguments.temperature < float("inf"):
-        raise ConfigError(f"--temperature: {arguments.temperature:g} must be 0 or more")
+    if arguments.temperature != 0 and not 0.01 <= arguments.temperature <= 2:
+        raise ConfigError(f"--temperature: {arguments.temperature:g} must be 0 (greedy), or from 0.01 to 2")
     model = _model_to_sample(arguments.model, config.teacher)
     from megatron_opd.traces import check_out, run
 

@@ -119,6 +119,8 @@ def _check_nothing_sampled(config: RunConfig) -> None:
 def _check_eval(evaluation: EvalConfig, *, has_heldout: bool) -> None:
     if not has_heldout:
         raise ConfigError("eval: needs data.heldout, the file of held-out prompts; give it, or set eval=null")
+    if 0 < evaluation.temperature < 0.01 or evaluation.temperature > 2:
+        raise ConfigError(f"eval.temperature: {evaluation.temperature:g} must be 0 (greedy), or from 0.01 to 2")
     if evaluation.temperature == 0 and evaluation.samples_per_prompt > 1:
         raise ConfigError("eval.samples_per_prompt: greedy samples are all equal; raise eval.temperature, or set 1")
     if evaluation.temperature == 0 and evaluation.top_p < 1:

@@ -21,6 +21,7 @@ from megatron_opd.config.validate import InvalidKey, build, join, unknown
 from megatron_opd.errors import ConfigError
 
 _BESIDE_TERMS = tuple(each.name for each in fields(MethodConfig) if each.name not in ("name", "terms"))
+MAX_VALUES = 10_000  # of a recipe; anchors can make any number of a few lines
 PACKAGED_RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
@@ -119,14 +120,44 @@ def read_recipe(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
 def _read_yaml(path: Path) -> dict[str, Any]:
     """The YAML 1.2 mapping in `path`. Raises ConfigError with the line of a syntax error."""
     try:
-        tree = _yaml().load(path.read_text(encoding="utf-8"))
+        tree = _parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
-    except YAMLError as error:
-        raise ConfigError(f"{path}: {_syntax(error)}") from None
+    except InvalidYaml as error:
+        raise ConfigError(f"{path}: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: must be a mapping of keys")
     return tree
+
+
+class InvalidYaml(Exception):
+    """What is wrong with a text, in one line."""
+
+
+def _parse(text: str) -> Any:
+    """The value of a YAML 1.2 text. Raises InvalidYaml."""
+    try:
+        value = _yaml().load(text)
+    except YAMLError as error:
+        raise InvalidYaml(_syntax(error)) from None
+    except Exception as error:  # of tags and dates the parser lets through whatever int() and its like raise
+        raise InvalidYaml(f"not valid YAML ({type(error).__name__}: {error})") from None
+    if _counted(value, MAX_VALUES) > MAX_VALUES:
+        raise InvalidYaml(f"has more than {MAX_VALUES} values, or one within itself; write it without anchors")
+    return value
+
+
+def _counted(value: Any, limit: int) -> int:
+    """How many values there are, shared ones as often as they appear; counting ends soon after `limit`."""
+    count, left = 0, [value]
+    while left and count <= limit:
+        node = left.pop()
+        count += 1
+        if isinstance(node, dict):
+            left.extend(node.values())
+        elif isinstance(node, list | tuple | set):
+            left.extend(node)
+    return count
 
 
 def _yaml() -> YAML:
@@ -152,9 +183,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not all(key.split(".")):
         raise ConfigError(f"{text!r}: an override is written key=value, such as rollout.num_prompts=8")
     try:
-        return key, _yaml().load(value)
-    except YAMLError as error:
-        raise ConfigError(f"{text!r}: {_syntax(error)}; quote the value") from None
+        return key, _parse(value)
+    except InvalidYaml as error:
+        raise ConfigError(f"{text!r}: {error}; quote the value") from None
 
 
 def _override(tree: dict[str, Any], text: str) -> None:

@@ -8,7 +8,17 @@ import datetime
 from dataclasses import dataclass, field
 from typing import Literal
 
-from megatron_opd.config.parts import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from megatron_opd.config.parts import (
+    Fraction,
+    Gibibytes,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seconds,
+    Seed,
+    Temperature,
+)
 from megatron_opd.config.terms import MethodConfig
 
 
@@ -131,8 +141,8 @@ class RolloutConfig:
     num_prompts: PositiveInt = 64  # prompts per step
     samples_per_prompt: PositiveInt = 8  # the group size
     max_completion_tokens: PositiveInt = 1024
-    temperature: PositiveFloat = 1.0
-    kv_cache_gib: PositiveFloat = 1.0  # CPU: key-value cache per engine
+    temperature: Temperature = 1.0
+    kv_cache_gib: Gibibytes = 1.0  # CPU: key-value cache per engine
     gpu_memory_utilization: Fraction = 0.4  # CUDA: the engine's share of the device
     processes: PositiveInt | None = None  # N of the run hold an engine alone; null: the student's hold one each
 
@@ -142,8 +152,8 @@ class RewardConfig:
     """math-verify in worker processes that are killed at the limit."""
 
     answer: Literal["boxed", "boxed_or_last"] = "boxed"  # a box or <answer> tag; or_last: else the end of the text
-    timeout_seconds: PositiveFloat = 5.0  # of one answer
-    budget_seconds: PositiveFloat = 30.0  # of a step's answers that hit their limit: what they use shortens the next's
+    timeout_seconds: Seconds = 5.0  # of one answer
+    budget_seconds: Seconds = 30.0  # of a step's answers that hit their limit: what they use shortens the next's
     max_characters: PositiveInt = 2000  # a final answer longer than this scores 0 unparsed
     workers: PositiveInt = 1  # per training process
 
@@ -228,7 +238,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    seed: int = 0
+    seed: Seed = 0
     run_dir: str = field(default="")  # "": runs/<name>
 
     @property

@@ -5,6 +5,7 @@ Walking it ourselves keeps each error at one key with one sentence, where pydant
 
 import difflib
 import functools
+import reprlib
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -99,19 +100,27 @@ def _tagged(classes: list[Any], value: Any, path: str) -> Any:
         return usual[0]
     if "kind" not in given:
         raise InvalidKey(join(path, "kind"), f"missing; one of {', '.join(by_kind)}")
-    if given["kind"] not in by_kind:
-        raise InvalidKey(join(path, "kind"), unknown("kind", str(given["kind"]), by_kind))
-    return by_kind[given["kind"]]
+    kind = given["kind"]
+    if not isinstance(kind, str) or kind not in by_kind:
+        raise InvalidKey(join(path, "kind"), unknown("kind", kind if isinstance(kind, str) else "", by_kind))
+    return by_kind[kind]
 
 
 def _build_leaf(kind: Any, value: Any, path: str) -> Any:
     try:
-        return _adapter(kind).validate_python(value)
+        return _adapter(kind).validate_python(_printable(value, path))
     except ValidationError as error:
         problem = (
             error.errors()[0]["msg"].replace("Input should", "must").replace("valid ", "").replace("a int", "an int")
         )
         raise InvalidKey(path, f"{problem.replace('valid ', '')}, got {_shown(value)}") from None
+
+
+def _printable(value: Any, path: str) -> Any:
+    """A text that files and terminals can take; other values as they are."""
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= character <= "\udfff" for character in value)):
+        raise InvalidKey(path, f"must be text without null characters and halves of characters, got {_shown(value)}")
+    return value
 
 
 @functools.cache
@@ -120,7 +129,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _shown(value: Any) -> str:
-    return "a mapping" if isinstance(value, Mapping) else "nothing" if value is None else repr(value)
+    return "a mapping" if isinstance(value, Mapping) else "nothing" if value is None else reprlib.repr(value)
 
 
 def _mapping(value: Any, path: str) -> Iterable[tuple[Any, Any]]:
