@@ -86,9 +86,10 @@ def train(arguments: argparse.Namespace) -> int:
 
 def _config_to_train(arguments: argparse.Namespace) -> Any:
     from megatron_opd.config.load import load_config
+    from megatron_opd.hub import with_local_models
     from megatron_opd.prompts.pin import keep_pins
 
-    config = load_config(arguments.recipe, arguments.overrides)
+    config = with_local_models(load_config(arguments.recipe, arguments.overrides))
     given = Path(arguments.recipe)
     if arguments.resume and given.is_dir():  # the run may have been moved since it wrote its config.yaml
         config = replace(config, run_dir=str(given))
@@ -134,15 +135,18 @@ def _model_to_sample(directory: str | None, otherwise: Any) -> Any:
     """The model that --model names, as it is on disk, or the recipe's. Raises DataError where it is not whole."""
     from megatron_opd.config.architecture import architecture_of
     from megatron_opd.config.schema import ModelConfig
+    from megatron_opd.hub import local_model
     from megatron_opd.weights.check import check_weights
 
     model = ModelConfig(directory) if directory else otherwise
+    model = replace(model, path=local_model(model.path))
     check_weights(Path(model.path), architecture_of(model), sampled=True)
     return model
 
 
 def convert(arguments: argparse.Namespace) -> None:
     from megatron_opd import convert, launch
+    from megatron_opd.hub import local_model
 
     if launch.is_worker():
         launch.die_with_parent(signal.SIGKILL)
@@ -150,17 +154,19 @@ def convert(arguments: argparse.Namespace) -> None:
         return
     if "WORLD_SIZE" in os.environ:
         raise ConfigError("--nproc: convert starts its processes itself; give --nproc N and leave out torchrun")
-    convert.run(arguments.source, arguments.out, dtype=arguments.dtype, nproc=arguments.nproc)
+    convert.run(local_model(arguments.source), arguments.out, dtype=arguments.dtype, nproc=arguments.nproc)
 
 
 def traces(arguments: argparse.Namespace) -> None:
     from megatron_opd.config.load import load_config
+    from megatron_opd.hub import with_local_models
 
     config = load_config(arguments.recipe, arguments.overrides)
     if not arguments.model and not config.teacher:
         raise ConfigError("--model: missing, and the recipe has no teacher; give the model that writes the traces")
     if arguments.temperature != 0 and not 0.01 <= arguments.temperature <= 2:
         raise ConfigError(f"--temperature: {arguments.temperature:g} must be 0 (greedy), or from 0.01 to 2")
+    config = with_local_models(config)
     model = _model_to_sample(arguments.model, config.teacher)
     from megatron_opd.traces import check_out, run
 
@@ -202,10 +208,12 @@ def report(arguments: argparse.Namespace) -> None:
 def doctor(arguments: argparse.Namespace) -> int:
     from megatron_opd.config.load import load_config
     from megatron_opd.doctor.run import run
+    from megatron_opd.hub import with_local_models
 
     if arguments.nproc and not arguments.recipe:
         raise ConfigError("--nproc: no effect without a recipe; name one")
-    return run(load_config(arguments.recipe, arguments.overrides) if arguments.recipe else None, arguments.nproc)
+    config = load_config(arguments.recipe, arguments.overrides) if arguments.recipe else None
+    return run(config and with_local_models(config), arguments.nproc)
 
 
 def _is_first() -> bool:

@@ -8,6 +8,7 @@ from megatron_opd.config.plan import plan
 from megatron_opd.config.schema import RunConfig
 from megatron_opd.config.validate import differences
 from megatron_opd.errors import ConfigError, DataError
+from megatron_opd.hub import with_local_models
 from megatron_opd.manifest import checkpoint_steps, find_damage
 from megatron_opd.prompts.data import load_heldout, load_training
 from megatron_opd.prompts.files import shown
@@ -27,6 +28,7 @@ RESUMABLE = (
 
 def check_recipe(config: RunConfig, *, world_size: int | None) -> list[str]:
     """The recipe, the model directories and the data files; returns warnings. Raises ConfigError, DataError."""
+    config = with_local_models(config)
     warnings = preflight(config, world_size=world_size)
     return warnings + check_data(config)
 

@@ -64,13 +64,25 @@ def read_config(model_dir: str | Path) -> dict[str, Any]:
     """The content of `model_dir/config.json`. Raises DataError naming the file when it is missing or malformed."""
     path = Path(model_dir) / "config.json"
     if not Path(model_dir).is_dir():
-        raise DataError(f"{model_dir}: no such model directory; give the directory that holds config.json")
+        raise DataError(f"{model_dir}: no such model directory; {_remedy(Path(model_dir))}")
     try:
         return read_json(path)
     except FileNotFoundError:
         if (Path(model_dir) / "adapter_config.json").is_file():
             raise DataError(f"{path}: missing; {model_dir} holds a LoRA adapter, merge it with its base") from None
         raise DataError(f"{path}: missing; {model_dir} is not a Hugging Face model directory") from None
+
+
+def _remedy(missing: Path) -> str:
+    """How a directory that recipes name comes to be."""
+    if missing.parts[:1] == ("runs",) and len(missing.parts) > 1 and missing.parts[1].startswith("demo"):
+        kind = next((kind for kind in ("real", "moe") if missing.parts[1].startswith(f"demo_{kind}")), None)
+        made_by = {None: "make demo", "real": "make demo-real", "moe": "python tools/demo.py --moe"}
+        return f"make it with: {made_by[kind]}"
+    return (
+        "give the directory that holds config.json, or download it there: "
+        f"hf download ORGANISATION/{missing.name} --local-dir {missing}"
+    )
 
 
 def architecture_of(model: ModelConfig) -> Architecture:

@@ -82,6 +82,15 @@ def read_headers(model_dir: Path) -> dict[str, TensorHeader]:
     return headers
 
 
+def weights_are_there(model_dir: Path) -> bool:
+    """Whether the directory has weights, and all the files that its index names."""
+    try:
+        _read_index(model_dir)
+    except DataError:
+        return False
+    return True
+
+
 def _read_index(model_dir: Path) -> dict[str, str]:
     """Tensor -> file name, all of which are there; {} where there is no index."""
     path = model_dir / INDEX
