@@ -52,6 +52,8 @@ def check_run_directory(config: RunConfig, *, resume: bool) -> None:
     It is a run from its config.yaml on, the first file that is written.
     """
     directory = Path(config.directory)
+    if "\0" in config.directory:
+        raise ConfigError(f"run_dir: {config.directory!r} holds a null character; choose another run_dir=...")
     is_run = (directory / "config.yaml").is_file()
     others = sorted({path.name for path in directory.iterdir()} - _NOTHING_YET) if directory.is_dir() else []
     if others and not is_run:

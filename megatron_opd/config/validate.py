@@ -118,8 +118,8 @@ def _build_leaf(kind: Any, value: Any, path: str) -> Any:
 
 def _printable(value: Any, path: str) -> Any:
     """A text that files and terminals can take; other values as they are."""
-    if isinstance(value, str) and ("\0" in value or any("\ud800" <= character <= "\udfff" for character in value)):
-        raise InvalidKey(path, f"must be text without null characters and halves of characters, got {_shown(value)}")
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise InvalidKey(path, f"must be text without halves of characters, got {_shown(value)}")
     return value
 
 

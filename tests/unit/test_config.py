@@ -105,7 +105,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.samp
 
 
 @settings(max_examples=25, deadline=None)
-@given(lr=numbers, start=numbers, text=texts, prefill=texts, seed=st.integers(), system=st.none() | texts)
+@given(lr=numbers, start=numbers, text=texts, prefill=texts, seed=st.integers(0, 2**32 - 1), system=st.none() | texts)
 def test_a_written_recipe_loads_as_itself(
     recipe_and_folder: tuple[RunConfig, Path],
     lr: float,

@@ -143,8 +143,8 @@ WRONG = {
     f"student.path={'x' * 5000}": "File name too long; name another path",
     f"run_dir={'x' * 5000}": "File name too long; name another path",
     "student.path=/dev/null": "/dev/null: no such model directory",
-    'name="a\\0b"': "must be text without null characters and halves of characters",
-    'name="\\ud800"': "must be text without null characters and halves of characters",
+    'run_dir="a\\0b"': "run_dir: 'a\\x00b' holds a null character",
+    'name="\\ud800"': "must be text without halves of characters",
     "run_dir=/dev/null/run": "run_dir: cannot write /dev/null/run (Not a directory)",
 }
 
