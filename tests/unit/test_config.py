@@ -516,23 +516,30 @@ SIZE_KEYS = ("num_attention_heads", "num_key_value_heads", "intermediate_size", 
              "max_position_embeddings")  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models that have the sizes a layout must divide, and not the rest, by the names of those that recipes name."""
+    folder, models = tmp_path_factory.mktemp("stand_ins"), {}
+    for name, values in SIZES.items():
+        sizes: dict[str, object] = dict(zip(SIZE_KEYS, values, strict=True))
+        if "A3B" in name:
+            sizes |= {"model_type": "qwen3_moe", "num_experts": 128, "num_experts_per_tok": 8,
+                      "moe_intermediate_size": 768}  # fmt: skip
+        models[name] = write_model(folder / name, vocab_size=80, **sizes)
+    return models
+
+
 @pytest.mark.parametrize("name", [name for name in recipe_files() if not name.startswith("demo")])
-def test_every_recipe_of_a_paper_passes(name: str, tmp_path: Path) -> None:
-    """With stand-ins that have the sizes a layout must divide, and not the rest; none for anything but the models."""
-    recipe, paths = load_config(name), []
-    for role in ("student", "teacher"):
-        if model := getattr(recipe, role):
-            sizes = dict(zip(SIZE_KEYS, SIZES[Path(model.path).name], strict=True))
-            if "A3B" in model.path:
-                sizes |= {"model_type": "qwen3_moe", "num_experts": 128, "num_experts_per_tok": 8,
-                          "moe_intermediate_size": 768}  # fmt: skip
-            write_model(tmp_path / role, vocab_size=80, **sizes)
-            paths.append(f"{role}.path={tmp_path / role}")
-    config = load_config(name, [*paths, f"run_dir={tmp_path / 'run'}"])
+def test_every_recipe_of_a_paper_passes(name: str, stand_ins: dict[str, Path], tmp_path: Path) -> None:
+    """With stand-ins for the models."""
+    recipe = load_config(name)
+    models = {role: getattr(recipe, role) for role in ("student", "teacher") if getattr(recipe, role)}
+    paths = {role: replace(model, path=str(stand_ins[Path(model.path).name])) for role, model in models.items()}
+    config = replace(recipe, **paths, run_dir=str(tmp_path / "run"))
     warnings = preflight(config, world_size=8)
     # A paper's own method may have no teacher in its gradient; the page of the method says so too.
     assert [text for text in warnings if not text.endswith("it is so in the paper")] == []
-    assert load_config(name).name == name
+    assert recipe.name == name
 
 
 def test_a_recipe_holds_what_differs_from_its_base(tmp_path: Path) -> None:
