@@ -138,6 +138,9 @@ def _parser() -> argparse.ArgumentParser:
     traces.add_argument("--model", metavar="DIR", help="Hugging Face directory; default: the recipe's teacher")
     traces.add_argument("--samples", metavar="N", type=_positive, default=4, help="at most N per prompt; default 4")
     traces.add_argument("--temperature", metavar="T", type=float, default=1.0, help="0: greedy; default 1")
+    traces.add_argument(
+        "--unverified", action="store_true", help="right or wrong: no gold answers are needed, as TrOPD's prefixes"
+    )
     launch = recipe_command("launch", commands.launch, "submit a recipe to a Slurm cluster, through nemo-run")
     launch.add_argument("--cluster", metavar="PROFILE", required=True, help="file, or the name of one in slurm/")
     launch.add_argument("--dry-run", action="store_true", help="print the batch script and submit nothing")

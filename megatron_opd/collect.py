@@ -59,7 +59,9 @@ def _scored(run: Run, prompts: list[Prompt], step: int, clock: Clock) -> list[Ro
     with clock("generate"):
         rollouts = run.sampled(lambda: sample(run, prompts, step)) if run.plan.rollouts else traces(prompts)
     with clock("reward"):
-        rollouts = run.rewards.score(rollouts) if run.rewards else rollouts
+        # A method that reads no rewards runs on prompts without gold answers too; there is nothing to score then.
+        if run.rewards and (run.plan.rewards or any(prompt.answer for prompt in prompts)):
+            rollouts = run.rewards.score(rollouts)
     with clock("gather"):
         if run.plan.rollouts:
             rollouts = sorted(gather_shares(rollouts), key=lambda r: (r.group, r.sample))

@@ -171,7 +171,8 @@ def traces(arguments: argparse.Namespace) -> None:
     from megatron_opd.traces import check_out, run
 
     check_out(arguments.out)
-    run(config, model, arguments.out, samples=arguments.samples, temperature=arguments.temperature)
+    settings = {"samples": arguments.samples, "temperature": arguments.temperature}
+    run(config, model, arguments.out, verified=not arguments.unverified, **settings)
 
 
 def launch(arguments: argparse.Namespace) -> int:

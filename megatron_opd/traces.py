@@ -1,4 +1,4 @@
-"""Teacher traces: a model's own verified responses to a recipe's training prompts, as a Parquet file."""
+"""Teacher traces: a model's own responses to a recipe's training prompts, as a Parquet file."""
 
 import hashlib
 import json
@@ -24,27 +24,31 @@ from megatron_opd.rollout.engine import RolloutEngine
 from megatron_opd.sampler import open_sampler
 
 
-def run(config: RunConfig, model: ModelConfig, out: Path, *, samples: int, temperature: float) -> None:
+def run(
+    config: RunConfig, model: ModelConfig, out: Path, *, samples: int, temperature: float, verified: bool = True
+) -> None:
     """Samples up to `samples` responses per prompt and keeps the first that is right and ended by itself.
 
+    Not `verified`: the first that ended by itself; the data then needs no gold answers.
     Columns: problem, answer, response (text), sample, and token_ids where the student has the model's vocabulary. The
-    file's metadata (key `megatron-opd`) says where it comes from. Prompts without a right response are left out.
-    Raises ConfigError when `out` exists or is not a .parquet, RunError when nothing was right.
+    file's metadata (key `megatron-opd`) says where it comes from. Prompts without such a response are left out.
+    Raises ConfigError when `out` exists or is not a .parquet, RunError when nothing was kept.
     """
     check_out(out)
     config = pin(config)
-    prompts = load_training(config, load_tokenizer(model.path), need_answer=True, need_trace=False)
+    prompts = load_training(config, load_tokenizer(model.path), need_answer=verified, need_trace=False)
     with open_sampler(config, model) as (engine, rewards):
-        kept = _first_right(prompts, engine, rewards, config, samples, temperature)
+        kept = _first_of_each(prompts, engine, rewards if verified else None, config, samples, temperature)
     if not kept:
+        failed = "was right" if verified else "ended by itself"
         raise RunError(
-            f"{model.path}: no response to the {len(prompts)} prompts of {shown(config.data.train)} was right"
+            f"{model.path}: no response to the {len(prompts)} prompts of {shown(config.data.train)} {failed}"
         )
     same_tokens = common_vocabulary(Path(config.student.path), Path(model.path)) is None
     merged = merged_ends(config.student.path, model.path)
     if merged:  # a trace ends as the student's own responses do
         kept = [replace(r, token_ids=with_students_end(r.token_ids, merged)) for r in kept]
-    provenance = _provenance(config, model.path, samples, temperature, len(prompts))
+    provenance = _provenance(config, model.path, samples, temperature, len(prompts)) | {"verified": verified}
     _write(out, kept, provenance, with_tokens=same_tokens)
     print(f"{out}: {len(kept)} traces for {len(prompts)} prompts")
 
@@ -58,15 +62,18 @@ def check_out(out: Path) -> None:
         raise ConfigError(f"--out: {out.absolute().parent} is not a directory")
 
 
-def _first_right(
-    prompts: list[Prompt], engine: RolloutEngine, rewards: RewardPool, config: RunConfig, samples: int,
+def _first_of_each(
+    prompts: list[Prompt], engine: RolloutEngine, rewards: RewardPool | None, config: RunConfig, samples: int,
     temperature: float,
 ) -> list[Rollout]:  # fmt: skip
-    """One sample of every prompt, then another of those without a right one, and so on; in the order of the prompts."""
-    right: dict[int, Rollout] = {}
+    """One sample of every prompt, then another of those without a trace, and so on; in the order of the prompts.
+
+    A trace ended by itself and, where there are `rewards`, is right.
+    """
+    kept: dict[int, Rollout] = {}
     size, start = config.rollout.num_prompts, time.perf_counter()
     for round_ in range(samples if temperature > 0 else 1):
-        open_ = [prompt for prompt in prompts if prompt.index not in right]
+        open_ = [prompt for prompt in prompts if prompt.index not in kept]
         for first in range(0, len(open_), size):
             answers = engine.generate(
                 open_[first : first + size],
@@ -77,15 +84,16 @@ def _first_right(
                 temperature=temperature,
                 seed=config.seed,
             )
-            scored = (replace(each, sample=round_) for each in rewards.score(answers))
-            right |= {r.prompt.index: r for r in scored if r.reward == 1.0 and r.finish_reason == "stop"}
+            ended = [replace(each, sample=round_) for each in answers if each.finish_reason == "stop"]
+            good = [each for each in rewards.score(ended) if each.reward == 1.0] if rewards else ended
+            kept |= {each.prompt.index: each for each in good}
             done = min(first + size, len(open_))
             print(
-                f"sample {round_ + 1} of {samples}: {done}/{len(open_)} prompts, {len(right)} traces, "
+                f"sample {round_ + 1} of {samples}: {done}/{len(open_)} prompts, {len(kept)} traces, "
                 f"{time.perf_counter() - start:.0f} s",
                 flush=True,
             )
-    return [right[prompt.index] for prompt in prompts if prompt.index in right]
+    return [kept[prompt.index] for prompt in prompts if prompt.index in kept]
 
 
 def with_students_end(token_ids: np.ndarray, merged: MergedIds) -> np.ndarray:

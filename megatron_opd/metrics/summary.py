@@ -64,8 +64,10 @@ def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Mean reward, the share of groups whose rewards are all equal (no policy gradient), and why rewards are 0.
 
     Where answers are verified, also the share without an answer, and how many prompts have a gold answer that cannot be
-    compared with.
+    compared with. None of this where nothing was scored.
     """
+    if all(r.reward_reason in ("unscored", "trace") for r in rollouts):
+        return {}
     groups: dict[int, set[float]] = {}
     for r in rollouts:
         groups.setdefault(r.group, set()).add(r.reward)

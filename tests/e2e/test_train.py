@@ -437,17 +437,28 @@ def test_traces_are_made_and_learned_from(bench: Bench, tmp_path: Path) -> None:
     _, stderr = command(*asked, code=2)
     assert stderr == f"megatron-opd: error: --out: {out} exists already; give another file, or remove it\n"
 
-    for method in ("tropd", "luffy"):
+    bare, unverified = tmp_path / "bare.jsonl", tmp_path / "unverified.parquet"
+    problems = [json.loads(line)["problem"] for line in data.read_text().splitlines()]
+    bare.write_text("".join(json.dumps({"problem": problem}) + "\n" for problem in problems))
+    recipe = [f"data.train={bare}" if each.startswith("data.train=") else each for each in recipe]
+    command("traces", *recipe, "--model", bench.student, "--samples", "1", "--out", unverified, "--unverified")
+    table = pyarrow.parquet.read_table(unverified)
+    assert len(rows) < table.num_rows and not json.loads(table.schema.metadata[b"megatron-opd"])["verified"]
+    assert {row["answer"] for row in table.to_pylist()} == {""}
+
+    for method, traces in (("tropd", unverified), ("luffy", out)):
         run = tmp_path / method
         changes = [
             f"method={method}",
             "num_steps=2",
-            f"data.train={out}",
+            f"data.train={traces}",
             "student.layout.tensor_model_parallel_size=2",
         ]
         changes += ["teacher=null"] if method == "luffy" else []
         recipe = [each for each in bench.recipe(run, *changes) if each != f"data.train={bench.assets / 'train.jsonl'}"]
         command("train", *recipe, nproc=2)
         assert all(row["train/loss"] != 0 and row["rollout/given_tokens/mean"] > 0 for row in rows_of(run)[:2])
+        # Evaluated, but without gold answers in its training data there is no reward to report.
+        assert all(("reward/mean" in row) == (method == "luffy") for row in rows_of(run)[:2])
         texts = [json.loads(line) for line in (run / "rollouts" / "step-000000.jsonl").read_text().splitlines()]
         assert {text["given"] > 0 for text in texts} == {True, False}
