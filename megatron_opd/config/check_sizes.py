@@ -4,7 +4,8 @@ import math
 
 from megatron_opd.config.architecture import Architecture
 from megatron_opd.config.methods import CATALOGUE
-from megatron_opd.config.plan import plan, process_reward
+from megatron_opd.config.parts import EntropyGate
+from megatron_opd.config.plan import gates_of, plan, process_reward
 from megatron_opd.config.schema import LayoutConfig, ModelConfig, RunConfig, TeacherConfig
 from megatron_opd.errors import ConfigError
 
@@ -93,6 +94,13 @@ def _check_vocabularies(config: RunConfig, architectures: dict[str, Architecture
                 "teacher.layout.tensor_model_parallel_size: must be 1 for a term on whole distributions, since the "
                 f"teacher's vocabulary has {sizes['teacher']} rows and the student's {sizes['student']}"
             )
+    for name, term in method.terms.items():
+        for gate_name, gate in gates_of(term).items():
+            if isinstance(gate, EntropyGate) and gate.above >= math.log(smallest):
+                raise ConfigError(
+                    f"method.{name}.gates.{gate_name}.above: {gate.above} nats are no less than the largest entropy of "
+                    f"{smallest} tokens, {math.log(smallest):.2f}, so no token is kept; lower it"
+                )
     if needs.topk <= smallest:
         return []
     if method.name in CATALOGUE and plan(CATALOGUE[method.name].method).topk == needs.topk:

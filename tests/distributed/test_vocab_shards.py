@@ -118,6 +118,41 @@ def check_output_layer_and_divergence(group, vocab, valid, dtype, tolerance):
     torch.testing.assert_close(shard_TV.grad, whole_TV.grad[:, mine], rtol=1e-4, atol=1e-6)
 
 
+def check_heads(group, vocab):
+    """A divergence of a sharded student from a teacher with ends of its own: sharded too, or whole and of more rows."""
+    from megatron_opd.config.ends import MergedIds
+    from megatron_opd.mcore.head import Head
+
+    torch.manual_seed(vocab)
+    tp, rank = group.size(), group.rank()
+    alone = [dist.new_group([each]) for each in range(tp)][rank]
+    mine = slice(rank * vocab // tp, (rank + 1) * vocab // tp)
+    student_VD, teacher_VD = torch.randn(vocab, 8), torch.randn(vocab + 4, 8)
+    hidden_TD, teacher_TD = torch.randn(2, 11, 8).unbind()
+    merged = MergedIds((1, vocab - 1), vocab // 2)
+    settings = {"kind": "reverse_kl", "alpha": None, "beta": None, "temperature": 1.3, "valid_vocab_size": vocab}
+
+    def gradient(weight_VD, over, teacher):
+        leaf_TD = hidden_TD.clone().requires_grad_()
+        student = Head(leaf_TD, weight_VD, over, sums_hidden_grad=True, fused=False)
+        loss_T = student.divergence(teacher, **settings)
+        (grad_TD,) = torch.autograd.grad(loss_T.sum(), leaf_TD)
+        if over is group:
+            dist.all_reduce(grad_TD, group=group)
+        return loss_T, grad_TD
+
+    def frozen(weight_VD, over):
+        return Head(teacher_TD, weight_VD, over, sums_hidden_grad=True, fused=False, merged=merged)
+
+    for rows in (vocab, vocab + 4):
+        expected = gradient(student_VD, alone, frozen(teacher_VD[:rows], alone))
+        teachers = [frozen(teacher_VD[:rows], alone)]
+        teachers += [frozen(teacher_VD[mine], group)] if rows == vocab else []
+        for teacher in teachers:
+            for got, want in zip(gradient(student_VD[mine], group, teacher), expected, strict=True):
+                torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
 def main() -> int:
     dist.init_process_group("gloo")
     tp = dist.get_world_size()
@@ -128,6 +163,7 @@ def main() -> int:
     for vocab, valid in ((16, 16), (16, 5), (52, 41)):
         for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
             check_output_layer_and_divergence(dist.group.WORLD, vocab * tp // 2, valid, dtype, tolerance)
+    check_heads(dist.group.WORLD, 8 * tp)
     dist.destroy_process_group()
     return 0
 

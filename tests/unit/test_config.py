@@ -334,6 +334,8 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
          "teacher=null"], None),
     "method.forward.gates.low.at_most: -1.5 splits no tokens": (
         ["method=aopd", "method.forward.k=4", "method.forward.gates.low.at_most=-1.5"], None),
+    "method.uncertain.gates.entropy.above: 2.8 nats are no less than the largest entropy of 16 tokens, 2.77": (
+        ["method=eopd", "method.uncertain.gates.entropy.above=2.8"], None),
     "max_sequence_length: 65 is more than the student's max_position_embeddings=64": (["max_sequence_length=65"], None),
     "rollout.max_completion_tokens: 32 leaves no room for a prompt within max_sequence_length=32": (
         ["rollout.max_completion_tokens=32"], None),

@@ -74,6 +74,19 @@ def test_a_teachers_own_ends_become_the_students(tmp_path: Path) -> None:
     assert merged_ends(student, teacher) is None  # the student stops at all of the teacher's
 
 
+def test_a_base_student_of_a_chat_teacher(tmp_path: Path) -> None:
+    """TGPO's own pair: one vocabulary, <|endoftext|> here and <|im_end|> there, and sets of ends that overlap."""
+    path = write_recipe(tmp_path)
+    for role, eos, configured in (("student", "2", 4), ("teacher", "3", [5, 4])):  # ids 4 and 5
+        (tmp_path / role / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
+        configure(tmp_path / role, configured)
+    assert merged_ends(tmp_path / "student", tmp_path / "teacher") == MergedIds((5,), 4)
+    assert preflight(load_config(str(path)), world_size=1) == [
+        "teacher.path: ends a response with '3' (5), the student with '2' (4); as the teacher's tokens the former "
+        "count as '2' (4)"
+    ]
+
+
 def test_an_end_that_is_no_token_of_the_teachers_cannot_stand_for_its_ends(tmp_path: Path) -> None:
     student = write_model(tmp_path / "student", tokens=[*TOKENS, "<end>"])
     (student / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
