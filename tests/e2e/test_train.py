@@ -461,4 +461,5 @@ def test_traces_are_made_and_learned_from(bench: Bench, tmp_path: Path) -> None:
         # Evaluated, but without gold answers in its training data there is no reward to report.
         assert all(("reward/mean" in row) == (method == "luffy") for row in rows_of(run)[:2])
         texts = [json.loads(line) for line in (run / "rollouts" / "step-000000.jsonl").read_text().splitlines()]
-        assert {text["given"] > 0 for text in texts} == {True, False}
+        given = {text["given"] for text in texts}
+        assert 0 in given and len(given) > 1 if method == "luffy" else len(given) > 4  # prefixes of many lengths
