@@ -32,7 +32,7 @@ from megatron_opd.prompts.rows import (
     read_json,
     read_parquet,
 )
-from megatron_opd.prompts.template import render, without_opening
+from megatron_opd.prompts.template import chat_template_of, render, without_opening
 from megatron_opd.prompts.tokenizer import Tokenizer, ends_of
 from megatron_opd.records import Prompt
 
@@ -123,6 +123,8 @@ def load_prompts(
     """
     if "{problem}" not in config.template.text:
         raise ConfigError("data.template.text: has no {problem}, so every prompt would be the same; put it in")
+    if config.template.kind == "chat":
+        chat_template_of(tokenizer)  # where there is none, no row is to blame
     bad_rows, notes = BadRows(config.bad_rows), Notes(config.template)
     files = data_files(paths if isinstance(paths, list) else str(paths), key)
     examples = _read_files(files, config, key, bad_rows, need_answer=need_answer, need_trace=need_trace)
@@ -264,6 +266,8 @@ def _encode(
     tokenizer: Tokenizer, texts: Sequence[str], examples: Sequence[_Example], *, add_special_tokens: bool
 ) -> list[np.ndarray]:
     """The tokens of texts that belong to these examples."""
+    if not any(texts):
+        return [np.zeros(0, np.int32)] * len(texts)
     settings = {"add_special_tokens": add_special_tokens, "return_attention_mask": False, "verbose": False}
     try:
         encoding = tokenizer(list(texts), **settings)

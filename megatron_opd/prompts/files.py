@@ -33,7 +33,7 @@ def shown(paths: str | list[str]) -> str:
 def data_sha256(data: DataConfig) -> dict[str, str]:
     """File -> SHA-256 of its bytes, for every file of the training and the held-out data.
 
-    It reads them whole, at some GB/s, a small part of what parsing them takes. Raises DataError.
+    It reads them whole, which takes a small part of the time that parsing them does. Raises DataError.
     """
     files = data_files(data.train, "data.train")
     if data.heldout_set is not None:

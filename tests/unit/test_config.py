@@ -179,6 +179,7 @@ REFUSED = {
     "method={name: x, terms: {a: {kind: polic}}}": "method.a.kind: unknown kind",
     "method={name: x, terms: {}}": "must be a mapping of at least one term",
     "data.template.text=Problem: {problem}": "must be a string, got a mapping",
+    "data.template.date=2026-13-01": "not valid YAML (ValueError: month must be in 1..12); quote the value",
     "data.template={text: [}": "line 1: expected the node content, but found '}'; quote the value",
     "num_steps": "an override is written key=value",
     "=3": "an override is written key=value",
@@ -384,6 +385,8 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
     "data.max_prompt_tokens: 32 is not below max_sequence_length=32": (["data.max_prompt_tokens=32"], None),
     "data.template.prefill: <think>\\n has a backslash and a letter where a line break is meant": (
         [r"data.template.prefill='<think>\n'"], None),
+    "data.template.system: '\\ud835' is half a character": (
+        ["data.template.kind=chat", r'data.template.system="\ud835"'], None),
     "eval: needs data.heldout": (["eval={}"], None),
     "eval.samples_per_prompt: greedy samples are all equal": (["eval.samples_per_prompt=4", "data.heldout=x"], None),
     "rollout.temperature: no effect, method sft samples nothing": (
