@@ -21,8 +21,6 @@ def check_data_keys(config: RunConfig) -> list[str]:
             f"data.max_prompt_tokens: {data.max_prompt_tokens} is not below "
             f"max_sequence_length={config.max_sequence_length}; lower it, or remove it"
         )
-    for key in ("system", "text", "prefill"):
-        _check_characters(f"data.template.{key}", getattr(template, key) or "")
     if _NOT_A_LINE_BREAK.search(template.prefill):
         raise ConfigError(
             f"data.template.prefill: {template.prefill} has a backslash and a letter where a line break is meant; "
@@ -34,11 +32,3 @@ def check_data_keys(config: RunConfig) -> list[str]:
             "double quotes, on the command line '\"...\"' around the value"
         ]
     return []
-
-
-def _check_characters(key: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = ascii(text[error.start])
-        raise ConfigError(f"{key}: {half} is half a character (a lone surrogate); write the whole one") from None

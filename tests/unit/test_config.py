@@ -385,8 +385,6 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
     "data.max_prompt_tokens: 32 is not below max_sequence_length=32": (["data.max_prompt_tokens=32"], None),
     "data.template.prefill: <think>\\n has a backslash and a letter where a line break is meant": (
         [r"data.template.prefill='<think>\n'"], None),
-    "data.template.system: '\\ud835' is half a character": (
-        ["data.template.kind=chat", r'data.template.system="\ud835"'], None),
     "eval: needs data.heldout": (["eval={}"], None),
     "eval.samples_per_prompt: greedy samples are all equal": (["eval.samples_per_prompt=4", "data.heldout=x"], None),
     "rollout.temperature: no effect, method sft samples nothing": (
