@@ -23,7 +23,7 @@ from megatron_opd.errors import RunError
 from megatron_opd.records import Rollout
 from megatron_opd.reward.answer import content_of, final_answer, read_gold
 from megatron_opd.reward.plain import compare_plain
-from megatron_opd.reward.worker import WALL_TIME_FACTOR
+from megatron_opd.reward.worker import wall_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ class _Worker:
         except OSError as error:
             raise _WorkerDied from error
         # The worker may evaluate a request twice, when its first evaluator was killed from outside.
-        return self._read_line(2 * WALL_TIME_FACTOR * limit_seconds + GRACE_SECONDS)
+        return self._read_line(2 * wall_seconds(limit_seconds) + GRACE_SECONDS)
 
     def _wait_until_ready(self) -> None:
         self.start()

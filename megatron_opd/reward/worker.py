@@ -18,6 +18,7 @@ from typing import Any
 
 AT_THE_LIMIT = (signal.SIGPROF, signal.SIGALRM)  # what ends an evaluator at its processor time, at its wall time
 WALL_TIME_FACTOR = 4  # wall time that an answer may take on a busy machine, of its processor time
+LEAST_WALL_SECONDS = 3.0  # where its processor time is short: a share of a crowded core must do
 # Answers of every kind fill the parser's and sympy's caches, which every evaluator then inherits.
 WARM_UP = (
     (r"\sqrt{4}", "2"),
@@ -65,6 +66,11 @@ class Evaluator:
         return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
+def wall_seconds(limit_seconds: float) -> float:
+    """The wall time after which an answer is ended, by its limit of processor time."""
+    return max(WALL_TIME_FACTOR * limit_seconds, LEAST_WALL_SECONDS)
+
+
 def evaluate_requests(stream: Any, memory_bytes: int) -> None:
     """The child's loop."""
     from megatron_opd.reward.math import judge
@@ -80,7 +86,7 @@ def evaluate_requests(stream: Any, memory_bytes: int) -> None:
     for request in stream:
         answer, gold, limit_seconds = json.loads(request)
         signal.setitimer(signal.ITIMER_PROF, limit_seconds)
-        signal.setitimer(signal.ITIMER_REAL, limit_seconds * WALL_TIME_FACTOR)
+        signal.setitimer(signal.ITIMER_REAL, wall_seconds(limit_seconds))
         reason = judge(answer, gold)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
