@@ -47,10 +47,16 @@ def test_kernels_equal_the_torch_passes(tokens, width, valid, k, temperature, dt
 
     lse_T = want.max_T + want.sum_T.log() if valid else torch.zeros(tokens)
     entropy = (torch.rand(tokens), torch.randn(tokens)) if with_entropy else None
-    arguments = (*arguments, lse_T, torch.randn(tokens, k), entropy)
-    wanted, same_storage = torch.empty_like(logits_TV), logits_TV.clone()
-    blocks.gradient(logits_TV, wanted, *arguments)
+    grad_TK = torch.randn(tokens, k)
+    arguments = (*arguments, lse_T, grad_TK, entropy)
+    same_storage = logits_TV.clone()
     kernels.gradient(same_storage, same_storage, *arguments)
+    # On the host, where torch divides by the temperature as IEEE 754 says; on CUDA it multiplies with the inverse.
+    logits_TV, columns_TK, here_TK, lse_T, grad_TK = (x.cpu() for x in (logits_TV, columns_TK, here_TK, lse_T, grad_TK))
+    entropy = entropy and (entropy[0].cpu(), entropy[1].cpu())
+    wanted = torch.empty_like(logits_TV)
+    blocks.gradient(logits_TV, wanted, columns_TK, here_TK, shard, temperature, lse_T, grad_TK, entropy)
+    same_storage = same_storage.cpu()
     rounding = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
     torch.testing.assert_close(same_storage, wanted, rtol=rounding, atol=rounding)
 
