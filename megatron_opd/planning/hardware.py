@@ -1,8 +1,8 @@
 """What a device can hold and how fast it is. Every constant of the planner that is not derived is here, with source.
 
 Published figures are peaks; `COMPUTE`, `BANDWIDTH` and `LINK` say how much of them the estimates of time assume. These
-three are assumptions. What one H200 showed is in docs/hardware.md: an update of a 1.5B student came to 0.38 of the peak, a
-copy on the device to 0.87 of the bandwidth, and a copy from the host to 0.85 of the link.
+three are assumptions. What one H200 showed is in docs/hardware.md: an update of a 1.5B student came to 0.38 of the
+peak, a copy on the device to 0.87 of the bandwidth, and a copy from the host to 0.85 of the link.
 """
 
 import os
