@@ -45,7 +45,7 @@ def load(sharded_state: dict[str, Any], directory: Path, *, common: bool = False
 
 
 def _sharded(described: dict[str, Any], directory: Path, metadata: Metadata) -> dict[str, Any]:
-    """As `TorchDistLoadShardedStrategy.load`."""
+    """Load the shards; the arguments are those of `TorchDistLoadShardedStrategy.load`."""
     flat, flat_mapping, renamed = strategy._replace_state_dict_keys_with_sharded_keys(described)
     tensors = [each for each in nested_values(described) if isinstance(each, ShardedTensor)]
     read = _read(strategy.mcore_to_pyt_state_dict(flat, True), directory, metadata, tensors)

@@ -143,7 +143,7 @@ def _headlines(config: Mapping[str, Any], rows: Sequence[Row]) -> list[Headline]
 
 
 def _interval(rows: Sequence[Row]) -> list[str]:
-    """Of the last evaluation, in words; runs of earlier versions have none."""
+    """The last evaluation in words; runs of earlier versions have none."""
     last = [row for row in rows if "eval/accuracy/low" in row][-1:]
     bounds = [(100 * row["eval/accuracy/low"], 100 * row["eval/accuracy/high"]) for row in last]
     return [f"95 %: {low:.1f} to {high:.1f}, n = {last[0]['eval/prompts']}" for low, high in bounds]

@@ -62,7 +62,7 @@ class LightTokenizer:
 
 
 def read_light_tokenizer(model_dir: Path) -> LightTokenizer | None:
-    """That of a model directory, or None where transformers could give another one, or has to say what is wrong."""
+    """The tokenizer of a model directory, or None where transformers could differ or has to say what is wrong."""
     try:
         stored = read_json(model_dir / "tokenizer.json")
         settings = read_json(model_dir / "tokenizer_config.json")

@@ -135,7 +135,7 @@ def _undecorated(text: str) -> str:
 
 
 def _value_in_words(text: str) -> str | None:
-    """Of a text with digits: itself when it is a formula, the value that a sentence states, or None."""
+    """Return a text with digits as it is when it is a formula, the value that a sentence states, or None."""
     around = _COMMAND.sub(" ", _INLINE.sub(" ", text))
     words = [word for word in _WORD.findall(around) if word.lower() not in _NO_WORDS]
     if len(max(words, key=len, default="")) < 3 or not re.search(r"\s", text):

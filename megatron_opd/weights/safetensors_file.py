@@ -21,7 +21,7 @@ def dtype_of(header: TensorHeader) -> torch.dtype | str:
 
 
 def extent(header: TensorHeader, opened: FileIO | None = None) -> Extent:
-    """Where a tensor's numbers lie; `opened`: see Extent. Its dtype must be of `DTYPES`."""
+    """The place of a tensor's numbers; `opened`: see Extent. Its dtype must be one of `DTYPES`."""
     count = torch.Size(header.shape).numel()
     return Extent(header.path, header.offset, count, DTYPES[header.dtype], opened)
 

@@ -9,7 +9,7 @@ from megatron_opd.train.student import learning_rates
 
 
 def rates(updates: int, **settings: object) -> list[float]:
-    """Of the updates, as `train.step.update` takes them, and of one more."""
+    """The rates of the updates, as `train.step.update` takes them, and of one more."""
     optimizer = SimpleNamespace(param_groups=[{}])
     schedule = learning_rates(optimizer, OptimizerConfig(1.0, **settings), updates)
     taken = []

@@ -53,7 +53,7 @@ def save(directory: Path, tokenizer: Tokenizer, model_type: str, **settings: Any
 
 
 def qwen(directory: Path, model_type: str = "qwen2", **settings: Any) -> Path:
-    """As Qwen2.5's and Qwen3's directories are, but for their size."""
+    """Write a directory like Qwen2.5's and Qwen3's, but for the size."""
     tokenizer = byte_level(QWEN_SPLIT)
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -74,7 +74,7 @@ def qwen(directory: Path, model_type: str = "qwen2", **settings: Any) -> Path:
 
 
 def llama3(directory: Path, **settings: Any) -> Path:
-    """As Llama 3's directories are: a beginning of the text, merges that a whole word needs not."""
+    """Write a directory like Llama 3's: a beginning of the text, merges that a whole word does not need."""
     tokenizer = byte_level(LLAMA_SPLIT, ignore_merges=True)
     tokenizer.add_special_tokens(LLAMA_ADDED)
     bos = LLAMA_ADDED[0]
@@ -96,7 +96,7 @@ def with_template_file(directory: Path) -> Path:
 
 
 def saved_again(directory: Path) -> Path:
-    """As transformers 5 writes what it has read."""
+    """Write what transformers 5 writes after it has read a directory."""
     load_tokenizer(qwen(directory.with_name("first"), "qwen3")).save_pretrained(directory)
     (directory / "config.json").write_text('{"model_type": "qwen3"}')
     return directory

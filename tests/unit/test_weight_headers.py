@@ -225,7 +225,7 @@ def test_an_output_layer_that_is_not_the_tied_embedding_is_seen_from_its_beginni
 
 
 def test_headers_of_a_large_model_are_checked_without_torch(tmp_path: Path) -> None:
-    """Of Qwen3-30B-A3B's size, 61 GB: a hole in the file."""
+    """A file of Qwen3-30B-A3B's size, 61 GB, as a hole."""
     experts = {"model_type": "qwen3_moe", "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
     directory = write_model(tmp_path / "model", num_hidden_layers=48, hidden_size=2048, **experts)
     code = (

@@ -155,7 +155,7 @@ def gradient(
 
 
 def best(logits_TV: Tensor, k: int, shard: Shard, temperature: float) -> tuple[Tensor, Tensor]:
-    """As `blocks.best`, with a few large operations and no wait for the device.
+    """Do what `blocks.best` does, with a few large operations and no wait for the device.
 
     The k best columns lie in the k chunks with the largest maxima, of equal ones the first: one column of each chunk
     that is before another column's chunk is also before that column. So all columns are read once, for the maxima.
