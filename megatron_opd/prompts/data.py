@@ -231,6 +231,8 @@ def _tokenise(examples: tuple[_Example, ...], config: DataConfig, tokenizer: Tok
     ends = ends_of(tokenizer) if any(example.trace is not None for example in examples) else Ends((), -1)
     prompts = []
     for example, text, ids, trace, trace_ids in zip(examples, texts, prompt_ids, traces, traces_ids, strict=True):
+        if len(ids) == 0:
+            raise example.error(f"the prompt has no token in {tokenizer.name_or_path}'s tokenizer; remove the row")
         prompt = Prompt(example.index, example.problem.text, example.answer, text, ids)
         if example.trace is not None and example.trace_ids is not None:
             own_ids = _own_tokens(example, tokenizer, ends)

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from tokenizers import normalizers
 
 from megatron_opd.config.load import load_config
 from megatron_opd.config.schema import DataConfig, HeldoutConfig, RunConfig, TemplateConfig
@@ -425,3 +426,11 @@ def test_a_character_that_the_tokenizer_does_not_know(tmp_path: Path, tokenizer:
     path = write(tmp_path / "a.jsonl", {"problem": "a", "answer": "1"}, {"problem": "c", "answer": "2"})
     with pytest.raises(DataError, match=r"a\.jsonl:2: the tokenizer of few cannot read the text \(WordLevel error"):
         load(path, few, replace(CHAT, template=TemplateConfig(kind="raw")))
+
+
+def test_a_prompt_without_tokens_is_an_error(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write_byte_tokenizer(tmp_path / "model"))
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("?", "")
+    path = write(tmp_path / "a.jsonl", GOOD, {"problem": "??", "answer": "2"})
+    with pytest.raises(DataError, match=r"a\.jsonl:2: the prompt has no token in .*model"):
+        load(path, tokenizer, replace(CHAT, template=TemplateConfig("raw")))
