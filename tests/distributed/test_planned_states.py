@@ -17,7 +17,7 @@ from tests.unit.tiny_model_files import write_model
 
 # Sizes that no alignment divides, so that padding shows: tied embeddings, biases, an odd vocabulary.
 MODELS = {
-    "student": {"model_type": "qwen2", "vocab_size": 101, "hidden_size": 20, "head_dim": 5, "intermediate_size": 38,
+    "student": {"model_type": "qwen2", "vocab_size": 101, "hidden_size": 24, "head_dim": 6, "intermediate_size": 38,
                 "tie_word_embeddings": True},
     "untied": {"vocab_size": 67, "hidden_size": 12, "intermediate_size": 22},
     "experts": {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 14},
