@@ -18,8 +18,8 @@ Metrics = Mapping[str, float]
 # (column of the table, word in the plain line, metric, format)
 _COLUMNS = (
     ("reward", "reward", "reward/mean", ".3f"),
-    ("no answer", "no answer", "reward/unanswered/mean", ".0%"),
-    ("cut off", "cut off", "rollout/truncated/mean", ".0%"),
+    ("no answer", "no answer", "reward/unanswered/mean", ".1%"),
+    ("cut off", "cut off", "rollout/truncated/mean", ".1%"),
     ("bad golds", "bad golds", "reward/bad_gold", ".0f"),
     ("held-out", "held-out", "eval/accuracy", ".3f"),
     ("tokens", "tokens", "rollout/completion_tokens/mean", ".1f"),
