@@ -4,6 +4,7 @@ import errno
 import resource
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,19 @@ LOGS = {
 }  # what is logged, and the most bytes that a file may have
 
 
-@pytest.fixture
-def limit() -> Iterator[Callable[[int], None]]:
-    """Limits the size of files: the same calls fail in the same places as on a full disk."""
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+@contextmanager
+def file_sizes() -> Iterator[Callable[[int], None]]:
+    """Limits the size of files: the same calls fail in the same places as on a full disk.
+
+    The limit ends with the block, before pytest writes to a file of its own.
+    """
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def write(
@@ -45,20 +52,20 @@ def write(
 
 
 @pytest.mark.parametrize("kind", LOGS)
-def test_one_line_and_nothing_lost(kind: str, tmp_path: Path, limit: Callable[[int], None]) -> None:
+def test_one_line_and_nothing_lost(kind: str, tmp_path: Path) -> None:
     (log, size), run = LOGS[kind], tmp_path / "run"
     write(tmp_path / "whole", log, range(9))
     write(run, log, range(2))  # saved here
-    with pytest.raises(RunError, match=r"cannot be written \(File too large, .* free there\); what was saved is whole"):
+    line = r"cannot be written \(File too large, .* free there\); what was saved is whole"
+    with file_sizes() as limit, pytest.raises(RunError, match=line):
         write(run, log, range(2, 9), resume_step=2, opened=lambda: limit(size))
-    limit(resource.RLIM_INFINITY)
     write(run, log, range(2, 9), resume_step=2)
     assert files_of(run) == files_of(tmp_path / "whole")
 
 
-def test_a_start_that_the_disk_refuses_is_started_again(tmp_path: Path, limit: Callable[[int], None]) -> None:
-    limit(100)
-    with pytest.raises(RunError, match=r"make room and start again$"):
+def test_a_start_that_the_disk_refuses_is_started_again(tmp_path: Path) -> None:
+    with file_sizes() as limit, pytest.raises(RunError, match=r"make room and start again$"):
+        limit(100)
         write(tmp_path, LOGS["metrics"][0], range(1))
     assert not (tmp_path / "config.yaml").exists()
 
