@@ -12,7 +12,7 @@ from megatron_opd.hub import with_local_models
 from megatron_opd.manifest import checkpoint_steps, find_damage
 from megatron_opd.prompts.data import load_heldout, load_training
 from megatron_opd.prompts.files import shown
-from megatron_opd.prompts.pin import check_unchanged
+from megatron_opd.prompts.pin import check_unchanged, keep_pins
 from megatron_opd.prompts.tokenizer import tokenizer_for_checks
 from megatron_opd.records import Prompt
 from megatron_opd.reward.answer import read_gold
@@ -103,7 +103,8 @@ def check_resumed(config: RunConfig) -> None:
     stored_file = Path(config.directory) / "config.yaml"
     check_run_directory(config, resume=True)
     stored = load_config(str(stored_file))
-    changed = [key for key in differences(stored, config) if not _may_change(key)]
+    # A recipe leaves open what the run has pinned at its start.
+    changed = [key for key in differences(stored, keep_pins(config, stored)) if not _may_change(key)]
     if changed:
         may = ", ".join(key for key in RESUMABLE if key != "run_dir")
         raise ConfigError(f"{changed[0]}: differs from {stored_file}; a resumed run may change only {may}")

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 from megatron_opd import __version__, cli, commands
-from megatron_opd.config.load import load_config
+from megatron_opd.config.load import dump_config, load_config
 from megatron_opd.errors import ConfigError, DataError, Interrupted, RunError
 from megatron_opd.manifest import write_manifest
 from megatron_opd.preflight import check_data, check_resumed
@@ -190,6 +192,17 @@ def test_a_resumed_run_keeps_its_recipe(recipe: str, tmp_path: Path, capsys: pyt
         check_resumed(load_config(run, ["num_steps=9", "checkpoint.keep=1", "log.tensorboard=false"]))
         assert cli.main(["train", run, "--resume", "train.optimizer.lr=1.0"]) == 2
         assert "train.optimizer.lr: differs from" in error_line(capsys)
+
+
+def test_a_recipe_leaves_open_what_its_run_has_pinned(recipe: str, tmp_path: Path) -> None:
+    config = load_config(recipe)
+    template = replace(config.data.template, date=date(2024, 2, 29))
+    pinned = replace(config, data=replace(config.data, template=template, sha256={"a.jsonl": "0" * 64}))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(dump_config(pinned))
+    check_resumed(config)
+    with pytest.raises(ConfigError, match=r"data\.template\.date: differs from"):
+        check_resumed(replace(config, data=replace(config.data, template=replace(template, date=date(2024, 3, 1)))))
 
 
 def test_a_resumed_run_is_not_shortened_below_what_it_has_done(
