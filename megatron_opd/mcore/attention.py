@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_opd.mcore.packing import Packing, Runs, Segments
 
-# Before torch 2.12 the kernel shares key-value heads without being told.
+# In torch 2.11 the kernel shares key-value heads without being told, and has no such argument.
 _TOLD_OF_SHARED_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 

@@ -58,7 +58,7 @@ class Choice(NamedTuple):
 
 @cache
 def choice() -> Choice:
-    """CUDA where it is usable and vLLM is built for it; models and engine are always on one kind of device.
+    """Choose CUDA where it is usable and vLLM is built for it; models and engine share one kind of device.
 
     The environment variable MEGATRON_OPD_DEVICE (cpu or cuda) decides otherwise. Raises ConfigError for another value
     of it, and for cuda where CUDA is not usable.
