@@ -56,6 +56,7 @@ def updates(layout: LayoutConfig) -> dict:
     named = dict(chunks[0].named_parameters())
     last = torch.distributed.get_rank() == 1
     found: dict = {"parts": len(parts), "kept": []}
+    student.scheduler.step(1)  # the schedule begins at 0
     for case, name in (("clean", ""), ("dense", "linear_qkv"), ("expert", "experts.linear_fc1")):
         for parameter in named.values():  # as backward passes and their sums leave them
             parameter.main_grad.fill_(SCALE)
