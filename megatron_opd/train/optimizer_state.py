@@ -28,6 +28,23 @@ from torch.nn import Parameter
 _KEYS = ("param", "exp_avg", "exp_avg_sq")
 
 
+def create_moments(optimizer: MegatronOptimizer) -> None:
+    """Makes what Adam holds: moments of zero and a count of no updates, as its first step would.
+
+    An engine that starts afterwards finds their memory taken. Megatron makes them by a step with gradients of zero; at
+    a learning rate of 0, without which weight decay would move them, the parameters keep their bits.
+    """
+    for part in _parts(optimizer):
+        groups = part.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] = 0.0
+        part._init_optimizer_states_with_dummy_values()
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
+        _set_updates(part, 0.0)
+
+
 @torch.no_grad()
 def sharded_state(optimizer: MegatronOptimizer, model_state: dict[str, Any], *, loading: bool) -> dict[str, Any]:
     """The optimizer's part of the checkpoint; with `loading`, a description of what to read. Collective.
@@ -50,7 +67,6 @@ def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
     """Puts a loaded state into the optimizer: of every parameter, the share that this rank updates."""
     number = itertools.count()
     for part in _parts(optimizer):
-        _create_moments(part)
         for parameter, bounds in _parameters(part):
             whole = state["states"][str(next(number))]
             if bounds is not None:
@@ -90,8 +106,7 @@ def _whole(part: DistributedOptimizer, parameter: Parameter, bounds: tuple[int, 
     if bounds is not None:
         mine = part._get_main_param_and_optimizer_states(parameter)
         for row, key in zip(full, _KEYS, strict=True):
-            if key in mine:  # no moments before the first update
-                row[slice(*bounds)] = mine[key]
+            row[slice(*bounds)] = mine[key]
     dist.all_reduce(full, group=part.data_parallel_group)
     return {key: row.view(parameter.shape).cpu() for row, key in zip(full, _KEYS, strict=True)}
 
@@ -118,9 +133,3 @@ def _set_updates(part: DistributedOptimizer, updates: float) -> None:
     for group in part.optimizer.param_groups:
         if "step" in group:
             group["step"] = int(updates)
-
-
-def _create_moments(part: DistributedOptimizer) -> None:
-    """Megatron makes them by a step with gradients of zero, which weight decay makes move the parameters."""
-    if not part.optimizer.state:
-        part._init_optimizer_states_with_dummy_values()

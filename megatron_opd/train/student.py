@@ -15,6 +15,7 @@ from megatron_opd.config.schema import OptimizerConfig, RunConfig
 from megatron_opd.mcore.model import DTYPES
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.train.loss_scale import LossScale
+from megatron_opd.train.optimizer_state import create_moments
 
 
 @dataclass
@@ -41,7 +42,7 @@ def data_parallel_config() -> DistributedDataParallelConfig:
 
 
 def prepare(chunks: list[torch.nn.Module], arch: Architecture, parallel: Parallel, config: RunConfig) -> Student:
-    """Wraps loaded chunks."""
+    """Wraps loaded chunks; all that the updates hold on to, the optimizer's state included, is there afterwards."""
     settings, dtype = config.train.optimizer, DTYPES[config.precision]
     with parallel.active():
         ddp = data_parallel_config()
@@ -65,6 +66,7 @@ def prepare(chunks: list[torch.nn.Module], arch: Architecture, parallel: Paralle
             use_gloo_process_groups=False,
             pg_collection=parallel.groups,
         )
+        create_moments(optimizer)
     loss_scale = LossScale(config.train.loss_scale) if dtype is torch.float16 else None
     for part in optimizer.chained_optimizers if loss_scale else []:
         part.grad_scaler = loss_scale
