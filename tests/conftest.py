@@ -1,5 +1,6 @@
 """What every test shares: one thread per process, no network, and the rule for tests that need a GPU."""
 
+import json
 import os
 
 # Read by torch, tokenizers and matplotlib when they are imported, so set before any test module is.
@@ -9,9 +10,36 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-golden", action="store_true", help="keep today's figures in tests/golden/")
+
+
+@pytest.fixture(scope="session")
+def check_golden(pytestconfig: pytest.Config) -> Callable[[str, Mapping[str, Mapping[str, float]]], None]:
+    """Compares figures (case -> name -> value) with the ones kept in tests/golden/NAME.json.
+
+    Another processor rounds otherwise, so a relative difference of 1e-4 is allowed. A change of more, or a case that
+    comes or goes, is meant or a fault: if it is meant, run the test with --write-golden and commit the file.
+    """
+
+    def check(name: str, figures: Mapping[str, Mapping[str, float]]) -> None:
+        path = GOLDEN / f"{name}.json"
+        if pytestconfig.getoption("--write-golden"):
+            path.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
+        golden = json.loads(path.read_text())
+        assert figures.keys() == golden.keys()
+        for case, values in figures.items():
+            assert values == pytest.approx(golden[case], rel=1e-4, abs=1e-6), case
+
+    return check
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

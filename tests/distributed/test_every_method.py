@@ -66,6 +66,12 @@ def test_the_update_does_not_depend_on_the_layout(updates, layout, method):
         assert got[key] == pytest.approx(want[key], rel=5e-5, abs=5e-6), key
 
 
+def test_the_figures_are_those_of_before(updates, check_golden):
+    """Losses and gradient norms that were kept: what moves or renames code must not change them."""
+    kept = ("loss", "train/grad_norm")
+    check_golden("methods", {m: {k: v for k, v in f.items() if k.endswith(kept)} for m, f in updates["whole"].items()})
+
+
 def test_methods_differ(updates):
     """No two methods make the same update, but those that are equal on policy, at this step, or on these rewards."""
     equal = [{"grpo", "gspo"}, {"grpo++", "dapo", "cispo", "kdrl_group_mask"}, {"opd", "opd_then_rl"},
