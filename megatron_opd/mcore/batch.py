@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from megatron_opd.mcore.packing import Packing, local_positions
@@ -20,7 +21,7 @@ from megatron_opd.records import Rollout
 
 @dataclass(frozen=True)
 class Columns:
-    """One row per completion token, in rollout order. `None`: no term of the method reads it."""
+    """One row per completion token, in rollout order. A column that is `None` no term of the method reads."""
 
     ids_T: Tensor  # int64, the sampled token (or the trace's)
     scales_TJ: Tensor  # float32, one column per term: gate x correction / global denominator
@@ -36,10 +37,33 @@ class Columns:
     topk_logprobs_TK: Tensor | None = None  # float32, the teacher's
     reference_logprobs_T: Tensor | None = None  # float32, of ids_T
     by_teacher_T: Tensor | None = None  # bool, sampled by the teacher in the student's place
+    parts: "Parts | None" = None  # where other ranks hold tokens of the same sequences
 
-    def take(self, rows_T: Tensor, device: torch.device) -> "Columns":
+    def take(self, rows_T: Tensor, parallel: Parallel) -> "Columns":
+        """The rows of a micro-batch that this rank holds, on its device. `self` has those of the whole update."""
         present: dict[str, Any] = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
-        return Columns(**{name: column[rows_T].to(device) for name, column in present.items()})
+        taken = {name: column[rows_T].to(parallel.device) for name, column in present.items()}
+        parts = Parts(self._num_sequences(), parallel.groups.cp) if parallel.cp_size > 1 else None
+        return Columns(**taken, parts=parts)
+
+    def over_sequences(self, values_JT: Tensor) -> Tensor:
+        """For each token the sum over its whole sequence, [J, T], without a gradient. Collective where it has parts."""
+        count = self.parts.num_sequences if self.parts else self._num_sequences()
+        sums_JN = values_JT.new_zeros(len(values_JT), count).index_add(1, self.sequence_T, values_JT.detach())
+        if self.parts:
+            dist.all_reduce(sums_JN, group=self.parts.group)
+        return sums_JN[:, self.sequence_T]
+
+    def _num_sequences(self) -> int:
+        return int(self.sequence_T.max()) + 1 if len(self.sequence_T) else 0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Context-parallel ranks hold parts of the same sequences."""
+
+    num_sequences: int  # of the whole update
+    group: dist.ProcessGroup
 
 
 @dataclass(frozen=True)

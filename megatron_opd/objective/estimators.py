@@ -56,12 +56,10 @@ def _importance(ratio: ClippedRatio, policies: Policies) -> Tensor:
     if ratio.kind == "old":
         return log_rho_T
     # GSPO, arXiv 2507.18071, Eq. 14: the sequence's value, the token's gradient. A sequence is within one micro-batch.
-    _, sequence_T = policies.columns.sequence_T.unique(return_inverse=True)
-    sampled_T = policies.columns.sampled_T.to(log_rho_T.dtype)
-    sums = log_rho_T.new_zeros(2, len(log_rho_T)).index_add(
-        1, sequence_T, torch.stack([log_rho_T.detach() * sampled_T, sampled_T])
-    )
-    mean_T = (sums[0] / sums[1].clamp(min=1))[sequence_T]
+    sampled_T = policies.columns.sampled_T
+    counted_T = sampled_T.to(log_rho_T.dtype)
+    sum_T, tokens_T = policies.columns.over_sequences(torch.stack([log_rho_T.where(sampled_T, 0.0), counted_T]))
+    mean_T = sum_T / tokens_T.clamp(min=1)
     return mean_T + policies.student_T - policies.student_T.detach()
 
 

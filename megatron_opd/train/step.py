@@ -41,7 +41,7 @@ def update(
 
     def loss(batch: MicroBatch, head: Head) -> tuple[Tensor, dict[str, Tensor]]:
         teacher = partial(teacher_head, batch) if teacher_head else None
-        return objective(head, columns.take(batch.rows_T, parallel.device), step, teacher)
+        return objective(head, columns.take(batch.rows_T, parallel), step, teacher)
 
     batches = micro_batches(rollouts, parallel, micro_batch_tokens)
     collected = schedule.run(

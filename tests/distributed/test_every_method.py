@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 
 from megatron_opd.config.methods import CATALOGUE
-from megatron_opd.config.plan import active
+from megatron_opd.config.parts import ClippedRatio, DetachedRatio, TeacherRatio
+from megatron_opd.config.plan import active, parts
 from megatron_opd.doctor.rollouts import as_read_by
+from megatron_opd.records import StudentSignals
 from tests.distributed import test_layout_invariance as replayed
 from tests.distributed.worlds import measure, measured
 from tests.tiny_config import tiny_config
 
 STEP = 1
+RATIOS = ClippedRatio, DetachedRatio, TeacherRatio  # to the student at the step's start
 # processes -> (name, TP, sequence parallel, CP, tokens of a micro-batch, fused output layer, the teacher's TP)
 LAYOUTS = {
     1: [
@@ -35,11 +38,18 @@ LAYOUTS = {
     ],
 }
 NAMES = [name for layouts in LAYOUTS.values() for name, *_ in layouts]
+OF_RATIOS = [name for name, entry in CATALOGUE.items() if any(isinstance(part, RATIOS) for part in parts(entry.method))]
+
+
+def cases(layout: str) -> list[tuple[str, str]]:
+    """Methods, each with the update of a step that is made: in a later one ratios are not 1, and some are clipped."""
+    later = OF_RATIOS if layout in ("whole", "2 micro-batches", "cp2") else []  # those that cut a batch or a sequence
+    return [*((method, "first") for method in CATALOGUE), *((method, "later") for method in later)]
 
 
 @pytest.fixture(scope="module")
 def updates(run_distributed, tmp_path_factory):
-    """layout -> method -> metrics of its update."""
+    """layout -> "first" or "later" -> method -> metrics of its update."""
     directory = tmp_path_factory.mktemp("methods")
     replayed.make_models(directory)
     return measured(run_distributed, __file__, directory, LAYOUTS)
@@ -47,7 +57,7 @@ def updates(run_distributed, tmp_path_factory):
 
 @pytest.mark.parametrize("method", CATALOGUE)
 def test_an_update_is_finite_and_has_every_term(updates, method):
-    metrics = updates["whole"][method]
+    metrics = updates["whole"]["first"][method]
     assert all(np.isfinite(value) for value in metrics.values())
     losses = {key for key in metrics if key.startswith("objective/") and key.endswith("/loss")}
     assert losses == {f"objective/{name}/loss" for name in active(CATALOGUE[method].method, STEP).terms}
@@ -55,12 +65,12 @@ def test_an_update_is_finite_and_has_every_term(updates, method):
 
 
 # A process reward is a sum over a sequence, which context parallelism cuts: the checks refuse it.
-SPLIT = [(layout, method) for layout in NAMES[1:] for method in CATALOGUE if (layout, method) != ("cp2", "prime")]
+SPLIT = [(layout, *case) for layout in NAMES[1:] for case in cases(layout) if (layout, case[0]) != ("cp2", "prime")]
 
 
-@pytest.mark.parametrize(("layout", "method"), SPLIT)
-def test_the_update_does_not_depend_on_the_layout(updates, layout, method):
-    got, want = updates[layout][method], updates["whole"][method]
+@pytest.mark.parametrize(("layout", "method", "when"), SPLIT)
+def test_the_update_does_not_depend_on_the_layout(updates, layout, method, when):
+    got, want = updates[layout][when][method], updates["whole"][when][method]
     assert got.keys() == want.keys()
     for key in want:
         assert got[key] == pytest.approx(want[key], rel=5e-5, abs=5e-6), key
@@ -69,7 +79,15 @@ def test_the_update_does_not_depend_on_the_layout(updates, layout, method):
 def test_the_figures_are_those_of_before(updates, check_golden):
     """Losses and gradient norms that were kept: what moves or renames code must not change them."""
     kept = ("loss", "train/grad_norm")
-    check_golden("methods", {m: {k: v for k, v in f.items() if k.endswith(kept)} for m, f in updates["whole"].items()})
+    first = updates["whole"]["first"]
+    check_golden("methods", {m: {k: v for k, v in f.items() if k.endswith(kept)} for m, f in first.items()})
+
+
+def test_a_sequences_ratio_makes_another_update_once_the_policy_has_moved(updates):
+    first, later = ({name: of[name]["train/grad_norm"] for name in ("grpo", "gspo")}
+                    for of in updates["whole"].values())  # fmt: skip
+    assert first["gspo"] == pytest.approx(first["grpo"], rel=1e-5)
+    assert later["gspo"] != pytest.approx(later["grpo"], rel=1e-2)
 
 
 def test_methods_differ(updates):
@@ -77,14 +95,16 @@ def test_methods_differ(updates):
     equal = [{"grpo", "gspo"}, {"grpo++", "dapo", "cispo", "kdrl_group_mask"}, {"opd", "opd_then_rl"},
              {"tgpo", "tgpo_annealing"}]  # fmt: skip
     norms: dict[float, set[str]] = {}
-    for method, metrics in updates["whole"].items():
+    for method, metrics in updates["whole"]["first"].items():
         norms.setdefault(round(metrics["train/grad_norm"], 6), set()).add(method)
     together = [methods for methods in norms.values() if len(methods) > 1]
     assert all(any(methods <= each for each in equal) for methods in together), together
 
 
 # ------------------------------------------------------------------------------------------------ the program
-def run(directory: Path, name: str, tp: int, sp: bool, cp: int, micro: int, fused: bool, teacher_tp: int) -> dict:
+def run(
+    directory: Path, layout_name: str, tp: int, sp: bool, cp: int, micro: int, fused: bool, teacher_tp: int
+) -> dict:
     from megatron_opd.config.plan import fit_topk, plan, process_reward
     from megatron_opd.config.schema import LayoutConfig
     from megatron_opd.objective.batch import Batch
@@ -113,10 +133,10 @@ def run(directory: Path, name: str, tp: int, sp: bool, cp: int, micro: int, fuse
         recorded := replayed.recorded_rollouts(),
         process_columns(Batch(recorded, Signals(None, reference.score(recorded).logprobs_T), 0, STEP)), step=STEP,
     )  # fmt: skip
-    out = {}
-    for name in CATALOGUE:
+    out: dict = {"first": {}, "later": {}}
+    for name, when in cases(layout_name):
         method, samples = fit_topk(CATALOGUE[name].method, 8), as_read_by(CATALOGUE[name].method, recorded)
-        needs = plan(active(method, STEP))
+        needs = plan(active(method, STEP), updates_per_step=2 if when == "later" else 1)
         objective = Objective(method, arch.vocab_size, 1.0)
         trainer = Trainer(
             student, objective, updates_per_step=1, micro_batch_tokens=micro, temperature=1.0, max_skipped=0,
@@ -125,13 +145,19 @@ def run(directory: Path, name: str, tp: int, sp: bool, cp: int, micro: int, fuse
         signals = Signals(
             teacher.score(samples, needs.topk) if needs.teacher else None,
             reference.score(samples).logprobs_T if needs.reference else None,
-            trainer.signals(samples) if needs.student_pass else None,
+            moved(trainer.signals(samples), when) if needs.student_pass else None,
             process.logprobs(samples) if needs.process else None,
         )
         columns = partial(replayed.columns_of, method, samples, signals, STEP)
         (metrics,) = trainer.step(samples, columns, step=STEP)
-        out[name] = finish(metrics) | (learned if needs.process else {})
+        out[when][name] = finish(metrics) | (learned if needs.process else {})
     return out
+
+
+def moved(signals: StudentSignals, when: str) -> StudentSignals:
+    """Of a policy that was another one before the step's first updates, for a later one."""
+    noise_T = np.random.default_rng(3).normal(0, 0.1, len(signals.logprobs_T)).astype(np.float32)
+    return replace(signals, logprobs_T=signals.logprobs_T + noise_T * (when == "later"))
 
 
 def main() -> int:

@@ -120,7 +120,7 @@ def reference_gradients(model: ModelConfig) -> dict[str, torch.Tensor]:
     parallel, columns = groups.create(LayoutConfig()), build(slice(0, 6), slice(None))
 
     def loss(batch: Any, head: Any) -> Any:
-        return OBJECTIVE(head, columns.take(batch.rows_T, parallel.device), 0)
+        return OBJECTIVE(head, columns.take(batch.rows_T, parallel), 0)
 
     schedule.run(chunks, parallel, micro_batches(ROLLOUTS, parallel, 64), loss, forward_only=False)
     return {name: each.grad for name, each in chunks[0].named_parameters()}
