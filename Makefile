@@ -3,7 +3,7 @@ PYTEST := $(PYTHON_BIN) -m pytest
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup launch-env demo demo-real test test-fast test-slurm lint docs bench lock clean
+.PHONY: help setup launch-env demo demo-real test test-fast test-slurm gpu-check lint docs bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test-fast: setup  ## the unit tests, without the slow ones
 test-slurm: launch-env  ## jobs on a real Slurm of two virtual nodes, which this sets up and takes down (as root)
 	@tools/slurm_test_cluster.sh up
 	@$(PYTEST) tests/slurm $(TEST_ARGS); code=$$?; tools/slurm_test_cluster.sh down; exit $$code
+
+gpu-check: setup  ## check and measure on one GPU, in 7 minutes; small sizes, also on a CPU: SMALL=1 (GPU_ARGS=...)
+	$(PYTHON_BIN) tools/gpu_check.py $(if $(SMALL),--small) $(GPU_ARGS)
 
 lint: setup  ## style, formatting, types, and that the generated pages are current
 	$(PYTHON_BIN) -m ruff check .

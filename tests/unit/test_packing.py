@@ -70,7 +70,7 @@ def test_attention_stays_within_a_sequence(lengths: list[int], ranks: int, heads
         torch.testing.assert_close(grad, wanted, rtol=0, atol=1e-12)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlashAttention's kernel needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_kernel_for_packed_rows_equals_the_padded_batch(ranks: int) -> None:
     lengths, device = [32, 8, 20], torch.device("cuda")
