@@ -84,6 +84,7 @@ class Run(Models):
         if self.engine is None or self.teacher_engine:
             raise failure or RunError("the engine of another rank failed")
         self.note(f"step {self.step}: {failure or 'the engine of another rank failed'}; starting the engines again")
+        failure = None  # its traceback holds the engine that failed, whose memory the next one needs
         self.engine.restart()
         self.carried["rollout/engine_restarts"] = self.carried.get("rollout/engine_restarts", 0) + 1
         self.refit(self.step)

@@ -1,7 +1,10 @@
 """Packed micro-batches: who gets which tokens; attention that stays within a sequence, on one rank or several."""
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,6 +87,26 @@ def test_the_kernel_for_packed_rows_equals_the_padded_batch(ranks: int) -> None:
         whole = causal_attention(q, k, v, packing.segments, None)
         kernel = causal_attention(*(x.bfloat16() for x in (q, k, v)), packing.segments, None)
         torch.testing.assert_close(kernel.float(), whole, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["torch 2.13", "torch 2.11"])
+def test_the_kernel_is_told_of_shared_heads_where_it_can_be(monkeypatch: pytest.MonkeyPatch, is_told: bool) -> None:
+    got: dict[str, Any] = {}
+
+    def kernel(*arguments: Any, scale: Any, window_size: Any) -> None:
+        assert len(arguments) == 7
+
+    def newer_kernel(*arguments: Any, scale: Any, window_size: Any, enable_gqa: bool = False) -> None:
+        got["enable_gqa"] = enable_gqa
+
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", newer_kernel if is_told else kernel)
+    specification = importlib.util.find_spec("megatron_opd.mcore.attention")
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)  # as imported where torch has that kernel
+    specification.loader.exec_module(module)
+    query, key = (SimpleNamespace(shape=(8, heads, 64), is_cuda=True, dtype=torch.bfloat16) for heads in (4, 2))
+    module.causal_attention(query, key, key, Packing.of([8], 1, 0, HOST).segments, None)
+    assert got == ({"enable_gqa": True} if is_told else {})
 
 
 @given(st.integers(1, 50), st.integers(1, 4))

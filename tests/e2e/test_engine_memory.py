@@ -1,0 +1,125 @@
+"""When the engine gives up the device's memory, and that one which failed does: what happens on CUDA alone.
+
+vLLM sleeps on CUDA alone, so that a stand-in takes its place here; the engine, the run and the step are the real ones.
+"""
+
+import weakref
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_opd import loop
+from megatron_opd.errors import RunError
+from megatron_opd.mcore import parallel as groups
+from megatron_opd.records import Prompt, Signals
+from megatron_opd.rollout.engine import RolloutEngine
+from megatron_opd.rollout.requests import Request
+from megatron_opd.run import Run
+
+REQUEST = Request(Prompt(0, "", "", "", np.array([1], np.int32)), np.empty(0, np.int32), 4, seed=0)
+
+
+class StandIn:
+    """What a sleeping vLLM is asked; `fails`: the call that finds no memory."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails, self.calls = fails, [""]
+
+    def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if name == self.fails:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def sleep(self, level: int) -> None:
+        self._called("sleep")
+
+    def wake_up(self) -> None:
+        self._called("wake_up")
+
+    def reset_prefix_cache(self) -> bool:
+        self._called("generate")
+        return False
+
+
+def asleep(llm: StandIn) -> RolloutEngine:
+    engine = object.__new__(RolloutEngine)
+    vars(engine).update(_llm=llm, _sleeps=True, _asleep=True, _ends=[2], device=torch.device("cuda"), policy_version=0)
+    return engine
+
+
+def complete(engine: RolloutEngine) -> Any:
+    return engine.complete([REQUEST], version=0, temperature=1.0)
+
+
+@pytest.fixture
+def world() -> Iterator[None]:
+    groups.start()
+    yield
+    groups.stop()
+
+
+def test_no_memory_to_wake_up_in_is_a_failure_of_the_engine() -> None:
+    with pytest.raises(RunError, match=r"vLLM failed while generating.*out of memory"):
+        complete(asleep(StandIn(fails="wake_up")))
+
+
+def test_an_engine_that_fails_to_sample_sleeps_again() -> None:
+    engine = asleep(llm := StandIn(fails="generate"))
+    with pytest.raises(RunError, match="out of memory"):
+        complete(engine)
+    assert llm.calls[1:] == ["wake_up", "generate", "sleep"]
+    engine.sleep()  # it does already
+    assert llm.calls[-2:] == ["generate", "sleep"]
+
+
+@pytest.mark.parametrize("call", ["wake_up", "generate"])
+def test_an_engine_that_failed_is_gone_before_the_next_one_starts(
+    world: None, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Nothing holds it: not the engine, not the error that is reported, whose traceback goes through it."""
+    engine = asleep(StandIn(fails=call))
+    failed = weakref.ref(engine._llm)
+    alive: list[bool] = []
+    monkeypatch.setattr(engine, "_start", lambda: alive.append(failed() is not None))
+    notes: list[str] = []
+    run: Any = SimpleNamespace(
+        engine=engine, teacher_engine=None, student=SimpleNamespace(parallel=SimpleNamespace(device="cpu")), step=3,
+        carried={}, note=notes.append, refit=lambda version: {},
+    )  # fmt: skip
+    assert Run.sampled(run, lambda: complete(engine) if not alive else "samples") == "samples"
+    assert alive == [False]
+    assert "out of memory" in notes[0] and run.carried == {"rollout/engine_restarts": 1}
+
+
+@pytest.mark.parametrize("awake", [True, False])
+def test_the_engine_sleeps_while_models_work_also_in_a_step_without_samples(
+    monkeypatch: pytest.MonkeyPatch, awake: bool
+) -> None:
+    """GKD's step on traces finds it awake: the refit of the step before has woken it."""
+    engine = asleep(StandIn())
+    engine._asleep = not awake
+    seen: list[bool] = []
+
+    def work(*arguments: object, **settings: object) -> Any:
+        seen.append(engine._asleep)
+        return Signals(None) if len(seen) == 1 else []
+
+    class Refitted(Exception):
+        pass
+
+    def refit(version: int) -> dict[str, float]:
+        raise Refitted
+
+    monkeypatch.setattr(loop, "collect", lambda run, step, clock: [])
+    run: Any = SimpleNamespace(
+        engine=engine, rest_engine=lambda: Run.rest_engine(run), evaluates_at=lambda step: False, signals=work,
+        trainer=SimpleNamespace(step=work), plan=SimpleNamespace(student_pass=False, rollouts=True), process=None,
+        refit=refit,
+    )  # fmt: skip
+    with pytest.raises(Refitted):
+        loop.one_step(run, 0)
+    assert seen == [True, True]
