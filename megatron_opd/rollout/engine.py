@@ -87,6 +87,7 @@ class RolloutEngine:
             self.close()
         for name in ("_llm", "_weights"):  # also where `close` failed: the next engine needs their memory
             vars(self).pop(name, None)
+        gc.unfreeze()  # in `close` too, but that may have failed before
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
