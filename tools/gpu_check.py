@@ -124,11 +124,11 @@ def _machine(small: bool, deadline: float) -> "Machine | None":
         return None
     os.environ["TRITON_INTERPRET"] = "0" if on_gpu else "1"  # read when the kernels are made
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    from megatron_opd.mcore.device import device, prepare_platform
     from tools.gpu_sections.machine import Machine
 
-    prepare_platform()
-    return Machine(device(), small, deadline)
+    return Machine(
+        torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu"), small, deadline
+    )
 
 
 def _missing(machine: "Machine") -> Iterator[str]:
