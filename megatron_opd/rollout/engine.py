@@ -237,6 +237,7 @@ class RolloutEngine:
         delivery = Delivery(named_tensors, self._weights.shapes)
         try:
             self._wake()
+            self._weights.forget_packing()
             # Layer by layer through vLLM's loaders: on the host they pack anew what a plain copy would not reach.
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(delivery)})
         except Exception as error:

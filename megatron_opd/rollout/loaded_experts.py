@@ -12,9 +12,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from vllm._custom_ops import cpu_prepack_moe_weight
+from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 
-from megatron_opd.errors import RunError
 from megatron_opd.weights.probes import Probes
 
 PROJECTIONS = ("gate", "up", "down")
@@ -39,12 +40,8 @@ class ExpertSlot:
     def _matrix(self) -> torch.Tensor:
         """This expert's [gate; up], or its down projection, as vLLM widened it."""
         stored = self.module.w2_weight if self.projection == "down" else self.module.w13_weight
-        kernel = getattr(self.module.quant_method, "cpu_fused_moe", None)
-        if kernel is None:
-            return stored[self.expert]
-        if not hasattr(kernel, "isa"):
-            raise RunError(f"refit: vLLM packs its experts for {type(kernel).__name__}, which cannot be read back")
-        if kernel.isa == "none":
+        kernel = self.module.quant_method.moe_kernel.fused_experts
+        if not isinstance(kernel, CPUUnquantizedExperts) or kernel._use_zentorch:
             return stored[self.expert]
         rows, columns = stored.shape[1:]
         places = _places(rows, columns, stored.dtype, kernel.isa)
@@ -63,11 +60,19 @@ def expert_slots(path: str, module: RoutedExperts) -> Iterator[tuple[str, Expert
             yield f"{prefix}.{expert}.{projection}_proj.weight", ExpertSlot(module, expert, projection, shape)
 
 
+def forget_packing(module: RoutedExperts) -> None:
+    """Before a reload on the host: vLLM 0.32.0 packs a layer only where it has no kernel yet.
+
+    Without this a second load leaves the experts as they came, and the kernel reads them as if they were packed.
+    """
+    kernel = module.quant_method.moe_kernel
+    if kernel is not None and isinstance(kernel.fused_experts, CPUUnquantizedExperts):
+        module.quant_method.moe_kernel = None
+
+
 @lru_cache(maxsize=8)
 def _places(rows: int, columns: int, dtype: torch.dtype, isa: str) -> torch.Tensor:
     """int64 [rows * columns]: where in the plain matrix each number of the packed one comes from."""
-    from vllm._custom_ops import cpu_prepack_moe_weight
-
     plain = torch.arange(rows * columns)
     places = torch.zeros_like(plain)
     for shift in range(0, (rows * columns).bit_length(), 8):

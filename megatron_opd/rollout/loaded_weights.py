@@ -19,7 +19,7 @@ from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-from megatron_opd.rollout.loaded_experts import ExpertSlot, expert_slots
+from megatron_opd.rollout.loaded_experts import ExpertSlot, expert_slots, forget_packing
 from megatron_opd.weights.probes import Probes
 
 
@@ -50,6 +50,7 @@ class LoadedWeights:
 
     def __init__(self, model: Any) -> None:
         self._slots = dict(_slots(model))
+        self._experts = [module for module in model.modules() if isinstance(module, RoutedExperts)]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -63,6 +64,11 @@ class LoadedWeights:
         embedding that is also the output layer.
         """
         return self._slots[name].project(probes)
+
+    def forget_packing(self) -> None:
+        """Before a reload."""
+        for module in self._experts:
+            forget_packing(module)
 
     def pack_tied(self) -> None:
         """After a reload: the modules that vLLM's loaders did not reach pack the parameter they share anew."""
