@@ -50,7 +50,7 @@ _RESERVE = 3.0 * GIB
 
 _GPUS = {
     # NVIDIA A100 80GB SXM data sheet: 312 TFLOPS bf16 dense, 2,039 GB/s, NVLink 600 GB/s both ways, PCIe 4 64 GB/s both
-    # ways. DGX A100: one 200 Gb/s adapter per GPU. vLLM 0.27 arg_utils: 8192 and 256 for an A100.
+    # ways. DGX A100: one 200 Gb/s adapter per GPU. vLLM 0.32 arg_utils: 8192 and 256 for an A100.
     "a100": Hardware("a100", True, _OF_80_GB, _RESERVE, 312e12, 2039e9, 300e9, 25e9, 32e9, 8192, 256),
     # NVIDIA H100 SXM data sheet: 989.4 TFLOPS bf16 dense, 3.35 TB/s, NVLink 900 GB/s and PCIe 5 128 GB/s both ways.
     # DGX H100: one 400 Gb/s adapter per GPU. vLLM: 16384 and 1024 for 70 GiB and more.

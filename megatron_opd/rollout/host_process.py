@@ -1,5 +1,6 @@
 """How vLLM shares a process with the trainer: what it must find before its import, what it must leave as it was."""
 
+import logging
 import os
 import random
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+QUIET = "ERROR"  # vLLM's logging level, unless VLLM_LOGGING_LEVEL names another
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process, so weights arrive in memory
     "HF_HUB_OFFLINE": "1",
@@ -19,7 +21,8 @@ _ENVIRONMENT = {
 def prepare_environment(device: torch.device) -> None:
     """Call before vLLM is first imported."""
     os.environ.update(_ENVIRONMENT)
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", QUIET)
+    logging.getLogger("vllm").setLevel(level.upper())  # vLLM's own setting counts only once an engine starts
     if device.type == "cpu":
         # vLLM compiles a few sampler functions with a C++ compiler at their first use, 4-8 s for nothing.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"

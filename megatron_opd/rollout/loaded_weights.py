@@ -4,9 +4,8 @@ vLLM merges projections (q|k|v, gate|up) and, on the host, packs a linear layer'
 drops the original. `LoadedWeights` knows where every Hugging Face tensor went and multiplies it with given vectors
 whatever its present form, which is all that is needed to tell whether it is the tensor that was sent.
 
-Tied parameters are one tensor, under the first of its names. vLLM ties an output layer to the embedding in two ways:
-one module in both places (Qwen2, Qwen3), or two modules with one parameter (Llama, mixtures of experts), of which its
-loaders reach the first.
+Tied parameters are one tensor, under the first of its names. vLLM ties an output layer to the embedding as two modules
+with one parameter, of which its loaders reach the first.
 """
 
 from collections import defaultdict

@@ -1,5 +1,7 @@
 """How vLLM is started."""
 
+import logging
+import os
 from typing import Any
 
 import torch
@@ -7,7 +9,7 @@ import torch
 from megatron_opd.config.architecture import architecture_of, engine_changes
 from megatron_opd.config.schema import ModelConfig, RolloutConfig
 from megatron_opd.errors import ConfigError
-from megatron_opd.rollout.host_process import executor_backend
+from megatron_opd.rollout.host_process import QUIET, executor_backend
 
 _GRAPH_SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512]  # requests in a step; between them it is padded
 _CPU_BATCHED_TOKENS = 4096  # of a step's prompts, as vLLM's default
@@ -51,7 +53,7 @@ def start_vllm(
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(_CPU_BATCHED_TOKENS, max_sequence_length),
         }
-    return LLM(
+    llm = LLM(
         model=model.path,
         load_format=EMPTY if empty else "auto",
         hf_overrides=engine_changes(model),
@@ -65,6 +67,12 @@ def start_vllm(
         use_tqdm_on_load=False,
         **platform,
     )
+    # It would end the process's default group, the trainer's, as soon as this engine is dropped.
+    llm.llm_engine.engine_core._finalizer.detach()
+    if os.environ["VLLM_LOGGING_LEVEL"] == QUIET:
+        # Of a step that fails vLLM writes the whole input, some 60 kB, before anybody can say what failed.
+        logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)
+    return llm
 
 
 def check_context(model: ModelConfig, max_sequence_length: int) -> None:

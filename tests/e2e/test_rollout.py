@@ -193,6 +193,19 @@ def test_a_call_that_is_interrupted_leaves_nothing_behind(student: Student) -> N
     assert seen == sorted(seen) and seen[-1] == 8
 
 
+def test_a_step_that_fails_is_one_line(
+    student: Student, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without the input, which vLLM would write to the console, and the engine goes on."""
+    executor = student.engine._llm.llm_engine.model_executor
+    with monkeypatch.context() as patch:
+        patch.setattr(executor, "execute_model", lambda *_, **__: 1 // 0)
+        with pytest.raises(RunError, match="vLLM failed while generating: ZeroDivisionError"):
+            student.generate(tiny_hf.prompts(3, 140))
+    assert "scheduler output" not in "".join(capfd.readouterr())
+    assert_logprobs_of(student.model, student.generate(tiny_hf.prompts(3, 140)))
+
+
 def test_no_prompts_no_rollouts(student: Student) -> None:
     assert student.generate([]) == []
 
