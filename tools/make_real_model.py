@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # What the pinned packages make; with another package or another way of reading it they would be others.
 SHA256 = {
     "model.safetensors": "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b",
-    "tokenizer.json": "4f01cb9d6f6e7bb87aa64d4217bf12cfdc8e1cfa86156e80994a6300d464a09e",
+    "tokenizer.json": "bf346d64f6f0fbcefb4c1b6928a98241467dff36c6fbae5fe1785c4ff90667f4",
 }
 # The GGUF names the beginning of a turn as the end of text. These are the published model's.
 SPECIAL_TOKENS = {
@@ -92,11 +92,14 @@ def install(packages: Path) -> None:
 def convert(folder: Path, gguf_file: str, out: Path) -> None:
     os.environ["TQDM_DISABLE"] = "1"
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerFast
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=torch.bfloat16)
+    unpacked = GgufConfig(dequantize=True)  # else transformers refuses to write the model
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=gguf_file, quantization_config=unpacked, dtype=torch.bfloat16
+    )
     read: Any = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=read.backend_tokenizer,
