@@ -1,5 +1,6 @@
 """Every check that can be made before a process group or a device is touched. Imports no torch itself."""
 
+import re
 from pathlib import Path
 
 from megatron_opd.config.check import check_run_directory, preflight
@@ -17,6 +18,7 @@ from megatron_opd.prompts.tokenizer import tokenizer_for_checks
 from megatron_opd.records import Prompt
 from megatron_opd.reward.answer import read_gold
 
+_ANSWER_LINE = re.compile(r"\banswer\s*:\s*\S", re.IGNORECASE)
 MOST_BAD_GOLDS = 0.05  # share of gold answers that cannot be compared with, before the data are refused
 # Keys that a resumed run may change.
 RESUMABLE = (
@@ -46,6 +48,9 @@ def check_data(config: RunConfig) -> list[str]:
         warnings += _room_for_completions(config, heldout, "data.heldout")
     warnings += _bad_golds(prompts, "data.train") if needs.rewards else []
     warnings += _bad_golds(heldout, "data.heldout")
+    if needs.rewards:
+        warnings += _asked_for_unread_answers(config, prompts, "data.train")
+    warnings += _asked_for_unread_answers(config, heldout, "data.heldout")
     warnings += _in_both(prompts, heldout)
     if len(prompts) < config.rollout.num_prompts:
         train = shown(config.data.train)
@@ -69,6 +74,17 @@ def _room_for_completions(config: RunConfig, prompts: list[Prompt], key: str) ->
         f"data.max_prompt_tokens: {cut} of {len(prompts)} prompts of {key} leave no room for "
         f"rollout.max_completion_tokens={completion} within max_sequence_length={config.max_sequence_length}; the "
         f"longest has {max(lengths)} tokens and leaves {config.max_sequence_length - max(lengths)}"
+    ]
+
+
+def _asked_for_unread_answers(config: RunConfig, prompts: list[Prompt], key: str) -> list[str]:
+    """Counts the prompts that ask for a line "Answer: ..." and for no box, where only a box is read."""
+    asked = [prompt for prompt in prompts if _ANSWER_LINE.search(prompt.text) and "boxed" not in prompt.text]
+    if config.reward.answer != "boxed" or not asked:
+        return []
+    return [
+        f'reward.answer: {len(asked)} of {len(prompts)} prompts of {key} ask for an answer after "Answer:" and none in '
+        "a box, which alone is read; set reward.answer=boxed_or_last"
     ]
 
 

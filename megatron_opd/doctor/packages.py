@@ -107,6 +107,19 @@ def _cores(subject: str) -> Finding:
     return Finding("ok", subject, f"{len(os.sched_getaffinity(0))} for this process, of {os.cpu_count()}")
 
 
+def _bfloat16(subject: str) -> Finding:
+    import torch
+
+    found = torch.cpu.get_capabilities()
+    names = ("amx_bf16", "avx512_bf16") if found["architecture"] == "x86_64" else ("bf16",)
+    if has := [name for name in names if found.get(name)]:
+        return Finding("ok", subject, f"in this CPU's instructions: {', '.join(has)}")
+    lacking = " nor ".join(names)
+    return Finding(
+        "warn", subject, f"not in this CPU's instructions ({lacking}): there about 7 times slower than float32"
+    )
+
+
 def _memory(subject: str) -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     cost = "" if total >= 8 else ": too little for an engine beside the trainer"
@@ -137,6 +150,7 @@ CHECKS: dict[str, Callable[[str], Finding]] = {
     "FlashAttention": _optional("flash_attn", "not needed: attention through torch's own kernels"),
     "Apex": _optional("amp_C", "gradient norms and Adam through torch: slower optimizer steps"),
     "cores": _cores,
+    "bfloat16": _bfloat16,
     "memory": _memory,
     "disk": _disk,
     "directory": _writable,

@@ -56,8 +56,10 @@ class PlainConsole:
 
     def log(self, step: int, metrics: Metrics) -> None:
         words = [f"step {step}/{self._num_steps}"]
-        words += [f"{word} {metrics[key]:{spec}}" for _, word, key, spec in _COLUMNS if _is_shown(key, metrics)]
-        if "eval/accuracy/low" in metrics:
+        in_words = "eval/accuracy/low" in metrics
+        columns = [column for column in _COLUMNS if not (in_words and column[2] == "eval/accuracy")]
+        words += [f"{word} {metrics[key]:{spec}}" for _, word, key, spec in columns if _is_shown(key, metrics)]
+        if in_words:
             words.append(f"[{held_out_words(metrics)}]")
         if _STEP_SECONDS in metrics:
             words.append(_seconds(metrics[_STEP_SECONDS]) + " s")

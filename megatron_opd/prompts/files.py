@@ -71,7 +71,10 @@ def _data_file(path: Path, key: str) -> Path:
     if not exists:
         raise DataError(f"{path}: no such file; check {key}")
     if not path.name.endswith(KINDS):
-        raise DataError(f"{path}: unknown kind of file '{path.suffix}'; give a .jsonl or a .parquet file")
+        raise DataError(
+            f"{path}: unknown kind of file '{path.suffix}'; give a .jsonl or a .parquet file "
+            "(or a .json, .jsonl.gz or .json.gz one)"
+        )
     return path
 
 

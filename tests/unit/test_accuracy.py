@@ -29,7 +29,7 @@ def test_an_accuracy_is_shown_with_what_it_takes_to_judge_it() -> None:
     console = open_console(make_config(), Console(file=stream, highlight=False, width=40))
     console.log(3, HELD_OUT | {"reward/mean": 0.5, "reward/unanswered/mean": 0.125, "rollout/truncated/mean": 0.0})
     assert stream.getvalue() == (
-        "step 3/80 reward 0.500 no answer 12.5% held-out 0.500 [held-out accuracy 50.0%, 95 % 40.4% to 59.6%, "
+        "step 3/80 reward 0.500 no answer 12.5% [held-out accuracy 50.0%, 95 % 40.4% to 59.6%, "
         "100 prompts, 30.0% without an answer, 25.0% cut off, 2 bad gold answers]\n"
     )
 

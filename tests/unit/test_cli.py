@@ -160,6 +160,25 @@ def test_check_counts_gold_answers_that_nothing_can_be_compared_with(recipe: str
     assert not [text for text in check_data(load_config(recipe, ["method=opd"])) if "bad_gold" in text]
 
 
+@pytest.mark.parametrize(
+    ("asks", "mode", "warned"),
+    [
+        ("Last line: Answer: $Answer", "boxed", True), ("Last line: Answer: $Answer", "boxed_or_last", False),
+        ("Write \\boxed{}, as in Answer: \\boxed{3}", "boxed", False), ("Answer:", "boxed", False),
+    ],
+)  # fmt: skip
+def test_check_warns_of_answers_that_are_asked_for_and_not_read(
+    recipe: str, tmp_path: Path, asks: str, mode: str, warned: bool
+) -> None:
+    """DAPO's data ask for "Answer: $Answer"."""
+    rows = [{"problem": f"{i}+1= {asks}", "answer": "5"} for i in range(4)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = load_config(recipe, ["method=grpo", "teacher=null", f"reward.answer={mode}", "max_sequence_length=512"])
+    warnings = [text for text in check_data(config) if text.startswith("reward.answer: 4 of 4 prompts of data.train")]
+    assert bool(warnings) == warned
+    assert all(text.endswith("set reward.answer=boxed_or_last") for text in warnings)
+
+
 def test_train_names_nproc_when_the_layout_needs_more(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", recipe, "student.layout.tensor_model_parallel_size=2"]) == 2
     assert "needs at least 2 processes, there would be 1; start 2 in all" in error_line(capsys)

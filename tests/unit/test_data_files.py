@@ -82,7 +82,7 @@ GZIP = gzip.compress(LINE * 50)
 # name, bytes, and the number of prompts or what the line says
 FILES: list[tuple[str, bytes, int | str]] = [
     # ------------------------------------------------------------------------------------------- files as a whole
-    ("a.csv", b"problem,answer", r"a\.csv: unknown kind of file '\.csv'; give a \.jsonl or a \.parquet"),
+    ("a.csv", b"problem,answer", r"a\.csv: unknown kind of file '\.csv'; give a \.jsonl .* \(or a \.json,"),
     ("a", LINE, r"a: unknown kind of file ''"),
     ("a.jsonl", b"", r"a\.jsonl: the file has no rows"),
     ("a.jsonl", b"\n \r\n\t\n", r"a\.jsonl: the file has no rows"),

@@ -132,3 +132,15 @@ def test_gpus_are_hidden_where_the_host_computes(
     host.hide_gpus()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ("" if hidden else "0,1")
     assert device.choice().kind == ("cpu" if hidden else "cuda")
+
+
+@pytest.mark.parametrize(
+    ("flags", "status"),
+    [({"amx_bf16": True, "avx512_bf16": True}, "ok"), ({"avx512_bf16": True}, "ok"), ({"avx512_f": True}, "warn")],
+)
+def test_doctor_says_where_the_cpu_lacks_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], status: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"} | flags)
+    finding = packages.CHECKS["bfloat16"]("bfloat16")
+    assert finding.status == status and ("slower" in finding.text) == (status == "warn")
