@@ -14,7 +14,7 @@ from tools.gpu_sections.vocabulary import VALUES, kernels_on, rounding
 def check(machine: Machine) -> Iterator[Row]:
     """The rows before, at and behind the place, and the first and the last, against float64."""
     tokens, vocab = machine.sized((10, 9000), (16384, 151936))
-    if reason := machine.lacks(1.2 * 2 * tokens * vocab):
+    if reason := machine.lacks(2.5 * 2 * tokens * vocab):
         yield skipped(f"{tokens} x {vocab}", reason)
         return
     logits_TV = machine.normal(tokens, vocab, seed=5, std=4)

@@ -100,7 +100,7 @@ class Machine:
 
     @contextlib.contextmanager
     def live_bytes(self) -> Iterator[Callable[[], int]]:
-        """Gives what returns the most bytes alive since it was entered, or since it was asked last on CUDA."""
+        """Gives what returns the most bytes that were alive at one time since it was entered."""
         if self.is_cuda:
             self._watch_allocator()
             yield torch.cuda.max_memory_allocated
