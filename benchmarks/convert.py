@@ -40,7 +40,7 @@ import json, sys, time
 begin = time.perf_counter()
 from megatron_opd import convert
 start, cpu = time.perf_counter(), time.process_time()
-convert.run(sys.argv[1], sys.argv[2])
+convert.convert(sys.argv[1], sys.argv[2])
 seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
 peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 whole = time.perf_counter() - begin
@@ -52,7 +52,7 @@ def write_source(directory: Path, gigabytes: float) -> int:
     """Returns the bytes of the largest tensor."""
     import torch
 
-    from megatron_opd.config.architecture import read_architecture
+    from megatron_opd.architectures.architecture import read_architecture
     from megatron_opd.weights.hf import write_hf
     from megatron_opd.weights.table import hf_shapes, weight_table
 

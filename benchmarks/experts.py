@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.turns import in_turn, report  # noqa: E402
-from megatron_opd.config.architecture import Architecture, Experts  # noqa: E402
-from megatron_opd.config.schema import LayoutConfig  # noqa: E402
+from megatron_opd.architectures.architecture import Architecture, Experts  # noqa: E402
+from megatron_opd.architectures.config import LayoutConfig  # noqa: E402
 from megatron_opd.mcore import parallel as groups  # noqa: E402
 from megatron_opd.mcore.experts import GroupedExperts  # noqa: E402
 from megatron_opd.mcore.model import transformer_config  # noqa: E402

@@ -24,25 +24,19 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.turns import report  # noqa: E402
-from megatron_opd.config.architecture import read_architecture  # noqa: E402
-from megatron_opd.config.methods import CATALOGUE  # noqa: E402
-from megatron_opd.config.schema import (  # noqa: E402
-    DataConfig,
-    LayoutConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainConfig,
-)
+from megatron_opd.architectures.architecture import read_architecture  # noqa: E402
+from megatron_opd.architectures.config import LayoutConfig, ModelConfig  # noqa: E402
+from megatron_opd.contracts.rows import Prompt, Rollout, Signals  # noqa: E402
 from megatron_opd.mcore import parallel as groups  # noqa: E402
 from megatron_opd.mcore.model import build_model  # noqa: E402
+from megatron_opd.methods.catalogue import CATALOGUE  # noqa: E402
 from megatron_opd.objective.batch import Batch  # noqa: E402
 from megatron_opd.objective.columns import build_columns  # noqa: E402
 from megatron_opd.objective.loss import Objective  # noqa: E402
-from megatron_opd.records import Prompt, Rollout, Signals  # noqa: E402
+from megatron_opd.recipe.keys import DataConfig, OptimizerConfig, RunConfig, TrainConfig  # noqa: E402
 from megatron_opd.teacher.score import Teacher  # noqa: E402
-from megatron_opd.train.step import update  # noqa: E402
-from megatron_opd.train.student import Student, prepare  # noqa: E402
+from megatron_opd.trainer.step import update  # noqa: E402
+from megatron_opd.trainer.student import Student, prepare  # noqa: E402
 from megatron_opd.weights.load import load_hf  # noqa: E402
 from tests.unit.live_bytes import LiveBytes  # noqa: E402
 

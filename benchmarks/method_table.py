@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.tgpo_vs_grpo import execute  # noqa: E402
-from megatron_opd.config.methods import CATALOGUE  # noqa: E402
+from megatron_opd.methods.catalogue import CATALOGUE  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "method_table.json"
 PAGE = ROOT / "docs" / "method_table.md"
@@ -138,9 +138,9 @@ def worker(family: str, seed: int, methods: list[str], out: Path) -> None:
 
 def one_run(family: str, seed: int, method: str, out: Path) -> dict[str, Any]:
     """The numbers of one run; a run that ends with an error is a result too."""
-    from megatron_opd.config.load import load_config
     from megatron_opd.errors import RunError
     from megatron_opd.loop import train
+    from megatron_opd.recipe.load import load_config
 
     assets, directory = out / "demo_assets", out / family / method
     shutil.rmtree(directory, ignore_errors=True)

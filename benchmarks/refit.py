@@ -22,12 +22,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.turns import in_turn, report  # noqa: E402
-from megatron_opd.config.architecture import read_architecture  # noqa: E402
-from megatron_opd.config.schema import LayoutConfig, ModelConfig, RolloutConfig  # noqa: E402
+from megatron_opd.architectures.architecture import read_architecture  # noqa: E402
+from megatron_opd.architectures.config import LayoutConfig, ModelConfig  # noqa: E402
 from megatron_opd.mcore import parallel as groups  # noqa: E402
 from megatron_opd.mcore.model import build_model  # noqa: E402
+from megatron_opd.recipe.keys import RolloutConfig  # noqa: E402
 from megatron_opd.refit.push import push  # noqa: E402
-from megatron_opd.rollout.engine import RolloutEngine  # noqa: E402
+from megatron_opd.rollout.vllm.engine import VllmEngine  # noqa: E402
 from megatron_opd.weights.export import iter_hf_tensors  # noqa: E402
 from megatron_opd.weights.load import load_hf  # noqa: E402
 from tests.e2e import tiny_hf  # noqa: E402
@@ -48,7 +49,7 @@ def measure(directory: Path, precision: Any, repeat: int) -> dict[str, Any]:
     arch, parallel = read_architecture(directory), groups.create(LayoutConfig())
     chunks = build_model(arch, parallel, precision=precision)
     load_hf(chunks, directory, arch, parallel)
-    engine = RolloutEngine(
+    engine = VllmEngine(
         ModelConfig(str(directory)), RolloutConfig(kv_cache_gib=0.0625), precision=precision, max_sequence_length=64,
         seed=0,
     )  # fmt: skip

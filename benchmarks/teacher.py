@@ -25,14 +25,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.turns import in_turn, report  # noqa: E402
-from megatron_opd.config.architecture import read_architecture  # noqa: E402
-from megatron_opd.config.schema import LayoutConfig  # noqa: E402
+from megatron_opd.architectures.architecture import read_architecture  # noqa: E402
+from megatron_opd.architectures.config import LayoutConfig  # noqa: E402
+from megatron_opd.contracts.rows import Prompt, Rollout  # noqa: E402
 from megatron_opd.mcore import parallel as groups  # noqa: E402
-from megatron_opd.mcore import schedule  # noqa: E402
+from megatron_opd.mcore import passes  # noqa: E402
 from megatron_opd.mcore.batch import MicroBatch, micro_batches  # noqa: E402
 from megatron_opd.mcore.head import Head  # noqa: E402
 from megatron_opd.mcore.model import build_model  # noqa: E402
-from megatron_opd.records import Prompt, Rollout  # noqa: E402
 from megatron_opd.teacher.score import Teacher  # noqa: E402
 from megatron_opd.weights.load import load_hf  # noqa: E402
 
@@ -68,7 +68,7 @@ def plain(teacher: Teacher, samples: list[Rollout]) -> None:
 
     with torch.no_grad():
         batches = micro_batches(samples, teacher.parallel, MICRO)
-        schedule.run(teacher.chunks, teacher.parallel, batches, logits, forward_only=True)
+        passes.forward_backward(teacher.chunks, teacher.parallel, batches, logits, forward_only=True)
 
 
 def measure(teacher: Teacher, repeat: int) -> dict[str, list[float]]:

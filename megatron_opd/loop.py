@@ -3,19 +3,19 @@
 from dataclasses import replace
 from functools import partial
 
-from megatron_opd.collect import collect
-from megatron_opd.config.schema import RunConfig
-from megatron_opd.evaluate import held_out
+from megatron_opd.contracts.rows import Rollout, Signals, StepRecord
+from megatron_opd.evaluation.heldout import held_out
 from megatron_opd.mcore.batch import Columns
 from megatron_opd.metrics.summary import Clock, summarise
-from megatron_opd.models import Models
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import finish
 from megatron_opd.objective.process_reward import process_columns
-from megatron_opd.records import Rollout, Signals, StepRecord
-from megatron_opd.roles import run_in_role
-from megatron_opd.run import Run, open_run
+from megatron_opd.recipe.keys import RunConfig
+from megatron_opd.runs.assemble import Models
+from megatron_opd.runs.collect import collect
+from megatron_opd.runs.roles import run_in_role
+from megatron_opd.runs.run import Run, open_run
 
 
 def train(config: RunConfig, *, resume: bool) -> None:
@@ -45,11 +45,11 @@ def one_step(run: Run, step: int) -> StepRecord:
     with clock("teacher"):
         signals = run.signals(rollouts, step)
     with clock("train"):
-        signals = replace(signals, student=run.trainer.signals(rollouts) if run.plan.student_pass else None)
+        signals = replace(signals, student=run.trainer.signals(rollouts) if run.needs.student_pass else None)
         updates = run.trainer.step(rollouts, partial(columns, run, rollouts, signals, step), step=step)
         metrics |= learn_rewards(run, rollouts, signals, step)
     with clock("refit"):
-        if run.plan.rollouts:
+        if run.needs.rollouts:
             metrics |= run.refit(step + 1)
     weights = run.objective.weights(step)
     metrics |= summarise([finish(sums) for sums in updates], rollouts, signals.teacher, weights) | clock.metrics()

@@ -15,7 +15,7 @@ import time
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from megatron_opd.launch import die_with_parent
+from megatron_opd.world.torchrun import die_with_parent
 
 REPOSITORY = Path(__file__).parents[1]
 _context = multiprocessing.get_context("forkserver")

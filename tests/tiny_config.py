@@ -3,8 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from megatron_opd.config.methods import CATALOGUE
-from megatron_opd.config.schema import DataConfig, LayoutConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from megatron_opd.architectures.config import LayoutConfig, ModelConfig
+from megatron_opd.methods.catalogue import CATALOGUE
+from megatron_opd.recipe.keys import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 
 
 def tiny_config(lr: float = 0.1, layout: LayoutConfig | None = None, **changes: Any) -> RunConfig:

@@ -19,10 +19,11 @@ sys.path.insert(0, str(REPOSITORY))
 from megatron_opd.cluster import script  # noqa: E402
 from megatron_opd.cluster.job import Job  # noqa: E402
 from megatron_opd.cluster.profile import load_profile  # noqa: E402
-from megatron_opd.config import parts, schema, terms  # noqa: E402
-from megatron_opd.config.parts import CosineDecay, LinearDecay, Switch  # noqa: E402
-from megatron_opd.config.schema import RunConfig  # noqa: E402
-from megatron_opd.config.terms import MethodConfig  # noqa: E402
+from megatron_opd.methods import parts, terms  # noqa: E402
+from megatron_opd.methods.parts import CosineDecay, LinearDecay, Switch  # noqa: E402
+from megatron_opd.methods.terms import MethodConfig  # noqa: E402
+from megatron_opd.recipe import keys  # noqa: E402
+from megatron_opd.recipe.keys import RunConfig  # noqa: E402
 from tools.methods_table import catalogue_table  # noqa: E402
 
 CONFIG_PAGE = REPOSITORY / "docs" / "config.md"
@@ -32,7 +33,7 @@ EXAMPLE_SCRIPT = REPOSITORY / "slurm" / "examples" / "tgpo_qwen25_math_7b.sbatch
 VOCAB_RESULTS = REPOSITORY / "benchmarks" / "results" / "vocab_parallel.json"
 
 CONFIG_HEAD = """\
-<!-- Written by tools/make_docs.py from megatron_opd/config/schema.py; edit that file. -->
+<!-- Written by tools/make_docs.py from megatron_opd/recipe/keys.py; edit that file. -->
 # Keys of a recipe
 
 A recipe is a YAML 1.2 file. Every key can be set on the command line too: `rollout.num_prompts=32`, the value in YAML.
@@ -109,7 +110,7 @@ class SchemaSource:
 
 # ------------------------------------------------------------------------------------------------ docs/config.md
 def config_page() -> str:
-    source = SchemaSource(schema, terms, parts)
+    source = SchemaSource(keys, terms, parts)
     sections = [section(source, "", RunConfig)]
     for path, kind in nested(RunConfig):
         sections.append(section(source, path, kind))

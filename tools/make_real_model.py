@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from megatron_opd.manifest import describe, find_damage, write_manifest
+from megatron_opd.files.manifest import describe, find_damage, write_manifest
 
 NAME = "SmolLM2-135M-Instruct"
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,10 +3,10 @@
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-from megatron_opd.config.load import PACKAGED_RECIPES, describe_recipe
-from megatron_opd.config.methods import CATALOGUE
-from megatron_opd.config.parts import CosineDecay, LinearDecay, Switch
-from megatron_opd.config.plan import Plan, plan
+from megatron_opd.methods.catalogue import CATALOGUE
+from megatron_opd.methods.needs import Needs, needs_of
+from megatron_opd.methods.parts import CosineDecay, LinearDecay, Switch
+from megatron_opd.recipe.load import PACKAGED_RECIPES, describe_recipe
 
 
 def catalogue_table() -> str:
@@ -15,7 +15,7 @@ def catalogue_table() -> str:
     recipes = recipes_by_method()
     for name, entry in CATALOGUE.items():
         each_term = "<br>".join(f"`{key}`: {describe(term)}" for key, term in entry.method.terms.items())
-        cells = [f"`{name}`", entry.summary, entry.source, signals(plan(entry.method)), each_term]
+        cells = [f"`{name}`", entry.summary, entry.source, signals(needs_of(entry.method)), each_term]
         cells.append("<br>".join(f"`{recipe}`" for recipe in recipes.get(name, [])))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     choices = [f"- `{name}`: {entry.open}." for name, entry in CATALOGUE.items() if entry.open]
@@ -30,7 +30,7 @@ def recipes_by_method() -> dict[str, list[str]]:
     return found
 
 
-def signals(needs: Plan) -> str:
+def signals(needs: Needs) -> str:
     names = {"rollouts": "samples", "traces": "traces", "rewards": "rewards", "teacher": "teacher's logprob and argmax",
              "teacher_head": "teacher's distribution", "reference": "reference", "process": "process model",
              "student_pass": "a pass before the update"}  # fmt: skip

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_opd.cluster.profile import ClusterConfig
-from megatron_opd.config.schema import RunConfig
-from megatron_opd.config.validate import build
 from megatron_opd.errors import ConfigError
+from megatron_opd.files.typed import build
+from megatron_opd.recipe.keys import RunConfig
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from megatron_opd import __version__
 from megatron_opd.cluster import slurm
 from megatron_opd.cluster.job import Job
 from megatron_opd.errors import ConfigError
-from megatron_opd.metrics.run_directory import write_atomically
+from megatron_opd.files.atomic import write_atomically
 
 MAX_CLOCK_SECONDS = 60  # between a node's clock and the file system's
 MIN_FREE_GIB = 1
@@ -114,7 +114,7 @@ def _use_gpus(wanted: int) -> None:
 def address(node: str) -> str:
     """By which other nodes reach this one: what Slurm itself uses."""
     try:
-        shown = slurm.run("scontrol", "show", "node", node, "-o").split()
+        shown = slurm.ask("scontrol", "show", "node", node, "-o").split()
     except ConfigError:  # in a container there may be no such command
         return node
     return next((word.removeprefix("NodeAddr=") for word in shown if word.startswith("NodeAddr=")), node)

@@ -17,7 +17,7 @@ from typing import Any
 
 from megatron_opd.cluster.place import Place
 from megatron_opd.errors import RunError
-from megatron_opd.metrics.run_directory import write_atomically
+from megatron_opd.files.atomic import write_atomically
 
 SEARCH_SECONDS = 120.0  # for an all-reduce of one node or two
 NUMBERS = 1 << 20  # that are summed up

@@ -11,10 +11,10 @@ from typing import Literal
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from megatron_opd.config.load import parse_override, set_key
-from megatron_opd.config.parts import NonNegativeInt, PositiveInt
-from megatron_opd.config.validate import InvalidKey, build, unknown
+from megatron_opd.contracts.ranges import NonNegativeInt, PositiveInt
 from megatron_opd.errors import ConfigError
+from megatron_opd.files.typed import InvalidKey, build, unknown
+from megatron_opd.recipe.load import parse_override, set_key
 
 PROFILES = Path(__file__).resolve().parents[2] / "slurm"
 PREFIX = "cluster."  # of an override that sets a key of the profile

@@ -20,7 +20,8 @@ from megatron_opd.cluster import nodes, probe
 from megatron_opd.cluster.job import Job, read
 from megatron_opd.cluster.place import Place
 from megatron_opd.errors import ConfigError, Interrupted, OpdError, OutOfTime, RunError
-from megatron_opd.metrics.run_directory import metrics_path, write_atomically
+from megatron_opd.files.atomic import write_atomically
+from megatron_opd.metrics.run_directory import metrics_path
 
 HEARTBEAT_SECONDS = 5.0
 UNFIT = 3
@@ -101,7 +102,7 @@ def _join(place: Place, host: str, attempt: Path, seconds: float) -> Any:
 
 
 def _train(job: Job) -> int:
-    from megatron_opd.cli import main as command
+    from megatron_opd.cli.main import main as command
 
     resume = ["--resume"] if (Path(job.run_dir) / "config.yaml").is_file() else []
     try:

@@ -10,7 +10,7 @@ from megatron_opd.errors import ConfigError
 TIMEOUT = 60  # seconds; a controller that is busy answers late
 
 
-def run(*command: str) -> str:
+def ask(*command: str) -> str:
     """The output of a Slurm command. Raises ConfigError with what it said."""
     if shutil.which(command[0]) is None:
         raise ConfigError(f"{command[0]}: not found; this is no machine of a Slurm cluster, go to its login node")
@@ -26,7 +26,7 @@ def run(*command: str) -> str:
 
 def check_place(cluster: ClusterConfig) -> None:
     """Whether partition and account exist and give so many nodes for so long. Raises ConfigError."""
-    rows = [line.split("|") for line in run("sinfo", "-h", "-o", "%R|%P|%D|%l").splitlines()]
+    rows = [line.split("|") for line in ask("sinfo", "-h", "-o", "%R|%P|%D|%l").splitlines()]
     default = next((name for name, starred, _nodes, _limit in rows if starred.endswith("*")), "")
     there = {name: (int(nodes), limit) for name, _starred, nodes, limit in rows}
     partition = cluster.partition or default
@@ -35,7 +35,7 @@ def check_place(cluster: ClusterConfig) -> None:
         raise ConfigError(f"cluster.partition: {partition} is none of this cluster's: {names}")
     if partition:
         _check_partition(cluster, partition, *there[partition])
-    mine = run("sacctmgr", "-n", "-P", "list", "association", "format=account", f"user={getpass.getuser()}")
+    mine = ask("sacctmgr", "-n", "-P", "list", "association", "format=account", f"user={getpass.getuser()}")
     accounts = sorted(set(mine.split()))
     if cluster.account and accounts and cluster.account not in accounts:
         raise ConfigError(f"cluster.account: {cluster.account} is none of yours: {', '.join(accounts)}")
@@ -54,7 +54,7 @@ def state(job_id: str) -> str:
     if queued := _queued(job_id):
         name, _, reason = queued.partition(" ")
         return f"{name} ({reason})" if reason not in ("", "None") else name
-    finished = run("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State").splitlines()
+    finished = ask("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State").splitlines()
     return finished[-1] if finished else "unknown to Slurm"
 
 
@@ -66,7 +66,7 @@ def in_queue(job_id: str) -> bool:
 def _queued(job_id: str) -> str:
     """State and reason of a job in the queue, else "". Slurm forgets a job some minutes after its end."""
     try:
-        return run("squeue", "-h", "-j", job_id, "-o", "%T %r").strip()
+        return ask("squeue", "-h", "-j", job_id, "-o", "%T %r").strip()
     except ConfigError as error:
         if "Invalid job id" in str(error):
             return ""

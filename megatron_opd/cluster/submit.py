@@ -11,15 +11,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from megatron_opd.checks.recipe import check_run_directory
+from megatron_opd.checks.training import check_recipe, check_resumed
 from megatron_opd.cluster import job as jobs
 from megatron_opd.cluster import script, slurm, tunnel
 from megatron_opd.cluster.job import Job
 from megatron_opd.cluster.profile import PREFIX, PROFILES, ClusterConfig, check_present, load_profile
-from megatron_opd.config.check import check_run_directory
-from megatron_opd.config.load import dump_config, load_config
-from megatron_opd.config.schema import RunConfig
 from megatron_opd.errors import ConfigError
-from megatron_opd.preflight import check_recipe, check_resumed
+from megatron_opd.recipe.keys import RunConfig
+from megatron_opd.recipe.load import dump_config, load_config
 
 LAUNCHER = Path(__file__).resolve().parents[2] / ".venv-launch" / "bin" / "python"
 
@@ -120,7 +120,7 @@ def _check_unfinished(config: RunConfig, job: Job) -> None:
 
 def fits(config: RunConfig, cluster: ClusterConfig) -> None:
     """Raises ConfigError unless the recipe's layouts divide the job's processes and its memory plan fits."""
-    from megatron_opd.planning.architectures import architectures
+    from megatron_opd.architectures.known import architectures
     from megatron_opd.planning.case import Case
     from megatron_opd.planning.hardware import hardware
     from megatron_opd.planning.layouts import candidate

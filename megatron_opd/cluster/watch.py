@@ -55,7 +55,7 @@ def cancel(run_dir: Path) -> int:
     (directory / "cancelled").touch()  # first: a job that ends must not be started again
     running = [job_id for job_id in job_ids(directory) if slurm.in_queue(job_id)]
     for job_id in running:
-        slurm.run("scancel", job_id)
+        slurm.ask("scancel", job_id)
     until = time.monotonic() + CANCEL_SECONDS
     while any(slurm.in_queue(job_id) for job_id in running):
         if time.monotonic() > until:

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from megatron_opd.config.plan import active, plan
-from megatron_opd.config.schema import RunConfig
 from megatron_opd.doctor.finding import Finding
+from megatron_opd.methods.needs import active, needs_of
+from megatron_opd.recipe.keys import RunConfig
 
 Metrics = dict[str, float]
 FIRST, LATER = 1e-4, 1e-3  # relative deviation of loss and gradient norm; of updates after the weights have moved
@@ -53,7 +53,7 @@ def _own_teacher(config: RunConfig, found: dict[str, Any]) -> Finding:
 
 
 def _other_teacher(config: RunConfig, found: dict[str, Any]) -> Finding:
-    subject, needs = "other teacher", plan(active(config.method, 0))
+    subject, needs = "other teacher", needs_of(active(config.method, 0))
     if not (needs.teacher or needs.teacher_head) or "other_teacher" not in found:
         return Finding("ok", subject, f"does not apply: {config.method.name} reads no teacher at its first step")
     change = _deviation(found["other_teacher"][0], found["updates"][0])
@@ -63,7 +63,7 @@ def _other_teacher(config: RunConfig, found: dict[str, Any]) -> Finding:
 
 
 def _refit(config: RunConfig, found: dict[str, Any]) -> Finding:
-    if not plan(config.method).rollouts:
+    if not needs_of(config.method).rollouts:
         return Finding("ok", "refit", f"does not apply: {config.method.name} samples nothing")
     if "refit" not in found:
         return Finding("warn", "refit", "not checked: vLLM is not installed")

@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from megatron_opd.config.architecture import architecture_of
-from megatron_opd.config.plan import plan
-from megatron_opd.config.schema import RunConfig
-from megatron_opd.doctor.rollouts import recorded, with_logprobs
+from megatron_opd.architectures.architecture import architecture_of
+from megatron_opd.contracts.rows import Rollout
+from megatron_opd.doctor.rows import recorded, with_logprobs
 from megatron_opd.doctor.shrink import OTHER
 from megatron_opd.doctor.vanishing import vanishing
 from megatron_opd.loop import columns, learn_rewards
 from megatron_opd.mcore import parallel as groups
-from megatron_opd.models import Models, assemble
+from megatron_opd.methods.needs import needs_of
 from megatron_opd.objective.loss import finish
-from megatron_opd.records import Rollout
+from megatron_opd.recipe.keys import RunConfig
+from megatron_opd.runs.assemble import Models, assemble
 
 STEPS = 2  # the second shows whether the first moved the weights in the right direction
 Metrics = dict[str, float]
@@ -38,7 +38,7 @@ def measure(config: RunConfig) -> dict[str, Any]:
         layout = replace(config.teacher.layout, expert_model_parallel_size=1, expert_tensor_parallel_size=1)
         itself = replace(distances, teacher=replace(config.teacher, **(vars(config.student) | {"layout": layout})))
         found["own_teacher"], found["distance"] = (_on_policy(each, vocab_size) for each in (itself, distances))
-    if plan(config.method).rollouts and importlib.util.find_spec("vllm"):
+    if needs_of(config.method).rollouts and importlib.util.find_spec("vllm"):
         found["refit"] = refit(config, rollouts)
     return found
 
@@ -54,7 +54,7 @@ def updates(models: Models, rollouts: list[Rollout], *, steps: int) -> list[Metr
     found = []
     for step in range(steps):
         signals = models.signals(rollouts, step)
-        signals = replace(signals, student=models.trainer.signals(rollouts) if models.plan.student_pass else None)
+        signals = replace(signals, student=models.trainer.signals(rollouts) if models.needs.student_pass else None)
         build = partial(columns, models, rollouts, signals, step)
         found += [finish(sums) for sums in models.trainer.step(rollouts, build, step=step)]
         learn_rewards(models, rollouts, signals, step)
@@ -74,7 +74,7 @@ def refit(config: RunConfig, rollouts: list[Rollout]) -> Metrics:
     `mean` and `max`: difference of their logprobs from the trainer's; `stale`: the mean from the first weights.
     """
     from megatron_opd.refit.push import push
-    from megatron_opd.run import open_engine
+    from megatron_opd.runs.run import open_engine
     from megatron_opd.weights.export import iter_hf_tensors
 
     moved = replace(config, student=replace(config.student, path=config.student.path + OTHER))

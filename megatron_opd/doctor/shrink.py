@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from megatron_opd.config.architecture import Architecture, architecture_of
-from megatron_opd.config.schema import LayoutConfig, LossScaleConfig, ModelConfig, RunConfig
+from megatron_opd.architectures.architecture import Architecture, architecture_of
+from megatron_opd.architectures.config import LayoutConfig, ModelConfig
+from megatron_opd.recipe.keys import LossScaleConfig, RunConfig
 from megatron_opd.weights.hf import companions
 
 HEAD_DIM = 32  # vLLM's attention on a CPU wants at least that

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from megatron_opd.config.parts import Advantage, LogRatioAdvantage, TopKAdvantage
-from megatron_opd.config.terms import DivergenceTerm, MethodConfig, PolicyGradientTerm, Term, TopKTerm
+from megatron_opd.methods.parts import Advantage, LogRatioAdvantage, TopKAdvantage
+from megatron_opd.methods.terms import DivergenceTerm, MethodConfig, PolicyGradientTerm, Term, TopKTerm
 
 
 def vanishing(method: MethodConfig, vocab_size: int) -> MethodConfig | None:

@@ -9,17 +9,17 @@ import signal
 import sys
 from pathlib import Path
 
-from megatron_opd import launch
-from megatron_opd.cli import quieten_dependencies
-from megatron_opd.config.load import load_config
 from megatron_opd.errors import OpdError
+from megatron_opd.recipe.load import load_config
+from megatron_opd.world import torchrun
+from megatron_opd.world.worker import quieten_dependencies
 
 
 def main(folder: Path) -> int:
-    launch.die_with_parent(signal.SIGKILL)
+    torchrun.die_with_parent(signal.SIGKILL)
     quieten_dependencies()  # before what they say at their import
     from megatron_opd.doctor.measure import measure
-    from megatron_opd.roles import run_in_role
+    from megatron_opd.runs.roles import run_in_role
 
     code, message = 0, ""
     try:
@@ -33,7 +33,7 @@ def main(folder: Path) -> int:
         run_in_role(config, work)
     except OpdError as error:
         code, message = error.exit_code, str(error)
-    return launch.record_outcome(code, message)
+    return torchrun.record_outcome(code, message)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_opd.contracts.rows import Rollout
 from megatron_opd.mcore.packing import Packing, local_positions
 from megatron_opd.mcore.parallel import Parallel
-from megatron_opd.records import Rollout
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from megatron_opd.config.host import VARIABLE, host_reason, wished_device
 from megatron_opd.errors import ConfigError
+from megatron_opd.world.host import VARIABLE, host_reason, wished_device
 
 _FACTORIES = (
     "arange", "empty", "empty_like", "full", "full_like", "ones", "ones_like",

@@ -14,8 +14,8 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch import Tensor
 
-from megatron_opd.config.ends import MergedIds
-from megatron_opd.mcore.vocab_parallel import (
+from megatron_opd.contracts.merged_ids import MergedIds
+from megatron_opd.vocab_parallel import (
     TeacherTopK,
     divergence,
     linear_logprobs,

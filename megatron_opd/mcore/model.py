@@ -10,7 +10,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_opd.config.architecture import Architecture, Experts
+from megatron_opd.architectures.architecture import Architecture, Experts
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.mcore.rope import PackedRotary, scaled_frequencies
 from megatron_opd.mcore.specs import block_spec, uses_transformer_engine

@@ -18,9 +18,9 @@ from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-from megatron_opd.config.schema import LayoutConfig
-from megatron_opd.mcore.bridge import Bridge
+from megatron_opd.architectures.config import LayoutConfig
 from megatron_opd.mcore.device import backend, device, prepare_platform
+from megatron_opd.world.channel import Channel
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def start(timeout_minutes: float = 30.0, *, apart: dict[str, int] | None = None)
     """Prepares the device and joins the default process group (of one process when torchrun did not start us).
 
     `apart`: role -> processes set aside for it, the last ones, in this order. Each role has a default group of its own,
-    and a bridge joins it to the processes that are left, the student's.
+    and a channel joins it to the processes that are left, the student's.
     """
     prepare_platform()
     if dist.is_initialized():
@@ -141,7 +141,7 @@ def start(timeout_minutes: float = 30.0, *, apart: dict[str, int] | None = None)
         dist.init_process_group(backend(), timeout=timeout)
 
 
-_bridges: dict[str, Bridge] = {}
+_channels: dict[str, Channel] = {}
 
 
 def _start_apart(apart: dict[str, int], timeout: timedelta) -> None:
@@ -155,19 +155,19 @@ def _start_apart(apart: dict[str, int], timeout: timedelta) -> None:
         if rank in serving:
             world = serving
         if rank in serving or rank in student:
-            _bridges[role] = Bridge(dist.PrefixStore(role, store), rank, student, serving)
+            _channels[role] = Channel(dist.PrefixStore(role, store), rank, student, serving)
     store = dist.PrefixStore(f"world from {world[0]}", store)
     dist.init_process_group(backend(), store=store, rank=rank - world[0], world_size=len(world), timeout=timeout)
 
 
-def bridge(role: str) -> Bridge | None:
+def channel(role: str) -> Channel | None:
     """Between the student's processes and those of `role`; None where they are the same."""
-    return _bridges.get(role)
+    return _channels.get(role)
 
 
 def own_role() -> str | None:
     """What this process is set aside for; None for the student's."""
-    return next((role for role, each in _bridges.items() if each.serves), None)
+    return next((role for role, each in _channels.items() if each.serves), None)
 
 
 # (TP, PP, EP, ETP, CP) -> the groups of that shape and Megatron's globals of it. They are never freed before `stop()`:
@@ -216,7 +216,7 @@ def _initialize(tp: int, pp: int, ep: int, etp: int, cp: int) -> tuple[ProcessGr
 def stop() -> None:
     """Leaves the default process group, and all others with it."""
     _created.clear()
-    _bridges.clear()
+    _channels.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from megatron_opd.config.rope import RopeScaling
+from megatron_opd.architectures.rope import RopeScaling
 from megatron_opd.mcore.packing import Packing
 
 

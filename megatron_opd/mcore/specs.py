@@ -15,7 +15,7 @@ from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
-from megatron_opd.config.architecture import Architecture
+from megatron_opd.architectures.architecture import Architecture
 from megatron_opd.mcore.attention import PackedAttention
 from megatron_opd.mcore.experts import GroupedExperts
 from megatron_opd.mcore.layers import RMSNorm

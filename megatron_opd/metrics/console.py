@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from megatron_opd.config.schema import RunConfig
+from megatron_opd.recipe.keys import RunConfig
 
 Metrics = Mapping[str, float]
 

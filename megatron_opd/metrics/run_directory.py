@@ -8,7 +8,6 @@ import contextlib
 import errno
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from megatron_opd.contracts.rows import Rollout, TeacherSignals
 from megatron_opd.errors import DataError, RunError
-from megatron_opd.records import Rollout, TeacherSignals
+from megatron_opd.files.atomic import write_atomically
 
 Row = dict[str, Any]
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
@@ -59,16 +59,6 @@ def disk_may_be_full(run_dir: Path) -> Iterator[None]:
             f"{path}: cannot be written ({error.strerror}, {free:.1f} GiB free there); "
             f"what was saved is whole: make room and {how}"
         ) from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The file holds either its old content or all of the new one, even if the process dies."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def encode_line(row: Mapping[str, Any]) -> bytes:

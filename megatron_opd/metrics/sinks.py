@@ -9,13 +9,13 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from megatron_opd.config.load import dump_config
-from megatron_opd.config.schema import RunConfig
+from megatron_opd.contracts.rows import Rollout, StepRecord
 from megatron_opd.errors import ConfigError
 from megatron_opd.metrics import run_directory
 from megatron_opd.metrics.console import open_console
-from megatron_opd.metrics.environment import describe_environment
-from megatron_opd.records import Rollout, StepRecord
+from megatron_opd.metrics.machine import describe_environment
+from megatron_opd.recipe.keys import RunConfig
+from megatron_opd.recipe.load import dump_config
 
 
 class Tokenizer(Protocol):

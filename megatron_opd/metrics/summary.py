@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from megatron_opd.records import Rollout, TeacherSignals
+from megatron_opd.contracts.rows import Rollout, TeacherSignals
 
 
 class Clock:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_opd.contracts.rows import Rollout, Signals
 from megatron_opd.mcore.batch import flatten
-from megatron_opd.records import Rollout, Signals
 
 
 @dataclass(frozen=True)

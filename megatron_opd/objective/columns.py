@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_opd.config.parts import (
+from megatron_opd.mcore.batch import Columns, flatten
+from megatron_opd.methods.needs import active, advantages_of, gates_of, of_sequence, reads_traces, weight_at
+from megatron_opd.methods.parts import (
     Aggregate,
     LogRatioAdvantage,
     LogRatioFactor,
@@ -18,9 +20,7 @@ from megatron_opd.config.parts import (
     ShapingAdvantage,
     TopKAdvantage,
 )
-from megatron_opd.config.plan import active, advantages_of, gates_of, of_sequence, reads_traces, weight_at
-from megatron_opd.config.terms import EntropyTerm, MethodConfig, PolicyGradientTerm, Term
-from megatron_opd.mcore.batch import Columns, flatten
+from megatron_opd.methods.terms import EntropyTerm, MethodConfig, PolicyGradientTerm, Term
 from megatron_opd.objective.advantages import (
     group_advantages,
     log_ratio,

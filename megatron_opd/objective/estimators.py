@@ -6,8 +6,8 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from megatron_opd.config.parts import ClippedRatio, DetachedRatio, NoRatio, Ratio, ShapedProbability, TeacherRatio
 from megatron_opd.mcore.batch import Columns
+from megatron_opd.methods.parts import ClippedRatio, DetachedRatio, NoRatio, Ratio, ShapedProbability, TeacherRatio
 from megatron_opd.objective.advantages import LOWEST
 
 

@@ -11,7 +11,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from megatron_opd.config.parts import (
+from megatron_opd.methods.parts import (
     Correction,
     EndGate,
     EntropyGate,

@@ -11,7 +11,9 @@ from typing import Any, Protocol, assert_never
 import torch
 from torch import Tensor
 
-from megatron_opd.config.parts import (
+from megatron_opd.mcore.batch import Columns
+from megatron_opd.methods.needs import active, gates_of, needs_of, of_sequence, reads_traces, weight_at
+from megatron_opd.methods.parts import (
     LogRatioAdvantage,
     LogRatioFactor,
     ProcessRewardAdvantage,
@@ -19,8 +21,7 @@ from megatron_opd.config.parts import (
     ShapingAdvantage,
     TopKAdvantage,
 )
-from megatron_opd.config.plan import active, gates_of, of_sequence, plan, reads_traces, weight_at
-from megatron_opd.config.terms import (
+from megatron_opd.methods.terms import (
     CrossEntropyTerm,
     DivergenceTerm,
     EntropyTerm,
@@ -29,11 +30,10 @@ from megatron_opd.config.terms import (
     Term,
     TopKTerm,
 )
-from megatron_opd.mcore.batch import Columns
-from megatron_opd.mcore.vocab_parallel import truncated_forward_kl
 from megatron_opd.objective.advantages import LOWEST, factor, log_ratio, transformed
 from megatron_opd.objective.estimators import Policies, policy_gradient
 from megatron_opd.objective.soft_labels import on_topk
+from megatron_opd.vocab_parallel import truncated_forward_kl
 
 
 class Distribution(Protocol):
@@ -94,7 +94,7 @@ class Objective:
         now = active(self.method, step)
         view = self._view(head, columns, step, now, teacher)
         # Means are of the student's own tokens, or, for a method on traces alone, of all.
-        counted_T = columns.sampled_T if plan(self.method).rollouts else torch.ones_like(columns.sampled_T)
+        counted_T = columns.sampled_T if needs_of(self.method).rollouts else torch.ones_like(columns.sampled_T)
         sums = _common_sums(view, counted_T)
         # Something to differentiate even where no term is active.
         total = 0.0 * view.student_T.nan_to_num(neginf=0.0).sum()
@@ -121,7 +121,7 @@ class Objective:
         ids = [columns.ids_T[:, None]]
         if columns.teacher_argmax_T is not None:
             ids.append(columns.teacher_argmax_T[:, None])
-        topk = plan(now).topk
+        topk = needs_of(now).topk
         if topk:
             assert columns.topk_ids_TK is not None, "the plan asks for the teacher's top-k"
             ids.append(columns.topk_ids_TK[:, :topk])

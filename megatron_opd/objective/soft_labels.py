@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from megatron_opd.config.terms import TopKTerm
-from megatron_opd.mcore.vocab_parallel import truncated_forward_kl
+from megatron_opd.methods.terms import TopKTerm
+from megatron_opd.vocab_parallel import truncated_forward_kl
 
 
 def on_topk(term: TopKTerm, student_TK: Tensor, teacher_TK: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

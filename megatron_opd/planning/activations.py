@@ -37,17 +37,17 @@ input alone. A pipeline stage keeps this for as many micro-batches as are in fli
 
 from dataclasses import dataclass
 
-from megatron_opd.config.architecture import Architecture
-from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.architectures.architecture import Architecture
+from megatron_opd.architectures.config import LayoutConfig
 from megatron_opd.mcore.model import padded_vocab_size
-from megatron_opd.mcore.vocab_parallel.blocks import BLOCK_ELEMENTS
-from megatron_opd.mcore.vocab_parallel.linear import default_chunk
+from megatron_opd.vocab_parallel.blocks import BLOCK_ELEMENTS
+from megatron_opd.vocab_parallel.linear import default_chunk
 
 FLOAT32 = 4
 
 
 @dataclass(frozen=True)
-class MicroBatch:
+class FullMicroBatch:
     """One rank's part in a forward or backward pass of a model."""
 
     arch: Architecture
@@ -130,7 +130,7 @@ class MicroBatch:
 
 
 # ------------------------------------------------------------------------------------------------------- kept by layers
-def layer_saved(batch: MicroBatch) -> int:
+def layer_saved(batch: FullMicroBatch) -> int:
     """See the table above."""
     arch, query, key = batch.arch, batch.query, batch.key
     saved = 2 * (_norm(batch, batch.hidden) + batch.hidden)
@@ -146,7 +146,7 @@ def layer_saved(batch: MicroBatch) -> int:
     return saved + _mlp_saved(batch)
 
 
-def _mlp_saved(batch: MicroBatch) -> int:
+def _mlp_saved(batch: FullMicroBatch) -> int:
     experts = batch.arch.experts
     if experts is None:
         return 5 * batch.mlp
@@ -159,32 +159,32 @@ def _mlp_saved(batch: MicroBatch) -> int:
     return in_experts + ends + tokens * (router + weights * FLOAT32)
 
 
-def routing(batch: MicroBatch) -> int:
+def routing(batch: FullMicroBatch) -> int:
     """What every layer holds of the last pass: float32 weights and a choice, for each token and expert."""
     experts = batch.arch.experts
     return batch.rows // experts.per_token * experts.count * (FLOAT32 + 1) if experts else 0
 
 
-def recomputed(batch: MicroBatch, granularity: str) -> int:
+def recomputed(batch: FullMicroBatch, granularity: str) -> int:
     """What of `layer_saved` a layer does not keep, but computes again."""
     return {"none": 0, "selective": _mlp_saved(batch), "full": layer_saved(batch) - batch.hidden}[granularity]
 
 
-def stage_saved(batch: MicroBatch, num_layers: int, granularity: str, *, first: bool, last: bool) -> int:
+def stage_saved(batch: FullMicroBatch, num_layers: int, granularity: str, *, first: bool, last: bool) -> int:
     """Of one micro-batch on a stage: its layers, the ids the embedding keeps, and the final norm's input."""
     ids = batch.tokens * 8 if first else 0
     layer = layer_saved(batch) - recomputed(batch, granularity)
     return num_layers * layer + ids + (_norm(batch, batch.hidden) if last else 0)
 
 
-def _norm(batch: MicroBatch, size: int) -> int:
+def _norm(batch: FullMicroBatch, size: int) -> int:
     """Kept by a norm, its output apart, whose input has `size` bytes."""
     elements = size // batch.element
     per_row = elements // batch.arch.hidden_size * FLOAT32
     return per_row + (size if batch.is_cuda else 2 * FLOAT32 * elements)
 
 
-def _head_norm(batch: MicroBatch, size: int, *, is_copy: bool) -> int:
+def _head_norm(batch: FullMicroBatch, size: int, *, is_copy: bool) -> int:
     """Likewise per head; an input that is no copy is a part of the qkv tensor, which is kept anyway."""
     elements = size // batch.element
     per_row = elements // batch.arch.head_dim * FLOAT32
@@ -195,7 +195,7 @@ def _head_norm(batch: MicroBatch, size: int, *, is_copy: bool) -> int:
 
 
 # --------------------------------------------------------------------------------------------------- alive for a moment
-def head_training(batch: MicroBatch, *, fused: bool) -> int:
+def head_training(batch: FullMicroBatch, *, fused: bool) -> int:
     """The most that exists around the output layer, forward or backward, besides what the layers keep.
 
     Logits become their own gradient (docs/vocab_parallel.md). Backward, the hidden states' gradient and the weight's
@@ -210,12 +210,12 @@ def head_training(batch: MicroBatch, *, fused: bool) -> int:
     return hidden + max(chunk + _scratch(batch, chunk), backward)
 
 
-def divergence_training(batch: MicroBatch) -> int:
+def divergence_training(batch: FullMicroBatch) -> int:
     """Student's and teacher's logits and the gradient, for a term on the whole vocabulary."""
     return 3 * batch.logits
 
 
-def layer_training(batch: MicroBatch, largest_parameter: int) -> int:
+def layer_training(batch: FullMicroBatch, largest_parameter: int) -> int:
     """The most that exists within a layer besides what the layers keep.
 
     Of a dense layer in its backward pass: the gradient of the stream, those within the MLP, that of one weight. With
@@ -229,7 +229,7 @@ def layer_training(batch: MicroBatch, largest_parameter: int) -> int:
     return batch.hidden + gathered + 2 * batch.mlp + largest_parameter * batch.element
 
 
-def forward(batch: MicroBatch) -> int:
+def forward(batch: FullMicroBatch) -> int:
     """The most that exists in a layer of a forward pass without a backward pass.
 
     Attention: the streams in and between, qkv, and four copies of the query while it is rotated. MLP: as kept for a
@@ -247,18 +247,18 @@ def forward(batch: MicroBatch) -> int:
     return max(attention, 4 * batch.hidden + int(copies * batch.routed) + 24 * batch.rows)
 
 
-def _copies(batch: MicroBatch) -> int:
+def _copies(batch: FullMicroBatch) -> int:
     """Of the rows: gathered for the experts, sorted by expert, the experts' results, and these in order; where the
     experts lie on several ranks, as sent and as received. Sliced experts get those of all ranks that share them."""
     copies = 4 if batch.layout.expert_model_parallel_size == 1 else 5
     return copies * batch.layout.expert_tensor_parallel_size
 
 
-def head_scoring(batch: MicroBatch) -> int:
+def head_scoring(batch: FullMicroBatch) -> int:
     """Frozen models score in chunks of tokens: the chunk's logits, and on the host a copy in float32."""
     return batch.head_hidden + batch.chunk_logits + _scratch(batch, batch.chunk_logits)
 
 
-def _scratch(batch: MicroBatch, logits: int) -> int:
+def _scratch(batch: FullMicroBatch, logits: int) -> int:
     """The host walks over logits in blocks: two buffers and a product of them. The CUDA kernels need none."""
     return 0 if batch.is_cuda else 3 * FLOAT32 * min(BLOCK_ELEMENTS, logits // batch.element)

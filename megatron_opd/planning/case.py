@@ -3,14 +3,15 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from megatron_opd.config.architecture import Architecture
-from megatron_opd.config.check_method import check_method
-from megatron_opd.config.check_sizes import check_sizes, sequences_per_step
-from megatron_opd.config.plan import Plan, plan
-from megatron_opd.config.schema import LayoutConfig, ModelConfig, RunConfig
+from megatron_opd.architectures.architecture import Architecture
+from megatron_opd.architectures.config import LayoutConfig, ModelConfig
+from megatron_opd.checks.method import check_method
+from megatron_opd.checks.sizes import check_sizes, sequences_per_step
 from megatron_opd.mcore.model import DTYPES
-from megatron_opd.planning.activations import MicroBatch
+from megatron_opd.methods.needs import Needs, needs_of
+from megatron_opd.planning.activations import FullMicroBatch
 from megatron_opd.planning.hardware import Hardware
+from megatron_opd.recipe.keys import RunConfig
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Case:
         return replace(self, config=config)
 
     @cached_property
-    def needs(self) -> Plan:
-        return plan(self.config.method, self.config.train.updates_per_step)
+    def needs(self) -> Needs:
+        return needs_of(self.config.method, self.config.train.updates_per_step)
 
     @property
     def reads_teacher(self) -> bool:
@@ -118,12 +119,12 @@ class Case:
         """Numbers that a frozen model says of a step's tokens."""
         return self.samples * self.predicted * (3 + 2 * topk)
 
-    def micro_batch(self, name: str) -> MicroBatch:
+    def micro_batch(self, name: str) -> FullMicroBatch:
         samples = self.samples_per_update if name == "student" else self.samples
         ranks = self.model(name).layout.context_parallel_size
         there = -(-samples // self.replicas(name)) * -(-self.config.max_sequence_length // ranks)
         tokens = min(self.config.train.micro_batch_tokens, there)
-        return MicroBatch(
+        return FullMicroBatch(
             arch=self.architectures[name],
             layout=self.model(name).layout,
             element=self.element,

@@ -8,8 +8,8 @@ peak, a copy on the device to 0.87 of the bandwidth, and a copy from the host to
 import os
 from dataclasses import dataclass, replace
 
-from megatron_opd.config.validate import unknown
 from megatron_opd.errors import ConfigError
+from megatron_opd.files.typed import unknown
 
 GIB = 2**30
 
@@ -41,7 +41,7 @@ COMPUTE = 0.35
 BANDWIDTH = 0.7
 LINK = 0.7
 # Bytes per second of gloo's TCP, at most. Measured once between two processes of a shared AMD EPYC, over its loopback.
-BRIDGE = 2.6e9
+CHANNEL = 2.6e9
 
 # What torch reports of a card sold as "80 GB": 79.15, 79.25 and 79.33 GiB are seen in its out-of-memory messages.
 _OF_80_GB = 79.1 * GIB

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.architectures.config import LayoutConfig
 from megatron_opd.errors import ConfigError
 from megatron_opd.planning.case import Case
 from megatron_opd.planning.memory import RankKind, rank_kinds, shortfall

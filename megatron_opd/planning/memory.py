@@ -10,11 +10,11 @@ import itertools
 import math
 from dataclasses import dataclass
 
-from megatron_opd.config.architecture import Architecture
+from megatron_opd.architectures.architecture import Architecture
 from megatron_opd.planning import activations
 from megatron_opd.planning.activations import FLOAT32
 from megatron_opd.planning.case import Case
-from megatron_opd.planning.engine import Engine, engine
+from megatron_opd.planning.engine_memory import EngineMemory, engine
 from megatron_opd.planning.hardware import GIB
 from megatron_opd.planning.states import Stage, TrainedBytes, stages, state_bytes, trained_stages
 from megatron_opd.weights.table import weight_table
@@ -123,7 +123,7 @@ def _trained(case: Case, stage: int) -> TrainedBytes:
     return trained_stages(arch, layout, case.config.precision, case.stage_size("student"))[stage]
 
 
-def _engine_items(held: Engine) -> dict[str, int]:
+def _engine_items(held: EngineMemory) -> dict[str, int]:
     return {"engine": held.weights + held.workspace, "KV cache": max(held.cache, 0)}
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.architectures.config import LayoutConfig
 from megatron_opd.planning.case import Case
-from megatron_opd.planning.engine import engine
+from megatron_opd.planning.engine_memory import engine
 from megatron_opd.planning.hardware import GIB
 from megatron_opd.planning.layouts import Candidate
 from megatron_opd.planning.memory import RankKind

@@ -17,11 +17,11 @@ import torch.distributed as dist
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megatron_opd.config.architecture import Architecture
-from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.architectures.architecture import Architecture
+from megatron_opd.architectures.config import LayoutConfig
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.model import build_model
-from megatron_opd.train.student import data_parallel_config
+from megatron_opd.trainer.student import data_parallel_config
 
 META = torch.device("meta")
 MAIN, MOMENTS = 4, 8  # bytes per element: the float32 copy of a parameter of two bytes; Adam's two float32 moments

@@ -10,12 +10,12 @@ import functools
 import math
 from dataclasses import dataclass
 
-from megatron_opd.config.architecture import Architecture
-from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.architectures.architecture import Architecture
+from megatron_opd.architectures.config import LayoutConfig
 from megatron_opd.planning.activations import FLOAT32
 from megatron_opd.planning.case import Case
-from megatron_opd.planning.engine import engine
-from megatron_opd.planning.hardware import BANDWIDTH, BRIDGE, COMPUTE, LINK
+from megatron_opd.planning.engine_memory import engine
+from megatron_opd.planning.hardware import BANDWIDTH, CHANNEL, COMPUTE, LINK
 from megatron_opd.planning.states import stages
 
 
@@ -71,13 +71,13 @@ def _asked(case: Case) -> float:
     if not case.config.teacher_processes:
         return 0.0
     signals = FLOAT32 * case.signals(case.needs.topk)
-    return _bridge(case, _rollout_bytes(case), "teacher") + _bridge(case, signals, "student")
+    return _channel(case, _rollout_bytes(case), "teacher") + _channel(case, signals, "student")
 
 
-def _bridge(case: Case, num_bytes: float, to: str) -> float:
+def _channel(case: Case, num_bytes: float, to: str) -> float:
     """From one process to all of a role, along gloo's binomial tree, which does not know who shares a node."""
     rounds = math.ceil(math.log2(1 + case.gpus_of(to)))
-    return rounds * num_bytes / min(BRIDGE, LINK * case.hardware.network_link)
+    return rounds * num_bytes / min(CHANNEL, LINK * case.hardware.network_link)
 
 
 def _rollout_bytes(case: Case) -> int:
@@ -211,7 +211,7 @@ def generate_time(case: Case) -> float:
     computed = at_once * 2 * (counted.layers + counted.experts + counted.head) / (COMPUTE * case.hardware.flops)
     seconds = -(-mine // at_once) * completion * max(read, computed)
     apart = "rollout" in case.config.processes_apart
-    return seconds + (_bridge(case, _rollout_bytes(case), "student") if apart else 0.0)
+    return seconds + (_channel(case, _rollout_bytes(case), "student") if apart else 0.0)
 
 
 def _weights_read(case: Case, sequences: int) -> float:
@@ -244,7 +244,7 @@ def refit_time(case: Case) -> float:
     ):
         together = case.gpus_of("student") if stages_of > 1 else parts
         gathered += held * (parts - 1) / parts / _link(case, "student", together)
-    sent = _bridge(case, weights, "rollout") if "rollout" in case.config.processes_apart else 0.0
+    sent = _channel(case, weights, "rollout") if "rollout" in case.config.processes_apart else 0.0
     return gathered + sent + (2 * weights / (LINK * case.hardware.host_link) if case.hardware.is_cuda else 0.0)
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from megatron_opd.config.ends import MergedIds
-from megatron_opd.records import Prompt, Rollout
-from megatron_opd.rollout.engine import RolloutEngine
+from megatron_opd.contracts.merged_ids import MergedIds
+from megatron_opd.contracts.rows import Prompt, Rollout
 from megatron_opd.rollout.requests import Completion, Request, request_seed, room, sample_numbers
+from megatron_opd.rollout.vllm.engine import VllmEngine
 
 
 @dataclass
@@ -47,8 +47,8 @@ class Draft:
 
 
 def generate_mixture(
-    student: RolloutEngine,
-    teacher: RolloutEngine,
+    student: VllmEngine,
+    teacher: VllmEngine,
     prompts: list[Prompt],
     *,
     teacher_share: float,
@@ -63,7 +63,7 @@ def generate_mixture(
     """`samples_per_prompt` completions of each prompt, prompt-major; a token is the teacher's with probability
     `teacher_share`.
 
-    Seeds and errors are as in `RolloutEngine.generate`. The engines alternate, once per change of turns of the sample
+    Seeds and errors are as in `VllmEngine.generate`. The engines alternate, once per change of turns of the sample
     that has most; what they computed of a context is kept within the call. `Rollout.by_teacher` says whose a token is.
     An end that the teacher alone has becomes the student's, as `merged` says; its engine must stop at the student's.
     """

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_opd.config.plan import cosine
-from megatron_opd.config.schema import RolloutConfig
-from megatron_opd.config.terms import PrefixConfig
-from megatron_opd.records import Prompt
+from megatron_opd.contracts.rows import Prompt
+from megatron_opd.methods.needs import cosine
+from megatron_opd.methods.terms import PrefixConfig
+from megatron_opd.recipe.keys import RolloutConfig
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from megatron_opd.config.schema import RunConfig
+from megatron_opd.contracts.rows import Prompt, Rollout
 from megatron_opd.errors import OpdError
-from megatron_opd.mcore.bridge import Bridge, as_answer
 from megatron_opd.mcore.parallel import gather_shares, share
-from megatron_opd.records import Prompt, Rollout
-from megatron_opd.rollout.engine import RolloutEngine
+from megatron_opd.recipe.keys import RunConfig
+from megatron_opd.rollout.vllm.engine import VllmEngine
 from megatron_opd.weights.probes import Probes
+from megatron_opd.world.channel import Channel, as_answer
 
 
 @dataclass(frozen=True)
@@ -44,57 +44,57 @@ class _Restart:
 
 
 class RemoteEngine:
-    """The engines of `config`, opened and asked across the bridge. All calls are collective over the student's world.
+    """The engines of `config`, opened and asked across the channel. All calls are collective over the student's world.
 
     They begin without weights. Raises what opening them raises.
     """
 
-    def __init__(self, bridge: Bridge, config: RunConfig) -> None:
-        self._bridge = bridge
+    def __init__(self, channel: Channel, config: RunConfig) -> None:
+        self._channel = channel
         self.dtype: torch.dtype = getattr(torch, config.precision)
         self.policy_version: int | None = None
-        bridge.ask(_Open(config))
+        channel.ask(_Open(config))
 
     def restart(self) -> None:
-        """As `RolloutEngine.restart`, of all engines."""
+        """As `VllmEngine.restart`, of all engines."""
         self.policy_version = None
-        self._bridge.ask(_Restart())
+        self._channel.ask(_Restart())
 
     def generate(self, prompts: list[Prompt], **settings: Any) -> list[Rollout]:
-        """As `RolloutEngine.generate`, for this process's share of the prompts.
+        """As `VllmEngine.generate`, for this process's share of the prompts.
 
         Those of all processes are shared out anew, among the engines; where one of these fails, all processes learn it.
         """
-        groups = self._bridge.ask(_Generate(gather_shares(prompts), self.policy_version, settings))
+        groups = self._channel.ask(_Generate(gather_shares(prompts), self.policy_version, settings))
         return [rollout for group in share(groups) for rollout in group]
 
     def reload(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """As `RolloutEngine.reload`, into all engines. The first process's tensors are sent."""
+        """As `VllmEngine.reload`, into all engines. The first process's tensors are sent."""
         self.policy_version = None
-        self._bridge.ask(_Reload(), named_tensors)
+        self._channel.ask(_Reload(), named_tensors)
 
     def sleep(self) -> None:
         """Nothing: the engines have devices of their own."""
 
     def project(self, name: str, probes: Probes) -> list[torch.Tensor]:
-        """As `RolloutEngine.project`, of the copies of all engines."""
+        """As `VllmEngine.project`, of the copies of all engines."""
         signs_I = probes.signs_I
-        products = self._bridge.ask(_Project(name, replace(probes, signs_I=signs_I.cpu())))
+        products = self._channel.ask(_Project(name, replace(probes, signs_I=signs_I.cpu())))
         return [product_KO.to(signs_I.device) for product_KO in products]
 
 
-def serve(bridge: Bridge, open_engine: Callable[[RunConfig], RolloutEngine]) -> None:
+def serve(channel: Channel, open_engine: Callable[[RunConfig], VllmEngine]) -> None:
     """In the processes of the engines: does what `RemoteEngine` asks, until the student's processes have ended."""
-    engines: list[RolloutEngine] = []  # none, or one
+    engines: list[VllmEngine] = []  # none, or one
     try:
-        bridge.serve(lambda question: _together(lambda: _answer(question, bridge, engines, open_engine)))
+        channel.serve(lambda question: _together(lambda: _answer(question, channel, engines, open_engine)))
     finally:
         for engine in engines:
             engine.close()
 
 
 def _answer(
-    question: Any, bridge: Bridge, engines: list[RolloutEngine], open_engine: Callable[[RunConfig], RolloutEngine]
+    question: Any, channel: Channel, engines: list[VllmEngine], open_engine: Callable[[RunConfig], VllmEngine]
 ) -> list[Any]:
     """This process's part of the answer."""
     if isinstance(question, _Open):
@@ -110,14 +110,14 @@ def _answer(
             sent = replace(probes, signs_I=probes.signs_I.to(engine.device))
             return [product_KO.cpu() for product_KO in engine.project(name, sent)]
         case _Reload():
-            _reload(engine, bridge)
+            _reload(engine, channel)
         case _Restart():
             engine.restart()
     return []
 
 
-def _reload(engine: RolloutEngine, bridge: Bridge) -> None:
-    tensors = bridge.tensors()
+def _reload(engine: VllmEngine, channel: Channel) -> None:
+    tensors = channel.tensors()
     try:
         engine.reload((name, tensor.to(engine.device)) for name, tensor in tensors)
     finally:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_opd.contracts.rows import Prompt
 from megatron_opd.errors import RunError
-from megatron_opd.records import Prompt
 
 
 @dataclass(frozen=True)

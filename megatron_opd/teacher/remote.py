@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from megatron_opd.config.schema import RunConfig
-from megatron_opd.mcore.bridge import Bridge
-from megatron_opd.records import Rollout, TeacherSignals
+from megatron_opd.contracts.rows import Rollout, TeacherSignals
+from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.teacher.score import Teacher
+from megatron_opd.world.channel import Channel
 
 
 @dataclass(frozen=True)
@@ -22,21 +22,21 @@ class _Score:
 
 
 class RemoteTeacher:
-    """The teacher of `config`, loaded and asked across the bridge. Collective over the student's processes.
+    """The teacher of `config`, loaded and asked across the channel. Collective over the student's processes.
 
     Raises what loading it raises.
     """
 
-    def __init__(self, bridge: Bridge, config: RunConfig) -> None:
-        self._bridge = bridge
-        self._number: int = bridge.ask(_Load(config))
+    def __init__(self, channel: Channel, config: RunConfig) -> None:
+        self._channel = channel
+        self._number: int = channel.ask(_Load(config))
 
     def score(self, rollouts: Sequence[Rollout], topk: int = 0) -> TeacherSignals:
         """As `Teacher.score`. Collective over the student's processes."""
-        return self._bridge.ask(_Score(self._number, rollouts, topk))
+        return self._channel.ask(_Score(self._number, rollouts, topk))
 
 
-def serve(bridge: Bridge, load: Callable[[RunConfig], Teacher]) -> None:
+def serve(channel: Channel, load: Callable[[RunConfig], Teacher]) -> None:
     """In the teacher's processes: does what `RemoteTeacher` asks, until the student's processes have ended."""
     teachers: list[Teacher] = []
 
@@ -46,4 +46,4 @@ def serve(bridge: Bridge, load: Callable[[RunConfig], Teacher]) -> None:
             return len(teachers) - 1
         return teachers[question.teacher].score(question.rollouts, question.topk)
 
-    bridge.serve(answer)
+    channel.serve(answer)

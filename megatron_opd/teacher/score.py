@@ -9,14 +9,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_opd.config.architecture import Architecture
-from megatron_opd.config.ends import MergedIds
-from megatron_opd.mcore import schedule
+from megatron_opd.architectures.architecture import Architecture
+from megatron_opd.contracts.merged_ids import MergedIds
+from megatron_opd.contracts.rows import Rollout, TeacherSignals
+from megatron_opd.mcore import passes
 from megatron_opd.mcore.batch import MicroBatch, micro_batches, token_offsets
 from megatron_opd.mcore.head import Head
 from megatron_opd.mcore.offload import HostWeights
 from megatron_opd.mcore.parallel import Parallel
-from megatron_opd.records import Rollout, TeacherSignals
 
 
 class Teacher:
@@ -58,7 +58,9 @@ class Teacher:
         """
         batches = micro_batches(rollouts, self.parallel, self.micro_batch_tokens)
         with self._host_weights.on_device() if self._host_weights else contextlib.nullcontext():
-            scored = schedule.run(self.chunks, self.parallel, batches, self._signals(rollouts, topk), forward_only=True)
+            scored = passes.forward_backward(
+                self.chunks, self.parallel, batches, self._signals(rollouts, topk), forward_only=True
+            )
         total = int(token_offsets(rollouts)[-1])
         # float32 carries ids exactly up to 2**24.
         out_TX = torch.zeros(total, 3 + 2 * topk, device=self.parallel.device)
@@ -82,10 +84,10 @@ class Teacher:
             heads.append(replace(head, merged=self.merged))
             return head.hidden_TD.new_zeros(()), None
 
-        schedule.run(self.chunks, self.parallel, [batch], keep, forward_only=True)
+        passes.forward_backward(self.chunks, self.parallel, [batch], keep, forward_only=True)
         return heads[0]
 
-    def _signals(self, rollouts: Sequence[Rollout], topk: int) -> schedule.LossFunction:
+    def _signals(self, rollouts: Sequence[Rollout], topk: int) -> passes.LossFunction:
         ids_T = torch.from_numpy(np.concatenate([r.token_ids for r in rollouts])).long()
 
         def signals(batch: MicroBatch, head: Head) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from megatron_opd.errors import DataError
-from megatron_opd.manifest import NewFile
+from megatron_opd.files.manifest import NewFile
 
 BLOCK = 2**18
 PAGE = mmap.PAGESIZE

@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-from megatron_opd.config.architecture import Architecture
-from megatron_opd.config.model_files import holds_megatron_weights
+from megatron_opd.architectures.architecture import Architecture
+from megatron_opd.architectures.directory import holds_megatron_weights
 from megatron_opd.errors import DataError
-from megatron_opd.manifest import find_damage
+from megatron_opd.files.manifest import find_damage
 from megatron_opd.weights.headers import TensorHeader, check_unambiguous, read_headers
 from megatron_opd.weights.table import hf_shapes, weight_table
 

@@ -5,7 +5,7 @@
     *.distcp       records one after the other, each a tensor or an object as `torch.save` writes it
 
 `megatron.core.dist_checkpointing` loads what is written here, and what it saves is read here, running no code that a
-file names (weights/metadata.py, mcore/stored.py).
+file names (weights/metadata.py, weights/stored.py).
 """
 
 import functools
@@ -28,9 +28,9 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron_opd.config.architecture import Architecture
+from megatron_opd.architectures.architecture import Architecture
 from megatron_opd.errors import DataError
-from megatron_opd.manifest import NewFile
+from megatron_opd.files.manifest import NewFile
 from megatron_opd.weights.blocks import PAGE, Extent, blocks_of, write_blocks
 from megatron_opd.weights.hf import HfCheckpoint
 from megatron_opd.weights.metadata import METADATA, read_metadata

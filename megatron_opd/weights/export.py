@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Module
 
-from megatron_opd.config.architecture import CHANGEABLE, Architecture, config_changes, read_architecture
-from megatron_opd.config.ends import named_ends
+from megatron_opd.architectures.architecture import CHANGEABLE, Architecture, config_changes, read_architecture
+from megatron_opd.architectures.ends import named_ends
 from megatron_opd.errors import DataError
 from megatron_opd.weights.hf import Origin, check_out_dir, write_hf
 from megatron_opd.weights.load import refuse_unknown, slicing_group

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from megatron_opd.errors import DataError
-from megatron_opd.manifest import MANIFEST, NewFile, sync
+from megatron_opd.files.manifest import MANIFEST, NewFile, sync
 from megatron_opd.weights.blocks import Extent, blocks_of
 from megatron_opd.weights.headers import INDEX, SINGLE, Shape, TensorHeader, read_headers
 from megatron_opd.weights.safetensors_file import dtype_of, extent, write_safetensors

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn import Module
 
-from megatron_opd.config.architecture import Architecture
+from megatron_opd.architectures.architecture import Architecture
 from megatron_opd.errors import DataError
 from megatron_opd.weights.check import EMBEDDING, TIED_HEAD, check_headers, not_tied
 from megatron_opd.weights.hf import HfCheckpoint

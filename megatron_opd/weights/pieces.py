@@ -13,7 +13,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from megatron_opd.config.architecture import Architecture
+from megatron_opd.architectures.architecture import Architecture
 from megatron_opd.weights.blocks import blocks_of
 from megatron_opd.weights.hf import HfCheckpoint
 from megatron_opd.weights.names import FUSED

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_opd.manifest import NewFile
+from megatron_opd.files.manifest import NewFile
 from megatron_opd.weights.blocks import PAGE, Extent, write_blocks
 from megatron_opd.weights.headers import Shape, TensorHeader, read_header
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from megatron_opd.config.architecture import Architecture
+from megatron_opd.architectures.architecture import Architecture
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from megatron_opd.launch import die_with_parent, record_outcome
+from megatron_opd.world.torchrun import die_with_parent, record_outcome
 
 
 def main(ending: str, folder: Path) -> int:

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_opd.config.schema import ModelConfig, RolloutConfig
-from megatron_opd.records import Rollout
+from megatron_opd.architectures.config import ModelConfig
+from megatron_opd.contracts.rows import Rollout
+from megatron_opd.recipe.keys import RolloutConfig
 from megatron_opd.refit.push import push
-from megatron_opd.rollout.engine import RolloutEngine
+from megatron_opd.rollout.vllm.engine import VllmEngine
 from tests.e2e import tiny_hf
 
 
@@ -38,7 +39,7 @@ def main(directory: str) -> None:
     trainer_group = dist.new_group(list(range(world)))
     kept = {name: os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LD_PRELOAD")}
     start = time.perf_counter()
-    engine = RolloutEngine(
+    engine = VllmEngine(
         ModelConfig(directory), RolloutConfig(kv_cache_gib=0.0625), precision="float32", max_sequence_length=300, seed=0
     )
     seconds = time.perf_counter() - start

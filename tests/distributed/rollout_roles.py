@@ -15,21 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_opd.config.schema import (
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RolloutConfig,
-    RunConfig,
-    TeacherConfig,
-    TrainConfig,
-)
+from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.errors import OpdError
 from megatron_opd.mcore import parallel as groups
-from megatron_opd.mcore.bridge import Bridge
+from megatron_opd.recipe.keys import DataConfig, OptimizerConfig, RolloutConfig, RunConfig, TeacherConfig, TrainConfig
 from megatron_opd.refit.push import push
-from megatron_opd.rollout.engine import RolloutEngine
 from megatron_opd.rollout.remote import RemoteEngine
+from megatron_opd.rollout.vllm.engine import VllmEngine
+from megatron_opd.world.channel import Channel
 from tests.distributed import test_layout_invariance as replayed
 from tests.e2e import tiny_hf
 
@@ -54,12 +47,12 @@ def refusal(call: Any) -> str:
 
 
 def student(config: RunConfig) -> None:
-    bridge = groups.bridge("rollout")
-    assert bridge is not None
+    channel = groups.channel("rollout")
+    assert channel is not None
     found: dict[str, Any] = {
-        "too long": refusal(lambda: RemoteEngine(bridge, replace(config, max_sequence_length=999)))
+        "too long": refusal(lambda: RemoteEngine(channel, replace(config, max_sequence_length=999)))
     }
-    engine, model = RemoteEngine(bridge, config), tiny_hf.build("qwen3", seed=0)
+    engine, model = RemoteEngine(channel, config), tiny_hf.build("qwen3", seed=0)
     settings: dict[str, Any] = dict(step=0, samples_per_prompt=2, max_completion_tokens=16, temperature=1.0, seed=9)
     prompts = tiny_hf.prompts(4, 9, 30, 140, 6)
     generate = partial(engine.generate, groups.share(prompts), version=1, **settings)
@@ -93,23 +86,23 @@ def student(config: RunConfig) -> None:
 
 def spoil_the_last_engine() -> None:
     """It fails once while it samples; the third refit that goes through it loses a tensor on the way."""
-    complete, tensors, samples, refits = RolloutEngine.complete, Bridge.tensors, iter(range(99)), iter(range(99))
+    complete, tensors, samples, refits = VllmEngine.complete, Channel.tensors, iter(range(99)), iter(range(99))
 
-    def failing(self: RolloutEngine, *args: Any, **kwargs: Any) -> Any:
+    def failing(self: VllmEngine, *args: Any, **kwargs: Any) -> Any:
         if self.policy_version == kwargs["version"] and next(samples) + 1 == FAILS_AT:
             self._llm.llm_engine.step = partial(divmod, 1, 0)
         return complete(self, *args, **kwargs)
 
-    def losing(self: Bridge) -> Iterator[tuple[str, torch.Tensor]]:
+    def losing(self: Channel) -> Iterator[tuple[str, torch.Tensor]]:
         refit = next(refits)
         for name, tensor in tensors(self):
             yield name, (tensor * 1.01 if (refit, name) == (3, LOST) else tensor)
 
-    RolloutEngine.complete, Bridge.tensors = failing, losing  # type: ignore[method-assign]
+    VllmEngine.complete, Channel.tensors = failing, losing  # type: ignore[method-assign]
 
 
 def main(directory: str) -> None:
-    from megatron_opd.roles import run_in_role
+    from megatron_opd.runs.roles import run_in_role
 
     if int(os.environ["RANK"]) == STUDENT + ENGINES - 1:
         spoil_the_last_engine()

@@ -13,15 +13,15 @@ import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from megatron_opd import convert
-from megatron_opd.config.architecture import read_architecture
-from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.architectures.architecture import read_architecture
+from megatron_opd.architectures.config import LayoutConfig
+from megatron_opd.conversion import convert
 from megatron_opd.errors import DataError, RunError
-from megatron_opd.manifest import write_manifest
+from megatron_opd.files.manifest import write_manifest
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.model import build_model
-from megatron_opd.train import checkpoint
-from megatron_opd.train.student import Student, prepare
+from megatron_opd.trainer import checkpoint
+from megatron_opd.trainer.student import Student, prepare
 from megatron_opd.weights.metadata import read_metadata
 from tests.tiny_config import tiny_config
 from tests.unit.hostile_pickles import PICKLES, Payload, store_payload
@@ -230,7 +230,7 @@ def test_layouts_of_the_same_sizes_share_their_groups(new_student: Callable[...,
 # ------------------------------------------------------------------------------------------ directories of others
 @pytest.fixture
 def converted(tmp_path: Path) -> Path:
-    return convert.run(str(write_source(tmp_path / "hf", torch.float32)), str(tmp_path / "megatron"))
+    return convert.convert(str(write_source(tmp_path / "hf", torch.float32)), str(tmp_path / "megatron"))
 
 
 def load_as_teacher(directory: Path, student: Student) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_opd.config.architecture import Architecture, read_architecture
-from megatron_opd.convert import run
+from megatron_opd.architectures.architecture import Architecture, read_architecture
+from megatron_opd.conversion.convert import convert
 from megatron_opd.weights.distributed import DistributedCheckpoint
 from megatron_opd.weights.hf import HfCheckpoint
 from tests.distributed.test_weights_parity import make_reference
@@ -34,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
     for name, sizes in MODELS.items():
         make_reference(root / name, *sizes)
-        run(str(root / name), str(root / f"{name}-megatron"))
+        convert(str(root / name), str(root / f"{name}-megatron"))
     return root
 
 
@@ -49,7 +49,7 @@ def test_every_layout_loads_what_was_converted_and_saves_what_converts_back(
             ours, theirs = described(models / f"{name}-megatron" / "model"), described(saved / "model")
             assert ours.keys() == theirs.keys()
             assert ours == theirs or nproc > 1
-            run(str(saved), f"{saved}-hf")
+            convert(str(saved), f"{saved}-hf")
             before, after = HfCheckpoint(models / name), HfCheckpoint(f"{saved}-hf")
             assert before.shapes == after.shapes
             assert all(torch.equal(before.read(tensor), after.read(tensor)) for tensor in before.shapes)
@@ -83,8 +83,8 @@ def described(directory: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ the program
 def check_load(name: str, arch: Architecture, parallel: Any, models: Path) -> list[Any]:
     """Loads both forms as a run does: every parameter is the same."""
-    from megatron_opd.config.schema import ModelConfig
-    from megatron_opd.models import load
+    from megatron_opd.architectures.config import ModelConfig
+    from megatron_opd.runs.assemble import load
 
     hf, megatron = (
         load(tiny_config(), ModelConfig(str(models / each)), arch, parallel) for each in (name, f"{name}-megatron")
@@ -101,7 +101,7 @@ def save_as_runs_do(chunks: list[Any], parallel: Any, models: Path, name: str, o
 
     from megatron.core import dist_checkpointing
 
-    from megatron_opd.manifest import write_manifest
+    from megatron_opd.files.manifest import write_manifest
 
     rank, out = torch.distributed.get_rank(), out_dir / name
     if rank == 0:
@@ -117,7 +117,7 @@ def save_as_runs_do(chunks: list[Any], parallel: Any, models: Path, name: str, o
 
 
 def main() -> int:
-    from megatron_opd.config.schema import LayoutConfig
+    from megatron_opd.architectures.config import LayoutConfig
     from megatron_opd.mcore import parallel as groups
 
     models, out_dir = map(Path, sys.argv[1:])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_opd.launch import run_workers
+from megatron_opd.world.torchrun import run_workers
 from tests.distributed import test_layout_invariance as replayed
 from tests.distributed import test_parity_matrix as parity
 
@@ -116,15 +116,8 @@ def test_where_one_side_fails_the_other_ends(
 
 # ------------------------------------------------------------------------------------------------ the program
 def config_of(directory: Path, case: Case) -> Any:
-    from megatron_opd.config.schema import (
-        DataConfig,
-        LayoutConfig,
-        ModelConfig,
-        OptimizerConfig,
-        RunConfig,
-        TeacherConfig,
-        TrainConfig,
-    )
+    from megatron_opd.architectures.config import LayoutConfig, ModelConfig
+    from megatron_opd.recipe.keys import DataConfig, OptimizerConfig, RunConfig, TeacherConfig, TrainConfig
 
     return RunConfig(
         name="apart", num_steps=STEPS, max_sequence_length=64, method=replayed.method_of("tgpo"), precision="float32",
@@ -140,7 +133,7 @@ def config_of(directory: Path, case: Case) -> Any:
 def compare(directory: Path, cases: dict[str, Case]) -> None:
     """In the student's processes: everything the tests compare."""
     from megatron_opd.doctor.measure import updates
-    from megatron_opd.models import assemble
+    from megatron_opd.runs.assemble import assemble
     from megatron_opd.weights.export import iter_hf_tensors
 
     rollouts = replayed.recorded_rollouts()
@@ -159,7 +152,7 @@ def compare(directory: Path, cases: dict[str, Case]) -> None:
 
 def fail(directory: Path, out: Path, how: str) -> None:
     """In the student's processes."""
-    from megatron_opd.models import assemble
+    from megatron_opd.runs.assemble import assemble
 
     models = assemble(config_of(directory, Case("teacher", 1)))
     rollouts = replayed.recorded_rollouts()
@@ -194,8 +187,8 @@ def fail_in_the_second_score(out: Path, how: str) -> None:
 
 def main(how: str, directory: Path, out: Path) -> int:
     from megatron_opd.errors import OpdError
-    from megatron_opd.launch import record_outcome
-    from megatron_opd.roles import run_in_role
+    from megatron_opd.runs.roles import run_in_role
+    from megatron_opd.world.torchrun import record_outcome
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if how == "compare":

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_opd.config.load import dump_config, load_config
 from megatron_opd.doctor.judge import judge
 from megatron_opd.doctor.shrink import OTHER, shrink
+from megatron_opd.recipe.load import dump_config, load_config
 from tests.unit.tiny_model_files import write_recipe
 
 
@@ -58,11 +58,11 @@ def test_what_is_broken_on_purpose_fails(recipe: str, tmp_path: Path, run_distri
 def main(folder: Path) -> int:
     from dataclasses import replace
 
-    from megatron_opd.config.architecture import architecture_of
+    from megatron_opd.architectures.architecture import architecture_of
     from megatron_opd.doctor.measure import updates
-    from megatron_opd.doctor.rollouts import recorded
+    from megatron_opd.doctor.rows import recorded
     from megatron_opd.mcore import parallel as groups
-    from megatron_opd.models import assemble
+    from megatron_opd.runs.assemble import assemble
 
     config = load_config(str(folder / "small.yaml"))
     assert config.teacher is not None

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_opd.config.methods import CATALOGUE
-from megatron_opd.config.parts import ClippedRatio, DetachedRatio, TeacherRatio
-from megatron_opd.config.plan import active, parts
-from megatron_opd.doctor.rollouts import as_read_by
-from megatron_opd.records import StudentSignals
+from megatron_opd.contracts.rows import StudentSignals
+from megatron_opd.doctor.rows import as_read_by
+from megatron_opd.methods.catalogue import CATALOGUE
+from megatron_opd.methods.needs import active, parts
+from megatron_opd.methods.parts import ClippedRatio, DetachedRatio, TeacherRatio
 from tests.distributed import test_layout_invariance as replayed
 from tests.distributed.worlds import measure, measured
 from tests.tiny_config import tiny_config
@@ -105,16 +105,16 @@ def test_methods_differ(updates):
 def run(
     directory: Path, layout_name: str, tp: int, sp: bool, cp: int, micro: int, fused: bool, teacher_tp: int
 ) -> dict:
-    from megatron_opd.config.plan import fit_topk, plan, process_reward
-    from megatron_opd.config.schema import LayoutConfig
+    from megatron_opd.architectures.config import LayoutConfig
+    from megatron_opd.contracts.rows import Signals
+    from megatron_opd.methods.needs import fit_topk, needs_of, process_reward
     from megatron_opd.objective.batch import Batch
     from megatron_opd.objective.loss import Objective, finish
     from megatron_opd.objective.process_reward import ProcessRewardObjective, process_columns
-    from megatron_opd.records import Signals
     from megatron_opd.teacher.score import Teacher
-    from megatron_opd.train.process_reward import ProcessModel, prepare_process_model
-    from megatron_opd.train.step import Trainer
-    from megatron_opd.train.student import prepare
+    from megatron_opd.trainer.process_reward import ProcessModel, prepare_process_model
+    from megatron_opd.trainer.step import Trainer
+    from megatron_opd.trainer.student import prepare
 
     shared = {"context_parallel_size": cp}
     layout, frozen = LayoutConfig(tp, 1, sp, **shared), LayoutConfig(teacher_tp, **shared)
@@ -136,7 +136,7 @@ def run(
     out: dict = {"first": {}, "later": {}}
     for name, when in cases(layout_name):
         method, samples = fit_topk(CATALOGUE[name].method, 8), as_read_by(CATALOGUE[name].method, recorded)
-        needs = plan(active(method, STEP), updates_per_step=2 if when == "later" else 1)
+        needs = needs_of(active(method, STEP), updates_per_step=2 if when == "later" else 1)
         objective = Objective(method, arch.vocab_size, 1.0)
         trainer = Trainer(
             student, objective, updates_per_step=1, micro_batch_tokens=micro, temperature=1.0, max_skipped=0,
@@ -161,7 +161,7 @@ def moved(signals: StudentSignals, when: str) -> StudentSignals:
 
 
 def main() -> int:
-    from megatron_opd.mcore.vocab_parallel import linear
+    from megatron_opd.vocab_parallel import linear
 
     linear.CHUNK_TOKENS = 8
     return measure(LAYOUTS, run)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_opd.config.schema import LayoutConfig, LossScaleConfig
+from megatron_opd.architectures.config import LayoutConfig
+from megatron_opd.recipe.keys import LossScaleConfig
 from megatron_opd.weights.table import weight_table
 from tests.tiny_config import tiny_config
 from tests.unit.test_planning_memory import EXPERTS
@@ -41,8 +42,8 @@ def updates(layout: LayoutConfig) -> dict:
     """An update on gradients of 1, and two with an infinity on the last rank: in a dense parameter, in an expert."""
     from megatron_opd.mcore import parallel as groups
     from megatron_opd.mcore.model import build_model
-    from megatron_opd.train import step
-    from megatron_opd.train.student import prepare
+    from megatron_opd.trainer import step
+    from megatron_opd.trainer.student import prepare
 
     config = tiny_config(
         1e-3, layout, precision="float16", clip_grad=0.0, loss_scale=LossScaleConfig(initial=SCALE, hysteresis=1)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_opd.launch import run_workers
+from megatron_opd.world.torchrun import run_workers
 
 REPOSITORY = Path(__file__).parents[2]
 WORKER = str(Path(__file__).with_name("launched_worker.py"))
 STARTER = """
 import sys
-from megatron_opd.launch import run_workers
+from megatron_opd.world.torchrun import run_workers
 code, message = run_workers(2, sys.argv[1:])
 print(message)
 sys.exit(code)

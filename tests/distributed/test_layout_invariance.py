@@ -52,7 +52,7 @@ def make_models(directory: Path) -> None:
 
 def recorded_rollouts():
     """24 completions of 6 prompts with rewards, lengths from 1 to 12, by a policy that is not the student's."""
-    from megatron_opd.records import Prompt, Rollout
+    from megatron_opd.contracts.rows import Prompt, Rollout
 
     rng = np.random.default_rng(7)
     rollouts = []
@@ -72,9 +72,9 @@ def recorded_rollouts():
 
 
 def method_of(name):
-    from megatron_opd.config.methods import CATALOGUE
-    from megatron_opd.config.parts import ClippedRatio
-    from megatron_opd.config.terms import CrossEntropyTerm, MethodConfig, PolicyGradientTerm
+    from megatron_opd.methods.catalogue import CATALOGUE
+    from megatron_opd.methods.parts import ClippedRatio
+    from megatron_opd.methods.terms import CrossEntropyTerm, MethodConfig, PolicyGradientTerm
 
     if not name.startswith("tgpo"):
         return CATALOGUE[name].method
@@ -184,7 +184,7 @@ def test_clipping_is_active_once_the_policy_has_moved(replayed):
 # ------------------------------------------------------------------------------------------------ the program
 def load_model(model_dir, layout, recompute="none"):
     """(chunks with weights, architecture, groups) in float32. Collective over the world."""
-    from megatron_opd.config.architecture import read_architecture
+    from megatron_opd.architectures.architecture import read_architecture
     from megatron_opd.mcore import parallel as groups
     from megatron_opd.mcore.model import build_model
     from megatron_opd.weights.load import load_hf
@@ -196,12 +196,12 @@ def load_model(model_dir, layout, recompute="none"):
 
 
 def replay(directory: Path, name: str, tp: int, pp: int, sp: bool, micro: int) -> dict:
-    from megatron_opd.config.schema import LayoutConfig
+    from megatron_opd.architectures.config import LayoutConfig
+    from megatron_opd.contracts.rows import Signals
     from megatron_opd.objective.loss import Objective, finish
-    from megatron_opd.records import Signals
     from megatron_opd.teacher.score import Teacher
-    from megatron_opd.train.step import Trainer
-    from megatron_opd.train.student import prepare
+    from megatron_opd.trainer.step import Trainer
+    from megatron_opd.trainer.student import prepare
 
     rollouts, layout, fused = recorded_rollouts(), LayoutConfig(tp, pp, sp), "fused" in name
     # The teacher's layout is another one wherever that is possible.
@@ -244,7 +244,7 @@ def columns_of(method, samples, signals, step, rows, tokens):
 
 
 def main() -> int:
-    from megatron_opd.mcore.vocab_parallel import linear
+    from megatron_opd.vocab_parallel import linear
 
     linear.CHUNK_TOKENS = 8  # several chunks in every micro-batch
     return measure(LAYOUTS, replay)

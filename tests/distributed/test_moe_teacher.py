@@ -81,7 +81,7 @@ def test_signals_are_those_of_plain_torch(nproc, directory, reference, run_distr
 
 # ------------------------------------------------------------------------------------------------ the program
 def signals(directory: Path, name: str, tp: int, pp: int, sp: bool, ep: int, etp: int, micro: int) -> dict:
-    from megatron_opd.config.schema import LayoutConfig
+    from megatron_opd.architectures.config import LayoutConfig
     from megatron_opd.teacher.score import Teacher
 
     chunks, arch, parallel = replayed.load_model(directory / "teacher", LayoutConfig(tp, pp, sp, ep, etp))

@@ -146,12 +146,12 @@ class Case:
     """One student on one layout, and the teacher's signals."""
 
     def __init__(self, directory: Path, kind: str, keys: dict[str, Any], recompute: str = "none") -> None:
-        from megatron_opd.config.schema import LayoutConfig
+        from megatron_opd.architectures.config import LayoutConfig
+        from megatron_opd.contracts.rows import Signals
         from megatron_opd.objective.loss import Objective
-        from megatron_opd.records import Signals
         from megatron_opd.teacher.score import Teacher
-        from megatron_opd.train.step import Trainer
-        from megatron_opd.train.student import prepare
+        from megatron_opd.trainer.step import Trainer
+        from megatron_opd.trainer.student import prepare
 
         layout = LayoutConfig(**keys)
         self.rollouts = replayed.recorded_rollouts()
@@ -200,7 +200,7 @@ class Case:
 
 def main() -> int:
     from megatron_opd.mcore import parallel as groups
-    from megatron_opd.train import checkpoint
+    from megatron_opd.trainer import checkpoint
 
     directory = Path(sys.argv[1])
     groups.start()

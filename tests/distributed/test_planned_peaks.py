@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from megatron_opd.config.architecture import Architecture
-from megatron_opd.config.schema import LayoutConfig, RunConfig
+from megatron_opd.architectures.architecture import Architecture
+from megatron_opd.architectures.config import LayoutConfig
+from megatron_opd.recipe.keys import RunConfig
 from tests.unit import test_planning_memory as measured
 
 STAGES, REPLICAS, SHARED = LayoutConfig(1, 2), LayoutConfig(), LayoutConfig(expert_model_parallel_size=2)

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_opd.config.architecture import read_architecture
-from megatron_opd.config.schema import LayoutConfig, ModelConfig, RunConfig, TeacherConfig
+from megatron_opd.architectures.architecture import read_architecture
+from megatron_opd.architectures.config import LayoutConfig, ModelConfig
+from megatron_opd.recipe.keys import RunConfig, TeacherConfig
 from tests.distributed import test_layout_invariance as replayed
 from tests.distributed.test_planned_states import held_by, storages
 from tests.e2e import tiny_hf
@@ -139,9 +140,9 @@ def write(directory: Path, case: str, rank: int, values: dict[str, Any]) -> None
 
 def student(directory: Path) -> None:
     from megatron_opd.mcore import parallel as groups
-    from megatron_opd.models import assemble
     from megatron_opd.refit.push import push
     from megatron_opd.rollout.remote import RemoteEngine
+    from megatron_opd.runs.assemble import assemble
     from megatron_opd.weights.export import iter_hf_tensors
 
     engine = None
@@ -152,7 +153,7 @@ def student(directory: Path) -> None:
         models = assemble(config)
         models.teacher.score(rollouts)
         held = held_by(models.student) | {"all": everything() - before}
-        engine = engine or RemoteEngine(groups.bridge("rollout"), config)
+        engine = engine or RemoteEngine(groups.channel("rollout"), config)
         push(iter_hf_tensors(models.student.bare_chunks, models.student.arch, models.student.parallel), engine, 1)
         write(directory, case, torch.distributed.get_rank(), held)
         del models
@@ -160,10 +161,10 @@ def student(directory: Path) -> None:
 
 def observe(directory: Path) -> None:
     """In the processes set aside for a role: writes what each question of the student's has found there."""
-    from megatron_opd.rollout.engine import RolloutEngine
+    from megatron_opd.rollout.vllm.engine import VllmEngine
     from megatron_opd.teacher.score import Teacher
 
-    score, reload, cases = Teacher.score, RolloutEngine.reload, iter([*CASES])
+    score, reload, cases = Teacher.score, VllmEngine.reload, iter([*CASES])
 
     def scoring(self: Teacher, *arguments: Any) -> Any:
         parameters = [each for chunk in self.chunks for each in chunk.parameters()]
@@ -175,7 +176,7 @@ def observe(directory: Path) -> None:
         write(directory, next(cases), TEACHER[torch.distributed.get_rank()], held)
         return signals
 
-    def reloading(self: RolloutEngine, tensors: Any) -> None:
+    def reloading(self: VllmEngine, tensors: Any) -> None:
         model = self._llm.apply_model(lambda model: model)[0]
         with LiveBytes() as live:
             live.ignore(*model.parameters())
@@ -187,11 +188,11 @@ def observe(directory: Path) -> None:
         }
         write(directory, next(cases), ENGINE, held)
 
-    Teacher.score, RolloutEngine.reload = scoring, reloading  # type: ignore[method-assign]
+    Teacher.score, VllmEngine.reload = scoring, reloading  # type: ignore[method-assign]
 
 
 def main(directory: Path) -> int:
-    from megatron_opd.roles import run_in_role
+    from megatron_opd.runs.roles import run_in_role
 
     observe(directory)
     run_in_role(recipe(directory, next(iter(CASES))), partial(student, directory))

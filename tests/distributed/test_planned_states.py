@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_opd.config.architecture import Architecture, read_architecture
-from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.architectures.architecture import Architecture, read_architecture
+from megatron_opd.architectures.config import LayoutConfig
 from tests.tiny_config import tiny_config
 from tests.unit.tiny_model_files import write_model
 
@@ -87,7 +87,7 @@ def held_bytes(trained: bool, arch: Architecture, shape: list[int], precision: s
     """Of a trained model after one update, from which on the moments exist."""
     from megatron_opd.mcore import parallel as groups
     from megatron_opd.mcore.model import build_model
-    from megatron_opd.train.student import prepare
+    from megatron_opd.trainer.student import prepare
 
     layout = groups.create(layout_of(shape))
     chunks = build_model(arch, layout, precision=precision)

@@ -36,7 +36,7 @@ def count_collectives(call):
 
 
 def check(group, vocab, valid, temperature, k):
-    from megatron_opd.mcore.vocab_parallel import logprobs, topk
+    from megatron_opd.vocab_parallel import logprobs, topk
 
     torch.manual_seed(vocab)
     tp, rank = group.size(), group.rank()
@@ -65,8 +65,8 @@ def check(group, vocab, valid, temperature, k):
 
 def check_output_layer_and_divergence(group, vocab, valid, dtype, tolerance):
     """The fused output layer and a divergence over shards, against one rank."""
-    from megatron_opd.config.ends import MergedIds
-    from megatron_opd.mcore.vocab_parallel import divergence, linear_logprobs, linear_topk, logprobs
+    from megatron_opd.contracts.merged_ids import MergedIds
+    from megatron_opd.vocab_parallel import divergence, linear_logprobs, linear_topk, logprobs
 
     torch.manual_seed(vocab)
     tp, rank = group.size(), group.rank()
@@ -120,7 +120,7 @@ def check_output_layer_and_divergence(group, vocab, valid, dtype, tolerance):
 
 def check_heads(group, vocab):
     """A divergence of a sharded student from a teacher with ends of its own: sharded too, or whole and of more rows."""
-    from megatron_opd.config.ends import MergedIds
+    from megatron_opd.contracts.merged_ids import MergedIds
     from megatron_opd.mcore.head import Head
 
     torch.manual_seed(vocab)

@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from megatron_opd.config.architecture import SUPPORTED
+from megatron_opd.architectures.architecture import SUPPORTED
 from megatron_opd.weights.hf import HfCheckpoint
 from tests.distributed.weights_worker import tokens_BS
 

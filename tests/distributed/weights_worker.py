@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from megatron_opd.config.architecture import Architecture, read_architecture
-from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.architectures.architecture import Architecture, read_architecture
+from megatron_opd.architectures.config import LayoutConfig
 from megatron_opd.mcore import parallel as process_groups
-from megatron_opd.mcore import schedule
+from megatron_opd.mcore import passes
 from megatron_opd.mcore.batch import MicroBatch
 from megatron_opd.mcore.head import Head
 from megatron_opd.mcore.model import build_model
@@ -41,7 +41,7 @@ def logits_BSV(chunks: list, arch: Architecture, parallel: Parallel, tokens: tor
     def keep(_: MicroBatch, head: Head) -> tuple[torch.Tensor, torch.Tensor]:
         return head.hidden_TD.sum() * 0, head.hidden_TD @ head.weight_VD.T
 
-    outputs = schedule.run(chunks, parallel, [batch], keep, forward_only=True)
+    outputs = passes.forward_backward(chunks, parallel, [batch], keep, forward_only=True)
     if not outputs:
         return None
     shards = [torch.empty_like(outputs[0]) for _ in range(parallel.tp_size)]

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import transformers
 
-from megatron_opd.config.architecture import Architecture, read_architecture
-from megatron_opd.config.schema import LayoutConfig, ModelConfig, RolloutConfig
+from megatron_opd.architectures.architecture import Architecture, read_architecture
+from megatron_opd.architectures.config import LayoutConfig, ModelConfig
 from megatron_opd.errors import RunError
 from megatron_opd.mcore import parallel as process_groups
 from megatron_opd.mcore.model import build_model
 from megatron_opd.mcore.parallel import Parallel
+from megatron_opd.recipe.keys import RolloutConfig
 from megatron_opd.refit.push import push
-from megatron_opd.rollout.engine import RolloutEngine
+from megatron_opd.rollout.vllm.engine import VllmEngine
 from megatron_opd.teacher.score import Teacher
 from megatron_opd.weights.export import export_hf, iter_hf_tensors
 from megatron_opd.weights.load import load_hf
@@ -41,7 +42,7 @@ def measure(model_dir: Path, arch: Architecture, parallel: Parallel, out_dir: Pa
     trainer = Teacher(
         chunks, arch, parallel, student_vocab_size=arch.vocab_size, micro_batch_tokens=512, temperature=1.0
     )
-    engine = RolloutEngine(model, config, precision="float32", max_sequence_length=64, seed=0, empty=True)
+    engine = VllmEngine(model, config, precision="float32", max_sequence_length=64, seed=0, empty=True)
     asked = dict(step=0, samples_per_prompt=8, max_completion_tokens=12, temperature=1.0, seed=5)
     measured: dict[str, Any] = {"from_trainer": [], "from_transformers": [], "tokens": []}
     try:
@@ -64,7 +65,7 @@ def measure(model_dir: Path, arch: Architecture, parallel: Parallel, out_dir: Pa
 
 
 def refit_without_packing(
-    engine: RolloutEngine, model_dir: Path, arch: Architecture, parallel: Parallel, chunks: list[Any]
+    engine: VllmEngine, model_dir: Path, arch: Architecture, parallel: Parallel, chunks: list[Any]
 ) -> str | None:
     """What is said when the first weights come again, and the modules that vLLM's loaders do not reach stay behind."""
     load_hf(chunks, model_dir, arch, parallel)

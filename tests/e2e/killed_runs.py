@@ -17,16 +17,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron_opd import loop, run
-from megatron_opd.config.load import load_config
-from megatron_opd.config.schema import RunConfig
+from megatron_opd import loop
 from megatron_opd.objective.loss import Objective
-from megatron_opd.prompts.tokenizer import load_tokenizer
-from megatron_opd.reward.pool import RewardPool
-from megatron_opd.rollout.engine import RolloutEngine
+from megatron_opd.recipe.keys import RunConfig
+from megatron_opd.recipe.load import load_config
+from megatron_opd.rollout.vllm.engine import VllmEngine
+from megatron_opd.runs import run
+from megatron_opd.tasks.tokenizer import load_tokenizer
 from megatron_opd.teacher.score import Teacher
-from megatron_opd.train import checkpoint
-from megatron_opd.train import step as train_step
+from megatron_opd.trainer import checkpoint
+from megatron_opd.trainer import step as train_step
+from megatron_opd.verify.pool import VerifierPool
 
 KILLED_AT = 1
 step_now = -1
@@ -62,20 +63,20 @@ def after(owner: Any, name: str) -> None:
 
 
 def in_generation() -> None:
-    original = RolloutEngine._run
+    original = VllmEngine._run
 
-    def patched(self: RolloutEngine, *args: Any) -> Any:
+    def patched(self: VllmEngine, *args: Any) -> Any:
         before(self._llm.llm_engine, "step", calls=4)
         return original(self, *args)
 
-    RolloutEngine._run = patched  # type: ignore[method-assign]
+    VllmEngine._run = patched  # type: ignore[method-assign]
 
 
 def engine_fails() -> None:
     """In the middle of a generation; the process lives on."""
-    original, calls = RolloutEngine._run, iter(range(10**6))
+    original, calls = VllmEngine._run, iter(range(10**6))
 
-    def patched(self: RolloutEngine, *args: Any) -> Any:
+    def patched(self: VllmEngine, *args: Any) -> Any:
         step = self._llm.llm_engine.step
 
         def failing() -> Any:
@@ -86,7 +87,7 @@ def engine_fails() -> None:
         self._llm.llm_engine.step = failing
         return original(self, *args)
 
-    RolloutEngine._run = patched  # type: ignore[method-assign]
+    VllmEngine._run = patched  # type: ignore[method-assign]
 
 
 def in_the_stream_of_weights() -> None:
@@ -103,7 +104,7 @@ def in_the_stream_of_weights() -> None:
 
 PHASES: dict[str, Callable[[], None]] = {
     "generate": in_generation,
-    "score": lambda: before(RewardPool, "score"),
+    "score": lambda: before(VerifierPool, "score"),
     "teacher": lambda: before(Teacher, "_signals"),
     "forward": lambda: before(Objective, "__call__", calls=2),  # the second micro-batch
     "optimizer": lambda: after(train_step, "_apply"),

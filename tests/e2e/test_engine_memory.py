@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from megatron_opd import loop
+from megatron_opd.contracts.rows import Prompt, Signals
 from megatron_opd.errors import RunError
 from megatron_opd.mcore import parallel as groups
-from megatron_opd.records import Prompt, Signals
-from megatron_opd.rollout.engine import RolloutEngine
 from megatron_opd.rollout.requests import Request
-from megatron_opd.run import Run
+from megatron_opd.rollout.vllm.engine import VllmEngine
+from megatron_opd.runs.run import Run
 
 REQUEST = Request(Prompt(0, "", "", "", np.array([1], np.int32)), np.empty(0, np.int32), 4, seed=0)
 
@@ -48,13 +48,13 @@ class StandIn:
         return False
 
 
-def asleep(llm: StandIn) -> RolloutEngine:
-    engine = object.__new__(RolloutEngine)
+def asleep(llm: StandIn) -> VllmEngine:
+    engine = object.__new__(VllmEngine)
     vars(engine).update(_llm=llm, _sleeps=True, _asleep=True, _ends=[2], device=torch.device("cuda"), policy_version=0)
     return engine
 
 
-def complete(engine: RolloutEngine) -> Any:
+def complete(engine: VllmEngine) -> Any:
     return engine.complete([REQUEST], version=0, temperature=1.0)
 
 

@@ -7,10 +7,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from megatron_opd.config.schema import ModelConfig
+from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.errors import RunError
 from megatron_opd.refit.push import push
-from megatron_opd.rollout.engine import RolloutEngine
+from megatron_opd.rollout.vllm.engine import VllmEngine
 from tests.e2e import tiny_hf
 from tests.e2e.test_rollout import CONFIG, Tampered, assert_logprobs_of, replaced
 
@@ -30,7 +30,7 @@ def test_experts_are_refitted_and_every_stale_one_is_found(precision: str, width
         name: tensor + step * torch.sign(tensor) * tensor.abs().clamp(min=0.1) for name, tensor in previous.items()
     }
     settings = dict(precision=precision, max_sequence_length=64, seed=0, empty=True)
-    engine = RolloutEngine(ModelConfig(str(directory)), CONFIG, **settings)
+    engine = VllmEngine(ModelConfig(str(directory)), CONFIG, **settings)
     try:
         push(iter(updated.items()), engine, 1)
         experts = [name for name in previous if "experts" in name]

@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers
 
-from megatron_opd import convert
-from megatron_opd.config.architecture import SUPPORTED
+from megatron_opd.architectures.architecture import SUPPORTED
+from megatron_opd.conversion import convert
 from megatron_opd.weights.hf import HfCheckpoint
 from tests import forked
 from tests.e2e import tiny_hf
@@ -68,8 +68,8 @@ def test_hugging_face_round_trip(family: tuple[str, Path, Path], kind: str) -> N
 @pytest.mark.parametrize("kind", KINDS)
 def test_conversion_both_ways(family: tuple[str, Path, Path], kind: str, tmp_path: Path) -> None:
     _, models, _ = family
-    convert.run(str(models / kind), str(tmp_path / "megatron"))
-    convert.run(str(tmp_path / "megatron"), str(tmp_path / "back"))
+    convert.convert(str(models / kind), str(tmp_path / "megatron"))
+    convert.convert(str(tmp_path / "megatron"), str(tmp_path / "back"))
     assert_same_tensors(models / kind, tmp_path / "back")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_opd.mcore import vocab_parallel
+from megatron_opd import vocab_parallel
 from tools.gpu_check import SECTIONS, Report, rows_of_section
 from tools.gpu_sections.machine import Machine
 
@@ -20,7 +20,7 @@ import os, sys
 os.environ["TRITON_INTERPRET"] = "1"
 from importlib import util
 from megatron_opd.mcore import vocab_parallel
-name = "megatron_opd.mcore.vocab_parallel.kernels"
+name = "megatron_opd.vocab_parallel.kernels"
 spec = util.spec_from_file_location(name, sys.argv.pop(1))
 vocab_parallel.kernels = sys.modules[name] = util.module_from_spec(spec)
 spec.loader.exec_module(vocab_parallel.kernels)

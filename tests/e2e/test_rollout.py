@@ -15,13 +15,14 @@ import torch
 import transformers
 from torch.nn import Parameter
 
-from megatron_opd.config.ends import MergedIds
-from megatron_opd.config.schema import ModelConfig, RolloutConfig
+from megatron_opd.architectures.config import ModelConfig
+from megatron_opd.contracts.merged_ids import MergedIds
+from megatron_opd.contracts.rows import Rollout
 from megatron_opd.errors import ConfigError, RunError
-from megatron_opd.records import Rollout
+from megatron_opd.recipe.keys import RolloutConfig
 from megatron_opd.refit.push import push
-from megatron_opd.rollout.engine import RolloutEngine
 from megatron_opd.rollout.mixture import generate_mixture
+from megatron_opd.rollout.vllm.engine import VllmEngine
 from tests.e2e import tiny_hf
 
 pytestmark = pytest.mark.slow
@@ -33,7 +34,7 @@ CONFIG = RolloutConfig(kv_cache_gib=0.0625)
 class Student:
     """An engine and the transformers model with the weights it was last given."""
 
-    engine: RolloutEngine
+    engine: VllmEngine
     model: Any
     version: int = 0
 
@@ -55,7 +56,7 @@ def student(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     model_type, _, tied = request.param.partition("-")
     model = tiny_hf.build(model_type, seed=0, tied=bool(tied))
     directory = tiny_hf.write(model, tmp_path_factory.mktemp("model"))
-    engine = RolloutEngine(ModelConfig(str(directory)), CONFIG, precision="float32", max_sequence_length=300, seed=0)
+    engine = VllmEngine(ModelConfig(str(directory)), CONFIG, precision="float32", max_sequence_length=300, seed=0)
     yield Student(engine, model)
     engine.close()
     assert not torch.distributed.is_initialized()
@@ -112,7 +113,7 @@ def test_sampling_stops_at_every_end_of_the_model(tmp_path: Path) -> None:
     """The tokenizer's, which vLLM knows by itself, those of the generation config, and further ones."""
     directory = tiny_hf.write(tiny_hf.build("qwen3", seed=0), tmp_path / "model")
     tiny_hf.set_ends(directory, [5, 7])
-    engine = RolloutEngine(ModelConfig(str(directory)), CONFIG, precision="float32", max_sequence_length=300, seed=0,
+    engine = VllmEngine(ModelConfig(str(directory)), CONFIG, precision="float32", max_sequence_length=300, seed=0,
                            further_ends=(11,))  # fmt: skip
     try:
         rollouts = Student(engine, None).generate(tiny_hf.prompts(4, 9), samples_per_prompt=64)
@@ -213,7 +214,7 @@ def test_no_prompts_no_rollouts(student: Student) -> None:
 def test_a_sequence_length_beyond_the_model_is_refused(tmp_path: Path) -> None:
     directory = tiny_hf.write(tiny_hf.build("qwen3", seed=0), tmp_path)
     with pytest.raises(ConfigError, match="max_sequence_length=513"):
-        RolloutEngine(ModelConfig(str(directory)), CONFIG, precision="float32", max_sequence_length=513, seed=0)
+        VllmEngine(ModelConfig(str(directory)), CONFIG, precision="float32", max_sequence_length=513, seed=0)
 
 
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -236,7 +237,7 @@ def test_a_recipe_may_change_the_rotary_base_and_the_context(
     old |= {"rope_scaling": rope} if spelling == "rope_scaling" else {}
     (directory / "config.json").write_text(json.dumps(config | old))
     changed = ModelConfig(str(directory), rope_theta=30.0, max_position_embeddings=700)
-    engine = RolloutEngine(changed, CONFIG, precision="float32", max_sequence_length=600, seed=0)
+    engine = VllmEngine(changed, CONFIG, precision="float32", max_sequence_length=600, seed=0)
     try:
         rollouts = Student(engine, None).generate(tiny_hf.prompts(3, 560), samples_per_prompt=1)
     finally:
@@ -257,7 +258,7 @@ def test_a_recipe_may_change_the_rotary_base_and_the_context(
 def test_an_engine_in_float16_takes_new_weights_and_samples_from_them(tmp_path: Path) -> None:
     model = tiny_hf.build("qwen3", seed=0)
     directory = tiny_hf.write(model, tmp_path)
-    engine = RolloutEngine(ModelConfig(str(directory)), CONFIG, precision="float16", max_sequence_length=300, seed=0)
+    engine = VllmEngine(ModelConfig(str(directory)), CONFIG, precision="float16", max_sequence_length=300, seed=0)
     student = Student(engine, model)
     try:
         report = student.refit(lambda name, parameter: (parameter + 0.01 * parameter.sign()).half().float())
@@ -276,7 +277,7 @@ def test_tokens_of_a_mixture_come_from_both_models(tmp_path: Path) -> None:
     engines = []
     for name, model in models.items():
         directory = ModelConfig(str(tiny_hf.write(model, tmp_path / name)))
-        engines.append(RolloutEngine(directory, CONFIG, precision="float32", max_sequence_length=300, seed=0))
+        engines.append(VllmEngine(directory, CONFIG, precision="float32", max_sequence_length=300, seed=0))
     student, teacher = engines
     asked = dict(version=0, step=3, samples_per_prompt=64, max_completion_tokens=12, temperature=1.0, seed=5)
     try:
@@ -308,7 +309,7 @@ def test_the_first_token_of_a_mixture_has_its_frequencies(tmp_path: Path) -> Non
     """Also where the teacher has an end of its own, which becomes the student's."""
     models = [tiny_hf.build("qwen3", seed=0), tiny_hf.build("qwen3", seed=1)]
     engines = [
-        RolloutEngine(ModelConfig(str(tiny_hf.write(model, tmp_path / str(i)))), CONFIG, precision="float32",
+        VllmEngine(ModelConfig(str(tiny_hf.write(model, tmp_path / str(i)))), CONFIG, precision="float32",
                       max_sequence_length=300, seed=0)
         for i, model in enumerate(models)
     ]  # fmt: skip
@@ -365,7 +366,7 @@ def test_an_engine_without_weights_takes_nothing_less_than_all_of_them(tmp_path:
     directory = tiny_hf.write(model, tmp_path)
     (directory / "model.safetensors").unlink()
     settings = dict(precision="float32", max_sequence_length=300, seed=0, empty=True)
-    engine = RolloutEngine(ModelConfig(str(directory)), CONFIG, **settings)
+    engine = VllmEngine(ModelConfig(str(directory)), CONFIG, **settings)
     student = Student(engine, model)
     try:
         for _ in ("new", "restarted"):
@@ -386,7 +387,7 @@ def test_an_engine_without_weights_takes_nothing_less_than_all_of_them(tmp_path:
 class Tampered:
     """The engine behind a link that changes tensors after the sender has seen them."""
 
-    def __init__(self, engine: RolloutEngine, change: Callable[[dict], dict]) -> None:
+    def __init__(self, engine: VllmEngine, change: Callable[[dict], dict]) -> None:
         self._engine = engine
         self._change = change
         self.dtype = engine.dtype

@@ -22,8 +22,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from megatron_opd import convert
-from megatron_opd.config.architecture import read_architecture
+from megatron_opd.architectures.architecture import read_architecture
+from megatron_opd.conversion import convert
 from megatron_opd.weights.hf import HfCheckpoint
 from tests.forked import run as run_forked
 from tools import demo, make_demo
@@ -323,7 +323,7 @@ def test_one_process_needs_no_launcher_and_draws_the_same_samples(
     bench: Bench, whole_run: Path, tmp_path: Path
 ) -> None:
     """From the same weights in Megatron's format, which vLLM cannot read and the refit brings it."""
-    run, student = tmp_path / "alone", convert.run(str(bench.student), str(tmp_path / "student"))
+    run, student = tmp_path / "alone", convert.convert(str(bench.student), str(tmp_path / "student"))
     changes = ["eval=null", "num_steps=1", f"student.path={student}"]
     command("train", *bench.recipe(run, *LAYOUTS["dp2"], *changes))
     assert [row["step"] for row in rows_of(run)] == [0, 1]
@@ -407,7 +407,7 @@ def test_mixtures_of_experts_teach_and_learn(bench: Bench, tmp_path: Path) -> No
     for seed, directory in enumerate((teacher, student)):
         torch.manual_seed(seed)
         transformers.Qwen3MoeForCausalLM(config).save_pretrained(directory)
-    student = convert.run(str(student), str(tmp_path / "converted"))
+    student = convert.convert(str(student), str(tmp_path / "converted"))
     changes = ["method=opd", "num_steps=3", "teacher.layout.tensor_model_parallel_size=2",
                "teacher.layout.expert_model_parallel_size=2", "student.layout.expert_model_parallel_size=2",
                f"teacher.path={teacher}", f"student.path={student}"]  # fmt: skip

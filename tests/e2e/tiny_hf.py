@@ -10,7 +10,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from megatron_opd.records import Prompt, Rollout
+from megatron_opd.contracts.rows import Prompt, Rollout
 
 VOCAB_SIZE = 96  # not a multiple of 64, to which vLLM pads
 EOS_ID = 1

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_opd.config.architecture import read_architecture
-from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.architectures.architecture import read_architecture
+from megatron_opd.architectures.config import LayoutConfig
 from megatron_opd.mcore import parallel as process_groups
 from megatron_opd.mcore.model import build_model
 from megatron_opd.weights.load import load_hf

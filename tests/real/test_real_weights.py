@@ -9,7 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from megatron_opd import convert
+from megatron_opd.conversion import convert
 from megatron_opd.weights.hf import HfCheckpoint
 from tests.distributed.conftest import run_distributed  # noqa: F401
 from tests.real.logits_worker import PRECISIONS
@@ -81,8 +81,8 @@ def test_logits_are_those_of_transformers(
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_conversion_both_ways_bit_for_bit(precision: str, model_dir: Path, tmp_path: Path) -> None:
-    convert.run(str(model_dir), str(tmp_path / "megatron"), dtype=precision)
-    convert.run(str(tmp_path / "megatron"), str(tmp_path / "back"))
+    convert.convert(str(model_dir), str(tmp_path / "megatron"), dtype=precision)
+    convert.convert(str(tmp_path / "megatron"), str(tmp_path / "back"))
     before, after = HfCheckpoint(model_dir), HfCheckpoint(tmp_path / "back")
     assert before.shapes == after.shapes and len(before.shapes) == 272
     dtype = getattr(torch, precision)

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from megatron_opd.config.plan import fit_topk
-from megatron_opd.config.terms import MethodConfig
-from megatron_opd.mcore.vocab_parallel import divergence, logprobs
+from megatron_opd.contracts.rows import Prompt, Rollout, Signals, StudentSignals, TeacherSignals
+from megatron_opd.methods.needs import fit_topk
+from megatron_opd.methods.terms import MethodConfig
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import Objective
-from megatron_opd.records import Prompt, Rollout, Signals, StudentSignals, TeacherSignals
+from megatron_opd.vocab_parallel import divergence, logprobs
 
 V, K = 7, 3
 _random = np.random.default_rng(0)

@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from megatron_opd.mcore.vocab_parallel import blocks, kernels
-from megatron_opd.mcore.vocab_parallel.shards import Shard
+from megatron_opd.vocab_parallel import blocks, kernels
+from megatron_opd.vocab_parallel.shards import Shard
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 

@@ -7,7 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from megatron_opd.mcore.vocab_parallel import kernels
+from megatron_opd.vocab_parallel import kernels
 
 TYPES = {
     "logits": "*bf16", "out": "*bf16", "columns": "*i64", "here": "*u8", "width": "i32", "valid": "i32", "k": "i32",

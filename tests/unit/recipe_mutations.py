@@ -6,7 +6,7 @@ import math
 import random
 from typing import Any
 
-from megatron_opd.config.load import read_recipe, recipe_files
+from megatron_opd.recipe.load import read_recipe, recipe_files
 
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 3, 2**31, 2**32, 2**63, 10**30, -(10**30), 0.5, -0.5, 1e-320, 1e308, math.nan,

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from megatron_opd.config.schema import EvalConfig, LogConfig
-from megatron_opd.evaluate import accuracy
+from megatron_opd.contracts.rows import Prompt, Rollout, StepRecord
+from megatron_opd.evaluation.heldout import accuracy
 from megatron_opd.metrics.console import open_console
 from megatron_opd.metrics.interval import interval_95
-from megatron_opd.metrics.report import write_report
 from megatron_opd.metrics.sinks import Sinks
 from megatron_opd.metrics.summary import reward_metrics
-from megatron_opd.records import Prompt, Rollout, StepRecord
+from megatron_opd.recipe.keys import EvalConfig, LogConfig
+from megatron_opd.report.page import write_report
 from tests.unit.test_metrics import make_config
 
 HELD_OUT = {

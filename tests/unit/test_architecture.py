@@ -10,14 +10,14 @@ import torch
 import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from megatron_opd.config.architecture import (
+from megatron_opd.architectures.architecture import (
     architecture_of,
     config_changes,
     engine_changes,
     read_architecture,
 )
-from megatron_opd.config.rope import RopeScaling, read_rope, yarn_attention_factor
-from megatron_opd.config.schema import ModelConfig
+from megatron_opd.architectures.config import ModelConfig
+from megatron_opd.architectures.rope import RopeScaling, read_rope, yarn_attention_factor
 from megatron_opd.errors import DataError
 from megatron_opd.mcore.rope import scaled_frequencies
 

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from megatron_opd.config.load import dump_config, load_config
-from megatron_opd.config.schema import DataConfig, TemplateConfig
 from megatron_opd.errors import ConfigError, DataError
-from megatron_opd.prompts import chat_template as module
-from megatron_opd.prompts import pin as pin_module
-from megatron_opd.prompts.chat_template import ChatTemplate
-from megatron_opd.prompts.data import load_prompts
-from megatron_opd.prompts.pin import keep_pins, pin
-from megatron_opd.prompts.template import render
-from megatron_opd.prompts.tokenizer import load_tokenizer
+from megatron_opd.recipe.keys import DataConfig, TemplateConfig
+from megatron_opd.recipe.load import dump_config, load_config
+from megatron_opd.tasks import chat_template as module
+from megatron_opd.tasks import pin as pin_module
+from megatron_opd.tasks.chat_template import ChatTemplate
+from megatron_opd.tasks.data import load_prompts
+from megatron_opd.tasks.pin import keep_pins, pin
+from megatron_opd.tasks.template import render
+from megatron_opd.tasks.tokenizer import load_tokenizer
 from tests.tiny_config import tiny_config
 from tests.unit.byte_tokenizer import CHAT_TEMPLATE, write_byte_tokenizer
 

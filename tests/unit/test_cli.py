@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_opd import __version__, cli, commands
-from megatron_opd.config.load import dump_config, load_config
+from megatron_opd import __version__
+from megatron_opd.checks.training import check_data, check_resumed
+from megatron_opd.cli import commands
+from megatron_opd.cli import main as cli
 from megatron_opd.errors import ConfigError, DataError, Interrupted, RunError
-from megatron_opd.manifest import write_manifest
-from megatron_opd.preflight import check_data, check_resumed
+from megatron_opd.files.manifest import write_manifest
+from megatron_opd.recipe.load import dump_config, load_config
 from tests.unit.tiny_model_files import write_recipe
 
 

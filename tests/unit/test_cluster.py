@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_opd import cli
+from megatron_opd.cli import main as cli
 from megatron_opd.cluster import job as jobs
 from megatron_opd.cluster import rank, script
 from megatron_opd.cluster.job import Job
@@ -23,8 +23,8 @@ from megatron_opd.cluster.place import Place, expand
 from megatron_opd.cluster.profile import PROFILES, ClusterConfig, ContainerConfig, check_present, load_profile, seconds
 from megatron_opd.cluster.submit import unmounted
 from megatron_opd.cluster.watch import in_words
-from megatron_opd.config.load import load_config
 from megatron_opd.errors import ConfigError
+from megatron_opd.recipe.load import load_config
 from tests.unit.tiny_model_files import write_recipe
 
 CPU = ClusterConfig(gpu="cpu", processes_per_node=2)

@@ -4,10 +4,10 @@ from collections import Counter
 
 import numpy as np
 
-from megatron_opd.collect import with_new_samples
-from megatron_opd.prompts.source import PromptSource
-from megatron_opd.records import Prompt
+from megatron_opd.contracts.rows import Prompt
 from megatron_opd.rollout.requests import request_seed, sample_numbers
+from megatron_opd.runs.collect import with_new_samples
+from megatron_opd.tasks.source import PromptSource
 
 
 def test_no_two_samples_of_a_step_have_one_seed() -> None:

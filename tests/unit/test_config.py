@@ -10,16 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_opd.config.architecture import architecture_of, config_changes, read_architecture
-from megatron_opd.config.check import check_run_directory, preflight
-from megatron_opd.config.check_sizes import processes_needed
-from megatron_opd.config.load import dump_config, load_config, recipe_files
-from megatron_opd.config.methods import CATALOGUE
-from megatron_opd.config.parts import LinearDecay
-from megatron_opd.config.schema import ModelConfig, RunConfig
-from megatron_opd.config.terms import CrossEntropyTerm
-from megatron_opd.config.validate import differences, key_paths
+from megatron_opd.architectures.architecture import architecture_of, config_changes, read_architecture
+from megatron_opd.architectures.config import ModelConfig
+from megatron_opd.checks.recipe import check_run_directory, preflight
+from megatron_opd.checks.sizes import processes_needed
 from megatron_opd.errors import ConfigError, OpdError
+from megatron_opd.files.typed import differences, key_paths
+from megatron_opd.methods.catalogue import CATALOGUE
+from megatron_opd.methods.parts import LinearDecay
+from megatron_opd.methods.terms import CrossEntropyTerm
+from megatron_opd.recipe.keys import RunConfig
+from megatron_opd.recipe.load import dump_config, load_config, recipe_files
 from tests.unit.tiny_model_files import TOKENS, write_model, write_recipe
 from tools import make_docs
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import transformers
 
-from megatron_opd.cli import main
-from megatron_opd.config.architecture import read_architecture
-from megatron_opd.config.config_keys import REFUSED, unknown_keys
+from megatron_opd.architectures.architecture import read_architecture
+from megatron_opd.architectures.config_keys import REFUSED, unknown_keys
+from megatron_opd.cli.main import main
 from megatron_opd.errors import DataError
 from tests.unit.tiny_model_files import write_model, write_recipe
 

@@ -15,19 +15,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megatron_opd import cli, convert, launch
-from megatron_opd.config.architecture import read_architecture
-from megatron_opd.config.check import preflight
-from megatron_opd.config.load import load_config
+from megatron_opd.architectures.architecture import read_architecture
+from megatron_opd.checks.recipe import preflight
+from megatron_opd.cli import main as cli
+from megatron_opd.conversion import convert, directions
 from megatron_opd.errors import DataError, Interrupted, RunError
-from megatron_opd.manifest import CheckedFile, NewFile, describe, find_damage
-from megatron_opd.weights import conversion
+from megatron_opd.files.manifest import CheckedFile, NewFile, describe, find_damage
+from megatron_opd.recipe.load import load_config
 from megatron_opd.weights.blocks import BLOCK, Extent, equal_bits, write_blocks
 from megatron_opd.weights.check import check_weights
 from megatron_opd.weights.distributed import DistributedCheckpoint, write_pieces
 from megatron_opd.weights.hf import HfCheckpoint, plan_shards
 from megatron_opd.weights.pieces import pieces_of
 from megatron_opd.weights.table import hf_shapes, weight_table
+from megatron_opd.world import torchrun
 from tests.unit.tiny_model_files import write_model, write_recipe
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
@@ -42,7 +43,7 @@ MODELS = {
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(conversion, "FILE_BYTES", 3000)
+    monkeypatch.setattr(directions, "FILE_BYTES", 3000)
 
 
 def write_source(directory: Path, dtype: torch.dtype = torch.bfloat16, **changes: object) -> Path:
@@ -86,9 +87,9 @@ def truncate(path: Path) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_there_and_back_is_the_same_bit_for_bit(name: str, tmp_path: Path) -> None:
     source = write_source(tmp_path / "hf", **MODELS[name])
-    there = convert.run(str(source), str(tmp_path / "megatron"))
+    there = convert.convert(str(source), str(tmp_path / "megatron"))
     assert len(list((there / "model").glob("*.distcp"))) > 3
-    back = convert.run(str(there), str(tmp_path / "back"))
+    back = convert.convert(str(there), str(tmp_path / "back"))
     assert len(list(back.glob("*.safetensors"))) > 3
     assert same_tensors(source, back, torch.bfloat16)
     assert set(HfCheckpoint(back).dtypes.values()) == {torch.bfloat16}
@@ -101,23 +102,23 @@ def test_there_and_back_is_the_same_bit_for_bit(name: str, tmp_path: Path) -> No
 
 
 def test_the_dtype_can_be_chosen_in_both_directions(source: Path, tmp_path: Path) -> None:
-    wide = convert.run(str(source), str(tmp_path / "wide"), dtype="float32")
+    wide = convert.convert(str(source), str(tmp_path / "wide"), dtype="float32")
     checkpoint = DistributedCheckpoint(wide / "model")
     assert checkpoint.check(read_architecture(source)) is torch.float32
-    back = convert.run(str(wide), str(tmp_path / "back"), dtype="bfloat16")
+    back = convert.convert(str(wide), str(tmp_path / "back"), dtype="bfloat16")
     assert same_tensors(source, back, torch.bfloat16)
 
 
 def test_file_systems_that_cannot_copy_between_them_get_the_same(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = convert.run(str(source), str(tmp_path / "megatron"))
+    there = convert.convert(str(source), str(tmp_path / "megatron"))
 
     def refused(*arguments: object) -> int:
         raise OSError(errno.EXDEV, "another device")
 
     monkeypatch.setattr(os, "copy_file_range", refused)
-    assert same_tensors(source, convert.run(str(there), str(tmp_path / "back")), torch.bfloat16)
+    assert same_tensors(source, convert.convert(str(there), str(tmp_path / "back")), torch.bfloat16)
 
 
 def test_a_file_read_in_order_gives_its_checksum_too(tmp_path: Path) -> None:
@@ -141,20 +142,20 @@ def test_a_source_that_becomes_shorter_is_an_error(tmp_path: Path) -> None:
 def test_tensors_of_more_than_one_block_are_the_same(tmp_path: Path) -> None:
     rows = BLOCK // 16 * 2 + 3
     source = write_source(tmp_path / "hf", vocab_size=rows)
-    convert.run(str(source), str(tmp_path / "megatron"))
-    convert.run(str(tmp_path / "megatron"), str(tmp_path / "back"))
+    convert.convert(str(source), str(tmp_path / "megatron"))
+    convert.convert(str(tmp_path / "megatron"), str(tmp_path / "back"))
     assert HfCheckpoint(source).shapes["model.embed_tokens.weight"][0] == rows
     assert same_tensors(source, tmp_path / "back", torch.bfloat16)
 
 
 def test_numbers_that_float16_cannot_hold_are_refused_by_tensor(source: Path, tmp_path: Path) -> None:
-    assert convert.run(str(source), str(tmp_path / "half"), dtype="float16").is_dir()  # an infinity stays one
+    assert convert.convert(str(source), str(tmp_path / "half"), dtype="float16").is_dir()  # an infinity stays one
     big = write_source(tmp_path / "big", torch.float32)
     tensors = {name: HfCheckpoint(big).read(name) for name in HfCheckpoint(big).shapes}
     tensors["model.norm.weight"][3] = 1e5
     save_file(tensors, big / "model.safetensors")
     with pytest.raises(DataError, match=r"model.norm.weight|final_layernorm.weight: holds numbers beyond float16"):
-        convert.run(str(big), str(tmp_path / "out"), dtype="float16")
+        convert.convert(str(big), str(tmp_path / "out"), dtype="float16")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["big", "half", "hf"]
 
 
@@ -174,10 +175,10 @@ def test_several_processes_share_the_files_out(
         assert max(written) - min(written) <= 1
         return 0, ""
 
-    one = convert.run(str(source), str(tmp_path / "one"), dtype="float32")
+    one = convert.convert(str(source), str(tmp_path / "one"), dtype="float32")
     capsys.readouterr()
-    monkeypatch.setattr(launch, "run_workers", in_turn)
-    three = convert.run(str(source), str(tmp_path / "three"), dtype="float32", nproc=3)
+    monkeypatch.setattr(torchrun, "run_workers", in_turn)
+    three = convert.convert(str(source), str(tmp_path / "three"), dtype="float32", nproc=3)
     files = [str(path.relative_to(one)) for path in one.rglob("*.distcp")]
     assert all((three / name).read_bytes() == (one / name).read_bytes() for name in files)
     assert find_damage(three) is None
@@ -187,9 +188,9 @@ def test_several_processes_share_the_files_out(
 def test_how_the_processes_end_is_how_the_conversion_ends(
     code: int, kind: type[Exception], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "run_workers", lambda nproc, argv: (code, "so it was"))
+    monkeypatch.setattr(torchrun, "run_workers", lambda nproc, argv: (code, "so it was"))
     with pytest.raises(kind):
-        convert.run(str(source), str(tmp_path / "out"), nproc=2)
+        convert.convert(str(source), str(tmp_path / "out"), nproc=2)
     assert (tmp_path / ".out.partial").exists() == (kind is not DataError)
 
 
@@ -197,8 +198,8 @@ def test_how_the_processes_end_is_how_the_conversion_ends(
 KILLED = """
 import os, signal, sys
 from megatron_opd import convert
-from megatron_opd.weights import conversion, sealed
-conversion.FILE_BYTES = 3000
+from megatron_opd.conversion import directions, sealed
+directions.FILE_BYTES = 3000
 seal, count = sealed._seal, []
 def killing(*arguments):
     seal(*arguments)
@@ -206,7 +207,7 @@ def killing(*arguments):
     if len(count) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 sealed._seal = killing
-convert.run(sys.argv[1], sys.argv[2])
+convert.convert(sys.argv[1], sys.argv[2])
 """
 
 
@@ -215,7 +216,7 @@ def test_a_killed_conversion_goes_on_with_its_whole_files(
     backwards: bool, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if backwards:
-        source = convert.run(str(source), str(tmp_path / "megatron"))
+        source = convert.convert(str(source), str(tmp_path / "megatron"))
     out, partial = tmp_path / "out", tmp_path / ".out.partial"
     killed = subprocess.run([sys.executable, "-c", KILLED, source, out], stdout=subprocess.DEVNULL)
     assert killed.returncode == -signal.SIGKILL
@@ -225,7 +226,7 @@ def test_a_killed_conversion_goes_on_with_its_whole_files(
     flip_a_bit(whole[0])
     written_at = {path.name: path.stat().st_mtime_ns for path in whole}
     capsys.readouterr()
-    convert.run(str(source), str(out))
+    convert.convert(str(source), str(out))
     kept = [line.split()[1].rstrip(":") for line in capsys.readouterr().out.splitlines() if "was there" in line]
     assert [Path(name).name for name in kept] == [path.name for path in whole[1:]]
     now = {path.name: path.stat().st_mtime_ns for path in out.rglob("*") if path.name in written_at}
@@ -251,7 +252,7 @@ def test_two_conversions_do_not_write_one_directory(source: Path, tmp_path: Path
         convert._locked(tmp_path / ".out.partial"),
         pytest.raises(DataError, match=r"\.out\.partial: another process is writing it"),
     ):
-        convert.run(str(source), str(tmp_path / "out"))
+        convert.convert(str(source), str(tmp_path / "out"))
 
 
 def test_a_file_that_does_not_read_back_is_an_error(
@@ -264,9 +265,9 @@ def test_a_file_that_does_not_read_back_is_an_error(
         flip_a_bit(Path(file.name))
         return records
 
-    monkeypatch.setattr(conversion, "write_pieces", faulty)
+    monkeypatch.setattr(directions, "write_pieces", faulty)
     with pytest.raises(RunError, match=r"does not read back as it was written"):
-        convert.run(str(source), str(tmp_path / "out"))
+        convert.convert(str(source), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -351,7 +352,7 @@ def test_a_megatron_directory_without_is_refused(
     case: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage, said = BAD_MEGATRON[case]
-    megatron = convert.run(str(source), str(tmp_path / "megatron"))
+    megatron = convert.convert(str(source), str(tmp_path / "megatron"))
     damage(megatron)
     line = refused(capsys, megatron)
     assert said in line
@@ -361,8 +362,8 @@ def test_a_megatron_directory_without_is_refused(
 def test_a_bit_of_a_converted_shard_is_noticed(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    convert.run(str(source), str(tmp_path / "megatron"))
-    back = convert.run(str(tmp_path / "megatron"), str(tmp_path / "back"))
+    convert.convert(str(source), str(tmp_path / "megatron"))
+    back = convert.convert(str(tmp_path / "megatron"), str(tmp_path / "back"))
     flip_a_bit(max(back.glob("*.safetensors"), key=lambda path: path.stat().st_size))
     assert "does not match its checksum" in refused(capsys, back)
 
@@ -379,7 +380,7 @@ def test_a_bit_of_a_converted_shard_is_noticed(
 def test_a_megatron_checkpoint_of_another_model_is_refused(
     changes: dict[str, object], said: str, source: Path, tmp_path: Path
 ) -> None:
-    megatron = convert.run(str(source), str(tmp_path / "megatron"))
+    megatron = convert.convert(str(source), str(tmp_path / "megatron"))
     change_config(megatron, **changes)
     with pytest.raises(DataError) as error:
         DistributedCheckpoint(megatron / "model").check(read_architecture(megatron))
@@ -387,7 +388,7 @@ def test_a_megatron_checkpoint_of_another_model_is_refused(
 
 
 def test_blocks_that_metadata_does_not_have_are_missed(source: Path, tmp_path: Path) -> None:
-    megatron = convert.run(str(source), str(tmp_path / "megatron"))
+    megatron = convert.convert(str(source), str(tmp_path / "megatron"))
     checkpoint = DistributedCheckpoint(megatron / "model")
     arch = read_architecture(megatron)
     key = pieces_of(arch)[-2].key
@@ -411,7 +412,7 @@ def test_a_recipe_may_name_converted_models_but_none_that_vllm_itself_has_to_loa
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = str(write_recipe(tmp_path))
-    megatron = convert.run(str(source), str(tmp_path / "megatron"))
+    megatron = convert.convert(str(source), str(tmp_path / "megatron"))
     for model in ("student", "teacher"):
         assert preflight(load_config(recipe, [f"{model}.path={megatron}"]), world_size=1) == []
     refusal = r"megatron: holds Megatron weights, and vLLM samples from this model"

@@ -14,15 +14,15 @@ import pyarrow.parquet
 import pytest
 from tokenizers import normalizers
 
-from megatron_opd.config.load import load_config
-from megatron_opd.config.schema import DataConfig, HeldoutConfig, RunConfig, TemplateConfig
+from megatron_opd.checks.training import check_data
+from megatron_opd.contracts.rows import Prompt
 from megatron_opd.errors import DataError
-from megatron_opd.preflight import check_data
-from megatron_opd.prompts import rows as rows_module
-from megatron_opd.prompts.data import load_heldout, load_prompts
-from megatron_opd.prompts.files import changed_data, data_files, data_sha256
-from megatron_opd.prompts.tokenizer import load_tokenizer
-from megatron_opd.records import Prompt
+from megatron_opd.recipe.keys import DataConfig, HeldoutConfig, RunConfig, TemplateConfig
+from megatron_opd.recipe.load import load_config
+from megatron_opd.tasks import rows as rows_module
+from megatron_opd.tasks.data import load_heldout, load_prompts
+from megatron_opd.tasks.data_files import changed_data, data_files, data_sha256
+from megatron_opd.tasks.tokenizer import load_tokenizer
 from tests.tiny_config import tiny_config
 from tests.unit.byte_tokenizer import write_byte_tokenizer
 from tests.unit.tiny_model_files import write_recipe

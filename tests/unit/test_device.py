@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megatron_opd.config import host
 from megatron_opd.doctor import packages
 from megatron_opd.errors import ConfigError
 from megatron_opd.mcore import device
+from megatron_opd.world import host
 
 VARIABLE = "MEGATRON_OPD_DEVICE"
 

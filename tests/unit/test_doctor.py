@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from megatron_opd.config.architecture import architecture_of, read_architecture
-from megatron_opd.config.check import preflight
-from megatron_opd.config.load import dump_config, load_config
-from megatron_opd.config.methods import CATALOGUE
-from megatron_opd.config.plan import plan
-from megatron_opd.config.terms import DivergenceTerm, PolicyGradientTerm, TopKTerm
+from megatron_opd.architectures.architecture import architecture_of, read_architecture
+from megatron_opd.checks.recipe import preflight
 from megatron_opd.doctor.judge import judge
-from megatron_opd.doctor.rollouts import recorded
+from megatron_opd.doctor.rows import recorded
 from megatron_opd.doctor.shrink import alone, shrink
 from megatron_opd.doctor.vanishing import vanishing
+from megatron_opd.methods.catalogue import CATALOGUE
+from megatron_opd.methods.needs import needs_of
+from megatron_opd.methods.terms import DivergenceTerm, PolicyGradientTerm, TopKTerm
+from megatron_opd.recipe.load import dump_config, load_config
 from megatron_opd.weights.load import check_hf
 from tests.unit.tiny_model_files import write_model, write_recipe
 
@@ -82,8 +82,8 @@ def test_what_does_not_apply_is_said(tmp_path: Path) -> None:
 def test_distances_are_the_divergences_and_log_ratios() -> None:
     found = {name: vanishing(entry.method, 16) for name, entry in CATALOGUE.items()}
     without = {name for name, method in found.items() if method is None}
-    needs_none = {name for name, entry in CATALOGUE.items() if not plan(entry.method).teacher_head
-                  and not plan(entry.method).teacher}  # fmt: skip
+    needs_none = {name for name, entry in CATALOGUE.items() if not needs_of(entry.method).teacher_head
+                  and not needs_of(entry.method).teacher}  # fmt: skip
     assert without == needs_none | {
         "tgpo", "tgpo_annealing", "tgpo_r", "tgpo_r_indicator", "tgpo_r_teacher", "trrd"
     }  # fmt: skip
@@ -167,6 +167,6 @@ def test_recorded_rollouts_are_what_a_method_reads(tmp_path: Path) -> None:
         rollouts = recorded(config, 16)
         assert max(r.token_ids.max() for r in rollouts) < 16
         method = entry.method
-        whole_traces = plan(method).traces and not method.prefix and method.on_policy_fraction == 1
+        whole_traces = needs_of(method).traces and not method.prefix and method.on_policy_fraction == 1
         assert any(r.given == r.num_tokens for r in rollouts) == whole_traces, name
         assert any(r.by_teacher is not None for r in rollouts) == (method.teacher_share > 0)

@@ -8,21 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_opd.config.check import preflight
-from megatron_opd.config.ends import Ends, MergedIds, merged_ends, read_ends
-from megatron_opd.config.load import load_config
-from megatron_opd.config.methods import CATALOGUE
-from megatron_opd.config.schema import DataConfig, TemplateConfig
+from megatron_opd.architectures.ends import Ends, merged_ends, read_ends
+from megatron_opd.checks.recipe import preflight
+from megatron_opd.contracts.merged_ids import MergedIds
+from megatron_opd.contracts.rows import Prompt, Rollout, Signals
 from megatron_opd.errors import DataError
+from megatron_opd.evaluation.traces import with_students_end
 from megatron_opd.mcore.head import Head
-from megatron_opd.mcore.vocab_parallel import linear_topk, merge_logits, rows_of
+from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import Objective
-from megatron_opd.prompts.data import load_prompts
-from megatron_opd.prompts.tokenizer import ends_of, load_tokenizer
-from megatron_opd.records import Prompt, Rollout, Signals
-from megatron_opd.traces import with_students_end
+from megatron_opd.recipe.keys import DataConfig, TemplateConfig
+from megatron_opd.recipe.load import load_config
+from megatron_opd.tasks.data import load_prompts
+from megatron_opd.tasks.tokenizer import ends_of, load_tokenizer
+from megatron_opd.vocab_parallel import linear_topk, merge_logits, rows_of
 from megatron_opd.weights.hf import write_ends
 from tests.unit.categorical import OnLogits
 from tests.unit.tiny_model_files import TOKENS, write_model, write_recipe

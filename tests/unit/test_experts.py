@@ -12,8 +12,8 @@ from megatron.core.dist_checkpointing.mapping import apply_factories
 from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.transformer.moe.experts import SequentialMLP
 
-from megatron_opd.config.architecture import Architecture, Experts
-from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.architectures.architecture import Architecture, Experts
+from megatron_opd.architectures.config import LayoutConfig
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.experts import GroupedExperts
 from megatron_opd.mcore.model import transformer_config

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_opd.exported import due
+from megatron_opd.runs.exported import due
 from megatron_opd.weights.hf import Origin, companions, read_origin
 
 

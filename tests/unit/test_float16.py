@@ -9,30 +9,23 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megatron_opd.config.architecture import architecture_of
-from megatron_opd.config.methods import CATALOGUE
-from megatron_opd.config.schema import (
-    DataConfig,
-    LayoutConfig,
-    LossScaleConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainConfig,
-)
+from megatron_opd.architectures.architecture import architecture_of
+from megatron_opd.architectures.config import LayoutConfig, ModelConfig
+from megatron_opd.contracts.rows import Prompt, Rollout, Signals
 from megatron_opd.errors import DataError, RunError
 from megatron_opd.mcore import parallel as groups
-from megatron_opd.mcore import schedule
+from megatron_opd.mcore import passes
 from megatron_opd.mcore.batch import Columns, micro_batches
 from megatron_opd.mcore.model import build_model
+from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import Objective
-from megatron_opd.records import Prompt, Rollout, Signals
+from megatron_opd.recipe.keys import DataConfig, LossScaleConfig, OptimizerConfig, RunConfig, TrainConfig
 from megatron_opd.teacher.score import Teacher
-from megatron_opd.train import checkpoint
-from megatron_opd.train.step import Trainer
-from megatron_opd.train.student import Student, prepare
+from megatron_opd.trainer import checkpoint
+from megatron_opd.trainer.step import Trainer
+from megatron_opd.trainer.student import Student, prepare
 from megatron_opd.weights.load import load_hf
 from megatron_opd.weights.table import hf_shapes, weight_table
 from tests.unit.tiny_model_files import write_model
@@ -122,7 +115,7 @@ def reference_gradients(model: ModelConfig) -> dict[str, torch.Tensor]:
     def loss(batch: Any, head: Any) -> Any:
         return OBJECTIVE(head, columns.take(batch.rows_T, parallel), 0)
 
-    schedule.run(chunks, parallel, micro_batches(ROLLOUTS, parallel, 64), loss, forward_only=False)
+    passes.forward_backward(chunks, parallel, micro_batches(ROLLOUTS, parallel, 64), loss, forward_only=False)
     return {name: each.grad for name, each in chunks[0].named_parameters()}
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_opd.config.schema import LogConfig
 from megatron_opd.errors import RunError
 from megatron_opd.metrics.run_directory import disk_may_be_full, rollout_files
 from megatron_opd.metrics.sinks import Sinks
+from megatron_opd.recipe.keys import LogConfig
 from tests.unit.test_metrics import files_of, make_config, make_record, make_tokenizer
 
 LOGS = {

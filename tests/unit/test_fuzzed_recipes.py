@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from megatron_opd.cli import main
-from megatron_opd.config.load import dump_config, load_config
+from megatron_opd.cli.main import main
+from megatron_opd.recipe.load import dump_config, load_config
 from tests.unit.recipe_mutations import BOMB, TEXTS, mangle, mutate, whole_recipes
 from tests.unit.tiny_model_files import write_model, write_recipe
 

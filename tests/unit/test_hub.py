@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from megatron_opd.hub import HubModel, parse_id
+from megatron_opd.checks.hub import HubModel, parse_id
 from tests.unit.tiny_model_files import write_model, write_recipe
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

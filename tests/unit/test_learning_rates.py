@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from megatron_opd.config.schema import OptimizerConfig
-from megatron_opd.train.student import learning_rates
+from megatron_opd.recipe.keys import OptimizerConfig
+from megatron_opd.trainer.student import learning_rates
 
 
 def rates(updates: int, **settings: object) -> list[float]:

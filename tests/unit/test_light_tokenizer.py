@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from megatron_opd.prompts.light_tokenizer import read_light_tokenizer
-from megatron_opd.prompts.tokenizer import load_tokenizer
+from megatron_opd.tasks.light_tokenizer import read_light_tokenizer
+from megatron_opd.tasks.tokenizer import load_tokenizer
 from tests.unit.tiny_model_files import write_model, write_recipe
 
 CHATML = (
@@ -188,7 +188,7 @@ def test_it_steps_back_from_files_that_are_no_tokenizers(file: str, content: str
 
 def test_check_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:
     code = (
-        f"import sys; from megatron_opd.cli import main; code = main(['check', {str(write_recipe(tmp_path))!r}]);"
+        f"import sys; from megatron_opd.cli.main import main; code = main(['check', {str(write_recipe(tmp_path))!r}]);"
         "sys.exit(str({'torch', 'transformers', 'pyarrow'} & set(sys.modules)) if code == 0 else code)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

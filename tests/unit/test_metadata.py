@@ -17,9 +17,10 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron_opd import cli, convert
+from megatron_opd.cli import main as cli
+from megatron_opd.conversion import convert
 from megatron_opd.errors import DataError
-from megatron_opd.manifest import write_manifest
+from megatron_opd.files.manifest import write_manifest
 from megatron_opd.weights.metadata import read_metadata
 from tests.unit.hostile_pickles import PICKLES
 from tests.unit.test_convert import write_source
@@ -28,7 +29,7 @@ from tests.unit.test_convert import write_source
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("converted")
-    return convert.run(str(write_source(folder / "hf")), str(folder / "megatron"))
+    return convert.convert(str(write_source(folder / "hf")), str(folder / "megatron"))
 
 
 def write(folder: Path, content: bytes) -> Path:

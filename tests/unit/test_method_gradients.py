@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_opd.config.methods import CATALOGUE
-from megatron_opd.config.parts import ClippedRatio, LogRatioAdvantage, NoRatio, TeacherRatio
-from megatron_opd.config.terms import MethodConfig, PolicyGradientTerm
+from megatron_opd.methods.catalogue import CATALOGUE
+from megatron_opd.methods.parts import ClippedRatio, LogRatioAdvantage, NoRatio, TeacherRatio
+from megatron_opd.methods.terms import MethodConfig, PolicyGradientTerm
 from tests.unit.categorical import (
     PROCESS,
     REFERENCE,

@@ -17,16 +17,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from megatron_opd.config.load import dump_config
-from megatron_opd.config.methods import CATALOGUE
-from megatron_opd.config.schema import DataConfig, LogConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from megatron_opd.architectures.config import ModelConfig
+from megatron_opd.contracts.rows import Prompt, Rollout, StepRecord, TeacherSignals
 from megatron_opd.errors import ConfigError, DataError
+from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.metrics.console import LiveConsole, PlainConsole, open_console
-from megatron_opd.metrics.plots import draw_plots, series
-from megatron_opd.metrics.report import write_report
 from megatron_opd.metrics.run_directory import Row, read_metrics, read_rollouts, rollouts_path
 from megatron_opd.metrics.sinks import Sinks
-from megatron_opd.records import Prompt, Rollout, StepRecord, TeacherSignals
+from megatron_opd.recipe.keys import DataConfig, LogConfig, OptimizerConfig, RunConfig, TrainConfig
+from megatron_opd.recipe.load import dump_config
+from megatron_opd.report.page import write_report
+from megatron_opd.report.plots import draw_plots, series
 
 CHARACTERS = "0123456789+=?, carytensumo.\n<>"
 EOS = len(CHARACTERS)
@@ -357,5 +358,5 @@ def test_what_is_not_a_run_directory(tmp_path: Path, content: str | None, messag
 
 
 def test_the_report_needs_no_torch() -> None:
-    code = "import sys, megatron_opd.metrics.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, megatron_opd.report.page; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_opd.config.methods import CATALOGUE
-from megatron_opd.config.parts import (
+from megatron_opd.contracts.rows import Prompt, Rollout, Signals, StudentSignals, TeacherSignals
+from megatron_opd.mcore.batch import Columns
+from megatron_opd.methods.catalogue import CATALOGUE
+from megatron_opd.methods.needs import active, fit_topk, is_on_policy, needs_of, weight_at
+from megatron_opd.methods.parts import (
     ClippedRatio,
     Correction,
     CosineDecay,
@@ -26,16 +29,13 @@ from megatron_opd.config.parts import (
     Switch,
     TrustGate,
 )
-from megatron_opd.config.plan import active, fit_topk, is_on_policy, plan, weight_at
-from megatron_opd.config.terms import CrossEntropyTerm, MethodConfig, PolicyGradientTerm, TopKTerm
-from megatron_opd.mcore.batch import Columns
+from megatron_opd.methods.terms import CrossEntropyTerm, MethodConfig, PolicyGradientTerm, TopKTerm
 from megatron_opd.objective.advantages import factor, group_advantages, overlong_penalty, returns_to_go, whitened
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns, denominators
 from megatron_opd.objective.estimators import Policies, clipped, policy_gradient
 from megatron_opd.objective.gates import correction, gates
 from megatron_opd.objective.loss import Objective, finish
-from megatron_opd.records import Prompt, Rollout, Signals, StudentSignals, TeacherSignals
 from tests.unit.categorical import OnLogits
 
 V = 7
@@ -370,12 +370,12 @@ def test_weights_over_steps():
 
 def test_a_signal_whose_weight_has_reached_zero_is_not_asked_for():
     annealing = CATALOGUE["tgpo_annealing"].method
-    assert plan(active(annealing, 199)).teacher and not plan(active(annealing, 201)).teacher
+    assert needs_of(active(annealing, 199)).teacher and not needs_of(active(annealing, 201)).teacher
     batch = replace(batch_of(rollout([2, 3], reward=1.0), rollout([4])), signals=Signals(), step=201)
     columns = build_columns(annealing, batch, max_completion_tokens=10)
     loss, sums = Objective(annealing, V, 1.0)(OnLogits(torch.randn(3, V)), columns, 201)
     assert torch.isfinite(loss) and "objective/guidance/loss" not in sums
-    assert not plan(active(CATALOGUE["opd_then_rl"].method, 60)).teacher
+    assert not needs_of(active(CATALOGUE["opd_then_rl"].method, 60)).teacher
 
 
 GATED_BY_TEACHER = {
@@ -396,7 +396,7 @@ def test_a_term_that_has_decayed_needs_no_signal_of_its_gates(gate):
     }
     method = MethodConfig("", {**decaying, "policy": PolicyGradientTerm("policy_gradient")})
     batch = batch_of(rollout([2, 3], reward=1.0), rollout([4]), student=[-1.0, -2.0, -3.0], step=2)
-    assert not plan(active(method, 2)).teacher
+    assert not needs_of(active(method, 2)).teacher
     columns = build_columns(
         method, replace(batch, signals=replace(batch.signals, teacher=None)), max_completion_tokens=10
     )
@@ -425,7 +425,7 @@ def test_an_advantage_of_an_unknown_kind_does_not_train_with_a_loss_of_zero():
         Objective(method, V, 1.0)(OnLogits(torch.zeros(2, V)), known, 0)
 
 
-SIGNALS = {  # the teacher's part of plan(): (teacher, top-k, whole distribution, reference, pass before the update)
+SIGNALS = {  # the teacher's part of needs_of(): (teacher, top-k, whole distribution, reference, pass before the update)
     "sft": (False, 0, False, False, False),
     "grpo": (False, 0, False, False, False),
     "simplerl_zero": (False, 0, False, True, False),
@@ -441,12 +441,12 @@ SIGNALS = {  # the teacher's part of plan(): (teacher, top-k, whole distribution
 
 @pytest.mark.parametrize("name", SIGNALS)
 def test_signals_follow_from_the_terms(name):
-    needs = plan(CATALOGUE[name].method)
+    needs = needs_of(CATALOGUE[name].method)
     got = (needs.teacher, needs.topk, needs.teacher_head, needs.reference, needs.student_pass)
     assert got == SIGNALS[name]
     assert needs.rollouts == (name != "sft") and needs.traces == (name in ("sft", "luffy", "tropd", "gkd"))
     assert needs.rewards == (name in ("grpo", "simplerl_zero", "luffy", "tgpo", "trrd"))
-    assert plan(CATALOGUE[name].method, updates_per_step=2).student_pass
+    assert needs_of(CATALOGUE[name].method, updates_per_step=2).student_pass
 
 
 def test_a_share_of_the_steps_is_on_policy():

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_opd.config.architecture import read_architecture
-from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.architectures.architecture import read_architecture
+from megatron_opd.architectures.config import LayoutConfig
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.model import build_model
-from megatron_opd.train import student as made
-from megatron_opd.train.student import Student, prepare
+from megatron_opd.trainer import student as made
+from megatron_opd.trainer.student import Student, prepare
 from tests.tiny_config import tiny_config
 from tests.unit.tiny_model_files import write_model
 

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.architectures.config import LayoutConfig
+from megatron_opd.contracts.rows import Prompt, Rollout
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.attention import causal_attention
 from megatron_opd.mcore.batch import MicroBatch, balanced, micro_batches, token_offsets
 from megatron_opd.mcore.packing import Packing, local_positions
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.planning.states import world_of_one
-from megatron_opd.records import Prompt, Rollout
 
 HOST = torch.device("cpu")
 

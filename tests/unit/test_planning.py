@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from megatron_opd import cli
-from megatron_opd.config.load import load_config, recipe_files
-from megatron_opd.config.schema import LayoutConfig
-from megatron_opd.planning.architectures import architectures
+from megatron_opd.architectures.config import LayoutConfig
+from megatron_opd.architectures.known import architectures
+from megatron_opd.cli import main as cli
 from megatron_opd.planning.case import Case
 from megatron_opd.planning.hardware import hardware
 from megatron_opd.planning.layouts import candidate, candidates
 from megatron_opd.planning.memory import in_flight, rank_kinds
+from megatron_opd.recipe.load import load_config, recipe_files
 from tests.unit.tiny_model_files import write_model, write_recipe
 
 

@@ -11,31 +11,28 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_opd.config.architecture import Architecture, Experts, parse_architecture
-from megatron_opd.config.methods import CATALOGUE
-from megatron_opd.config.schema import (
-    LayoutConfig,
-    RolloutConfig,
-    RunConfig,
-)
+from megatron_opd.architectures.architecture import Architecture, Experts, parse_architecture
+from megatron_opd.architectures.config import LayoutConfig
+from megatron_opd.architectures.known import TABLE
+from megatron_opd.contracts.rows import Prompt, Rollout, Signals
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.model import DTYPES, build_model
 from megatron_opd.mcore.packing import Packing
 from megatron_opd.mcore.parallel import Parallel
+from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import Objective
 from megatron_opd.planning import activations
-from megatron_opd.planning.activations import MicroBatch
-from megatron_opd.planning.architectures import TABLE
+from megatron_opd.planning.activations import FullMicroBatch
 from megatron_opd.planning.case import Case
 from megatron_opd.planning.hardware import hardware
 from megatron_opd.planning.memory import RankKind, rank_kinds
 from megatron_opd.planning.states import stages, world_of_one
 from megatron_opd.planning.step_time import work
-from megatron_opd.records import Prompt, Rollout, Signals
-from megatron_opd.train.step import update
-from megatron_opd.train.student import prepare
+from megatron_opd.recipe.keys import RolloutConfig, RunConfig
+from megatron_opd.trainer.step import update
+from megatron_opd.trainer.student import prepare
 from tests.tiny_config import tiny_config
 from tests.unit.live_bytes import LiveBytes
 
@@ -67,9 +64,9 @@ def model(
 
 def micro_batch(
     arch: Architecture, layout: LayoutConfig | None = None, precision: str = "float32", predicted: int = LENGTH
-) -> MicroBatch:
+) -> FullMicroBatch:
     element = DTYPES[precision].itemsize
-    return MicroBatch(arch, layout or LayoutConfig(), element, False, SEQUENCES * LENGTH, SEQUENCES * predicted)
+    return FullMicroBatch(arch, layout or LayoutConfig(), element, False, SEQUENCES * LENGTH, SEQUENCES * predicted)
 
 
 def hidden_states(chunk: Any, parallel: Parallel) -> None:

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from megatron_opd import cli
+from megatron_opd.architectures.config import LayoutConfig
+from megatron_opd.cli import main as cli
 from megatron_opd.cluster.profile import ClusterConfig
 from megatron_opd.cluster.submit import fits
-from megatron_opd.config.load import load_config
-from megatron_opd.config.schema import LayoutConfig
 from megatron_opd.errors import ConfigError
 from megatron_opd.planning import step_time
-from megatron_opd.planning.engine import engine
-from megatron_opd.planning.hardware import BRIDGE, LINK
+from megatron_opd.planning.engine_memory import engine
+from megatron_opd.planning.hardware import CHANNEL, LINK
 from megatron_opd.planning.layouts import candidate, candidates
 from megatron_opd.planning.memory import rank_kinds
+from megatron_opd.recipe.load import load_config
 from tests.unit.test_planning import case
 from tests.unit.tiny_model_files import write_recipe
 
@@ -144,8 +144,8 @@ def test_launch_refuses_processes_that_do_not_divide() -> None:
 
 # ------------------------------------------------------------------------------------------------ seconds
 def test_a_step_takes_what_its_roles_take_one_after_the_other(recipe: str) -> None:
-    """Each as long as on as many shared processes, and what crosses a bridge: along a binomial tree of gloo's."""
-    planned, link = case(recipe, 15, *APART), BRIDGE  # slower than the network
+    """Each as long as on as many shared processes, and what crosses a channel: along a binomial tree of gloo's."""
+    planned, link = case(recipe, 15, *APART), CHANNEL  # slower than the network
     apart, alone = candidate(planned).time, {size: candidate(case(recipe, size)).time for size in (3, 4, 8)}
     assert apart.train == alone[8].train
     # 8 completions of 8 tokens: ids and logprobs; an id, a logprob and an entropy

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_opd.config.methods import CATALOGUE
+from megatron_opd.contracts.rows import Prompt, Rollout, Signals
+from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.process_reward import ProcessRewardObjective, process_columns
-from megatron_opd.records import Prompt, Rollout, Signals
 from tests.unit.categorical import OnLogits
 
 V, BETA = 7, 0.05

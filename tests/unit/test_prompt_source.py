@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_opd.contracts.rows import Prompt
 from megatron_opd.errors import DataError
-from megatron_opd.prompts.source import PromptSource
-from megatron_opd.records import Prompt
+from megatron_opd.tasks.source import PromptSource
 
 
 def make_prompts(count: int) -> list[Prompt]:

@@ -14,12 +14,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megatron_opd.config.schema import DataConfig, TemplateConfig
+from megatron_opd.contracts.rows import Prompt
 from megatron_opd.errors import ConfigError, DataError
-from megatron_opd.prompts.data import load_prompts
-from megatron_opd.prompts.template import render
-from megatron_opd.prompts.tokenizer import load_tokenizer
-from megatron_opd.records import Prompt
+from megatron_opd.recipe.keys import DataConfig, TemplateConfig
+from megatron_opd.tasks.data import load_prompts
+from megatron_opd.tasks.template import render
+from megatron_opd.tasks.tokenizer import load_tokenizer
 from tests.unit.byte_tokenizer import write_byte_tokenizer
 
 RAW = DataConfig(train="", template=TemplateConfig(kind="raw"))
@@ -293,7 +293,7 @@ def test_more_rows_than_one_tokeniser_call(tmp_path: Path, tokenizer: Any) -> No
 
 def test_importing_the_station_is_cheap() -> None:
     code = (
-        "import sys, megatron_opd.prompts.data, megatron_opd.prompts.source\n"
+        "import sys, megatron_opd.tasks.data, megatron_opd.tasks.source\n"
         "assert not {'torch', 'transformers', 'pyarrow', 'vllm'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

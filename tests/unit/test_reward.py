@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_opd.config.schema import RewardConfig
+from megatron_opd.contracts.rows import Prompt, Rollout
 from megatron_opd.errors import RunError
-from megatron_opd.records import Prompt, Rollout
-from megatron_opd.reward import pool as pool_module
-from megatron_opd.reward.answer import boxed, final_answer, read_gold
-from megatron_opd.reward.math import judge, math_verdict
-from megatron_opd.reward.plain import compare_plain
-from megatron_opd.reward.pool import RewardPool
+from megatron_opd.recipe.keys import RewardConfig
+from megatron_opd.verify import pool as pool_module
+from megatron_opd.verify.answer import boxed, final_answer, read_gold
+from megatron_opd.verify.math import grade, math_verdict
+from megatron_opd.verify.plain import compare_plain
+from megatron_opd.verify.pool import VerifierPool
 from tests.unit.reward_pairs import PAIRS
 
 LIMIT_SECONDS = 2.0
@@ -56,13 +56,13 @@ def rollout(text: str, gold: str, finish_reason: str = "stop") -> Rollout:
     return Rollout(prompt, 0, none, np.zeros(0, np.float32), text, finish_reason, 0)
 
 
-def process_of(pool: RewardPool) -> int:
+def process_of(pool: VerifierPool) -> int:
     process = pool._workers[0].process
     assert process is not None
     return process.pid
 
 
-def evaluator_of(pool: RewardPool) -> int:
+def evaluator_of(pool: VerifierPool) -> int:
     """The child that the worker forked, once there is one."""
     pid = process_of(pool)
     children = Path(f"/proc/{pid}/task/{pid}/children")
@@ -85,8 +85,8 @@ def is_group_gone(pid: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[RewardPool]:
-    with RewardPool(RewardConfig(timeout_seconds=LIMIT_SECONDS)) as pool:
+def pool() -> Iterator[VerifierPool]:
+    with VerifierPool(RewardConfig(timeout_seconds=LIMIT_SECONDS)) as pool:
         pool.warm_up()
         yield pool
 
@@ -178,7 +178,7 @@ def test_a_gold_answer_is_read_or_refused(gold: str, content: str | None) -> Non
     assert read_gold(gold) == content
 
 
-def test_rewards_reasons_and_order(pool: RewardPool) -> None:
+def test_rewards_reasons_and_order(pool: VerifierPool) -> None:
     cases = [
         (r"so \boxed{42}", "42", "correct"),
         (r"so \boxed{41}", "42", "wrong"),
@@ -207,19 +207,19 @@ def test_pairs_of_answer_and_gold(kind: str) -> None:
     for content, gold_text, is_right in PAIRS[kind]:
         gold, answer = read_gold(gold_text), final_answer(boxed(content))
         assert gold is not None and answer is not None, gold_text
-        assert (judge(answer, gold) == "correct") == is_right, (content, gold_text)
+        assert (grade(answer, gold) == "correct") == is_right, (content, gold_text)
 
 
 def test_a_completion_that_was_cut_off_has_no_answer_without_a_box() -> None:
     for mode in ("boxed", "boxed_or_last"):
-        with RewardPool(RewardConfig(answer=mode)) as pool:
+        with VerifierPool(RewardConfig(answer=mode)) as pool:
             cut = [rollout(text, "5", "length") for text in (r"so 3 + 2 = 5", r"\boxed{5} and so on", r"so \boxed{5")]
             assert [r.reward_reason for r in pool.score(cut)] == ["truncated", "correct", "truncated"]
             ended = pool.score([rollout("so it is 5", "5")])[0].reward_reason
             assert ended == {"boxed": "no_answer", "boxed_or_last": "correct"}[mode]
 
 
-def test_golds_that_nothing_can_match_are_named(pool: RewardPool) -> None:
+def test_golds_that_nothing_can_match_are_named(pool: VerifierPool) -> None:
     golds = ["less than 7", r"\frac{1}{2", "5 apples and 3 oranges", r"\sqrt[", "x^^2"]
     assert [pool.score([rollout(r"\boxed{2x}", gold)])[0].reward_reason for gold in golds] == ["bad_gold"] * len(golds)
 
@@ -232,7 +232,7 @@ def test_many_hostile_answers_stay_within_the_budget(
     pairs: list[tuple[str, str]] = []
     for i in range(2, 8):
         pairs += [(rf"\boxed{{{i}^{{9^{{9^{{9}}}}}}}}", r"\sqrt{2}"), (rf"\boxed{{{i}x}}", f"{i}x")]
-    with RewardPool(RewardConfig(timeout_seconds=5, budget_seconds=1)) as pool:
+    with VerifierPool(RewardConfig(timeout_seconds=5, budget_seconds=1)) as pool:
         pool.score([rollout(r"\boxed{2x}", "2x")])  # the worker is up
         before = time.monotonic()
         scored = pool.score([rollout(text, gold) for text, gold in pairs])
@@ -241,7 +241,7 @@ def test_many_hostile_answers_stay_within_the_budget(
     assert "6 answers were not judged within reward.budget_seconds=1 and score 0" in caplog.text
 
 
-def test_hostile_answers_score_zero_within_the_limits(pool: RewardPool) -> None:
+def test_hostile_answers_score_zero_within_the_limits(pool: VerifierPool) -> None:
     pool.score([rollout(r"\boxed{2x}", "2x")])  # the worker is up
     worker, start = process_of(pool), time.monotonic()
     scored = pool.score([rollout(text, r"\frac{1}{2}") for text in HOSTILE] + [rollout(r"\boxed{0.5}", r"\frac{1}{2}")])
@@ -253,7 +253,7 @@ def test_hostile_answers_score_zero_within_the_limits(pool: RewardPool) -> None:
     assert process_of(pool) == worker, "a hung answer must not cost a new worker"
 
 
-def test_equal_answers_are_evaluated_once(pool: RewardPool) -> None:
+def test_equal_answers_are_evaluated_once(pool: VerifierPool) -> None:
     copies = 30
     start = time.monotonic()
     scored = pool.score([rollout(f"attempt {i}: {HANGS}", r"\sqrt{2}") for i in range(copies)])
@@ -261,7 +261,7 @@ def test_equal_answers_are_evaluated_once(pool: RewardPool) -> None:
     assert time.monotonic() - start < copies * LIMIT_SECONDS / 2
 
 
-def test_the_worker_loads_neither_torch_nor_numpy(pool: RewardPool) -> None:
+def test_the_worker_loads_neither_torch_nor_numpy(pool: VerifierPool) -> None:
     pool.score([rollout(r"\boxed{2x}", "2x")])
     for pid in (process_of(pool), evaluator_of(pool)):
         libraries = Path(f"/proc/{pid}/maps").read_text()
@@ -271,7 +271,7 @@ def test_the_worker_loads_neither_torch_nor_numpy(pool: RewardPool) -> None:
 
 @pytest.mark.parametrize("victim", [process_of, evaluator_of])
 def test_a_killed_process_is_replaced_and_no_answer_is_lost(
-    pool: RewardPool, victim: Callable[[RewardPool], int]
+    pool: VerifierPool, victim: Callable[[VerifierPool], int]
 ) -> None:
     pool.score([rollout(r"\boxed{2x}", "2x")])
     rollouts = [rollout(rf"\boxed{{{i}x}}", f"{i - i % 2}x") for i in range(100, 200)]
@@ -286,14 +286,14 @@ def test_a_killed_process_is_replaced_and_no_answer_is_lost(
     assert victim(pool) != pid
 
 
-def test_an_evaluator_killed_while_idle_is_replaced(pool: RewardPool) -> None:
+def test_an_evaluator_killed_while_idle_is_replaced(pool: VerifierPool) -> None:
     pool.score([rollout(r"\boxed{2x}", "2x")])
     os.kill(evaluator_of(pool), signal.SIGKILL)
     assert pool.score([rollout(r"\boxed{2\pi}", r"2\pi")])[0].reward_reason == "correct"
 
 
 def test_several_workers_keep_the_order_and_close_ends_them_in_mid_answer() -> None:
-    pool = RewardPool(RewardConfig(timeout_seconds=60, workers=2))
+    pool = VerifierPool(RewardConfig(timeout_seconds=60, workers=2))
     scored = pool.score([rollout(rf"\boxed{{{i}.5x}}", rf"\frac{{{2 * i + i % 2}}}{{2}}x") for i in range(20)])
     assert [r.reward_reason for r in scored] == ["wrong", "correct"] * 10
     groups = [worker.process.pid for worker in pool._workers if worker.process]
@@ -312,9 +312,9 @@ def test_workers_end_with_a_killed_trainer_and_do_not_run_its_script(tmp_path: P
     script = tmp_path / "trainer.py"  # without a __main__ guard
     script.write_text(
         "import time\n"
-        "from megatron_opd.config.schema import RewardConfig\n"
-        "from megatron_opd.reward.pool import RewardPool\n"
-        "pool = RewardPool(RewardConfig())\n"
+        "from megatron_opd.recipe.keys import RewardConfig\n"
+        "from megatron_opd.verify.pool import VerifierPool\n"
+        "pool = VerifierPool(RewardConfig())\n"
         "pool.warm_up()\n"
         "print(pool._workers[0].process.pid, flush=True)\n"
         "time.sleep(600)\n"
@@ -331,7 +331,7 @@ def test_workers_end_with_a_killed_trainer_and_do_not_run_its_script(tmp_path: P
 
 def test_a_worker_that_cannot_start_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with RewardPool(RewardConfig()) as pool, pytest.raises(RunError, match="reward worker did not start"):
+    with VerifierPool(RewardConfig()) as pool, pytest.raises(RunError, match="reward worker did not start"):
         pool.score([rollout(r"\boxed{2x}", "2x")])
 
 

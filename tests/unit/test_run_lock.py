@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from megatron_opd import cli, run_lock
+from megatron_opd.cli import main as cli
 from megatron_opd.errors import ConfigError
+from megatron_opd.runs import lock
 from tests.unit.tiny_model_files import write_recipe
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from megatron_opd import run_lock
-with run_lock.held(Path(sys.argv[1])):
+from megatron_opd.runs import lock
+with lock.held(Path(sys.argv[1])):
     if os.fork() == 0:  # a worker may outlive the run
         os.close(1)
         time.sleep(60)
@@ -41,7 +42,7 @@ def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 def test_a_second_process_is_refused_and_told_of_the_first(holder: "subprocess.Popen[str]", tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught, run_lock.held(tmp_path / "run", seconds=0.2):
+    with pytest.raises(ConfigError) as caught, lock.held(tmp_path / "run", seconds=0.2):
         pass
     host = os.uname().nodename
     assert str(caught.value) == (
@@ -55,7 +56,7 @@ def test_train_is_refused_before_it_starts_anything(
 ) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(run_lock, "held", partial(run_lock.held, seconds=0.1))
+    monkeypatch.setattr(lock, "held", partial(lock.held, seconds=0.1))
     recipe = str(write_recipe(tmp_path))
     for nproc in ("1", "2"):
         assert cli.main(["train", recipe, "--nproc", nproc]) == 2
@@ -68,15 +69,15 @@ def test_a_killed_process_leaves_no_lock_even_where_its_children_live(
 ) -> None:
     holder.kill()
     holder.wait()
-    with run_lock.held(tmp_path / "run", seconds=0):
+    with lock.held(tmp_path / "run", seconds=0):
         assert (tmp_path / "run" / ".lock").is_file()
 
 
 def test_what_ends_before_it_was_a_run_leaves_no_directory(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), run_lock.held(tmp_path / "deep" / "run"):
+    with pytest.raises(ZeroDivisionError), lock.held(tmp_path / "deep" / "run"):
         raise ZeroDivisionError
     assert not (tmp_path / "deep" / "run").exists()
-    with run_lock.held(tmp_path / "run"):
+    with lock.held(tmp_path / "run"):
         (tmp_path / "run" / "config.yaml").touch()
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "config.yaml"]
 
@@ -88,7 +89,7 @@ def test_a_file_system_without_locks_is_said_and_used(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "lockf", lockf)
-    with run_lock.held(tmp_path / "run"):
+    with lock.held(tmp_path / "run"):
         pass
     assert (
         capsys.readouterr().err == f"megatron-opd: warning: {tmp_path}/run/.lock: no locks there (No locks available)\n"
@@ -99,6 +100,6 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(ConfigError, match=r"run_dir: cannot write .* \(Not a directory\)"),
-        run_lock.held(tmp_path / "file" / "run"),
+        lock.held(tmp_path / "file" / "run"),
     ):
         pass

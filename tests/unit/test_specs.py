@@ -13,8 +13,8 @@ import torch
 from megatron.core.transformer.identity_op import IdentityOp
 from safetensors.torch import save_file
 
-from megatron_opd.config.architecture import Architecture, Experts
-from megatron_opd.config.schema import LayoutConfig
+from megatron_opd.architectures.architecture import Architecture, Experts
+from megatron_opd.architectures.config import LayoutConfig
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore import specs
 from megatron_opd.mcore.model import build_model

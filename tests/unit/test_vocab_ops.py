@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_opd.mcore.vocab_parallel import (
+from megatron_opd.vocab_parallel import (
     blocks,
     divergence,
     linear_logprobs,

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_opd.mcore.vocab_parallel import logprobs, topk
+from megatron_opd.vocab_parallel import logprobs, topk
 
 
 def dense(logits_TV, ids_TK, temperature=1.0, valid=None):

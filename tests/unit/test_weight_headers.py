@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_opd.cli import main
-from megatron_opd.config.architecture import read_architecture
+from megatron_opd.architectures.architecture import read_architecture
+from megatron_opd.cli.main import main
 from megatron_opd.errors import DataError
 from megatron_opd.weights.check import check_weights
 from megatron_opd.weights.headers import INDEX, SINGLE
@@ -230,7 +230,7 @@ def test_headers_of_a_large_model_are_checked_without_torch(tmp_path: Path) -> N
     directory = write_model(tmp_path / "model", num_hidden_layers=48, hidden_size=2048, **experts)
     code = (
         "import sys; from pathlib import Path; from megatron_opd.weights.check import check_weights;"
-        "from megatron_opd.config.architecture import read_architecture;"
+        "from megatron_opd.architectures.architecture import read_architecture;"
         f"d = Path({str(directory)!r}); check_weights(d, read_architecture(d));"
         "sys.exit('torch' in sys.modules)"
     )

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from megatron_opd.config.architecture import Architecture
+from megatron_opd.architectures.architecture import Architecture
 from megatron_opd.errors import DataError
 from megatron_opd.weights.blocks import PAGE
 from megatron_opd.weights.hf import HfCheckpoint, plan_shards, write_hf

@@ -9,7 +9,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from megatron_opd.config.architecture import read_architecture
+from megatron_opd.architectures.architecture import read_architecture
 from megatron_opd.weights.table import hf_shapes, weight_table
 
 TOKENS = ["<eos>", "<unk>", *"0123456789+= "]

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from megatron_opd.mcore.vocab_parallel import kernels, logprobs
-from megatron_opd.mcore.vocab_parallel.shards import Shard
+from megatron_opd.vocab_parallel import kernels, logprobs
+from megatron_opd.vocab_parallel.shards import Shard
 from tools.gpu_sections.machine import Machine
 from tools.gpu_sections.rows import Row, below, deviation, exactly, measured, skipped
 from tools.gpu_sections.vocabulary import VALUES, kernels_on, rounding

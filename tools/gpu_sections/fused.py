@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from megatron_opd.mcore.vocab_parallel import linear_logprobs, linear_topk, logprobs, topk
+from megatron_opd.vocab_parallel import linear_logprobs, linear_topk, logprobs, topk
 from tools.gpu_sections.machine import Machine
 from tools.gpu_sections.rows import Row, below, deviation, exactly
 from tools.gpu_sections.vocabulary import VALUES, kernels_on

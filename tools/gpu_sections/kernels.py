@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from megatron_opd.mcore.vocab_parallel import blocks, kernels
-from megatron_opd.mcore.vocab_parallel.shards import Shard
+from megatron_opd.vocab_parallel import blocks, kernels
+from megatron_opd.vocab_parallel.shards import Shard
 from tools.gpu_sections.machine import Machine
 from tools.gpu_sections.rows import Row, below, deviation, exactly, measured
 from tools.gpu_sections.vocabulary import DTYPES, VALUES, kernels_on, rounding, with_gradient

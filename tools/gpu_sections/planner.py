@@ -9,16 +9,16 @@ from typing import NamedTuple
 
 import torch
 
-from megatron_opd.config.architecture import Architecture, parse_architecture
+from megatron_opd.architectures.architecture import Architecture, parse_architecture
+from megatron_opd.architectures.known import TABLE
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.model import build_model
 from megatron_opd.objective.loss import Objective
-from megatron_opd.planning.architectures import TABLE
 from megatron_opd.planning.case import Case
 from megatron_opd.planning.hardware import hardware
 from megatron_opd.planning.memory import rank_kinds
-from megatron_opd.train.step import update
-from megatron_opd.train.student import prepare
+from megatron_opd.trainer.step import update
+from megatron_opd.trainer.student import prepare
 from tools.gpu_sections import apart
 from tools.gpu_sections.machine import GIB, Machine
 from tools.gpu_sections.rows import Row, exactly, measured, skipped, within

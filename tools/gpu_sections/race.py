@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from megatron_opd.mcore.vocab_parallel import logprobs
+from megatron_opd.vocab_parallel import logprobs
 from tools.gpu_sections.machine import Machine
 from tools.gpu_sections.rows import Row, exactly
 from tools.gpu_sections.vocabulary import kernels_on

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_opd.mcore import parallel as groups
-from megatron_opd.mcore.vocab_parallel import divergence, linear_logprobs, linear_topk, logprobs
+from megatron_opd.vocab_parallel import divergence, linear_logprobs, linear_topk, logprobs
 from tools.gpu_sections.machine import Machine, has
 from tools.gpu_sections.rows import Row, measured, skipped
 

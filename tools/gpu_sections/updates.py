@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_opd.config.architecture import Architecture, Experts
-from megatron_opd.config.methods import CATALOGUE
-from megatron_opd.config.schema import LossScaleConfig, RolloutConfig, RunConfig
+from megatron_opd.architectures.architecture import Architecture, Experts
+from megatron_opd.contracts.rows import Prompt, Rollout, Signals
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.batch import Columns
 from megatron_opd.mcore.model import build_model
+from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import Objective
-from megatron_opd.records import Prompt, Rollout, Signals
-from megatron_opd.train.step import student_signals, update
-from megatron_opd.train.student import prepare
+from megatron_opd.recipe.keys import LossScaleConfig, RolloutConfig, RunConfig
+from megatron_opd.trainer.step import student_signals, update
+from megatron_opd.trainer.student import prepare
 from tests.tiny_config import tiny_config
 
 LENGTHS = (96, 128, 64, 120, 40, 128, 100, 88)

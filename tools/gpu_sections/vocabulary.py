@@ -7,7 +7,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from megatron_opd.mcore.vocab_parallel import blocks, kernels, linear, logprobs, ops
+from megatron_opd.vocab_parallel import blocks, kernels, linear, logprobs, ops
 from tools.gpu_sections.machine import Machine
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

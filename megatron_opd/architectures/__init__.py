@@ -1,0 +1,1 @@
+"""A model directory: its sizes, its vocabulary, its layout over processes."""

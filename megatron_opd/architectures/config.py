@@ -1,0 +1,56 @@
+"""The recipe's section of a model: its directory, and how it is split over processes."""
+
+from dataclasses import dataclass
+
+from megatron_opd.contracts.ranges import PositiveFloat, PositiveInt
+
+
+@dataclass(frozen=True)
+class LayoutConfig:
+    """How one model is split over the processes; the data-parallel size is what remains."""
+
+    tensor_model_parallel_size: PositiveInt = 1
+    pipeline_model_parallel_size: PositiveInt = 1
+    sequence_parallel: bool = False  # shard activations between tensor-parallel regions; needs TP > 1
+    expert_model_parallel_size: PositiveInt = 1  # ranks of a pipeline stage among which whole experts are shared out
+    expert_tensor_parallel_size: PositiveInt = 1  # ranks among which every expert is sliced, whatever TP the rest has
+    virtual_pipeline_model_parallel_size: PositiveInt = 1  # chunks per stage: shorter bubbles, more messages; PP > 1
+    context_parallel_size: PositiveInt = 1  # ranks among which the tokens of every sequence are shared out
+
+    def __str__(self) -> str:
+        """The sizes above 1, such as "TP2 PP4 SP"."""
+        sizes = {
+            "TP": self.tensor_model_parallel_size,
+            "PP": self.pipeline_model_parallel_size,
+            "VPP": self.virtual_pipeline_model_parallel_size,
+            "EP": self.expert_model_parallel_size,
+            "ETP": self.expert_tensor_parallel_size,
+            "CP": self.context_parallel_size,
+        }
+        parts = [f"{name}{size}" for name, size in sizes.items() if size > 1] + ["SP"] * self.sequence_parallel
+        return " ".join(parts) or "TP1"
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Processes that work on the same sequences."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+
+    def padded_length(self, length: int) -> int:
+        """The next length that can be shared out: each of several context-parallel ranks holds two equal chunks."""
+        multiple = 2 * self.context_parallel_size if self.context_parallel_size > 1 else 1
+        return -(-length // multiple) * multiple
+
+    @property
+    def expert_parallel_size(self) -> int:
+        """Processes of a pipeline stage that hold one copy of its experts."""
+        return self.expert_model_parallel_size * self.expert_tensor_parallel_size
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model directory, what is changed of its config.json, and its layout."""
+
+    path: str  # directory with config.json, the tokenizer and weights: *.safetensors, or what `convert` wrote
+    rope_theta: PositiveFloat | None = None  # base of the rotary embedding, for longer contexts; null: config.json's
+    max_position_embeddings: PositiveInt | None = None  # the longest sequence; null: config.json's
+    layout: LayoutConfig = LayoutConfig()

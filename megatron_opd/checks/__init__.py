@@ -1,0 +1,1 @@
+"""Everything that can be said before a process starts."""

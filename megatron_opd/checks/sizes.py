@@ -1,0 +1,287 @@
+"""Whether layouts, lengths, vocabularies and batches divide and fit, by the architectures alone."""
+
+import math
+
+from megatron_opd.architectures.architecture import Architecture
+from megatron_opd.architectures.config import LayoutConfig, ModelConfig
+from megatron_opd.errors import ConfigError
+from megatron_opd.methods.catalogue import CATALOGUE
+from megatron_opd.methods.needs import gates_of, needs_of, process_reward
+from megatron_opd.methods.parts import EntropyGate
+from megatron_opd.recipe.keys import RunConfig, TeacherConfig
+
+
+def check_sizes(
+    config: RunConfig, architectures: dict[str, Architecture], *, world_size: int | None
+) -> list[str]:  # fmt: skip
+    """Whether layouts, lengths, vocabularies and batches divide and fit; needs no model directory. Returns warnings.
+
+    `architectures` is that of the "student" and, where there is one, of the "teacher". Raises ConfigError.
+    """
+    for name, model in models_of(config):
+        _check_layout(name, model, architectures[name])
+    for name, architecture in architectures.items():
+        longest = architecture.max_position_embeddings
+        if config.max_sequence_length > longest:
+            raise ConfigError(
+                f"max_sequence_length: {config.max_sequence_length} is more than the {name}'s "
+                f"max_position_embeddings={longest}"
+            )
+    _check_reach(config, architectures["student"])
+    warnings = _check_vocabularies(config, architectures)
+    _check_lengths(config)
+    _check_batch(config)
+    _check_rollout_processes(config)
+    _check_teacher_processes(config)
+    if world_size is not None:
+        _check_processes(config, world_size)
+    return warnings
+
+
+def processes_needed(config: RunConfig) -> int:
+    """The fewest a run can have."""
+    return processes_shared(config) + sum(config.processes_apart.values())
+
+
+def processes_shared(config: RunConfig) -> int:
+    """Beside those set aside for one role: this many, or a multiple.
+
+    Every layout's TP x PP x CP, and EP x ETP x PP, divides the number of processes: their least common multiple.
+    """
+    return math.lcm(*(size for _, model in _sharing(config) for size in _sizes(model)))
+
+
+def _sharing(config: RunConfig) -> list[tuple[str, ModelConfig]]:
+    """The models that lie on the same processes as the student."""
+    return models_of(config)[:1] if config.teacher_processes else models_of(config)
+
+
+def models_of(config: RunConfig) -> list[tuple[str, ModelConfig]]:
+    teacher = [("teacher", config.teacher)] if config.teacher else []
+    return [("student", config.student), *teacher]
+
+
+def _sizes(model: ModelConfig) -> tuple[int, int]:
+    layout = model.layout
+    return (layout.model_parallel_size, layout.expert_parallel_size * layout.pipeline_model_parallel_size)
+
+
+def sequences_per_step(config: RunConfig) -> int:
+    """Rollouts with their traces, or, where nothing is sampled, one trace of each prompt."""
+    group = (
+        config.rollout.samples_per_prompt + config.method.traces_per_group if needs_of(config.method).rollouts else 1
+    )
+    return config.rollout.num_prompts * group
+
+
+def _check_reach(config: RunConfig, student: Architecture) -> None:
+    """vLLM has rotary angles for no more positions than YaRN stretches the original context to."""
+    scaling = student.rope_scaling
+    if scaling is None or scaling.rope_type != "yarn":
+        return
+    reach = int(scaling.factor * scaling.original_max_position_embeddings)
+    if config.max_sequence_length > reach:
+        raise ConfigError(
+            f"max_sequence_length: {config.max_sequence_length} is more than the {reach} positions that the factor "
+            f"{scaling.factor:g} of the RoPE scaling in {config.student.path}/config.json reaches"
+        )
+
+
+def _check_vocabularies(config: RunConfig, architectures: dict[str, Architecture]) -> list[str]:
+    method, sizes = config.method, {name: each.vocab_size for name, each in architectures.items()}
+    needs, smallest = needs_of(method), min(sizes.values())
+    if needs.teacher_head and config.teacher:
+        _check_teacher_head(config.student.layout, config.teacher)
+        if len(set(sizes.values())) > 1 and config.teacher.layout.tensor_model_parallel_size > 1:
+            raise ConfigError(
+                "teacher.layout.tensor_model_parallel_size: must be 1 for a term on whole distributions, since the "
+                f"teacher's vocabulary has {sizes['teacher']} rows and the student's {sizes['student']}"
+            )
+    for name, term in method.terms.items():
+        for gate_name, gate in gates_of(term).items():
+            if isinstance(gate, EntropyGate) and gate.above >= math.log(smallest):
+                raise ConfigError(
+                    f"method.{name}.gates.{gate_name}.above: {gate.above} nats are no less than the largest entropy of "
+                    f"{smallest} tokens, {math.log(smallest):.2f}, so no token is kept; lower it"
+                )
+    if needs.topk <= smallest:
+        return []
+    if method.name in CATALOGUE and needs_of(CATALOGUE[method.name].method).topk == needs.topk:
+        return [f"method: the top {needs.topk} of {method.name} are all {smallest} tokens of this vocabulary"]
+    readers = [name for name, term in method.terms.items() if getattr(term, "k", 0) > smallest]
+    key = f"method.{readers[0]}.k" if readers else "method"
+    raise ConfigError(f"{key}: {needs.topk} is more than the {smallest} tokens of the vocabulary")
+
+
+def _check_teacher_head(student: LayoutConfig, teacher: TeacherConfig) -> None:
+    """The teacher goes through the student's micro-batches during the update, each rank through its own."""
+    if teacher.offload:
+        raise ConfigError("teacher.offload: a term on whole distributions needs the teacher during updates; remove it")
+    if teacher.layout.context_parallel_size != student.context_parallel_size:
+        raise ConfigError(
+            f"teacher.layout.context_parallel_size: must be the student's {student.context_parallel_size} for a term "
+            "on whole distributions"
+        )
+
+
+def _check_layout(name: str, model: ModelConfig, architecture: Architecture) -> None:
+    layout, key = model.layout, f"{name}.layout"
+    tensor = layout.tensor_model_parallel_size
+    split = {
+        "attention heads": architecture.num_attention_heads,
+        "key-value heads": architecture.num_key_value_heads,
+        **({} if architecture.experts else {"intermediate size": architecture.intermediate_size}),
+    }
+    for what, size in split.items():
+        if size % tensor:
+            raise ConfigError(
+                f"{key}.tensor_model_parallel_size: {tensor} does not divide the {size} {what} of {model.path}"
+            )
+    _check_stages(key, model, architecture)
+    _check_experts(name, model, architecture)
+    if layout.sequence_parallel and tensor == 1:
+        raise ConfigError(f"{key}.sequence_parallel: no effect with tensor_model_parallel_size=1; remove it")
+
+
+def _check_stages(key: str, model: ModelConfig, architecture: Architecture) -> None:
+    stages, chunks = model.layout.pipeline_model_parallel_size, model.layout.virtual_pipeline_model_parallel_size
+    if architecture.num_layers % stages:
+        raise ConfigError(
+            f"{key}.pipeline_model_parallel_size: {stages} does not divide the "
+            f"{architecture.num_layers} layers of {model.path}"
+        )
+    if chunks > 1 and stages == 1:
+        raise ConfigError(f"{key}.virtual_pipeline_model_parallel_size: no effect without pipeline stages; remove it")
+    if architecture.num_layers % (stages * chunks):
+        raise ConfigError(
+            f"{key}.virtual_pipeline_model_parallel_size: {stages} stages of {chunks} chunks do not divide the "
+            f"{architecture.num_layers} layers of {model.path}"
+        )
+
+
+def _check_experts(name: str, model: ModelConfig, architecture: Architecture) -> None:
+    experts, layout = architecture.experts, model.layout
+    for size_of, what, whole in (
+        ("expert_model_parallel_size", "experts", experts and experts.count),
+        ("expert_tensor_parallel_size", "intermediate size of the experts", experts and experts.intermediate_size),
+    ):
+        key, size = f"{name}.layout.{size_of}", getattr(layout, size_of)
+        if experts is None and size > 1:
+            raise ConfigError(f"{key}: no effect, {model.path} has no experts; remove it")
+        if whole and whole % size:
+            raise ConfigError(f"{key}: {size} does not divide the {whole} {what} of {model.path}")
+    if experts and experts.intermediate_size // layout.expert_tensor_parallel_size % 8:  # 16 bytes of two each
+        raise ConfigError(
+            f"{name}.layout.expert_tensor_parallel_size: a rank's share of the intermediate size "
+            f"{experts.intermediate_size} of the experts of {model.path} must be a multiple of 8, for grouped products"
+        )
+    whole_sequences = layout.tensor_model_parallel_size > 1 and not layout.sequence_parallel
+    if experts and name == "student" and whole_sequences:
+        raise ConfigError(f"{name}.layout.sequence_parallel: must be true to train experts with tensor parallelism")
+
+
+def _check_lengths(config: RunConfig) -> None:
+    completion, longest = config.rollout.max_completion_tokens, config.max_sequence_length
+    if _samples(config) and completion >= longest:
+        raise ConfigError(
+            f"rollout.max_completion_tokens: {completion} leaves no room for a prompt within "
+            f"max_sequence_length={longest}"
+        )
+
+    _check_micro_batch(config)
+
+
+def _samples(config: RunConfig) -> bool:
+    return needs_of(config.method).rollouts or config.eval is not None
+
+
+def _check_micro_batch(config: RunConfig) -> None:
+    tokens, longest = config.train.micro_batch_tokens, config.max_sequence_length
+    for name, model in models_of(config):
+        ranks = model.layout.context_parallel_size
+        if tokens * ranks < model.layout.padded_length(longest):
+            shared = f" on the {name}'s {ranks} context-parallel ranks" if ranks > 1 else ""
+            raise ConfigError(
+                f"train.micro_batch_tokens: {tokens} cannot hold a sequence of max_sequence_length={longest}{shared}; "
+                "raise it"
+            )
+    if process_reward(config.method) and config.student.layout.context_parallel_size > 1:
+        raise ConfigError(
+            "student.layout.context_parallel_size: a process reward is a sum over whole sequences; use tensor or "
+            "pipeline parallelism"
+        )
+
+
+def _check_batch(config: RunConfig) -> None:
+    prompts, updates = config.rollout.num_prompts, config.train.updates_per_step
+    if prompts % updates:
+        raise ConfigError(f"train.updates_per_step: {updates} does not divide rollout.num_prompts={prompts}")
+
+
+def _check_rollout_processes(config: RunConfig) -> None:
+    if config.rollout.processes and config.method.teacher_share:
+        raise ConfigError(
+            "rollout.processes: with method.teacher_share student and teacher sample on the student's processes; "
+            "remove it"
+        )
+    if config.rollout.processes and not _samples(config):
+        raise ConfigError(f"rollout.processes: no effect, method {config.method.name} samples nothing; remove it")
+
+
+def _check_teacher_processes(config: RunConfig) -> None:
+    apart, needs, key = config.teacher_processes, needs_of(config.method), "teacher.processes"
+    if not apart or config.teacher is None:
+        return
+    if config.method.teacher_share:
+        raise ConfigError(f"{key}: with method.teacher_share the student's processes hold the teacher too; remove it")
+    if needs.teacher_head:
+        raise ConfigError(f"{key}: a term on whole distributions needs the teacher beside the student; remove it")
+    if not needs.teacher:
+        raise ConfigError(f"{key}: no effect, method {config.method.name} reads no teacher; remove it")
+    if config.teacher.offload:
+        raise ConfigError(f"teacher.offload: no effect with {key}, whose devices hold nothing else; remove it")
+    needed = math.lcm(*_sizes(config.teacher))
+    if apart % needed:
+        raise ConfigError(f"{key}: teacher.layout, {_shown(config.teacher)}, needs a multiple of {needed}, not {apart}")
+
+
+def _shown(model: ModelConfig) -> str:
+    layout = model.layout
+    sizes = f"TP {layout.tensor_model_parallel_size} x PP {layout.pipeline_model_parallel_size}"
+    if layout.context_parallel_size > 1:
+        sizes += f" x CP {layout.context_parallel_size}"
+    if layout.expert_model_parallel_size > 1:
+        sizes += f" with EP {layout.expert_model_parallel_size}"
+    if layout.expert_tensor_parallel_size > 1:
+        sizes += f" with ETP {layout.expert_tensor_parallel_size}"
+    return sizes
+
+
+def _start(processes: int) -> str:
+    return f"start {processes} in all (--nproc, or cluster.nodes x cluster.processes_per_node)"
+
+
+def _check_processes(config: RunConfig, world_size: int) -> None:
+    roles, needed = config.processes_apart, processes_shared(config)
+    apart = sum(roles.values())
+    if apart >= world_size:
+        keys = " + ".join(f"{role}.processes" for role in roles)
+        raise ConfigError(f"{keys}: {apart} of {world_size} leave the student none; {_start(needed + apart)}")
+    world_size -= apart
+    widest, model = max(_sharing(config), key=lambda named: max(_sizes(named[1])))
+    if world_size % needed:
+        at_least = "at least" if world_size < needed else "a multiple of"
+        rounded = max(needed, world_size // needed * needed)
+        beside = " and ".join(f"the {role}'s {size}" for role, size in roles.items())
+        there = f"{world_size} beside {beside}" if apart else f"{world_size}"
+        raise ConfigError(
+            f"{widest}.layout: {_shown(model)} needs {at_least} {needed} processes, there would be {there}; "
+            f"{_start(rounded + apart)}"
+        )
+    data_parallel = world_size // config.student.layout.model_parallel_size
+    sequences = sequences_per_step(config) // config.train.updates_per_step
+    if sequences % data_parallel:
+        raise ConfigError(
+            f"rollout.num_prompts: the {sequences} sequences of an update do not divide among the student's "
+            f"{data_parallel} data-parallel replicas; make them a multiple"
+        )

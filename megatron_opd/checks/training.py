@@ -1,0 +1,144 @@
+"""Every check that can be made before a process group or a device is touched. Imports no torch itself."""
+
+import re
+from pathlib import Path
+
+from megatron_opd.checks.hub import with_local_models
+from megatron_opd.checks.recipe import check_run_directory, preflight
+from megatron_opd.contracts.rows import Prompt
+from megatron_opd.errors import ConfigError, DataError
+from megatron_opd.files.manifest import checkpoint_steps, find_damage
+from megatron_opd.files.typed import differences
+from megatron_opd.methods.needs import needs_of
+from megatron_opd.recipe.keys import RunConfig
+from megatron_opd.recipe.load import load_config
+from megatron_opd.tasks.data import load_heldout, load_training
+from megatron_opd.tasks.data_files import shown
+from megatron_opd.tasks.pin import check_unchanged, keep_pins
+from megatron_opd.tasks.tokenizer import tokenizer_for_checks
+from megatron_opd.verify.answer import read_gold
+
+_ANSWER_LINE = re.compile(r"\banswer\s*:\s*\S", re.IGNORECASE)
+MOST_BAD_GOLDS = 0.05  # share of gold answers that cannot be compared with, before the data are refused
+# Keys that a resumed run may change.
+RESUMABLE = (
+    "num_steps", "checkpoint", "log", "eval", "run_dir", "student.layout", "teacher.layout",
+    "rollout.processes", "teacher.processes", "train.micro_batch_tokens", "train.recompute_granularity",
+    "train.fused_output_layer",
+)  # fmt: skip
+
+
+def check_recipe(config: RunConfig, *, world_size: int | None) -> list[str]:
+    """The recipe, the model directories and the data files; returns warnings. Raises ConfigError, DataError."""
+    config = with_local_models(config)
+    warnings = preflight(config, world_size=world_size)
+    return warnings + check_data(config)
+
+
+def check_data(config: RunConfig) -> list[str]:
+    """Reads the data files as the run will."""
+    tokenizer, needs = tokenizer_for_checks(config.student.path), needs_of(config.method)
+    check_unchanged(config)
+    warnings: list[str] = []
+    prompts = load_training(config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces, warn=warnings.append)
+    heldout = load_heldout(config, tokenizer, warn=warnings.append) if config.data.heldout is not None else []
+    if needs.rollouts:
+        warnings += _room_for_completions(config, prompts, "data.train")
+    if config.eval:
+        warnings += _room_for_completions(config, heldout, "data.heldout")
+    warnings += _bad_golds(prompts, "data.train") if needs.rewards else []
+    warnings += _bad_golds(heldout, "data.heldout")
+    if needs.rewards:
+        warnings += _asked_for_unread_answers(config, prompts, "data.train")
+    warnings += _asked_for_unread_answers(config, heldout, "data.heldout")
+    warnings += _in_both(prompts, heldout)
+    if len(prompts) < config.rollout.num_prompts:
+        train = shown(config.data.train)
+        warnings.append(f"rollout.num_prompts: one step takes more prompts than the {len(prompts)} of {train}")
+    elif config.method.max_refills and len(prompts) < 2 * config.rollout.num_prompts:
+        warnings.append(
+            f"method.max_refills: the {len(prompts)} prompts of {shown(config.data.train)} are fewer than two steps "
+            "take, so a step's refills draw its prompts again, for further samples"
+        )
+    return warnings
+
+
+def _room_for_completions(config: RunConfig, prompts: list[Prompt], key: str) -> list[str]:
+    """Counts the prompts that max_sequence_length leaves less than rollout.max_completion_tokens."""
+    completion = config.rollout.max_completion_tokens
+    lengths = [len(prompt.token_ids) for prompt in prompts]
+    cut = sum(length + completion > config.max_sequence_length for length in lengths)
+    if not cut:
+        return []
+    return [
+        f"data.max_prompt_tokens: {cut} of {len(prompts)} prompts of {key} leave no room for "
+        f"rollout.max_completion_tokens={completion} within max_sequence_length={config.max_sequence_length}; the "
+        f"longest has {max(lengths)} tokens and leaves {config.max_sequence_length - max(lengths)}"
+    ]
+
+
+def _asked_for_unread_answers(config: RunConfig, prompts: list[Prompt], key: str) -> list[str]:
+    """Counts the prompts that ask for a line "Answer: ..." and for no box, where only a box is read."""
+    asked = [prompt for prompt in prompts if _ANSWER_LINE.search(prompt.text) and "boxed" not in prompt.text]
+    if config.reward.answer != "boxed" or not asked:
+        return []
+    return [
+        f'reward.answer: {len(asked)} of {len(prompts)} prompts of {key} ask for an answer after "Answer:" and none in '
+        "a box, which alone is read; set reward.answer=boxed_or_last"
+    ]
+
+
+def _bad_golds(prompts: list[Prompt], key: str) -> list[str]:
+    """Counts the gold answers that nothing can be compared with. Raises DataError when they are no exception.
+
+    Reads them all as the verifier will, but does no computer algebra: microseconds each.
+    """
+    readable = {gold: read_gold(gold) is not None for gold in {prompt.answer for prompt in prompts}}
+    bad = [prompt for prompt in prompts if not readable[prompt.answer]]
+    if not bad:
+        return []
+    first = f"row {bad[0].index + 1} ({bad[0].answer[:60]!r})"
+    line = f"{key}: bad_gold: {len(bad)} of {len(prompts)} gold answers state no value to compare with, first {first}"
+    if len(bad) > MOST_BAD_GOLDS * len(prompts):
+        raise DataError(f"{line}; mend or remove them, or name another answer_column")
+    return [f"{line}; every answer to them scores 0"]
+
+
+def _in_both(prompts: list[Prompt], heldout: list[Prompt]) -> list[str]:
+    """Counts the held-out prompts that the run trains on."""
+    texts = {prompt.text for prompt in prompts}
+    count = sum(prompt.text in texts for prompt in heldout)
+    return [f"data.heldout: {count} of {len(heldout)} prompts are in data.train too"] if count else []
+
+
+def check_resumed(config: RunConfig) -> None:
+    """A resumed run keeps its recipe, and has a checkpoint unless it was stopped before its first.
+
+    Raises ConfigError naming the key that differs from the stored one, DataError where all checkpoints are damaged.
+    """
+    stored_file = Path(config.directory) / "config.yaml"
+    check_run_directory(config, resume=True)
+    stored = load_config(str(stored_file))
+    # A recipe leaves open what the run has pinned at its start.
+    changed = [key for key in differences(stored, keep_pins(config, stored)) if not _may_change(key)]
+    if changed:
+        may = ", ".join(key for key in RESUMABLE if key != "run_dir")
+        raise ConfigError(f"{changed[0]}: differs from {stored_file}; a resumed run may change only {may}")
+    done = checkpoint_steps(Path(config.directory) / "checkpoints")
+    problems = [find_damage(path, contents=False) for path in done.values()]
+    if done and all(problems):
+        raise DataError(
+            f"{done[max(done)]}: {problems[-1]}; no whole checkpoint is left: bring one back, or start again with "
+            "another run_dir"
+        )
+    if done and config.num_steps < max(done):
+        earlier = [step for step in done if step <= config.num_steps]
+        weights = done[max(earlier)] if earlier else f"{config.directory}/checkpoints/step-NNNNNN"
+        raise ConfigError(
+            f"num_steps: {config.num_steps} is below the {max(done)} steps that {config.directory} has done; give "
+            f"num_steps={max(done)} or more (the weights of an earlier step: megatron-opd convert {weights} OUT)"
+        )
+
+
+def _may_change(key: str) -> bool:
+    return any(f"{key}.".startswith(f"{resumable}.") for resumable in RESUMABLE)

@@ -1,1 +1,0 @@
-"""Recipes: the schema, loading and overriding, the catalogue of methods. Imports no torch."""

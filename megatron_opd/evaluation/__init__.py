@@ -1,0 +1,1 @@
+"""A model sampled and verified, not trained."""

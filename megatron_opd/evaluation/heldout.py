@@ -1,0 +1,107 @@
+"""Accuracy on the held-out prompts: inside a run, and of a model directory on its own."""
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from megatron_opd.architectures.config import ModelConfig
+from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.errors import ConfigError
+from megatron_opd.evaluation.sampler import open_sampler
+from megatron_opd.mcore.parallel import gather_shares, share
+from megatron_opd.metrics.console import held_out_words
+from megatron_opd.metrics.interval import interval_95
+from megatron_opd.metrics.summary import bad_golds, unanswered
+from megatron_opd.recipe.keys import EvalConfig, RunConfig
+from megatron_opd.rollout.remote import RemoteEngine
+from megatron_opd.rollout.vllm.engine import VllmEngine
+from megatron_opd.tasks.data import load_heldout
+from megatron_opd.tasks.data_files import shown
+from megatron_opd.tasks.tokenizer import load_tokenizer
+from megatron_opd.verify.pool import VerifierPool
+
+if TYPE_CHECKING:
+    from megatron_opd.runs.run import Run
+
+_EVAL_STREAM = 1 << 20  # steps never reach it: the draws of an evaluation are not those of a training step
+
+
+def held_out(run: "Run", step: int) -> dict[str, float]:
+    """eval/* metrics of the weights at the start of `step`; {} when the recipe has no evaluation. Collective."""
+    engine, rewards, settings = run.engine, run.rewards, run.config.eval
+    if settings is None or engine is None or rewards is None:
+        return {}
+    start = time.perf_counter()
+    run.note(f"evaluating {len(run.heldout)} held-out prompts before step {step}")
+    if engine.policy_version != step:
+        run.refit(step)
+    prompts = share(run.heldout)
+    scored = run.sampled(lambda: answers(engine, rewards, prompts, run.config, settings, version=step))
+    groups = gather_shares(scored)
+    if run.sinks:
+        run.sinks.log_heldout(step, [rollout for group in groups for rollout in group])
+    return accuracy(groups, settings) | {"timing/eval_seconds": time.perf_counter() - start}
+
+
+def answers(
+    engine: VllmEngine | RemoteEngine,
+    rewards: VerifierPool,
+    prompts: list[Prompt],
+    config: RunConfig,
+    settings: EvalConfig,
+    *,
+    version: int,
+) -> list[list[Rollout]]:
+    """Scored completions, one list per prompt."""
+    flat = engine.generate(
+        prompts,
+        version=version,
+        step=_EVAL_STREAM,
+        samples_per_prompt=settings.samples_per_prompt,
+        max_completion_tokens=config.rollout.max_completion_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=config.seed,
+    )
+    scored = rewards.score(flat)
+    k = settings.samples_per_prompt
+    return [scored[i : i + k] for i in range(0, len(scored), k)]
+
+
+def accuracy(groups: list[list[Rollout]], settings: EvalConfig) -> dict[str, float]:
+    """avg@k over the prompts with its 95 % interval, pass@k when k > 1, and the shares without an answer."""
+    rewards_NK = np.array([[r.reward for r in group] for group in groups])
+    rollouts = [rollout for group in groups for rollout in group]
+    low, high = interval_95(rewards_NK)
+    metrics = {
+        "eval/accuracy": float(rewards_NK.mean()),
+        "eval/accuracy/low": low,
+        "eval/accuracy/high": high,
+        "eval/prompts": len(groups),
+        "eval/truncated/mean": float(np.mean([r.finish_reason == "length" for r in rollouts])),
+        "eval/unanswered/mean": unanswered(rollouts),
+        "eval/bad_gold": bad_golds(rollouts),
+        "eval/completion_tokens/mean": float(np.mean([r.num_tokens for r in rollouts])),
+    }
+    if settings.samples_per_prompt > 1:
+        metrics[f"eval/pass@{settings.samples_per_prompt}"] = float(rewards_NK.max(axis=1).mean())
+    return metrics
+
+
+def evaluate_model(config: RunConfig, model: ModelConfig) -> dict[str, float]:
+    """Evaluates a Hugging Face directory on the recipe's held-out prompts, in one process. Prints as it goes."""
+    settings = config.eval or EvalConfig()
+    heldout = config.data.heldout_set
+    if heldout is None:
+        raise ConfigError("data.heldout: not set; an evaluation needs held-out prompts")
+    config = replace(config, student=model)
+    prompts = load_heldout(config, load_tokenizer(model.path))
+    with open_sampler(config, model) as (engine, rewards):
+        metrics = accuracy(answers(engine, rewards, prompts, config, settings, version=0), settings)
+    for name, value in metrics.items():
+        print(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}")
+    print(held_out_words(metrics))
+    print(f"({len(prompts)} prompts of {shown(heldout.path)}, temperature {settings.temperature:g})")
+    return metrics

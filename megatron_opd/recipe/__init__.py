@@ -1,0 +1,1 @@
+"""Every key of a recipe; YAML to frozen dataclasses."""

@@ -1,0 +1,208 @@
+"""Every key of a recipe. Frozen dataclasses, no torch; `load.py` validates a mapping into a `RunConfig`.
+
+A key that has no default must be in the recipe. Comments give units; docs/config.md is generated from this file and
+from `terms.py`, which has the keys of a method.
+"""
+
+import datetime
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megatron_opd.architectures.config import ModelConfig
+from megatron_opd.contracts.ranges import (
+    Fraction,
+    Gibibytes,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seconds,
+    Seed,
+    Temperature,
+)
+from megatron_opd.methods.terms import MethodConfig
+
+# ------------------------------------------------------------------------------------------------ models and layouts
+
+
+@dataclass(frozen=True)
+class TeacherConfig(ModelConfig):
+    """The teacher's model, and where it lies."""
+
+    processes: PositiveInt | None = None  # the last N of the run hold the teacher alone; null: all hold both models
+    offload: bool = False  # its weights lie in host memory while it does not score: device memory for the student
+
+
+# ------------------------------------------------------------------------------------------------ data
+@dataclass(frozen=True)
+class TemplateConfig:
+    """How a problem becomes the text the model reads."""
+
+    kind: Literal["chat", "raw"] = "chat"  # the tokenizer's chat template, or `text` alone
+    system: str | None = None  # chat: for rows without a system message of their own; "tgpo" names the built-in one
+    text: str = "{problem}"  # raw: the whole prompt; chat: the user's message
+    prefill: str = ""  # appended after the template: the first characters of the response, such as "<think>\n"
+    date: datetime.date | None = None  # what a chat template takes for today; null: the day on which the run starts
+
+
+@dataclass(frozen=True)
+class HeldoutConfig:
+    """A held-out set with columns of its own. A path in its place has those of the training data."""
+
+    path: str | list[str]  # as data.train
+    problem_column: str = "auto"
+    answer_column: str = "auto"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Rows with a problem and an answer: .jsonl, .json or .parquet, the first two also as .gz. See docs/data.md."""
+
+    train: str | list[str]  # a file, a pattern such as data/train-*.parquet, or a list of them
+    heldout: str | list[str] | HeldoutConfig | None = None
+    problem_column: str = "auto"  # prompt | problem | question | messages | conversations
+    answer_column: str = "auto"  # answer | reward_model.ground_truth | solution
+    trace_column: str = "auto"  # response | generations[0] ...; read by methods that learn from traces
+    template: TemplateConfig = TemplateConfig()
+    max_prompt_tokens: PositiveInt | None = None  # null: as many as max_sequence_length leaves, 1 less than it
+    long_prompts: Literal["error", "drop"] = "error"  # rows that are too long; dropped ones are counted in a warning
+    bad_rows: Literal["error", "drop"] = "error"  # rows that cannot be read; dropped ones are counted in a warning
+    shuffle: bool = True
+    sha256: dict[str, str] = field(default_factory=dict)  # of each file; a run writes it into its config.yaml
+
+    @property
+    def heldout_set(self) -> HeldoutConfig | None:
+        """The held-out set with its columns."""
+        if self.heldout is None or isinstance(self.heldout, HeldoutConfig):
+            return self.heldout
+        return HeldoutConfig(self.heldout, self.problem_column, self.answer_column)
+
+    @property
+    def paths(self) -> list[str]:
+        """Every path and pattern, as the recipe writes them."""
+        sets = [self.train] + ([self.heldout_set.path] if self.heldout_set else [])
+        return [path for paths in sets for path in ([paths] if isinstance(paths, str) else paths)]
+
+
+# ------------------------------------------------------------------------------------------------ stations
+@dataclass(frozen=True)
+class RolloutConfig:
+    """What vLLM samples at every step."""
+
+    num_prompts: PositiveInt = 64  # prompts per step
+    samples_per_prompt: PositiveInt = 8  # the group size
+    max_completion_tokens: PositiveInt = 1024
+    temperature: Temperature = 1.0
+    kv_cache_gib: Gibibytes = 1.0  # CPU: key-value cache per engine
+    gpu_memory_utilization: Fraction = 0.4  # CUDA: the engine's share of the device
+    processes: PositiveInt | None = None  # N of the run hold an engine alone; null: the student's hold one each
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """math-verify in worker processes that are killed at the limit."""
+
+    answer: Literal["boxed", "boxed_or_last"] = "boxed"  # a box or <answer> tag; or_last: else the end of the text
+    timeout_seconds: Seconds = 5.0  # of one answer
+    budget_seconds: Seconds = 30.0  # of a step's answers that hit their limit: what they use shortens the next's
+    max_characters: PositiveInt = 2000  # a final answer longer than this scores 0 unparsed
+    workers: PositiveInt = 1  # per training process
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Megatron's Adam."""
+
+    lr: PositiveFloat
+    min_lr: NonNegativeFloat = 0.0  # of linear and cosine: what the update after the last one would have
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: NonNegativeInt = 0  # updates u = 1 .. N have u/N of lr
+    weight_decay: NonNegativeFloat = 0.0
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.999
+    adam_eps: PositiveFloat = 1e-8
+    clip_grad: NonNegativeFloat = 1.0  # global norm; 0 does not clip
+
+
+@dataclass(frozen=True)
+class LossScaleConfig:
+    """precision=float16: the loss is multiplied, so that small gradients are not 0 there (Megatron's dynamic scale)."""
+
+    initial: PositiveFloat = 65536.0
+    minimum: PositiveFloat = 1.0
+    window: PositiveInt = 1000  # updates without an overflow before the scale doubles
+    hysteresis: PositiveInt = 2  # overflows before it halves, at every one from then on until it has doubled again
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The update: how a step's rollouts are split, and the optimizer."""
+
+    optimizer: OptimizerConfig
+    micro_batch_tokens: PositiveInt = 16384  # of one forward pass on one rank: sequences lie end to end, unpadded
+    updates_per_step: PositiveInt = 1  # optimizer updates on one step's rollouts
+    fused_output_layer: bool = False  # logits for some tokens at a time: less memory, one more product with the layer
+    recompute_granularity: Literal["none", "selective", "full"] = "none"  # in the backward pass: MLPs, or whole layers
+    max_skipped_updates: NonNegativeInt = 3  # consecutive non-finite updates before the run stops
+    loss_scale: LossScaleConfig = LossScaleConfig()
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Accuracy on the held-out prompts."""
+
+    every: NonNegativeInt = 0  # steps; 0: only before the first and after the last step
+    num_prompts: NonNegativeInt = 0  # the first N held-out prompts; 0: all
+    samples_per_prompt: PositiveInt = 1
+    temperature: NonNegativeFloat = 0.0  # 0: greedy
+    top_p: Fraction = 1.0
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: NonNegativeInt = 50  # steps; 0: only at the end
+    keep: PositiveInt = 2  # newest N checkpoints
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    rollouts_per_step: NonNegativeInt = 16  # sampled texts written to rollouts/ each step
+    tensorboard: bool = True
+
+
+# ------------------------------------------------------------------------------------------------ the run
+@dataclass(frozen=True)
+class RunConfig:
+    """One recipe."""
+
+    name: str
+    num_steps: PositiveInt
+    max_sequence_length: PositiveInt  # prompt + completion, tokens
+    student: ModelConfig
+    method: MethodConfig
+    data: DataConfig
+    train: TrainConfig
+    teacher: TeacherConfig | None = None
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    eval: EvalConfig | None = None
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    seed: Seed = 0
+    run_dir: str = field(default="")  # "": runs/<name>
+
+    @property
+    def directory(self) -> str:
+        return self.run_dir or f"runs/{self.name}"
+
+    @property
+    def teacher_processes(self) -> int:
+        """Processes set aside for the teacher; 0 where it shares the student's."""
+        return (self.teacher.processes or 0) if self.teacher else 0
+
+    @property
+    def processes_apart(self) -> dict[str, int]:
+        """Role -> processes set aside for it, in their order after the student's."""
+        sizes = {"rollout": self.rollout.processes or 0, "teacher": self.teacher_processes}
+        return {role: size for role, size in sizes.items() if size}

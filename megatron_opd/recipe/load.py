@@ -1,0 +1,272 @@
+"""A recipe (YAML) and `key=value` overrides -> a validated `RunConfig`, and back to YAML. Imports no torch.
+
+A recipe may name another as its `base`, and then holds what differs. `method` has three spellings: a catalogue name;
+`{name: NAME, <term>: {<key>: ...}}`, which changes keys of the catalogue's terms; and `{name: ANY, terms: {...}}`,
+which says everything and is what `dump_config` writes.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from megatron_opd.errors import ConfigError
+from megatron_opd.files.typed import InvalidKey, build, join, unknown
+from megatron_opd.methods.catalogue import CATALOGUE
+from megatron_opd.methods.terms import MethodConfig
+from megatron_opd.recipe.keys import RunConfig
+
+_BESIDE_TERMS = tuple(each.name for each in fields(MethodConfig) if each.name not in ("name", "terms"))
+MAX_VALUES = 10_000  # of a recipe; anchors can make any number of a few lines
+PACKAGED_RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a recipe and applies the overrides in order.
+
+    Args:
+        recipe: path of a YAML file or of a run directory, or the name of a file in `recipes/` without its suffix.
+        overrides: "a.b.c=value", the value in YAML.
+
+    Raises: ConfigError, one line that names the file or the override, and the key.
+    """
+    path = find_recipe(recipe)
+    tree = read_recipe(path)
+    source = str(path)
+    try:
+        for text in overrides:
+            source = f"override {text!r}"
+            _override(tree, text)
+        source = str(path)
+        if "method" in tree:
+            tree["method"] = _expand_method(tree["method"])
+        return build(RunConfig, tree)
+    except InvalidKey as error:
+        raise _located(error, source, overrides) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved recipe as YAML. `load_config` of it gives an equal `RunConfig`."""
+    text = io.StringIO()
+    yaml = _yaml()
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.representer.add_representer(str, _represent_text)
+    yaml.dump(asdict(config), text)
+    return text.getvalue()
+
+
+def recipe_files() -> dict[str, Path]:
+    """Name -> file of every recipe in ./recipes and in the package's recipes/; the current directory's win."""
+    found: dict[str, Path] = {}
+    for folder in (PACKAGED_RECIPES, Path("recipes")):
+        for path in sorted(folder.rglob("*.yaml")):
+            found[str(path.relative_to(folder).with_suffix(""))] = path
+    return dict(sorted(found.items()))
+
+
+def describe_recipe(path: Path) -> tuple[str, str]:
+    """The name of a recipe's method and what its first comment line says. Raises ConfigError."""
+    method = read_recipe(path).get("method", "")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = next((line.lstrip("# ") for line in lines if line.startswith("#")), "")
+    return str(method["name"] if isinstance(method, dict) and "name" in method else method), comment
+
+
+def find_recipe(recipe: str) -> Path:
+    """The file that `recipe` (a path, a run directory or a name) means. Raises ConfigError."""
+    path = Path(recipe)
+    if path.is_dir() and (path / "config.yaml").is_file():
+        return path / "config.yaml"
+    if path.is_file():
+        return path
+    known = recipe_files()
+    if recipe in known:
+        return known[recipe]
+    if path.suffix in (".yaml", ".yml"):
+        raise ConfigError(f"{recipe}: no such file")
+    if path.is_dir():
+        raise ConfigError(f"{recipe}: a directory without config.yaml; give a recipe or a run directory")
+    raise ConfigError(f"{recipe}: {unknown('recipe', recipe, known)}")
+
+
+def read_recipe(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in `path` over that of its `base`, not yet validated. Raises ConfigError.
+
+    Mappings are merged key by key, but for `method`, which is another one or the same.
+    """
+    tree = _read_yaml(path)
+    if "base" not in tree:
+        return tree
+    base, below = tree.pop("base"), (*below, path.resolve())
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: must be the name of a recipe, got {base!r}")
+    if "name" not in tree:
+        raise ConfigError(f"{path}: name: missing; a recipe with a base needs a name of its own")
+    beside = path.parent / f"{base.removesuffix('.yaml')}.yaml"
+    file = beside if beside.is_file() else find_recipe(base)
+    if file.resolve() in below:
+        raise ConfigError(f"{path}: base: {base} has this recipe as its base")
+    under = read_recipe(file, below)
+    if "method" in tree:
+        under.pop("method", None)
+    return _merge(under, tree)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """The YAML 1.2 mapping in `path`. Raises ConfigError with the line of a syntax error."""
+    try:
+        tree = _parse(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except InvalidYaml as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must be a mapping of keys")
+    return tree
+
+
+class InvalidYaml(Exception):
+    """What is wrong with a text, in one line."""
+
+
+def _parse(text: str) -> Any:
+    """The value of a YAML 1.2 text. Raises InvalidYaml."""
+    try:
+        value = _yaml().load(text)
+    except YAMLError as error:
+        raise InvalidYaml(_syntax(error)) from None
+    except Exception as error:  # of tags and dates the parser lets through whatever int() and its like raise
+        raise InvalidYaml(f"not valid YAML ({type(error).__name__}: {error})") from None
+    if _counted(value, MAX_VALUES) > MAX_VALUES:
+        raise InvalidYaml(f"has more than {MAX_VALUES} values, or one within itself; write it without anchors")
+    return value
+
+
+def _counted(value: Any, limit: int) -> int:
+    """How many values there are, shared ones as often as they appear; counting ends soon after `limit`."""
+    count, left = 0, [value]
+    while left and count <= limit:
+        node = left.pop()
+        count += 1
+        if isinstance(node, dict):
+            left.extend(node.values())
+        elif isinstance(node, list | tuple | set):
+            left.extend(node)
+    return count
+
+
+def _yaml() -> YAML:
+    return YAML(typ="safe", pure=True)  # the pure parser is YAML 1.2: 1e-6 is a number, on and yes are words
+
+
+def _represent_text(representer: Any, text: str) -> Any:
+    # These are line breaks to YAML 1.1, whose rules the emitter still follows; in double quotes it escapes them.
+    style = '"' if set(text) & set("\x85\u2028\u2029\ufeff") else None
+    return representer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+def _syntax(error: YAMLError) -> str:
+    if not isinstance(error, MarkedYAMLError):
+        return " ".join(str(error).split())
+    line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+    return f"{line}{error.problem or error.context or 'not valid YAML'}"
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Key and value of "a.b.c=value", the value in YAML. Raises ConfigError."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"{text!r}: an override is written key=value, such as rollout.num_prompts=8")
+    try:
+        return key, _parse(value)
+    except InvalidYaml as error:
+        raise ConfigError(f"{text!r}: {error}; quote the value") from None
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, value = parse_override(text)
+    keys = _full_key(key).split(".")
+    if key.startswith("method."):
+        tree["method"] = _expand_method(tree.get("method"))
+        terms = tree["method"]["terms"]
+        if keys[1] == "terms" and len(keys) > 2 and keys[2] not in terms:
+            raise InvalidKey(f"method.{keys[2]}", unknown("term", keys[2], terms))
+    set_key(tree, keys, value)
+
+
+def set_key(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Sets the key whose path is `keys`, with the mappings above it. Raises InvalidKey where one is no mapping."""
+    node, path = tree, ""
+    for name in keys[:-1]:
+        path = join(path, name)
+        if node.get(name) is None:
+            node[name] = {}
+        if not isinstance(node[name], dict):
+            raise InvalidKey(_short_key(path), f"is {node[name]!r}, which has no keys; set {_short_key(path)} itself")
+        node = node[name]
+    node[keys[-1]] = value
+
+
+def _full_key(key: str) -> str:
+    """method.guidance.weight -> method.terms.guidance.weight, where the resolved recipe holds it."""
+    first, _, rest = key.partition(".")
+    if first != "method" or not rest or rest.partition(".")[0] in ("terms", *_BESIDE_TERMS):
+        return key
+    if rest == "name":
+        raise InvalidKey(key, "cannot be overridden; method=NAME chooses another method")
+    return f"method.terms.{rest}"
+
+
+def _short_key(key: str) -> str:
+    return key.replace("method.terms.", "method.", 1) if key.startswith("method.terms.") else key
+
+
+def _expand_method(node: Any) -> dict[str, Any]:
+    """Any spelling of `method` -> {name, terms: {term: {key: value}}, ...}. Values are not validated yet."""
+    if isinstance(node, str):
+        node = {"name": node}
+    if not isinstance(node, Mapping):
+        raise InvalidKey("method", f"must be a name or a mapping; names: {', '.join(CATALOGUE)}")
+    if "name" not in node:
+        raise InvalidKey("method.name", "missing; it has no default")
+    name = str(node["name"])
+    base: dict[str, Any] = {"terms": node.get("terms", {})}
+    if "terms" not in node:
+        if name not in CATALOGUE:
+            raise InvalidKey("method", f"{name!r}: {unknown('method', name, CATALOGUE)}")
+        base = asdict(CATALOGUE[name].method)
+    terms = base["terms"]
+    if not isinstance(terms, Mapping) or not terms:
+        raise InvalidKey("method.terms", "must be a mapping of at least one term")
+    changes = {str(key): value for key, value in node.items() if key not in ("name", "terms", *_BESIDE_TERMS)}
+    for term in changes:
+        if term not in terms:
+            raise InvalidKey(f"method.{term}", unknown("term", term, terms))
+    beside = {key: node[key] for key in _BESIDE_TERMS if key in node}
+    return _merge(base, {"name": node["name"], "terms": changes, **beside})
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` over `base`; a mapping of another kind replaces the one it meets."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(old, Mapping) and value.get("kind") in (None, old.get("kind"))
+        merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _located(error: InvalidKey, source: str, overrides: Sequence[str]) -> ConfigError:
+    """Names the override that set the key, if one did, else the file."""
+    path = _short_key(error.path)
+    for text in reversed(overrides):
+        key = _short_key(text.partition("=")[0])
+        if path == key or path.startswith(f"{key}."):
+            where = "" if path == key else f"{path}: "
+            return ConfigError(f"override {text!r}: {where}{error.problem}")
+    return ConfigError(f"{source}: {path}: {error.problem}" if path else f"{source}: {error.problem}")

@@ -1,0 +1,233 @@
+"""Renders a run directory into PNG plots and one HTML file that needs nothing else."""
+
+import base64
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from megatron_opd.errors import DataError
+from megatron_opd.files.atomic import write_atomically
+from megatron_opd.metrics.run_directory import Row, metrics_path, read_metrics
+from megatron_opd.report.plots import draw_plots, series
+from megatron_opd.report.samples import read_groups
+
+_STEP_SECONDS = "timing/step_seconds"
+_MAX_WARNINGS = 8
+
+
+@dataclass(frozen=True)
+class Headline:
+    label: str
+    value: str
+    before: str = ""  # shown with an arrow towards `value`
+    detail: str = ""
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Writes `plots/*.png` and `report.html`, and returns the latter's path.
+
+    Reads a finished, a running or an interrupted run, of any method. Raises DataError naming the directory when it is
+    not a run directory, or the file that cannot be read.
+    """
+    run_dir = Path(run_dir)
+    if not (metrics_path(run_dir).exists() or (run_dir / "config.yaml").exists()):
+        raise DataError(f"{run_dir}: not a run directory (no config.yaml, no metrics.jsonl); name one that train wrote")
+    config = _read_config(run_dir / "config.yaml")
+    rows = read_metrics(run_dir)
+    groups = read_groups(run_dir, rows)
+    plots = draw_plots(rows)
+    page = _template().render(
+        title=config.get("name") or run_dir.resolve().name,
+        subtitle=_subtitle(config),
+        status=_status(config, rows),
+        headlines=_headlines(config, rows),
+        warnings=_warnings(rows),
+        reward_warnings=_reward_warnings(rows),
+        plots=[(plot, base64.b64encode(plot.png).decode()) for plot in plots],
+        groups=groups,
+        settings=_settings(config),
+        environment=_read_environment(run_dir / "env.json"),
+    )
+    report = run_dir / "report.html"
+    try:
+        (run_dir / "plots").mkdir(exist_ok=True)
+        for plot in plots:
+            write_atomically(run_dir / "plots" / f"{plot.name}.png", plot.png)
+        write_atomically(report, page.encode("utf-8", "replace"))
+    except OSError as error:
+        raise DataError(f"{run_dir}: cannot write the report here ({error.strerror}); make it writable") from None
+    return report
+
+
+def _template() -> Any:
+    # Sampled text is untrusted: everything is escaped, and the page's own policy forbids scripts and the network.
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["percent"] = _percent
+    return environment.get_template("report.html.j2")
+
+
+# ------------------------------------------------------------------------------------------------ reading
+def _read_config(path: Path) -> dict[str, Any]:
+    """As a plain mapping: the report of a run must not depend on today's schema."""
+    if not path.exists():
+        return {}
+    try:
+        config = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError):
+        raise DataError(f"{path}: not valid YAML; restore the file that train wrote") from None
+    if not isinstance(config, dict):
+        raise DataError(f"{path}: not a mapping; restore the file that train wrote")
+    return config
+
+
+def _read_environment(path: Path) -> list[tuple[str, str]]:
+    if not path.exists():
+        return []
+    try:
+        return list(_flatten(json.loads(path.read_text(encoding="utf-8"))))
+    except ValueError:
+        raise DataError(f"{path}: not valid JSON; delete it or restore the file that train wrote") from None
+
+
+# ------------------------------------------------------------------------------------------------ what the page says
+def _subtitle(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    method = config.get("method")
+    names = {"method": method.get("name") if isinstance(method, Mapping) else method}
+    for role in ("student", "teacher"):
+        names[role] = "/".join(Path((config.get(role) or {}).get("path", "")).parts[-2:])  # "hf" alone says nothing
+    return [(role, str(name)) for role, name in names.items() if name]
+
+
+def _status(config: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    done, planned = _steps_done(rows), config.get("num_steps")
+    if not rows:
+        return "no step has finished yet"
+    return f"stopped after step {done} of {planned}" if planned and done < planned else "finished"
+
+
+def _steps_done(rows: Sequence[Row]) -> int:
+    """Rows without a step time are evaluations between steps."""
+    return max((row["step"] + (_STEP_SECONDS in row) for row in rows), default=0)
+
+
+def _headlines(config: Mapping[str, Any], rows: Sequence[Row]) -> list[Headline]:
+    cards = []
+    _, accuracy = series(rows, "eval/accuracy")
+    if len(accuracy) >= 2:
+        gain = f"{100 * (accuracy[-1] - accuracy[0]):+.1f} points"
+        detail = ", ".join([gain, *_interval(rows)])
+        cards.append(Headline("Held-out accuracy", _percent(accuracy[-1]), _percent(accuracy[0]), detail))
+    elif len(accuracy):
+        cards.append(Headline("Held-out accuracy", _percent(accuracy[0]), detail=", ".join(_interval(rows))))
+    cards += _answer_headlines(rows)
+    _, reward = series(rows, "reward/mean")
+    if len(reward) >= 2:
+        cards.append(Headline("Training reward", f"{reward[-1]:.3f}", f"{reward[0]:.3f}", "first and last step"))
+    _, agreement = series(rows, "teacher/agreement/mean")
+    if len(agreement) >= 2:
+        detail = "tokens that are the teacher's argmax"
+        cards.append(Headline("Teacher agreement", _percent(agreement[-1]), _percent(agreement[0]), detail))
+    cards.append(Headline("Steps", f"{_steps_done(rows):,}", detail=f"of {config['num_steps']:,}" if config else ""))
+    _, seconds = series(rows, _STEP_SECONDS)
+    if len(seconds):
+        cards.append(Headline("Time in steps", _duration(seconds.sum()), detail=f"{seconds.mean():.2f} s per step"))
+    return cards + _token_headline(config, rows)
+
+
+def _interval(rows: Sequence[Row]) -> list[str]:
+    """The last evaluation in words; runs of earlier versions have none."""
+    last = [row for row in rows if "eval/accuracy/low" in row][-1:]
+    bounds = [(100 * row["eval/accuracy/low"], 100 * row["eval/accuracy/high"]) for row in last]
+    return [f"95 %: {low:.1f} to {high:.1f}, n = {last[0]['eval/prompts']}" for low, high in bounds]
+
+
+def _answer_headlines(rows: Sequence[Row]) -> list[Headline]:
+    """Completions without an answer, held out where they were evaluated, else in training: first and last."""
+    for place, prefix in (("held out", "eval"), ("in training", "reward")):
+        _, unanswered = series(rows, f"{prefix}/unanswered/mean")
+        _, truncated = series(rows, "eval/truncated/mean" if prefix == "eval" else "rollout/truncated/mean")
+        if len(unanswered) and len(truncated):
+            before = _percent(unanswered[0]) if len(unanswered) >= 2 else ""
+            detail = f"{place}, {_percent(truncated[-1])} cut off at the token limit"
+            return [Headline("Without an answer", _percent(unanswered[-1]), before, detail)]
+    return []
+
+
+def _token_headline(config: Mapping[str, Any], rows: Sequence[Row]) -> list[Headline]:
+    _, mean_tokens = series(rows, "rollout/completion_tokens/mean")
+    rollout = config.get("rollout") or {}
+    if not len(mean_tokens) or not {"num_prompts", "samples_per_prompt"} <= rollout.keys():
+        return []
+    sampled = any("rollout/policy_version" in row for row in rows)
+    responses = rollout["num_prompts"] * (rollout["samples_per_prompt"] if sampled else 1)
+    detail = f"in {responses * len(mean_tokens):,} responses"
+    return [Headline("Tokens sampled" if sampled else "Tokens read", _count(mean_tokens.sum() * responses), "", detail)]
+
+
+def _warnings(rows: Sequence[Row]) -> list[str]:
+    found = [f"step {row['step']}: {row['nonfinite']}" for row in rows if row.get("nonfinite")]
+    more = [f"and {len(found) - _MAX_WARNINGS} more steps"] if len(found) > _MAX_WARNINGS else []
+    return found[:_MAX_WARNINGS] + more
+
+
+def _reward_warnings(rows: Sequence[Row]) -> list[str]:
+    """What gave answers a 0 that is not their own fault."""
+    kinds = {
+        "reward/bad_gold": "prompts had a gold answer that nothing can be compared with; their rewards are 0",
+        "reward/reason/over_budget": "answers were not judged within reward.budget_seconds; their rewards are 0",
+    }
+    totals = {key: sum(row.get(key) or 0 for row in rows) for key in kinds}
+    return [f"{totals[key]:,.0f} {words}" for key, words in kinds.items() if totals[key]]
+
+
+def _settings(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(section, [(key, value)]): one section per top-level mapping of the recipe, after one with its plain keys."""
+    plain = [(key, _text(value)) for key, value in config.items() if not isinstance(value, Mapping)]
+    sections = [("run", plain)] if plain else []
+    return sections + [
+        (key, list(_flatten(value))) for key, value in config.items() if isinstance(value, Mapping) and value
+    ]
+
+
+def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _text(value)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ", ".join(map(_text, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def _count(number: float) -> str:
+    for unit, size in (("billion", 1e9), ("million", 1e6)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number:,.0f}"

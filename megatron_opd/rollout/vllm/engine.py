@@ -1,0 +1,285 @@
+"""A vLLM engine inside every trainer process: samples completions, takes new weights in memory.
+
+Every rank holds a whole model (tensor-parallel size 1) and generates its share of the prompts. With CUDA the engine
+sleeps outside `reload` and `generate`: its weights wait in host memory and its key-value cache is given up.
+"""
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from megatron_opd.architectures.config import ModelConfig
+from megatron_opd.architectures.ends import read_ends
+from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.errors import OpdError, RunError
+from megatron_opd.mcore.device import device as local_device
+from megatron_opd.recipe.keys import RolloutConfig
+from megatron_opd.rollout.requests import Completion, Request, request_seed, room, sample_numbers
+from megatron_opd.rollout.vllm.delivery import Delivery
+from megatron_opd.rollout.vllm.host_process import (
+    destroy_engine_groups,
+    prepare_environment,
+    torch_generators_kept,
+    trainer_state_kept,
+)
+from megatron_opd.rollout.vllm.start import check_context, start_vllm
+from megatron_opd.weights.probes import Probes
+
+
+class VllmEngine:
+    """vLLM with the weights of `model.path`, which count as policy version 0; `empty`, with none until `reload`.
+
+    When torch.distributed is initialised, all ranks must construct their engines together, after the trainer's own
+    process groups; otherwise vLLM makes a default group of one, and `close` ends it.
+    `policy_version` is the version of the weights in the engine, None while they are unverified. With CUDA one engine
+    of a process sleeps between calls; a second one has `sleeps=False`, for vLLM cannot tell their memory apart.
+    A completion stops at every end of the model (see `config.ends`), and at `further_ends`.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: RolloutConfig,
+        *,
+        precision: Literal["float32", "bfloat16", "float16"],
+        max_sequence_length: int,
+        seed: int,
+        sleeps: bool = True,
+        empty: bool = False,
+        further_ends: Sequence[int] = (),
+    ) -> None:
+        check_context(model, max_sequence_length)
+        self.max_sequence_length = max_sequence_length
+        self.device = local_device()
+        self.dtype: torch.dtype = getattr(torch, precision)
+        self._sleeps = sleeps and self.device.type == "cuda"
+        self._empty = empty
+        self._ends = sorted({*read_ends(model.path).ids, *further_ends})
+        self._start_llm = partial(
+            start_vllm, model, config, self.device, precision, max_sequence_length, seed, self._sleeps, empty
+        )
+        prepare_environment(self.device)
+        self._start()
+
+    def _start(self) -> None:
+        self.policy_version: int | None = None if self._empty else 0
+        self._asleep = False
+        self._owns_default_group = not dist.is_initialized()
+        with trainer_state_kept(self.device):
+            self._llm = self._start_llm()
+        from megatron_opd.rollout.vllm.loaded_weights import LoadedWeights
+
+        self._weights = LoadedWeights(self._llm.apply_model(lambda model: model)[0])
+        self._tokenizer = self._llm.get_tokenizer()
+        self.sleep()
+
+    def restart(self) -> None:
+        """A new engine in the place of one that failed, as it was constructed. All ranks together, as to construct.
+
+        What broke the CUDA context of the process cannot be healed in it.
+        """
+        with contextlib.suppress(Exception):  # of an engine in any state
+            self.close()
+        for name in ("_llm", "_weights"):  # also where `close` failed: the next engine needs their memory
+            vars(self).pop(name, None)
+        gc.unfreeze()  # in `close` too, but that may have failed before
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._start()
+
+    # ------------------------------------------------------------------------------------------------ sampling
+    def generate(
+        self,
+        prompts: list[Prompt],
+        *,
+        version: int,
+        step: int,
+        samples_per_prompt: int,
+        max_completion_tokens: int,
+        temperature: float,
+        top_p: float = 1.0,
+        seed: int,
+        prefix_of: Callable[[Prompt, int], np.ndarray] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Rollout]:
+        """`samples_per_prompt` completions of each prompt, prompt-major. Temperature 0 is greedy.
+
+        A sample's tokens depend on (seed, step, prompt.index, sample) and the weights, not on the rank or on the other
+        prompts; its logprobs (nats, of the distribution sampled from: after temperature and top_p) do so up to
+        rounding, and bit for bit when the call is the same. `prefix_of(prompt, sample)` gives the first tokens of a
+        completion, at least one fewer than it may have. `on_progress(done, total)` counts completions.
+        Raises RunError when the engine does not hold `version` or fails; it then has no requests left.
+        """
+        samples = [(prompt, sample) for prompt in prompts for sample in sample_numbers(prompt, samples_per_prompt)]
+        requests = []
+        for prompt, sample in samples:
+            given = prefix_of(prompt, sample) if prefix_of else np.empty(0, np.int32)
+            left = room(prompt, max_completion_tokens, self.max_sequence_length) - len(given)
+            requests.append(Request(prompt, given, left, request_seed(seed, step, prompt.index, sample)))
+        completions = self.complete(
+            requests, version=version, temperature=temperature, top_p=top_p, on_progress=on_progress
+        )  # fmt: skip
+        return [
+            self.rollout(
+                request.prompt,
+                sample,
+                [*request.given.tolist(), *completion.token_ids],
+                [0.0] * len(request.given) + completion.logprobs,
+                completion.finish_reason,
+                given=len(request.given),
+            )
+            for (_, sample), request, completion in zip(samples, requests, completions, strict=True)
+        ]
+
+    def complete(
+        self,
+        requests: Sequence[Request],
+        *,
+        version: int,
+        temperature: float,
+        top_p: float = 1.0,
+        keep_cache: bool = False,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Completion]:
+        """Continues every request, in order. `keep_cache`: keys and values of the call before may be used again.
+
+        Raises RunError as `generate` does.
+        """
+        if version != self.policy_version:
+            raise RunError(f"rollouts of policy version {version} asked of an engine that holds {self.policy_version}")
+        if not requests:
+            return []
+        from vllm import SamplingParams
+
+        params = [
+            SamplingParams(
+                temperature=temperature,
+                top_p=top_p,
+                max_tokens=request.max_tokens,
+                seed=request.seed,
+                logprobs=0,  # the sampled token's only
+                flat_logprobs=True,
+                # In the place of what vLLM reads from the model's files by itself.
+                stop_token_ids=self._ends,
+                ignore_eos=True,
+                detokenize=False,  # text is decoded once, at the end
+            )
+            for request in requests
+        ]
+        contexts = [np.concatenate([request.prompt.token_ids, request.given]) for request in requests]
+        try:
+            self._wake()
+            try:
+                outputs = self._run(contexts, params, keep_cache, on_progress)
+            finally:
+                self.sleep()
+        except OpdError:
+            raise
+        except Exception as error:
+            raise RunError(f"vLLM failed while generating: {error!r}") from error
+        return [_completion(request, output) for request, output in zip(requests, outputs, strict=True)]
+
+    def _run(
+        self, contexts: list[np.ndarray], params: list, keep_cache: bool,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> list:  # fmt: skip
+        # Keys and values of older weights must not be seen; those of an earlier call would make the numbers of this
+        # one depend on the run's history, and a resumed run differ.
+        if not keep_cache and not self._llm.reset_prefix_cache():
+            raise RunError("vLLM did not give up its prefix cache: requests of another call are still running")
+        token_ids = [{"prompt_token_ids": context.tolist()} for context in contexts]
+        engine = self._llm.llm_engine
+        request_ids = self._llm.enqueue(token_ids, params, use_tqdm=False)
+        outputs = []
+        try:
+            with torch_generators_kept(self.device):
+                while engine.has_unfinished_requests():
+                    finished = [output for output in engine.step() if output.finished]
+                    outputs += finished
+                    if on_progress and finished:
+                        on_progress(len(outputs), len(contexts))
+        except BaseException:  # Ctrl-C too must leave an engine without requests
+            engine.abort_request(request_ids, internal=True)
+            raise
+        return sorted(outputs, key=lambda output: int(output.request_id))
+
+    def rollout(
+        self, prompt: Prompt, sample: int, token_ids: list[int], logprobs: list[float], finish_reason: str, **keys: Any
+    ) -> Rollout:
+        """A completion as a record, with its text, of the policy the engine holds."""
+        assert self.policy_version is not None, "a completion is of weights that were verified"
+        written = token_ids[:-1] if finish_reason == "stop" else token_ids  # an end need not be a special token
+        return Rollout(
+            prompt=prompt,
+            sample=sample,
+            token_ids=np.array(token_ids, np.int32),
+            logprobs=np.array(logprobs, np.float32),
+            text=self._tokenizer.decode(written, skip_special_tokens=True),
+            finish_reason=finish_reason,
+            policy_version=self.policy_version,
+            **keys,
+        )
+
+    # ------------------------------------------------------------------------------------------------ weights
+    def reload(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Replaces all weights in place; names and shapes as in the Hugging Face directory.
+
+        Leaves `policy_version` None, for the caller to set once it has verified what arrived. Raises RunError naming
+        a tensor that is missing, unknown or of another shape, and what `named_tensors` raises.
+        """
+        self.policy_version = None
+        delivery = Delivery(named_tensors, self._weights.shapes)
+        try:
+            self._wake()
+            self._weights.forget_packing()
+            # Layer by layer through vLLM's loaders: on the host they pack anew what a plain copy would not reach.
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(delivery)})
+        except Exception as error:
+            raise RunError(f"vLLM failed while taking weights, at {delivery.last}: {error!r}") from error
+        delivery.check()
+        self._weights.pack_tied()
+
+    def project(self, name: str, probes: Probes) -> list[torch.Tensor]:
+        """What the probes read, float32 [K, O], of each copy the engine holds of `name` (see LoadedWeights)."""
+        self._wake()
+        return self._weights.project(name, probes)
+
+    # ------------------------------------------------------------------------------------------------ memory
+    def _wake(self) -> None:
+        if self._asleep:
+            torch.cuda.empty_cache()  # vLLM allocates outside torch's cache and needs the trainer's unused blocks
+            self._llm.wake_up()
+            self._asleep = False
+
+    def sleep(self) -> None:
+        """Gives the device's memory to models that score or train; the next call wakes the engine."""
+        if self._sleeps and not self._asleep:
+            self._llm.sleep(level=1)
+            self._asleep = True
+
+    def close(self, *, groups_too: bool = True) -> None:
+        """Ends the engine and, where no other engine uses them, vLLM's process groups. The trainer's groups stay."""
+        self._wake()
+        # EngineCore.shutdown would destroy the trainer's default process group with its own.
+        core = self._llm.llm_engine.engine_core.engine_core
+        core.model_executor.shutdown()
+        core.scheduler.shutdown()
+        gc.unfreeze()  # vLLM froze every object alive when it started
+        if groups_too:
+            destroy_engine_groups(default_group_too=self._owns_default_group)
+        self.policy_version = None
+        del self._llm, self._weights
+
+
+def _completion(request: Request, output: Any) -> Completion:
+    sampled = output.outputs[0]
+    if sampled.finish_reason not in ("stop", "length"):
+        raise RunError(f"vLLM ended the completion of prompt {request.prompt.index} with {sampled.finish_reason!r}")
+    return Completion(list(sampled.token_ids), list(sampled.logprobs.logprobs), sampled.finish_reason)

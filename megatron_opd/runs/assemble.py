@@ -1,0 +1,129 @@
+"""The models of a run: the student with its optimizer, and those that judge its rollouts."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from megatron_opd.architectures.architecture import Architecture, architecture_of
+from megatron_opd.architectures.ends import merged_ends
+from megatron_opd.architectures.directory import common_vocabulary, holds_megatron_weights
+from megatron_opd.methods.needs import Needs, active, fit_topk, needs_of, process_reward
+from megatron_opd.recipe.keys import RunConfig, TeacherConfig
+from megatron_opd.architectures.config import ModelConfig
+from megatron_opd.mcore import parallel as groups
+from megatron_opd.mcore.model import build_model
+from megatron_opd.mcore.parallel import Parallel
+from megatron_opd.objective.loss import Objective
+from megatron_opd.objective.process_reward import ProcessRewardObjective
+from megatron_opd.contracts.rows import Rollout, Signals
+from megatron_opd.teacher.remote import RemoteTeacher
+from megatron_opd.teacher.score import Teacher
+from megatron_opd.trainer.checkpoint import load_converted
+from megatron_opd.trainer.process_reward import ProcessModel, prepare_process_model
+from megatron_opd.trainer.step import Trainer
+from megatron_opd.trainer.student import Student, prepare
+from megatron_opd.weights.load import load_hf
+
+
+@dataclass
+class Models:
+    """What an update of the student needs, on this rank."""
+
+    config: RunConfig
+    needs: Needs
+    student: Student
+    teacher: Teacher | RemoteTeacher | None
+    reference: Teacher | None  # the student as the run found it
+    process: ProcessModel | None  # trained beside the student, for rewards of every token
+    objective: Objective
+    trainer: Trainer
+
+    @property
+    def trained(self) -> dict[str, Student]:
+        """What a checkpoint holds."""
+        return {"model": self.student} | ({"process": self.process.model} if self.process else {})
+
+    def signals(self, rollouts: list[Rollout], step: int) -> Signals:
+        """What the models beside the student say of the rollouts, as far as a term with a weight at `step` reads it."""
+        needs = needs_of(active(self.config.method, step))
+        teacher = self.teacher.score(rollouts, needs.topk) if self.teacher and needs.teacher else None
+        reference = self.reference.score(rollouts).logprobs_T if self.reference and needs.reference else None
+        process = self.process.logprobs(rollouts) if self.process and needs.process else None
+        return Signals(teacher, reference, process_logprobs_T=process)
+
+
+def assemble(config: RunConfig) -> Models:
+    """Collective over the student's world, after `mcore.parallel.start`."""
+    needs = needs_of(config.method, config.train.updates_per_step)
+    arch = architecture_of(config.student)
+    shared = shared_vocabulary(config.student, config.teacher) if config.teacher else arch.vocab_size
+    config = replace(config, method=fit_topk(config.method, shared))
+    layout = groups.create(config.student.layout)
+    student = prepare(load(config, config.student, arch, layout), arch, layout, config)
+    channel = groups.channel("teacher")
+    teacher: Teacher | RemoteTeacher | None = None
+    if needs.teacher or needs.teacher_head:
+        teacher = RemoteTeacher(channel, config) if channel else load_teacher(config)
+    reference = _frozen(config, config.student) if needs.reference else None
+    temperature = config.rollout.temperature if needs.rollouts else 1.0
+    process = _process(config, arch, layout, temperature)
+    objective = Objective(config.method, arch.vocab_size, temperature, shared)
+    trainer = Trainer(
+        student,
+        objective,
+        updates_per_step=config.train.updates_per_step,
+        micro_batch_tokens=config.train.micro_batch_tokens,
+        temperature=temperature,
+        max_skipped=config.train.max_skipped_updates,
+        teacher_head=teacher.head if isinstance(teacher, Teacher) and needs.teacher_head else None,
+    )
+    return Models(config, needs, student, teacher, reference, process, objective, trainer)
+
+
+def load_teacher(config: RunConfig) -> Teacher:
+    """The recipe's teacher, on the processes of this one's world."""
+    return _frozen(config, config.teacher)
+
+
+def shared_vocabulary(student: ModelConfig, teacher: ModelConfig) -> int:
+    """How many of the first ids are tokens of both: rows that only one of them has, tokens or padding, are left out."""
+    sizes = [architecture_of(model).vocab_size for model in (student, teacher)]
+    common = common_vocabulary(Path(student.path), Path(teacher.path))
+    return min(*sizes, *([] if common is None else [common]))
+
+
+def load(config: RunConfig, model: ModelConfig, arch: Architecture, layout: Parallel) -> list[Any]:
+    """This rank's chunks of a model directory, in the recipe's precision."""
+    chunks = build_model(arch, layout, precision=config.precision, recompute=config.train.recompute_granularity)
+    if holds_megatron_weights(Path(model.path)):
+        load_converted(Path(model.path), chunks, arch, layout)
+    else:
+        load_hf(chunks, model.path, arch, layout)
+    return chunks
+
+
+def _frozen(config: RunConfig, model: ModelConfig | None) -> Teacher:
+    """A model that only scores: the teacher, or the student as it is on disk."""
+    assert model is not None, "checked before the run"
+    arch = architecture_of(model)
+    layout = groups.create(model.layout)
+    return Teacher(
+        load(config, model, arch, layout),
+        arch,
+        layout,
+        student_vocab_size=shared_vocabulary(config.student, model),
+        micro_batch_tokens=config.train.micro_batch_tokens,
+        temperature=config.rollout.temperature,
+        merged=merged_ends(config.student.path, model.path),
+        offload=isinstance(model, TeacherConfig) and model.offload,
+    )
+
+
+def _process(config: RunConfig, arch: Architecture, layout: Parallel, temperature: float) -> ProcessModel | None:
+    advantage = process_reward(config.method)
+    if advantage is None:
+        return None
+    chunks = load(config, config.student, arch, layout)
+    model = prepare_process_model(chunks, arch, layout, config, advantage)
+    objective = ProcessRewardObjective(advantage.beta, arch.vocab_size, temperature)
+    return ProcessModel(model, objective, config.train.micro_batch_tokens, temperature)

@@ -1,0 +1,109 @@
+"""The rollouts of a step: sampled, verified, and the same on every rank."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from megatron_opd.methods.needs import is_on_policy
+from megatron_opd.mcore.parallel import gather_shares, share
+from megatron_opd.metrics.summary import Clock
+from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.rollout.vllm.engine import VllmEngine
+from megatron_opd.rollout.mixture import generate_mixture
+from megatron_opd.rollout.prefix import PrefixLaw
+from megatron_opd.runs.run import Run
+
+
+def collect(run: Run, step: int, clock: Clock) -> list[Rollout]:
+    """`num_prompts` groups, in order of group and sample. Collective.
+
+    With `max_refills`, groups whose rewards are all equal are replaced with those of further prompts, as often as that;
+    then equal ones fill up what is missing (DAPO's dynamic sampling, arXiv 2503.14476, Eq. 11).
+    """
+    if not is_on_policy(run.config.method, run.config.seed, step):
+        # Every term of such a method is of the text at hand, whoever wrote it.
+        return [replace(trace, given=0) for trace in traces(run.source.next(run.config.rollout.num_prompts))]
+    wanted = run.config.rollout.num_prompts
+    kept: list[list[Rollout]] = []
+    uniform: list[list[Rollout]] = []
+    drawn: Counter[int] = Counter()
+    for _ in range(1 + run.config.method.max_refills):
+        prompts = with_new_samples(run.source.next(wanted - len(kept)), drawn, _group_size(run))
+        found = _groups(_scored(run, prompts, step, clock))
+        if not run.config.method.max_refills:
+            kept = found
+            break
+        kept += [group for group in found if len({r.reward for r in group}) > 1]
+        uniform += [group for group in found if len({r.reward for r in group}) == 1]
+        if len(kept) == wanted:
+            break
+    groups = (kept + uniform)[:wanted]
+    return [replace(r, group=number) for number, group in enumerate(groups) for r in group]
+
+
+def _group_size(run: Run) -> int:
+    return run.config.rollout.samples_per_prompt + run.config.method.traces_per_group
+
+
+def with_new_samples(prompts: list[Prompt], drawn: Counter[int], group_size: int) -> list[Prompt]:
+    """The prompts, those again that the step has `drawn` before: on few prompts, or where a refill begins an epoch."""
+    fresh = []
+    for prompt in prompts:
+        fresh.append(replace(prompt, first_sample=drawn[prompt.index] * group_size))
+        drawn[prompt.index] += 1
+    return fresh
+
+
+def _scored(run: Run, prompts: list[Prompt], step: int, clock: Clock) -> list[Rollout]:
+    with clock("generate"):
+        rollouts = run.sampled(lambda: sample(run, prompts, step)) if run.needs.rollouts else traces(prompts)
+    with clock("reward"):
+        # A method that reads no rewards runs on prompts without gold answers too; there is nothing to score then.
+        if run.rewards and (run.needs.rewards or any(prompt.answer for prompt in prompts)):
+            rollouts = run.rewards.score(rollouts)
+    with clock("gather"):
+        if run.needs.rollouts:
+            rollouts = sorted(gather_shares(rollouts), key=lambda r: (r.group, r.sample))
+    return rollouts
+
+
+def _groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
+    by_number: dict[int, list[Rollout]] = {}
+    for rollout in rollouts:
+        by_number.setdefault(rollout.group, []).append(rollout)
+    return [by_number[number] for number in sorted(by_number)]
+
+
+def sample(run: Run, prompts: list[Prompt], step: int) -> list[Rollout]:
+    """Collective: a group for each prompt of this rank's share, completions and the traces that the method mixes in."""
+    assert run.engine is not None, "a method that samples has an engine"
+    settings, method, seed = run.config.rollout, run.config.method, run.config.seed
+    asked: dict[str, Any] = {
+        "version": step,
+        "step": step,
+        "samples_per_prompt": settings.samples_per_prompt,
+        "max_completion_tokens": settings.max_completion_tokens,
+        "temperature": settings.temperature,
+        "seed": seed,
+    }
+    if method.teacher_share:
+        assert isinstance(run.engine, VllmEngine) and run.teacher_engine, "both engines are of this process"
+        engines = (run.engine, run.teacher_engine)
+        asked |= {"teacher_share": method.teacher_share, "merged": run.merged_ends}
+        mine = generate_mixture(*engines, share(prompts), **asked)
+    else:
+        prefix_of = PrefixLaw(method.prefix, settings, step, seed) if method.prefix else None
+        mine = run.engine.generate(share(prompts), prefix_of=prefix_of, **asked)
+    group_of = share(list(range(len(prompts))))
+    sampled = [replace(r, group=group_of[i // settings.samples_per_prompt]) for i, r in enumerate(mine)]
+    return sampled + [
+        Rollout.of_trace(prompt, group, prompt.first_sample + settings.samples_per_prompt + i)
+        for prompt, group in zip(share(prompts), group_of, strict=True)
+        for i in range(method.traces_per_group)
+    ]
+
+
+def traces(prompts: list[Prompt]) -> list[Rollout]:
+    """The data set's own responses in the place of rollouts."""
+    return [Rollout.of_trace(prompt, group) for group, prompt in enumerate(prompts)]

@@ -1,0 +1,43 @@
+"""What a process is for. Most run the algorithm on their share of the student; some may hold the teacher alone, or an
+engine.
+
+Each role is a world of its own: the default process group, and so whatever is collective over the world, is of the
+processes of one role.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from megatron_opd.recipe.keys import RunConfig
+from megatron_opd.mcore import parallel as groups
+from megatron_opd.world.channel import Channel
+from megatron_opd.runs.assemble import load_teacher
+from megatron_opd.rollout import remote as remote_engine
+from megatron_opd.runs.run import StopRequest, start_engine
+from megatron_opd.teacher import remote as remote_teacher
+
+_SERVE: dict[str, Callable[[Channel], None]] = {
+    "rollout": lambda channel: remote_engine.serve(channel, partial(start_engine, sleeps=False)),
+    "teacher": lambda channel: remote_teacher.serve(channel, load_teacher),
+}
+
+
+def run_in_role(config: RunConfig, work: Callable[[], None]) -> None:
+    """Joins the process groups and does `work`; a process set aside for a role serves the others while they work.
+
+    Every process of a run calls this.
+    """
+    groups.start(apart=config.processes_apart)
+    try:
+        role = groups.own_role()
+        channel = groups.channel(role) if role else None
+        if role and channel:
+            stop = StopRequest()  # Ctrl-C is for the others, who need this one until the step is done
+            try:
+                _SERVE[role](channel)
+            finally:
+                stop.restore()
+        else:
+            work()
+    finally:
+        groups.stop()

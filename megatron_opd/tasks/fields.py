@@ -1,0 +1,150 @@
+"""Where a row keeps its problem, its gold answer and its trace.
+
+`auto` reads plain files (prompt | problem | question, answer, response), OpenR1-Math (problem, answer, generations
+with correctness flags), DAPO-Math-17k and verl (prompt as messages, reward_model.ground_truth), and conversations
+(messages | conversations).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from megatron_opd.errors import DataError
+from megatron_opd.recipe.keys import DataConfig
+from megatron_opd.tasks.messages import BadField, Problem, as_messages, problem_of
+from megatron_opd.tasks.rows import Row
+
+CONVERSATION_COLUMNS = ("messages", "conversations")  # they end with the response
+PROBLEM_COLUMNS = ("prompt", "problem", "question", *CONVERSATION_COLUMNS)
+ANSWER_COLUMNS = ("answer", "reward_model.ground_truth", "solution")
+TRACE_COLUMNS = ("response", "target", "generations", "completion", *CONVERSATION_COLUMNS)
+# How tables write a value that is not there, once it has been turned into text.
+MISSING = frozenset({"nan", "NaN", "<NA>", "None", "null", "inf", "-inf", "Infinity", "-Infinity"})
+VERIFIED_COLUMNS = ("correctness_math_verify", "correctness_llama")  # one flag per generation
+_SHOWN_COLUMNS = 20
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The columns chosen for a file. A dot is part of a column's name, or else reaches into a nested one.
+
+    None: not there and not needed.
+    """
+
+    problem: str
+    answer: str | None
+    trace: str | None
+
+    def to_read(self, found: Sequence[str]) -> list[str]:
+        """The top-level columns to ask a Parquet file for, of those found."""
+        chosen = [name for name in (self.problem, self.answer, self.trace) if name]
+        outer = [name.partition(".")[0] for name in chosen]
+        return [name for name in dict.fromkeys(chosen + outer) if name in found]
+
+
+def choose_columns(
+    path: Path, found: Sequence[str], config: DataConfig, key: str, *, need_answer: bool, need_trace: bool
+) -> Fields:
+    """Chooses the columns of a file that has the columns `found`, nested ones as `outer.inner`.
+
+    `key` is where the recipe names the file. Raises DataError, naming the columns found and the key to set, when a
+    needed column is not there.
+    """
+
+    def choose(field: str, configured: str, known: Sequence[str], needed: bool) -> str | None:
+        candidates = known if configured == "auto" else (configured,)
+        for name in candidates:
+            if name in found or (configured != "auto" and name.partition(".")[0] in found):
+                return name
+        if not needed:
+            return None
+        remedy = f"set data.{field}_column"
+        if key == "data.heldout":
+            remedy = f"set data.heldout={{path: ..., {field}_column: ...}}"
+        raise DataError(f"{path}: no column {' | '.join(candidates)} among those found ({_shown(found)}); {remedy}")
+
+    problem = choose("problem", config.problem_column, PROBLEM_COLUMNS, needed=True)
+    assert problem is not None
+    answer = choose("answer", config.answer_column, ANSWER_COLUMNS, need_answer)
+    trace = choose("trace", config.trace_column, TRACE_COLUMNS, need_trace) if need_trace else None
+    return Fields(problem, answer, trace)
+
+
+def _shown(found: Sequence[str]) -> str:
+    names = ", ".join(name if name.isprintable() else ascii(name) for name in found[:_SHOWN_COLUMNS])
+    return names if len(found) <= _SHOWN_COLUMNS else f"{names} and {len(found) - _SHOWN_COLUMNS} more"
+
+
+def verified_columns(found: Sequence[str]) -> list[str]:
+    """The columns of `found` that say which generations are right."""
+    return [name for name in VERIFIED_COLUMNS if name in found]
+
+
+def read_problem(row: Row, columns: Fields) -> Problem:
+    """The problem: a text, or a conversation. Raises BadField when there is none."""
+    name = columns.problem
+    value = _lookup(row, name)
+    messages = as_messages(value)
+    if messages is not None:
+        return problem_of(messages, has_response=name in (columns.trace, *CONVERSATION_COLUMNS))
+    if value is None or value in ("", [], {}) or (isinstance(value, str) and not value.strip()):
+        raise BadField(f"no problem text in column {name}; fill it or remove the row")
+    if not isinstance(value, str):
+        raise BadField(f"column {name} holds {type(value).__name__}; it must be text or a list of messages")
+    return Problem(value)
+
+
+def read_answer(row: Row, columns: Fields) -> str | None:
+    """The gold answer as text, or None when it is missing, blank or a number that is not finite."""
+    value = _lookup(row, columns.answer) if columns.answer else None
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        value = _digits(value)
+    text = _text(value)
+    return text.strip() if text and text.strip() not in MISSING else None
+
+
+def _digits(number: int | float | Decimal) -> str | None:
+    """Its digits without an exponent ("0.00001", not "1e-05", whose e reads as Euler's number); None if not finite."""
+    decimal = Decimal(str(number))
+    return f"{decimal:f}" if decimal.is_finite() else None
+
+
+def read_trace(row: Row, columns: Fields) -> str | None:
+    """A worked response: a string, the last assistant message, or the first generation flagged as right.
+
+    Raises BadField for messages that cannot be read.
+    """
+    value = _lookup(row, columns.trace) if columns.trace else None
+    messages = as_messages(value)
+    if messages is not None:
+        responses = [message["content"] for message in messages if message["role"] == "assistant"]
+        return _text(responses[-1]) if responses else None
+    return _first_verified(row, value) if isinstance(value, list) else _text(value)
+
+
+def _first_verified(row: Row, generations: list[Any]) -> str | None:
+    verdicts = [row[name] for name in VERIFIED_COLUMNS if isinstance(row.get(name), list)]
+    if not verdicts:
+        return _text(generations[0]) if generations else None
+    for flags in verdicts:
+        for generation, is_right in zip(generations, flags, strict=False):
+            if is_right and _text(generation):
+                return _text(generation)
+    return None
+
+
+def _lookup(row: Row, name: str) -> Any:
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.strip() else None

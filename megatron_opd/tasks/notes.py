@@ -1,0 +1,63 @@
+"""What is odd about the rows of a data set without being wrong: counted, and said in a line each."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from megatron_opd.contracts.rows import Prompt
+from megatron_opd.recipe.keys import TemplateConfig
+from megatron_opd.tasks.messages import Message
+from megatron_opd.tasks.template import system_text
+
+
+@dataclass
+class _Count:
+    count: int = 0
+    first: str = ""
+
+    def add(self, where: str) -> None:
+        self.first = self.first or where
+        self.count += 1
+
+
+class Notes:
+    """Counts prompts that repeat another, rows whose own system message is used, and messages that do not show."""
+
+    def __init__(self, template: TemplateConfig) -> None:
+        self._system = system_text(template)
+        self._is_chat = template.kind == "chat"
+        self._places: dict[str, str] = {}
+        self._repeated = _Count()
+        self._own_system = _Count()
+        self._left_out = _Count()
+        self._rows = 0
+
+    def add(self, prompt: Prompt, before: Sequence[Message], where: str) -> None:
+        """`where` is the prompt's file and row."""
+        self._rows += 1
+        earlier = self._places.setdefault(prompt.text, where)
+        if earlier != where:
+            self._repeated.add(f"{where} is {earlier}")
+        own = [message["content"] for message in before if message["role"] in ("system", "developer")]
+        if self._system is not None and own and own[0] != self._system:
+            self._own_system.add(where)
+        if self._is_chat and not all(_shows(content, prompt.text) for content in (*own, prompt.problem)):
+            self._left_out.add(where)
+
+    def warn(self, key: str, warn: Callable[[str], None]) -> None:
+        """A line for each count that is not 0."""
+        if self._repeated.count:
+            warn(f"{key}: {self._repeated.count} of {self._rows} prompts repeat another; {self._repeated.first}")
+        if self._own_system.count:
+            warn(
+                f"data.template.system: not used by {self._own_system.count} of {self._rows} prompts of {key}, which "
+                f"have a system message of their own; the first: {self._own_system.first}"
+            )
+        if self._left_out.count:
+            warn(
+                f"{key}: the chat template leaves out the system message or the problem of {self._left_out.count} of "
+                f"{self._rows} prompts; the first: {self._left_out.first}"
+            )
+
+
+def _shows(content: object, text: str) -> bool:
+    return not isinstance(content, str) or content.strip() in text

@@ -1,0 +1,54 @@
+"""Which prompts a step gets."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from megatron_opd.contracts.rows import Prompt
+from megatron_opd.errors import DataError
+
+
+class PromptSource:
+    """Draws prompts without end: every epoch is a permutation that depends on (seed, epoch) alone.
+
+    The state is therefore two integers, and a resumed run draws what the uninterrupted one would have drawn. A batch
+    may cross the border of an epoch, and may be larger than the data set.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], *, seed: int, shuffle: bool) -> None:
+        if not prompts:
+            raise DataError("data.train: there are no prompts to draw from")
+        self._prompts = prompts
+        self._seed = seed
+        self._shuffle = shuffle
+        self._start_epoch(0, position=0)
+
+    def next(self, n: int) -> list[Prompt]:
+        """Return the next n prompts."""
+        drawn = []
+        for _ in range(n):
+            if self._position == len(self._prompts):
+                self._start_epoch(self._epoch + 1, position=0)
+            drawn.append(self._prompts[self._order[self._position]])
+            self._position += 1
+        return drawn
+
+    def state_dict(self) -> dict[str, int]:
+        """The cursor: {"epoch", "position"}."""
+        return {"epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a cursor. Raises DataError when it does not fit the data set."""
+        if not 0 <= state["position"] <= len(self._prompts):
+            raise DataError(
+                f"data.train: the checkpoint stands at prompt {state['position']} of an epoch, the data set now has "
+                f"{len(self._prompts)}; resume with the data set the run was started with"
+            )
+        self._start_epoch(state["epoch"], position=state["position"])
+
+    def _start_epoch(self, epoch: int, position: int) -> None:
+        self._epoch = epoch
+        self._position = position
+        self._order = np.arange(len(self._prompts))
+        if self._shuffle:
+            self._order = np.random.default_rng([self._seed % 2**32, epoch]).permutation(self._order)

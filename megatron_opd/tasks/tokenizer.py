@@ -1,0 +1,45 @@
+"""The tokenizer of a model directory. Imports transformers only when called."""
+
+from pathlib import Path
+from typing import Any
+
+from megatron_opd.architectures.ends import Ends, read_ends
+from megatron_opd.errors import DataError
+from megatron_opd.tasks.light_tokenizer import read_light_tokenizer
+
+Tokenizer = Any  # transformers.PreTrainedTokenizerBase, which would be a slow import
+
+
+def load_tokenizer(model_dir: str | Path) -> Tokenizer:
+    """Load the tokenizer from local files; no code from the directory is run.
+
+    Raises DataError, naming the directory, when it is missing or holds no usable tokenizer.
+    """
+    if not Path(model_dir).is_dir():
+        raise DataError(f"{model_dir}: no such model directory; it must hold config.json, weights and tokenizer files")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError ... by kind of damage
+        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DataError(
+            f"{model_dir}: cannot load a tokenizer ({cause}); copy tokenizer.json and tokenizer_config.json there"
+        ) from error
+
+
+def ends_of(tokenizer: Tokenizer) -> Ends:
+    """The tokens that end a response of the model beside the tokenizer. Raises DataError when there is none."""
+    if tokenizer.name_or_path and (Path(tokenizer.name_or_path) / "tokenizer.json").is_file():
+        return read_ends(tokenizer.name_or_path)
+    if tokenizer.eos_token_id is None:
+        raise DataError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token; set eos_token in its config")
+    return Ends((int(tokenizer.eos_token_id),), int(tokenizer.eos_token_id))
+
+
+def tokenizer_for_checks(model_dir: str | Path) -> Tokenizer:
+    """One that renders and tokenises as that of `load_tokenizer` does, where possible without importing transformers.
+
+    Raises DataError as `load_tokenizer` does.
+    """
+    return read_light_tokenizer(Path(model_dir)) or load_tokenizer(model_dir)

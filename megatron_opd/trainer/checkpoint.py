@@ -1,0 +1,172 @@
+"""Checkpoints that are whole or absent: written under a temporary name, listed with checksums, then renamed.
+
+    checkpoints/step-000050/
+      model/         Megatron distributed checkpoint: weights and optimizer
+      process/       the same of a model trained beside the student (PRIME)
+      state.json     step, data position, position in the learning-rate schedule, loss scale
+      manifest.json  size and SHA-256 of every file; its presence under the final name makes the checkpoint complete
+
+Any layout on any number of processes loads what another one wrote.
+There is no generator state to keep: dropout is 0 and every draw is a function of (seed, step, prompt, sample).
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megatron_opd.architectures.architecture import Architecture
+from megatron_opd.errors import DataError, RunError
+from megatron_opd.files.manifest import checkpoint_steps, find_damage, sync, write_manifest
+from megatron_opd.mcore.parallel import Parallel
+from megatron_opd.trainer import optimizer_state
+from megatron_opd.trainer.student import Student
+from megatron_opd.weights import stored
+from megatron_opd.weights.distributed import DistributedCheckpoint
+
+_PREFIX = "step-"
+_STATE = "state.json"
+Students = Mapping[str, Student]  # "model", the student, and what is trained beside it
+
+
+def save(directory: Path, step: int, models: Students, state: dict[str, Any], *, keep: int) -> Path:
+    """Writes checkpoint `step` (steps done) and removes all but the newest `keep`. Collective over the world.
+
+    Raises RunError where it cannot be written; those of before are still there then.
+    """
+    final = directory / f"{_PREFIX}{step:06d}"
+    temporary = directory / f".{final.name}.partial"
+    try:
+        _write(temporary, step, models, state)
+        _publish(temporary, final, keep)
+    except (OSError, CheckpointException) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        free = shutil.disk_usage(directory).free / 2**30
+        raise RunError(
+            f"{final}: cannot be written, with {free:.1f} GiB free there; earlier checkpoints are whole, make room and "
+            f"go on with --resume ({str(error).strip().splitlines()[-1]})"
+        ) from error
+    dist.barrier()
+    return final
+
+
+def _publish(temporary: Path, final: Path, keep: int) -> None:
+    """On rank 0. What a killed save has left of another step goes too."""
+    if dist.get_rank() != 0:
+        return
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    sync(final.parent)
+    for old in list(checkpoint_steps(final.parent).values())[:-keep]:
+        shutil.rmtree(old)
+    for rest in final.parent.glob(f".{_PREFIX}*.partial"):
+        shutil.rmtree(rest)
+
+
+def _write(directory: Path, step: int, models: Students, state: dict[str, Any]) -> None:
+    if dist.get_rank() == 0:
+        shutil.rmtree(directory, ignore_errors=True)
+        for name in models:
+            (directory / name).mkdir(parents=True)
+    dist.barrier()
+    for name, model in models.items():
+        with model.parallel.active():
+            dist_checkpointing.save(_sharded(model, loading=False), str(directory / name), async_strategy="mcore")
+    dist.barrier()
+    if dist.get_rank() == 0:
+        schedulers = {name: model.scheduler.state_dict() for name, model in models.items()}
+        scales = {name: model.loss_scale.state_dict() for name, model in models.items() if model.loss_scale}
+        full = {**state, "step": step, "schedulers": schedulers, "loss_scales": scales}
+        (directory / _STATE).write_text(json.dumps(full, indent=1))
+        write_manifest(directory)
+
+
+def load(checkpoint: Path, models: Students) -> dict[str, Any]:
+    """Fills the models from a checkpoint of any layout; returns the state given to `save`. Collective."""
+    state = read_state(checkpoint)
+    for name, model in models.items():
+        with model.parallel.active():
+            loaded = stored.load(_sharded(model, loading=True), checkpoint / name, common=True)
+            _put_weights(model.bare_chunks, loaded)
+            optimizer_state.load_state(model.optimizer, loaded["optimizer"])
+        # Of the schedule only its position: the rates are those of the recipe, whose num_steps may have changed.
+        model.scheduler.num_steps = 0
+        model.scheduler.step(state["schedulers"][name]["num_steps"])
+        if model.loss_scale and (scale := state.get("loss_scales", {}).get(name)):  # none: it was another precision
+            model.loss_scale.load_state_dict(scale)
+    return state
+
+
+def load_weights(checkpoint: Path, chunks: list[torch.nn.Module], parallel: Parallel) -> None:
+    """Fills bare model chunks of any layout with the weights of a checkpoint. Collective."""
+    with parallel.active():
+        wanted = _sharded_weights(chunks, parallel)
+        _put_weights(chunks, stored.load(wanted, checkpoint / "model"))
+
+
+def load_converted(model_dir: Path, chunks: list[torch.nn.Module], arch: Architecture, parallel: Parallel) -> None:
+    """The same from a directory that `convert` wrote. Raises DataError when it is not a whole model of `arch`."""
+    DistributedCheckpoint(model_dir / "model").check(arch)
+    load_weights(model_dir, chunks, parallel)
+
+
+def newest(directory: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is as it was written, and a line for each newer one that is damaged.
+
+    None where there has not been one. Raises DataError where there are some and all are damaged.
+    """
+    problems: list[str] = []
+    for candidate in reversed(checkpoint_steps(directory).values()):
+        problem = find_damage(candidate) or _problem_of_state(candidate)
+        if problem is None:
+            return candidate, [f"{line}; using the one before" for line in problems]
+        problems.append(f"{candidate}: {problem}")
+    if problems:
+        raise DataError(
+            f"{'; '.join(problems)}; no whole checkpoint is left: bring one back, or start again with another run_dir"
+        )
+    return None, []
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Raises DataError where the checkpoint has no state as `save` writes it."""
+    if problem := _problem_of_state(checkpoint):
+        raise DataError(f"{checkpoint}: {problem}; name a whole one under checkpoints/")
+    return json.loads((checkpoint / _STATE).read_text())
+
+
+# ------------------------------------------------------------------------------------------------------- internals
+def _sharded_weights(chunks: list[torch.nn.Module], parallel: Parallel) -> dict[str, Any]:
+    """One entry per chunk; the tensors in them are named by their place in the whole model."""
+    parts: list[Any] = list(chunks)
+    metadata = {"dp_cp_group": parallel.groups.dp_cp}
+    return {f"chunk{i}": part.sharded_state_dict(metadata=metadata) for i, part in enumerate(parts)}
+
+
+def _put_weights(chunks: list[torch.nn.Module], loaded: dict[str, Any]) -> None:
+    for i, chunk in enumerate(chunks):
+        chunk.load_state_dict(loaded[f"chunk{i}"])
+
+
+def _sharded(student: Student, *, loading: bool) -> dict[str, Any]:
+    weights = _sharded_weights(student.bare_chunks, student.parallel)
+    return {**weights, "optimizer": optimizer_state.sharded_state(student.optimizer, weights, loading=loading)}
+
+
+def _problem_of_state(checkpoint: Path) -> str | None:
+    try:
+        state = json.loads((checkpoint / _STATE).read_text())
+        whole = checkpoint.name == f"{_PREFIX}{state['step']:06d}" and all(
+            isinstance(schedule["num_steps"], int) for schedule in state["schedulers"].values()
+        )
+    except OSError:
+        return f"{_STATE} is missing"
+    except (ValueError, LookupError, TypeError, AttributeError):
+        whole = False
+    return None if whole else f"{_STATE} is not what a save writes"

@@ -1,0 +1,55 @@
+"""A model trained beside the student whose log-ratio to the reference is a reward of every token (PRIME)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from megatron_opd.architectures.architecture import Architecture
+from megatron_opd.contracts.rows import Rollout
+from megatron_opd.mcore.batch import Columns
+from megatron_opd.mcore.parallel import Parallel
+from megatron_opd.methods.parts import ProcessRewardAdvantage
+from megatron_opd.recipe.keys import RunConfig
+from megatron_opd.trainer.step import MicroBatchLoss, student_signals, update
+from megatron_opd.trainer.student import Student, prepare
+
+
+@dataclass
+class ProcessModel:
+    """The student's architecture, layout and first weights; an optimizer of its own."""
+
+    model: Student
+    objective: MicroBatchLoss
+    micro_batch_tokens: int
+    temperature: float
+
+    def logprobs(self, rollouts: Sequence[Rollout]) -> np.ndarray:
+        """Of the completion tokens under the present weights, float32 [T], equal on every rank. Collective."""
+        settings = {"temperature": self.temperature, "micro_batch_tokens": self.micro_batch_tokens}
+        return student_signals(self.model, rollouts, **settings).logprobs_T  # type: ignore[arg-type]
+
+    def learn(self, rollouts: Sequence[Rollout], columns: Columns, *, step: int) -> dict[str, float]:
+        """One update on a step's responses; its metrics. A non-finite one is skipped and counted. Collective."""
+        sums, applied = update(
+            self.model, rollouts, columns, self.objective, step=step, micro_batch_tokens=self.micro_batch_tokens
+        )  # fmt: skip
+        return {
+            "process_reward/loss": sums["loss"],
+            "process_reward/accuracy": sums["accuracy"],
+            "process_reward/grad_norm": sums["train/grad_norm"],
+            "process_reward/skipped_updates": float(not applied),
+        }
+
+
+def prepare_process_model(
+    chunks: list[torch.nn.Module], arch: Architecture, parallel: Parallel, config: RunConfig,
+    advantage: ProcessRewardAdvantage,
+) -> Student:  # fmt: skip
+    """Wraps loaded chunks: the student's optimizer settings, but for a constant learning rate and clip of its own."""
+    optimizer = replace(
+        config.train.optimizer, lr=advantage.lr, clip_grad=advantage.clip_grad, schedule="constant", min_lr=0.0
+    )
+    settings = replace(config.train, optimizer=optimizer, updates_per_step=1)
+    return prepare(chunks, arch, parallel, replace(config, train=settings))

@@ -1,0 +1,166 @@
+"""One optimizer update, and the updates of a step."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from torch import Tensor
+
+from megatron_opd.contracts.rows import Rollout, StudentSignals
+from megatron_opd.errors import RunError
+from megatron_opd.mcore import passes
+from megatron_opd.mcore.batch import Columns, MicroBatch, flatten, micro_batches, token_offsets
+from megatron_opd.mcore.head import Head
+from megatron_opd.mcore.parallel import Parallel
+from megatron_opd.trainer.student import Student
+
+# (head, columns, step, the teacher's head if a term asks) -> (loss, sums for the metrics)
+MicroBatchLoss = Callable[[Head, Columns, int, Callable[[], Head] | None], tuple[Tensor, dict[str, Tensor]]]
+TeacherHead = Callable[[MicroBatch], Head]
+
+
+def update(
+    student: Student, rollouts: Sequence[Rollout], columns: Columns, objective: MicroBatchLoss, *, step: int,
+    micro_batch_tokens: int, teacher_head: TeacherHead | None = None,
+) -> tuple[dict[str, float], bool]:  # fmt: skip
+    """Forward, backward and optimizer step on `rollouts`. Collective over the world.
+
+    Returns the metric sums over all micro-batches and replicas, with `train/grad_norm` (before clipping) and
+    `train/learning_rate`, equal on every rank; and whether the update was applied (False: non-finite, skipped). In
+    float16 also `train/loss_scale`, that of this update; the norm is that of the gradients without it.
+    """
+    parallel = student.parallel
+    for chunk in student.chunks:
+        chunk.train()
+        chunk.zero_grad_buffer()
+    student.optimizer.zero_grad()
+
+    def loss(batch: MicroBatch, head: Head) -> tuple[Tensor, dict[str, Tensor]]:
+        teacher = partial(teacher_head, batch) if teacher_head else None
+        return objective(head, columns.take(batch.rows_T, parallel), step, teacher)
+
+    batches = micro_batches(rollouts, parallel, micro_batch_tokens)
+    collected = passes.forward_backward(
+        student.chunks, parallel, batches, loss, forward_only=False, fused_output_layer=student.fused_output_layer
+    )
+    sums = _sum_over_ranks(collected, parallel)
+    student.scheduler.step(1)  # before the update, so that a warm-up does not begin with a learning rate of 0
+    if student.loss_scale:
+        sums["train/loss_scale"] = student.loss_scale.value
+    norm, applied = _apply(student)
+    sums["train/grad_norm"] = norm
+    sums["train/learning_rate"] = student.optimizer.param_groups[0]["lr"]
+    return sums, applied
+
+
+def _apply(student: Student) -> tuple[float, bool]:
+    """What `optimizer.step()` does, but that a norm that is no number skips the update."""
+    optimizer = student.optimizer
+    with student.parallel.active():
+        overflow = optimizer.prepare_grads()  # divides them by the loss scale: must happen once
+        if student.loss_scale:
+            student.loss_scale.finish_update()
+        norm = math.inf if overflow else float(optimizer.get_grad_norm())
+        if not math.isfinite(norm):
+            return norm, False
+        if optimizer.config.clip_grad > 0:
+            parameters = optimizer.get_parameters()
+            clip_grad_by_total_norm_fp32(parameters, max_norm=optimizer.config.clip_grad, total_norm=norm)
+        optimizer.step_with_ready_grads()
+    return norm, True
+
+
+def _sum_over_ranks(collected: list[dict[str, Tensor]], parallel: Parallel) -> dict[str, float]:
+    """Adds up the metric sums; the ranks that saw no logits learn them too."""
+    names = sorted(collected[0]) if collected else []
+    # All ranks must agree on the vector: the last stage knows the names, the first may not.
+    shared: list[Any] = [names]
+    dist.broadcast_object_list(shared, src=_last_stage_rank(parallel))
+    names = shared[0]
+    total = torch.zeros(len(names), dtype=torch.float64, device=parallel.device)
+    if parallel.is_signal_source:
+        for sums in collected:
+            total += torch.stack([sums[name].double() for name in names])
+    dist.all_reduce(total)
+    return dict(zip(names, total.tolist(), strict=True))
+
+
+def _last_stage_rank(parallel: Parallel) -> int:
+    """A rank on the last pipeline stage, the same one everywhere: in every layout the last rank of the world is."""
+    return dist.get_world_size() - 1
+
+
+def student_signals(
+    student: Student, rollouts: Sequence[Rollout], *, temperature: float, micro_batch_tokens: int
+) -> StudentSignals:
+    """Logprobs of the completion tokens and entropy under the present weights, equal on every rank."""
+    parallel = student.parallel
+    ids_T = flatten([r.token_ids for r in rollouts], torch.long)
+
+    def signals(batch: MicroBatch, head: Head) -> tuple[Tensor, Tensor]:
+        out_T1, entropy_T = head.logprobs(
+            ids_T[batch.rows_T, None].to(parallel.device), temperature=temperature,
+            valid_vocab_size=student.arch.vocab_size, with_entropy=True,
+        )  # fmt: skip
+        return out_T1.new_zeros(()), torch.stack([out_T1[:, 0], entropy_T], dim=1)
+
+    batches = micro_batches(rollouts, parallel, micro_batch_tokens)
+    with torch.no_grad():
+        collected = passes.forward_backward(
+            student.chunks, parallel, batches, signals, forward_only=True,
+            fused_output_layer=student.fused_output_layer,
+        )  # fmt: skip
+    out_T2 = torch.zeros(len(ids_T), 2, device=parallel.device)
+    if parallel.is_signal_source:
+        for batch, part_T2 in zip(batches, collected, strict=True):
+            out_T2[batch.rows_T] = part_T2
+    dist.all_reduce(out_T2)
+    values = out_T2.cpu().numpy()
+    return StudentSignals(values[:, 0].copy(), values[:, 1].copy())
+
+
+class Trainer:
+    """The updates of a step, and the count of updates in a row that had to be skipped."""
+
+    def __init__(self, student: Student, objective: MicroBatchLoss, *, updates_per_step: int, micro_batch_tokens: int,
+                 temperature: float, max_skipped: int, teacher_head: TeacherHead | None = None) -> None:  # fmt: skip
+        self.student, self.objective = student, objective
+        self.updates_per_step, self.micro_batch_tokens = updates_per_step, micro_batch_tokens
+        self.temperature = temperature
+        self.max_skipped, self.teacher_head = max_skipped, teacher_head
+        self.skipped_in_a_row = 0
+
+    def signals(self, rollouts: Sequence[Rollout]) -> StudentSignals:
+        """The student's view of the rollouts, before the updates."""
+        return student_signals(
+            self.student, rollouts, temperature=self.temperature, micro_batch_tokens=self.micro_batch_tokens
+        )  # fmt: skip
+
+    def step(
+        self, rollouts: Sequence[Rollout], build: Callable[[slice, slice], Columns], *, step: int
+    ) -> list[dict[str, float]]:
+        """One update per equal part of `rollouts`; `build(rollout_slice, token_slice)` makes the columns of a part."""
+        offsets = token_offsets(rollouts)
+        size = len(rollouts) // self.updates_per_step
+        bounds = [(u * size, (u + 1) * size) for u in range(self.updates_per_step)]
+        parts = [(slice(a, b), slice(int(offsets[a]), int(offsets[b]))) for a, b in bounds]
+        return [self._update(rollouts[r], build(r, t), step) for r, t in parts]
+
+    def _update(self, rollouts: Sequence[Rollout], columns: Columns, step: int) -> dict[str, float]:
+        sums, applied = update(
+            self.student, rollouts, columns, self.objective,
+            step=step, micro_batch_tokens=self.micro_batch_tokens, teacher_head=self.teacher_head,
+        )  # fmt: skip
+        # While a loss scale can fall, it is being found.
+        searching = self.student.loss_scale is not None and self.student.loss_scale.can_fall
+        self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + (not searching)
+        if self.skipped_in_a_row > self.max_skipped:
+            raise RunError(
+                f"step {step}: {self.skipped_in_a_row} updates in a row had non-finite gradients; lower "
+                "train.optimizer.lr or resume from an earlier checkpoint"
+            )
+        return {**sums, "train/skipped_updates": float(not applied)}

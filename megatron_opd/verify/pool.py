@@ -1,0 +1,251 @@
+"""The workers that score rollouts, seen from the training process."""
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from megatron_opd.contracts.rows import Rollout
+from megatron_opd.errors import RunError
+from megatron_opd.recipe.keys import RewardConfig
+from megatron_opd.verify.answer import content_of, final_answer, read_gold
+from megatron_opd.verify.plain import compare_plain
+from megatron_opd.verify.worker import wall_seconds
+
+logger = logging.getLogger(__name__)
+
+WORKER_MEMORY_BYTES = 2 * 1024**3
+START_SECONDS = 120  # importing math-verify takes 1 to 4 s on an idle machine
+GRACE_SECONDS = 10  # over the time limit that the worker itself enforces, before the worker counts as hung
+SHARE_OF_BUDGET = 0.2  # of what is left of a step's budget, which the next answer may take
+LEAST_SECONDS = 0.2  # for an answer when nothing is left; math-verify takes 1 to 50 ms, 150 for a first of its kind
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+
+class VerifierPool:
+    """Scores completions against gold answers with math-verify.
+
+    Workers are processes of their own (not forks: this process holds gloo threads and an inference engine). An answer
+    that hangs, exhausts memory or crashes its evaluator costs at most `timeout_seconds` and scores 0. Many of them cost
+    at most `budget_seconds` and a fifth of a second each; the others are not affected.
+    """
+
+    def __init__(self, config: RewardConfig) -> None:
+        self.config = config
+        self._workers = [_Worker() for _ in range(config.workers)]
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(config.workers, thread_name_prefix="reward")
+
+    def warm_up(self) -> None:
+        """Start the workers without waiting for them."""
+        for worker in self._workers:
+            worker.start()
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """Return the rollouts, in order, with `reward` (1.0 for "correct", else 0.0) and `reward_reason` filled in.
+
+        Reasons: correct, wrong, no_answer, truncated (by the token limit, before an answer), bad_gold, too_long,
+        timeout, over_budget, crashed, error. Equal answers to equal gold answers are evaluated once.
+
+        Raises RunError when a worker cannot start.
+        """
+        pairs = [(self._answer(rollout), rollout.prompt.answer.strip()) for rollout in rollouts]
+        answered = list(dict.fromkeys((answer, gold) for answer, gold in pairs if answer is not None))
+        verdicts = self._threads.map(partial(self._grade, budget=_Budget(self.config)), answered)
+        reasons = dict(zip(answered, verdicts, strict=True))
+        scored = [
+            _scored(rollout, _without_answer(rollout) if answer is None else reasons[answer, gold])
+            for rollout, (answer, gold) in zip(rollouts, pairs, strict=True)
+        ]
+        if count := sum(r.reward_reason == "over_budget" for r in scored):
+            seconds = self.config.budget_seconds
+            logger.warning("%d answers were not judged within reward.budget_seconds=%g and score 0", count, seconds)
+        return scored
+
+    def close(self) -> None:
+        """End the workers. Idempotent; the pool cannot be used again."""
+        for worker in self._workers:
+            worker.interrupt()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for worker in self._workers:
+            worker.end()
+
+    def __enter__(self) -> "VerifierPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _answer(self, rollout: Rollout) -> str | None:
+        return final_answer(rollout.text, self.config.answer, truncated=rollout.finish_reason == "length")
+
+    def _grade(self, pair: tuple[str, str], budget: "_Budget") -> str:
+        answer, gold_text = pair
+        gold = read_gold(gold_text)
+        if gold is None:
+            return "bad_gold"
+        if len(answer) > self.config.max_characters:
+            return "too_long"
+        if reason := compare_plain(content_of(answer), gold):
+            return reason
+        worker = self._idle.get()
+        try:
+            return budget.charge(worker, answer, gold)
+        finally:
+            self._idle.put(worker)
+
+
+class _Budget:
+    """The time that the answers of one call may lose at their limits, of all workers together.
+
+    An answer may take a share of what is left, up to `timeout_seconds`. Answers that end by themselves are not charged:
+    the limits of an honest step never shrink, and a hostile answer takes little from those that follow it.
+    """
+
+    def __init__(self, config: RewardConfig) -> None:
+        self._timeout_seconds = config.timeout_seconds
+        self._left = config.budget_seconds
+        self._lock = threading.Lock()
+
+    def charge(self, worker: "_Worker", answer: str, gold: str) -> str:
+        with self._lock:
+            limit = min(self._timeout_seconds, max(SHARE_OF_BUDGET * self._left, LEAST_SECONDS))
+        reason = worker.grade(answer, gold, limit)
+        if reason != "timeout":
+            return reason
+        with self._lock:
+            self._left = max(self._left - limit, 0.0)
+        return "timeout" if limit == self._timeout_seconds else "over_budget"
+
+
+def _without_answer(rollout: Rollout) -> str:
+    return "truncated" if rollout.finish_reason == "length" else "no_answer"
+
+
+def _scored(rollout: Rollout, reason: str) -> Rollout:
+    return replace(rollout, reward=float(reason == "correct"), reward_reason=reason)
+
+
+class _WorkerDied(Exception):
+    """The worker closed its pipe or stayed silent."""
+
+
+class _Worker:
+    """One `megatron_opd.verify.worker` process, started when first needed and again when it dies."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.ready = False
+        self.closed = False
+
+    def start(self) -> None:
+        if self.process is not None or self.closed:
+            return
+        search_path = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        # A fixed hash seed fixes the order in which sympy walks its sets: the same answer gets the same verdict.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search_path), "PYTHONHASHSEED": "0"}
+        module = ["-P", "-m", "megatron_opd.verify.worker", str(WORKER_MEMORY_BYTES)]
+        self.ready = False
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by end)
+        self.process = subprocess.Popen(
+            [sys.executable, *module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is the training process's to handle; close() ends the group
+        )
+
+    def grade(self, answer: str, gold: str, limit_seconds: float) -> str:
+        """Return the reason for the reward, "timeout" at the limit.
+
+        A worker that dies is replaced and asked once more.
+        """
+        for _ in range(2):
+            try:
+                self._wait_until_ready()
+                return self._ask(answer, gold, limit_seconds)
+            except _WorkerDied:
+                self.end()
+        return "crashed"
+
+    def interrupt(self) -> None:
+        """Make a `grade` that waits in another thread return, and refuse new ones."""
+        self.closed = True
+        self._signal_kill()
+
+    def _ask(self, answer: str, gold: str, limit_seconds: float) -> str:
+        process = self.process
+        if process is None or process.stdin is None:
+            raise _WorkerDied
+        try:
+            process.stdin.write(json.dumps([answer, gold, limit_seconds]).encode() + b"\n")
+            process.stdin.flush()
+        except OSError as error:
+            raise _WorkerDied from error
+        # The worker may evaluate a request twice, when its first evaluator was killed from outside.
+        return self._read_line(2 * wall_seconds(limit_seconds) + GRACE_SECONDS)
+
+    def _wait_until_ready(self) -> None:
+        self.start()
+        if self.ready or self.closed:
+            return
+        try:
+            self.ready = self._read_line(START_SECONDS) == "ready"
+        except _WorkerDied as error:
+            if self.closed:
+                raise
+            self.log.seek(0)
+            lines = self.log.read().decode(errors="replace").strip().splitlines()
+            self.end()
+            raise RunError(f"a reward worker did not start: {lines[-1] if lines else 'no output'}") from error
+
+    def _read_line(self, seconds: float) -> str:
+        process = self.process
+        if process is None or process.stdout is None:
+            raise _WorkerDied
+        poll = select.poll()
+        poll.register(process.stdout, select.POLLIN)
+        deadline, line = time.monotonic() + seconds, b""
+        while not line.endswith(b"\n"):
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or not poll.poll(remaining * 1000):
+                raise _WorkerDied
+            received = os.read(process.stdout.fileno(), 4096)
+            if not received:
+                raise _WorkerDied
+            line += received
+        return line.decode().strip()
+
+    def end(self) -> None:
+        """Kill the process and its evaluator, and collect them."""
+        self._signal_kill()
+        process, self.process = self.process, None
+        if process is None:
+            return
+        process.wait()
+        for file in (process.stdin, process.stdout, self.log):
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    file.close()
+
+    def _signal_kill(self) -> None:
+        process = self.process  # another thread may clear it
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,127 @@
+"""A reward worker: `python -m megatron_opd.verify.worker MEMORY_BYTES`.
+
+Reads a JSON list [answer, gold, time limit in seconds] per line on stdin and writes one reason per line on stdout. This
+process only imports math-verify and forks; a child evaluates, under interval timers and a memory limit. At the limit
+the kernel ends the child even in the middle of a C loop, and the next fork costs milliseconds where a new process pays
+seconds of imports. The limit is one of processor time, so that a busy machine does not change rewards.
+"""
+
+import gc
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from contextlib import suppress
+from typing import Any
+
+AT_THE_LIMIT = (signal.SIGPROF, signal.SIGALRM)  # what ends an evaluator at its processor time, at its wall time
+WALL_TIME_FACTOR = 4  # wall time that an answer may take on a busy machine, of its processor time
+LEAST_WALL_SECONDS = 3.0  # where its processor time is short: a share of a crowded core must do
+# Answers of every kind fill the parser's and sympy's caches, which every evaluator then inherits.
+WARM_UP = (
+    (r"\sqrt{4}", "2"),
+    ("3x", "4x"),
+    ("x^2+1", "(1+x)^2"),
+    (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"),
+    (r"\sin x", r"\cos x"),
+    ("(1,2]", "(1,3]"),
+    (r"\{1,2\}", "2,3"),
+    ("x=1", "x=2"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\3\end{pmatrix}"),
+)
+
+
+class Evaluator:
+    """A forked child that answers requests until an answer kills it."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        ours, theirs = socket.socketpair()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                ours.close()
+                evaluate_requests(theirs.makefile("rwb"), memory_bytes)
+            finally:
+                os._exit(1)  # never back into the parent's loop
+        theirs.close()
+        self.stream = ours.makefile("rwb")
+        ours.close()
+
+    def ask(self, request: bytes) -> bytes:
+        """Return a reply line, or nothing when the child died."""
+        try:
+            self.stream.write(request)
+            self.stream.flush()
+            return self.stream.readline()
+        except OSError:
+            return b""
+
+    def bury(self) -> int:
+        """Collect the dead child; return the signal that ended it (0: none)."""
+        _, status = os.waitpid(self.pid, 0)
+        with suppress(OSError):
+            self.stream.close()
+        return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+
+def wall_seconds(limit_seconds: float) -> float:
+    """The wall time after which an answer is ended, by its limit of processor time."""
+    return max(WALL_TIME_FACTOR * limit_seconds, LEAST_WALL_SECONDS)
+
+
+def evaluate_requests(stream: Any, memory_bytes: int) -> None:
+    """The child's loop."""
+    from megatron_opd.verify.math import grade
+
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1):  # nothing the libraries print may reach the protocol
+        os.dup2(null, descriptor)
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for number in AT_THE_LIMIT:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, AT_THE_LIMIT)
+    for request in stream:
+        answer, gold, limit_seconds = json.loads(request)
+        signal.setitimer(signal.ITIMER_PROF, limit_seconds)
+        signal.setitimer(signal.ITIMER_REAL, wall_seconds(limit_seconds))
+        reason = grade(answer, gold)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        stream.write(reason.encode() + b"\n")
+        stream.flush()
+
+
+def main() -> None:
+    memory_bytes = int(sys.argv[1])
+    for each in (signal.SIGUSR1, signal.SIGTERM):  # Slurm sends them to all; the trainer first finishes its step
+        signal.signal(each, signal.SIG_IGN)
+    from megatron_opd.verify.answer import boxed
+    from megatron_opd.verify.math import grade
+
+    for answer, gold in WARM_UP:
+        grade(boxed(answer), gold)
+    gc.freeze()  # a collection in an evaluator would touch, and so copy, every page of what it inherited
+    replies = sys.stdout.buffer
+    replies.write(b"ready\n")
+    replies.flush()
+    evaluator: Evaluator | None = None
+    for request in sys.stdin.buffer:
+        reply = b"crashed\n"
+        for _ in range(2):  # a child that something else killed gets the request a second time
+            evaluator = evaluator or Evaluator(memory_bytes)
+            if answered := evaluator.ask(request):
+                reply = answered
+                break
+            ended_by, evaluator = evaluator.bury(), None
+            if ended_by in AT_THE_LIMIT:
+                reply = b"timeout\n"
+                break
+        replies.write(reply)
+        replies.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Processes: started, joined, apart, stopped; how two groups of them speak."""
