@@ -1,28 +1,30 @@
 """The architectures of a recipe's models: from their directories, or, where these are not, from a shipped table."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from megatron_opd.architectures.architecture import Architecture, architecture_of, changed, parse_architecture
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.errors import DataError
-from megatron_opd.recipe.keys import RunConfig
 
 TABLE = Path(__file__).with_name("known.json")  # config.json's sizes of the models that our recipes name
 
 
-def architectures(config: RunConfig) -> tuple[dict[str, Architecture], list[str]]:
-    """Those of "student" and "teacher", and a line for each that was taken from the table. Raises DataError."""
-    found, notes = {}, []
-    for name, model in (("student", config.student), ("teacher", config.teacher)):
-        if model is None:
-            continue
+def architectures(models: Mapping[str, ModelConfig]) -> tuple[dict[str, Architecture], list[str]]:
+    """The architectures of the recipe's models by role, and a line for each that came from the table.
+
+    Raises DataError where a model is neither a directory nor in the table.
+    """
+    by_role: dict[str, Architecture] = {}
+    notes = []
+    for role, model in models.items():
         if Path(model.path).is_dir():
-            found[name] = architecture_of(model)
+            by_role[role] = architecture_of(model)
         else:
-            found[name] = _from_table(name, model)
-            notes.append(f"{name}.path: {model.path} is not here; sizes of {Path(model.path).name} from the table")
-    return found, notes
+            by_role[role] = _from_table(role, model)
+            notes.append(f"{role}.path: {model.path} is not here; sizes of {Path(model.path).name} from the table")
+    return by_role, notes
 
 
 def _from_table(name: str, model: ModelConfig) -> Architecture:

@@ -1,8 +1,6 @@
 """The command line. Heavy imports happen inside the commands that need them."""
 
 import argparse
-import errno
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +8,8 @@ from typing import Any
 
 from megatron_opd import __version__
 from megatron_opd.cli import commands
-from megatron_opd.cli.commands import say
-from megatron_opd.errors import ConfigError, Interrupted, OpdError
 from megatron_opd.world.host import hide_gpus
-from megatron_opd.world.worker import quieten_dependencies
-
-# Whoever named the path can do something about it; nothing else that the system refuses is expected.
-_WRONG_PATHS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+from megatron_opd.world.worker import finish, outcome, quieten_dependencies
 
 EXAMPLES = """\
 examples:
@@ -42,34 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     own_process = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     quieten_dependencies()
-    try:
+
+    def run() -> int | None:
         if own_process:
             hide_gpus()
         arguments = _parse(argv)
-        code, message = arguments.command(arguments) or 0, ""
-    except OpdError as error:
-        code, message = error.exit_code, " ".join(str(error).split())
-    except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code, message = 0, ""
-    except OSError as error:
-        if error.errno not in _WRONG_PATHS or error.filename is None:
-            raise
-        code, message = ConfigError.exit_code, f"{error.filename}: {error.strerror}; name another path"
-    except KeyboardInterrupt:
-        code, message = Interrupted.exit_code, "interrupted"
-    return _finish(code, message)
+        return arguments.command(arguments)
 
-
-def _finish(code: int, message: str) -> int:
-    from megatron_opd.world import torchrun
-
-    if torchrun.is_worker():
-        return torchrun.record_outcome(code, message)  # the starting process prints it, once
-    rank = int(os.environ.get("RANK", "0"))
-    if rank == 0 or code == OpdError.exit_code:  # bad input and a stop are the same on every rank
-        say(code, f"rank {rank}: {message}" if rank else message)
-    return code
+    return finish(*outcome(run))
 
 
 # ------------------------------------------------------------------------------------------------ arguments

@@ -22,6 +22,7 @@ from megatron_opd.cluster.place import Place
 from megatron_opd.errors import ConfigError, Interrupted, OpdError, OutOfTime, RunError
 from megatron_opd.files.atomic import write_atomically
 from megatron_opd.metrics.run_directory import metrics_path
+from megatron_opd.world.worker import finish, outcome, quieten_dependencies
 
 HEARTBEAT_SECONDS = 5.0
 UNFIT = 3
@@ -102,11 +103,12 @@ def _join(place: Place, host: str, attempt: Path, seconds: float) -> Any:
 
 
 def _train(job: Job) -> int:
-    from megatron_opd.cli.main import main as command
+    from megatron_opd.start import train
 
-    resume = ["--resume"] if (Path(job.run_dir) / "config.yaml").is_file() else []
+    quieten_dependencies()
+    resume = (Path(job.run_dir) / "config.yaml").is_file()
     try:
-        return command(["train", str(job.directory / "recipe.yaml"), *resume])
+        return finish(*outcome(lambda: train(str(job.directory / "recipe.yaml"), resume=resume)[0]))
     except RuntimeError as error:
         if not _says_that_another_is_gone(error):
             raise

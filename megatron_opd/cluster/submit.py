@@ -127,7 +127,7 @@ def fits(config: RunConfig, cluster: ClusterConfig) -> None:
 
     gpus = cluster.nodes * cluster.processes_per_node
     device = hardware(cluster.gpu, cluster.processes_per_node)
-    case = Case(config, architectures(config)[0], device, gpus, cluster.processes_per_node)
+    case = Case(config, architectures(config.models)[0], device, gpus, cluster.processes_per_node)
     case.check()
     lacks = candidate(case).lacks
     if lacks:

@@ -26,7 +26,7 @@ from rich.progress import Progress
 from megatron_opd.architectures.architecture import Architecture, architecture_of, config_changes, read_architecture
 from megatron_opd.conversion.directions import Conversion, ToHf, ToMegatron
 from megatron_opd.conversion.sealed import DONE, Report, write_files
-from megatron_opd.errors import DataError, Interrupted, OpdError, RunError
+from megatron_opd.errors import DataError, Interrupted
 from megatron_opd.files.manifest import MANIFEST, FileRecord, damage_of, read_manifest, sync, write_manifest
 from megatron_opd.recipe.load import load_config
 from megatron_opd.weights.distributed import DistributedCheckpoint
@@ -34,6 +34,7 @@ from megatron_opd.weights.hf import INDEX, check_out_dir, copy_companions
 from megatron_opd.weights.load import check_hf
 from megatron_opd.weights.table import hf_shapes, weight_table
 from megatron_opd.world import torchrun
+from megatron_opd.world.worker import raise_outcome
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _JOB = "conversion.json"
@@ -221,12 +222,7 @@ def _complete(job: Job, partial: Path, target: Path) -> None:
 # ----------------------------------------------------------------------------------------------- processes, progress
 def _launch(nproc: int, source: str, out: str, dtype: str | None) -> None:
     options = ["--dtype", dtype] if dtype else []
-    code, message = torchrun.run_workers(nproc, ["-m", "megatron_opd", "convert", source, out, *options])
-    if code == Interrupted.exit_code:
-        raise KeyboardInterrupt
-    if code:
-        kind: type[OpdError] = DataError if code == DataError.exit_code else RunError
-        raise kind(message)
+    raise_outcome(*torchrun.run_workers(nproc, ["-m", "megatron_opd", "convert", source, out, *options]))
 
 
 @contextlib.contextmanager

@@ -1,16 +1,48 @@
-"""`megatron-opd plan`."""
+"""The plan of a recipe on a cluster: what its own layout needs, and which others there are."""
 
-import json
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from megatron_opd.architectures.known import architectures
 from megatron_opd.errors import ConfigError
 from megatron_opd.planning.hardware import hardware
 from megatron_opd.recipe.keys import RunConfig
 
+if TYPE_CHECKING:  # these import Megatron
+    from megatron_opd.planning.case import Case
+    from megatron_opd.planning.layouts import Candidate
 
-def print_plan(config: RunConfig, *, gpus: int, gpu: str, gpus_per_node: int, out: Path | None) -> int:
-    """Prints the plan; returns 0 if the recipe's own layout fits, else 1. Raises ConfigError, DataError."""
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    """Memory and time of a recipe's layouts on a cluster."""
+
+    case: "Case"
+    own: "Candidate"  # with the recipe's layouts
+    others: Sequence["Candidate"]
+    notes: Sequence[str]  # which sizes were taken from the table of known models
+
+    @property
+    def fits(self) -> bool:
+        """Whether the recipe's own layouts do."""
+        return self.own.lacks is None
+
+    def show(self) -> None:
+        """Prints the tables of `megatron-opd plan`."""
+        from megatron_opd.planning.report import print_plan
+
+        print_plan(self.case, self.own, self.others, self.notes)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, in bytes and seconds."""
+        from megatron_opd.planning.report import as_json
+
+        return as_json(self.case, self.own, self.others, self.notes)
+
+
+def make_plan(config: RunConfig, *, gpus: int, gpu: str, gpus_per_node: int) -> ClusterPlan:
+    """Plans the recipe for `gpus` devices of the kind `gpu`. Raises ConfigError, DataError."""
     per_node = min(gpus, gpus_per_node)
     if gpus % per_node:
         raise ConfigError(f"--gpus: {gpus} is no multiple of the {per_node} of a node; give whole nodes")
@@ -19,18 +51,11 @@ def print_plan(config: RunConfig, *, gpus: int, gpu: str, gpus_per_node: int, ou
         raise ConfigError(
             "precision: float32 on a GPU is not planned, its attention keeps whole score matrices; set bfloat16"
         )
-    if out is not None and not out.parent.is_dir():
-        raise ConfigError(f"--json: {out.parent} is no directory; make it first")
-    sizes, notes = architectures(config)
+    sizes, notes = architectures(config.models)
     from megatron_opd.planning.case import Case  # imports Megatron
 
     case = Case(config, sizes, device, gpus, per_node)
     case.check()
     from megatron_opd.planning.layouts import candidate, candidates
-    from megatron_opd.planning.report import as_json, print_plan
 
-    own, others = candidate(case), candidates(case)
-    print_plan(case, own, others, notes)
-    if out is not None:
-        out.write_text(json.dumps(as_json(case, own, others, notes), indent=1) + "\n")
-    return 0 if own.lacks is None else 1
+    return ClusterPlan(case, candidate(case), candidates(case), notes)

@@ -197,6 +197,11 @@ class RunConfig:
         return self.run_dir or f"runs/{self.name}"
 
     @property
+    def models(self) -> dict[str, ModelConfig]:
+        """The models that the recipe names, by role: "student", and "teacher" where there is one."""
+        return {"student": self.student} | ({"teacher": self.teacher} if self.teacher else {})
+
+    @property
     def teacher_processes(self) -> int:
         """Processes set aside for the teacher; 0 where it shares the student's."""
         return (self.teacher.processes or 0) if self.teacher else 0

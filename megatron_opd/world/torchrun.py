@@ -1,9 +1,9 @@
 """Starts the training processes of one machine under torchrun, and reports how they ended.
 
-Three layers: this process (the command the user typed), torchrun's agent (`python -m megatron_opd.world.torchrun`,
-a session of its own, so a terminal's Ctrl-C reaches only us), and the workers. Ctrl-C and SIGTERM are passed to the workers
-themselves: torchrun would kill them after 30 s, and a step may take longer. torchrun also hides exit codes, so every
-worker leaves its own in a file.
+Three layers: this process (the command the user typed), torchrun's agent (`python -m
+megatron_opd.world.torchrun`, a session of its own, so a terminal's Ctrl-C reaches only us), and the
+workers. Ctrl-C and SIGTERM are passed to the workers themselves: torchrun would kill them after 30 s,
+and a step may take longer. torchrun also hides exit codes, so every worker leaves its own in a file.
 """
 
 import contextlib

@@ -16,6 +16,7 @@ from megatron_opd.cli import main as cli
 from megatron_opd.errors import ConfigError, DataError, Interrupted, RunError
 from megatron_opd.files.manifest import write_manifest
 from megatron_opd.recipe.load import dump_config, load_config
+from megatron_opd.start import recipe_to_train
 from tests.unit.tiny_model_files import write_recipe
 
 
@@ -48,7 +49,8 @@ def test_cheap_commands_import_nothing_heavy(recipe: str) -> None:
         ("train", *refused): 2,
     }.items():
         program = (
-            f"import sys; from megatron_opd import cli; assert cli.main({argv!r}) == {code}; sys.exit({heavy} or 0)"
+            "import sys; from megatron_opd.cli.main import main; "
+            f"assert main({argv!r}) == {code}; sys.exit({heavy} or 0)"
         )
         result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
         assert result.returncode == 0, (argv, result.stderr)
@@ -257,7 +259,7 @@ def test_a_moved_run_resumes_where_it_is(recipe: str, tmp_path: Path, capsys: py
     moved.mkdir()
     cli.main(["show", recipe])
     (moved / "config.yaml").write_text(capsys.readouterr().out)
-    config = commands._config_to_train(cli._parse(["train", str(moved), "--resume"]))
+    config = recipe_to_train(str(moved), resume=True)
     assert config.directory == str(moved)
     check_resumed(config)
 

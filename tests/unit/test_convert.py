@@ -197,8 +197,7 @@ def test_how_the_processes_end_is_how_the_conversion_ends(
 # ------------------------------------------------------------------------------------------------------- interruptions
 KILLED = """
 import os, signal, sys
-from megatron_opd import convert
-from megatron_opd.conversion import directions, sealed
+from megatron_opd.conversion import convert, directions, sealed
 directions.FILE_BYTES = 3000
 seal, count = sealed._seal, []
 def killing(*arguments):

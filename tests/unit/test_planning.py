@@ -26,7 +26,7 @@ def recipe(tmp_path: Path) -> str:
 
 def case(recipe: str, gpus: int, *overrides: str, gpu: str = "a100") -> Case:
     config = load_config(recipe, overrides)
-    return Case(config, architectures(config)[0], hardware(gpu, 8), gpus, min(gpus, 8))
+    return Case(config, architectures(config.models)[0], hardware(gpu, 8), gpus, min(gpus, 8))
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -81,7 +81,7 @@ def test_every_recipe_of_a_paper_has_its_sizes() -> None:
     for name in recipe_files():
         config = load_config(name)
         if not name.startswith("demo"):
-            found, notes = architectures(config)
+            found, notes = architectures(config.models)
             assert list(found) == [role for role in ("student", "teacher") if getattr(config, role)]
             assert len(notes) == len(found)
 

@@ -1,0 +1,89 @@
+"""A training run from its recipe: every check, the processes it needs, and then the loop.
+
+The command `train`, the Python function `megatron_opd.train` and the processes of a Slurm job all begin here.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_opd.errors import ConfigError
+from megatron_opd.recipe.keys import RunConfig
+from megatron_opd.world import torchrun
+
+
+def train(
+    recipe: str, overrides: Sequence[str] = (), *, resume: bool = False, nproc: int | None = None
+) -> tuple[int, str]:
+    """Trains in this process, or in `nproc` that it starts, or as one of those that torchrun has started.
+
+    Returns an exit code and its message, those of the rank that failed first; raises OpdError in a process that trains.
+    """
+    from megatron_opd.checks.recipe import check_run_directory
+    from megatron_opd.checks.training import check_data
+    from megatron_opd.runs import lock
+
+    config = recipe_to_train(recipe, overrides, resume=resume)
+    if torchrun.is_worker():
+        torchrun.die_with_parent(signal.SIGKILL)
+    launched = "WORLD_SIZE" in os.environ
+    world_size = int(os.environ["WORLD_SIZE"]) if launched else nproc or 1
+    if launched and nproc not in (None, world_size):
+        raise ConfigError(f"--nproc: torchrun has started {world_size} processes already; leave it out")
+    if not os.environ.get(torchrun.PREFLIGHT_DONE):
+        _preflight(config, world_size, resume=resume)
+        warn(check_data(config))
+    alone = lock.held(Path(config.directory)) if _is_first() else contextlib.nullcontext()
+    if world_size > 1 and not launched:
+        with alone:  # refused before processes are started; rank 0 then takes it for as long as they run
+            pass
+        flags = ["--resume"] if resume else []
+        return torchrun.run_workers(world_size, ["-m", "megatron_opd", "train", recipe, *overrides, *flags])
+    with alone:
+        if _is_first():
+            check_run_directory(config, resume=resume)  # another may have worked there until now
+        from megatron_opd import loop
+
+        loop.train(config, resume=resume)
+    return 0, ""
+
+
+def recipe_to_train(recipe: str, overrides: Sequence[str] = (), *, resume: bool = False) -> RunConfig:
+    """The recipe as a run trains it: local copies of hub models, and what a resumed run has pinned."""
+    from megatron_opd.checks.hub import with_local_models
+    from megatron_opd.recipe.load import load_config
+    from megatron_opd.tasks.pin import keep_pins
+
+    config = with_local_models(load_config(recipe, overrides))
+    if resume and Path(recipe).is_dir():  # the run may have been moved since it wrote its config.yaml
+        config = replace(config, run_dir=recipe)
+    stored = Path(config.directory) / "config.yaml"
+    if resume and stored.is_file():
+        config = keep_pins(config, load_config(str(stored)))
+    return config
+
+
+def warn(warnings: list[str]) -> None:
+    """A line for each on rank 0's standard error."""
+    if _is_first():
+        for text in warnings:
+            print(f"megatron-opd: warning: {text}", file=sys.stderr, flush=True)
+
+
+def _preflight(config: RunConfig, world_size: int, *, resume: bool) -> None:
+    from megatron_opd.checks.recipe import check_run_directory, preflight
+    from megatron_opd.checks.training import check_resumed
+
+    warn(preflight(config, world_size=world_size))
+    if resume:
+        check_resumed(config)
+    elif _is_first():  # another rank may look after rank 0 has made the directory
+        check_run_directory(config, resume=False)
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
