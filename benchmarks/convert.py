@@ -38,7 +38,7 @@ CONFIG = {
 CONVERT = """
 import json, sys, time
 begin = time.perf_counter()
-from megatron_opd import convert
+from megatron_opd.conversion import convert
 start, cpu = time.perf_counter(), time.process_time()
 convert.convert(sys.argv[1], sys.argv[2])
 seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
