@@ -1,12 +1,14 @@
-"""`megatron-opd convert` against copying the same files: time in both directions, and resident memory.
+"""`megatron-opd convert` against copying the same files: time in both directions, and resident
+memory.
 
     python benchmarks/convert.py [--repeat 5] [--gigabytes 2]
 
-A generated Qwen3 directory in bfloat16, its files in the page cache. A copy is `cp -r` and an fsync of every file and
-directory it made. Conversion and copy take turns, in processes of their own; the time of a conversion is that of the
-call, and that of the whole command with its imports is given beside it; processor time tells what other work on the
-machine does to the wall clock. Resident memory is the peak (VmHWM) of the
-process of a conversion; the goal is twice the largest tensor and 1 GB.
+A generated Qwen3 directory in bfloat16, its files in the page cache. A copy is `cp -r` and an fsync
+of every file and directory it made. Conversion and copy take turns, in processes of their own; the
+time of a conversion is that of the call, and that of the whole command with its imports is given
+beside it; processor time tells what other work on the machine does to the wall clock. Resident
+memory is the peak (VmHWM) of the process of a conversion; the goal is twice the largest tensor and
+1 GB.
 """
 
 import argparse
@@ -30,10 +32,16 @@ sys.path.insert(0, str(ROOT))
 
 GOAL = 1.5  # times the copy
 CONFIG = {
-    "model_type": "qwen3", "vocab_size": 65536, "hidden_size": 2048, "num_attention_heads": 16,
-    "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 6144, "max_position_embeddings": 4096,
+    "model_type": "qwen3",
+    "vocab_size": 65536,
+    "hidden_size": 2048,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 6144,
+    "max_position_embeddings": 4096,
     "tie_word_embeddings": False,
-}  # fmt: skip
+}
 
 CONVERT = """
 import json, sys, time
@@ -97,7 +105,11 @@ def build(root: Path, repeat: int, gigabytes: float) -> dict[str, Any]:
     hf, megatron = root / "hf", root / "megatron"
     largest = write_source(hf, gigabytes)
     converted(hf, megatron)
-    results: dict[str, Any] = {"largest_tensor_bytes": largest, "cores": len(os.sched_getaffinity(0)), "directions": {}}
+    results: dict[str, Any] = {
+        "largest_tensor_bytes": largest,
+        "cores": len(os.sched_getaffinity(0)),
+        "directions": {},
+    }
     for name, source in (("Hugging Face to Megatron", hf), ("Megatron to Hugging Face", megatron)):
         rows: dict[str, list[dict[str, float]]] = {"convert": [], "copy": []}
         for _ in range(repeat):
@@ -107,7 +119,9 @@ def build(root: Path, repeat: int, gigabytes: float) -> dict[str, Any]:
                 shutil.rmtree(out)
                 os.sync()
         size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
-        ratios = [a["seconds"] / b["seconds"] for a, b in zip(rows["convert"], rows["copy"], strict=True)]
+        ratios = [
+            a["seconds"] / b["seconds"] for a, b in zip(rows["convert"], rows["copy"], strict=True)
+        ]
         results["directions"][name] = {"bytes": size, **rows, "ratios": ratios}
     return results
 
@@ -131,14 +145,23 @@ def show(results: dict[str, Any]) -> None:
     for column in ("", "GB", *headings):
         table.add_column(column, justify="right" if column else "left")
     for name, row in results["directions"].items():
-        sides = {side: {key: [each[key] for each in row[side]] for key in row[side][0]} for side in ("copy", "convert")}
+        sides = {
+            side: {key: [each[key] for each in row[side]] for key in row[side][0]}
+            for side in ("copy", "convert")
+        }
         copy, conversion = sides["copy"], sides["convert"]
         peak = max(each["peak_bytes"] for each in row["convert"])
         table.add_row(
-            name, f"{row['bytes'] / 1e9:.2f}", spread(copy["seconds"]), spread(copy["cpu_seconds"], 1),
-            spread(conversion["seconds"]), spread(conversion["cpu_seconds"], 1), spread(conversion["with_imports"], 1),
-            spread(row["ratios"]), f"{peak / 1e9:.2f} of {limit / 1e9:.2f} GB",
-        )  # fmt: skip
+            name,
+            f"{row['bytes'] / 1e9:.2f}",
+            spread(copy["seconds"]),
+            spread(copy["cpu_seconds"], 1),
+            spread(conversion["seconds"]),
+            spread(conversion["cpu_seconds"], 1),
+            spread(conversion["with_imports"], 1),
+            spread(row["ratios"]),
+            f"{peak / 1e9:.2f} of {limit / 1e9:.2f} GB",
+        )
     Console(width=210).print(table)
 
 
@@ -146,8 +169,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Conversion against a copy of the same files.")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--gigabytes", type=float, default=2.0)
-    parser.add_argument("--directory", type=Path, help="where to write; default: the system's temporary directory")
-    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "convert.json")
+    parser.add_argument(
+        "--directory", type=Path, help="where to write; default: the system's temporary directory"
+    )
+    parser.add_argument(
+        "--json", type=Path, default=ROOT / "benchmarks" / "results" / "convert.json"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         results = build(Path(directory), arguments.repeat, arguments.gigabytes)

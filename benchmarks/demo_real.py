@@ -1,9 +1,11 @@
-"""What `make demo-real` shows, seed by seed: held-out accuracy of the teacher, and of the student at every evaluation.
+"""What `make demo-real` shows, seed by seed: held-out accuracy of the teacher, and of the student
+at every evaluation.
 
     python benchmarks/demo_real.py [--seeds 0]
 
-A seed is another split of the questions and other samples; the model is the same. Ten minutes a seed on two idle cores.
-Prints a table, writes JSON, and keeps the runs (a run that is finished is not repeated).
+A seed is another split of the questions and other samples; the model is the same. Ten minutes a
+seed on two idle cores. Prints a table, writes JSON, and keeps the runs (a run that is finished is
+not repeated).
 """
 
 import argparse
@@ -26,13 +28,24 @@ from tools.demo_real import wilson  # noqa: E402
 def main() -> None:
     parser = argparse.ArgumentParser(description="The demo on a real language model.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/bench/demo_real"), help="of the runs (%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/bench/demo_real"), help="of the runs (%(default)s)"
+    )
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/demo_real.json"))
     arguments = parser.parse_args()
     results = []
     for seed in arguments.seeds:
         out = arguments.out / f"seed{seed}"
-        execute([sys.executable, str(ROOT / "tools" / "demo_real.py"), "--out", str(out), "--seed", str(seed)])
+        execute(
+            [
+                sys.executable,
+                str(ROOT / "tools" / "demo_real.py"),
+                "--out",
+                str(out),
+                "--seed",
+                str(seed),
+            ]
+        )
         results.append({"seed": seed} | measure(out))
     show(results)
     document = {"model": "SmolLM2-135M-Instruct", "machine": machine(), "results": results}
@@ -50,7 +63,9 @@ def measure(out: Path) -> dict[str, Any]:
         "heldout": sum(1 for _ in (run / "heldout" / "step-000000.jsonl").open()),
         "reward": [round(row["reward/mean"], 4) for row in steps],
         "step_seconds": sum(row["timing/step_seconds"] for row in steps) / len(steps),
-        "phase_seconds": {p: sum(row[f"timing/{p}_seconds"] for row in steps) / len(steps) for p in PHASES},
+        "phase_seconds": {
+            p: sum(row[f"timing/{p}_seconds"] for row in steps) / len(steps) for p in PHASES
+        },
     }
 
 
@@ -67,7 +82,9 @@ def show(results: list[dict[str, Any]]) -> None:
         table.add_column(column, justify="right")
     for result in results:
         shares = [result["teacher"], *result["student"].values()]
-        table.add_row(str(result["seed"]), *(in_percent(share, result["heldout"]) for share in shares))
+        table.add_row(
+            str(result["seed"]), *(in_percent(share, result["heldout"]) for share in shares)
+        )
     Console(width=120).print(table)
 
 

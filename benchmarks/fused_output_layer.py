@@ -2,9 +2,9 @@
 
     python benchmarks/fused_output_layer.py [--repeat 5]
 
-A two-layer Megatron student and a teacher with a vocabulary of 32768, 16 sequences of 64 sampled tokens, float32, one
-process. The memory is the peak of live tensor bytes within the update, the parameters and their gradients apart. The
-two sides take turns.
+A two-layer Megatron student and a teacher with a vocabulary of 32768, 16 sequences of 64 sampled
+tokens, float32, one process. The memory is the peak of live tensor bytes within the update, the
+parameters and their gradients apart. The two sides take turns.
 """
 
 import argparse
@@ -48,10 +48,20 @@ SIDES = {"logits": False, "fused output layer": True}
 def write_model(directory: Path, seed: int) -> None:
     torch.manual_seed(seed)
     config = transformers.AutoConfig.for_model(
-        "qwen3", vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, max_position_embeddings=128, tie_word_embeddings=False,
-    )  # fmt: skip
-    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(directory)
+        "qwen3",
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+    )
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(
+        directory
+    )
 
 
 def rollouts() -> list[Rollout]:
@@ -62,11 +72,18 @@ def rollouts() -> list[Rollout]:
 
     return [
         Rollout(
-            Prompt(i // 4, "", "", "", ids(PROMPT)), i % 4, ids(COMPLETION), np.full(COMPLETION, -10, np.float32), "",
-            "stop", 0, group=i // 4, reward=float(i % 2),
+            Prompt(i // 4, "", "", "", ids(PROMPT)),
+            i % 4,
+            ids(COMPLETION),
+            np.full(COMPLETION, -10, np.float32),
+            "",
+            "stop",
+            0,
+            group=i // 4,
+            reward=float(i % 2),
         )
         for i in range(SEQUENCES)
-    ]  # fmt: skip
+    ]
 
 
 def build(directory: Path, repeat: int) -> dict[str, Any]:
@@ -82,21 +99,34 @@ def build(directory: Path, repeat: int) -> dict[str, Any]:
 
     samples = rollouts()
     teacher = Teacher(
-        load("teacher"), arch, parallel, student_vocab_size=VOCAB, micro_batch_tokens=TOKENS, temperature=1.0
+        load("teacher"),
+        arch,
+        parallel,
+        student_vocab_size=VOCAB,
+        micro_batch_tokens=TOKENS,
+        temperature=1.0,
     )
     signals = teacher.score(samples)
     method = CATALOGUE["tgpo"].method
     config = RunConfig(
-        name="", num_steps=1000, max_sequence_length=PROMPT + COMPLETION, method=method, precision="float32",
-        student=ModelConfig(""), data=DataConfig(""), train=TrainConfig(OptimizerConfig(lr=1e-30)),
-    )  # fmt: skip
+        name="",
+        num_steps=1000,
+        max_sequence_length=PROMPT + COMPLETION,
+        method=method,
+        precision="float32",
+        student=ModelConfig(""),
+        data=DataConfig(""),
+        train=TrainConfig(OptimizerConfig(lr=1e-30)),
+    )
     student = prepare(load("student"), arch, parallel, config)
     batch = Batch(samples, Signals(signals), seed=0, step=0)
     columns = build_columns(method, batch, max_completion_tokens=COMPLETION)
     objective = Objective(method, VOCAB, 1.0)
 
     def once(side: Student) -> float:
-        return update(side, samples, columns, objective, step=0, micro_batch_tokens=TOKENS)[0]["train/loss"]
+        return update(side, samples, columns, objective, step=0, micro_batch_tokens=TOKENS)[0][
+            "train/loss"
+        ]
 
     sides = {name: replace(student, fused_output_layer=fused) for name, fused in SIDES.items()}
     results: dict[str, Any] = {name: {"seconds": []} for name in sides}
@@ -117,7 +147,9 @@ def build(directory: Path, repeat: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The fused output layer, measured in an update.")
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "fused_output_layer.json")
+    parser.add_argument(
+        "--json", type=Path, default=ROOT / "benchmarks" / "results" / "fused_output_layer.json"
+    )
     arguments = parser.parse_args()
     groups.start()
     with tempfile.TemporaryDirectory() as directory:

@@ -1,10 +1,11 @@
-"""What a refit costs: the student's weights out of Megatron, into vLLM in memory, every tensor verified.
+"""What a refit costs: the student's weights out of Megatron, into vLLM in memory, every tensor
+verified.
 
     python benchmarks/refit.py [--repeat 5]
 
-A Qwen3 model of 12 layers, 768 wide, vocabulary 32768 (140 million parameters) in one process. The floor is a copy of
-the weights plus vLLM's own `reload_weights` of tensors that lie ready. The sides take turns; ratios are of the fastest
-runs.
+A Qwen3 model of 12 layers, 768 wide, vocabulary 32768 (140 million parameters) in one process. The
+floor is a copy of the weights plus vLLM's own `reload_weights` of tensors that lie ready. The sides
+take turns; ratios are of the fastest runs.
 """
 
 import argparse
@@ -41,7 +42,9 @@ def write_model(directory: Path) -> None:
         num_attention_heads=12, num_key_value_heads=4, head_dim=64, tie_word_embeddings=False,
         max_position_embeddings=512, eos_token_id=1,
     )  # fmt: skip
-    tiny_hf.write(transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32), directory)
+    tiny_hf.write(
+        transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32), directory
+    )
 
 
 def measure(directory: Path, precision: Any, repeat: int) -> dict[str, Any]:
@@ -50,9 +53,12 @@ def measure(directory: Path, precision: Any, repeat: int) -> dict[str, Any]:
     chunks = build_model(arch, parallel, precision=precision)
     load_hf(chunks, directory, arch, parallel)
     engine = VllmEngine(
-        ModelConfig(str(directory)), RolloutConfig(kv_cache_gib=0.0625), precision=precision, max_sequence_length=64,
+        ModelConfig(str(directory)),
+        RolloutConfig(kv_cache_gib=0.0625),
+        precision=precision,
+        max_sequence_length=64,
         seed=0,
-    )  # fmt: skip
+    )
     ready = {name: tensor.clone() for name, tensor in iter_hf_tensors(chunks, arch, parallel)}
     version = iter(range(1, 10**6))
     sides: dict[str, Callable[[], Any]] = {
@@ -86,7 +92,11 @@ def main() -> None:
         for name, times in result["seconds"].items():
             ratio = f"{fastest[name] / floor:.2f}"
             table.add_row(
-                name, precision, f"{result['bytes'] / 1e6:.0f}", f"{min(times):.3f} ({max(times):.3f})", ratio
+                name,
+                precision,
+                f"{result['bytes'] / 1e6:.0f}",
+                f"{min(times):.3f} ({max(times):.3f})",
+                ratio,
             )
     report(table, results, arguments.json)
 

@@ -2,10 +2,10 @@
 
     python benchmarks/teacher.py [--repeat 5] [--layers 16]
 
-A Qwen3 teacher of 16 layers, 512 wide, vocabulary 16384 (an eighth of the multiplications lie in the output layer), 16
-sequences of 192 tokens, one process. The plain pass computes every logit of the completion tokens and keeps nothing.
-Scoring gives argmax, logprob and entropy, and with top-k the k best besides. The sides take turns; ratios are of the
-fastest runs.
+A Qwen3 teacher of 16 layers, 512 wide, vocabulary 16384 (an eighth of the multiplications lie in
+the output layer), 16 sequences of 192 tokens, one process. The plain pass computes every logit of
+the completion tokens and keeps nothing. Scoring gives argmax, logprob and entropy, and with top-k
+the k best besides. The sides take turns; ratios are of the fastest runs.
 """
 
 import argparse
@@ -42,15 +42,26 @@ VOCAB, HIDDEN, SEQUENCES, PROMPT, COMPLETION, MICRO = 16384, 512, 16, 64, 128, 7
 def build(directory: Path, layers: int, precision: str) -> Teacher:
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(
-        "qwen3", vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=3 * HIDDEN, num_hidden_layers=layers,
-        num_attention_heads=8, num_key_value_heads=4, head_dim=64, tie_word_embeddings=False,
+        "qwen3",
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        intermediate_size=3 * HIDDEN,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        tie_word_embeddings=False,
         max_position_embeddings=512,
-    )  # fmt: skip
-    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(directory)
+    )
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(
+        directory
+    )
     arch, parallel = read_architecture(directory), groups.create(LayoutConfig())
     chunks = build_model(arch, parallel, precision=precision)
     load_hf(chunks, directory, arch, parallel)
-    return Teacher(chunks, arch, parallel, student_vocab_size=VOCAB, micro_batch_tokens=MICRO, temperature=1.0)
+    return Teacher(
+        chunks, arch, parallel, student_vocab_size=VOCAB, micro_batch_tokens=MICRO, temperature=1.0
+    )
 
 
 def rollouts() -> list[Rollout]:
@@ -58,7 +69,10 @@ def rollouts() -> list[Rollout]:
     prompt = [rng.integers(0, VOCAB, PROMPT).astype(np.int32) for _ in range(SEQUENCES)]
     completion = [rng.integers(0, VOCAB, COMPLETION).astype(np.int32) for _ in range(SEQUENCES)]
     zeros = np.zeros(COMPLETION, np.float32)
-    return [Rollout(Prompt(i, "", "", "", prompt[i]), 0, completion[i], zeros, "", "stop", 0) for i in range(SEQUENCES)]
+    return [
+        Rollout(Prompt(i, "", "", "", prompt[i]), 0, completion[i], zeros, "", "stop", 0)
+        for i in range(SEQUENCES)
+    ]
 
 
 def plain(teacher: Teacher, samples: list[Rollout]) -> None:
@@ -68,7 +82,9 @@ def plain(teacher: Teacher, samples: list[Rollout]) -> None:
 
     with torch.no_grad():
         batches = micro_batches(samples, teacher.parallel, MICRO)
-        passes.forward_backward(teacher.chunks, teacher.parallel, batches, logits, forward_only=True)
+        passes.forward_backward(
+            teacher.chunks, teacher.parallel, batches, logits, forward_only=True
+        )
 
 
 def measure(teacher: Teacher, repeat: int) -> dict[str, list[float]]:
@@ -86,21 +102,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Scoring against a plain forward pass.")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "teacher.json")
+    parser.add_argument(
+        "--json", type=Path, default=ROOT / "benchmarks" / "results" / "teacher.json"
+    )
     arguments = parser.parse_args()
     groups.start()
     results = {}
     for precision in ("float32", "bfloat16"):
         with tempfile.TemporaryDirectory() as directory:
-            results[precision] = measure(build(Path(directory), arguments.layers, precision), arguments.repeat)
+            results[precision] = measure(
+                build(Path(directory), arguments.layers, precision), arguments.repeat
+            )
     groups.stop()
-    table = Table(title=f"{SEQUENCES} x {PROMPT + COMPLETION} tokens, vocabulary {VOCAB}, {arguments.layers} layers")
+    table = Table(
+        title=f"{SEQUENCES} x {PROMPT + COMPLETION} tokens, vocabulary {VOCAB}, {arguments.layers} layers"
+    )
     for column in ("", "precision", "s: min (max)", "ratio"):
         table.add_column(column, justify="right" if column else "left")
     for precision, seconds in results.items():
         floor = min(seconds["plain forward"])
         for name, times in seconds.items():
-            table.add_row(name, precision, f"{min(times):.2f} ({max(times):.2f})", f"{min(times) / floor:.3f}")
+            table.add_row(
+                name, precision, f"{min(times):.2f} ({max(times):.2f})", f"{min(times) / floor:.3f}"
+            )
     report(table, results, arguments.json)
 
 

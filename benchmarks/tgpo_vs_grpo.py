@@ -1,10 +1,12 @@
-"""What the teacher is worth: the demo's TGPO and GRPO from the same student at the same budget, three seeds each.
+"""What the teacher is worth: the demo's TGPO and GRPO from the same student at the same budget,
+three seeds each.
 
     python benchmarks/tgpo_vs_grpo.py [--seeds 0 1 2]
 
-A seed is another split of the sums, other initial weights, another teacher and another student to start from. The
-learning rate of the demo is TGPO's; GRPO runs at it and at the best rate found for it on the validation sums.
-Prints a table, writes JSON, and keeps the runs (a run that is finished is not repeated).
+A seed is another split of the sums, other initial weights, another teacher and another student to
+start from. The learning rate of the demo is TGPO's; GRPO runs at it and at the best rate found for
+it on the validation sums. Prints a table, writes JSON, and keeps the runs (a run that is finished
+is not repeated).
 """
 
 import argparse
@@ -33,11 +35,19 @@ VARIANTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description="TGPO against GRPO on the demo task.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("runs/bench/tgpo_vs_grpo"), help="of the runs (%(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/bench/tgpo_vs_grpo"),
+        help="of the runs (%(default)s)",
+    )
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/tgpo_vs_grpo.json"))
     arguments = parser.parse_args()
     results = {
-        variant: [measure(run(variant, overrides, arguments.out / f"seed{seed}", seed)) for seed in arguments.seeds]
+        variant: [
+            measure(run(variant, overrides, arguments.out / f"seed{seed}", seed))
+            for seed in arguments.seeds
+        ]
         for variant, overrides in VARIANTS.items()
     }
     show(results)
@@ -73,21 +83,33 @@ def measure(directory: Path) -> dict[str, float]:
     accuracies = [row["eval/accuracy"] for row in rows if "eval/accuracy" in row]
     steps = [row for row in rows[1:] if "timing/step_seconds" in row]
     seconds = sum(row["timing/step_seconds"] for row in steps)
-    shares = {f"share_of_step/{p}": sum(row[f"timing/{p}_seconds"] for row in steps) / seconds for p in PHASES}
+    shares = {
+        f"share_of_step/{p}": sum(row[f"timing/{p}_seconds"] for row in steps) / seconds
+        for p in PHASES
+    }
     return {
         "accuracy_before": accuracies[0],
         "accuracy_after": accuracies[-1],
         "gain_points": 100 * (accuracies[-1] - accuracies[0]),
         "best_training_reward": max(row["reward/mean"] for row in steps),
         "step_seconds": seconds / len(steps),
-        "mismatch_logprob_abs_max_over_steps": max(row["mismatch/logprob_abs/mean"] for row in steps),
+        "mismatch_logprob_abs_max_over_steps": max(
+            row["mismatch/logprob_abs/mean"] for row in steps
+        ),
         **shares,
     }
 
 
 def show(results: dict[str, list[dict[str, float]]]) -> None:
     table = Table(title="Held-out accuracy, greedy, in % (500 problems)")
-    for column in ("method", "before", "after", "gain: mean", "gain: standard deviation", "seconds per step"):
+    for column in (
+        "method",
+        "before",
+        "after",
+        "gain: mean",
+        "gain: standard deviation",
+        "seconds per step",
+    ):
         table.add_column(column, justify="left" if column == "method" else "right")
     for variant, seeds in results.items():
         gains = [seed["gain_points"] for seed in seeds]
@@ -103,7 +125,11 @@ def show(results: dict[str, list[dict[str, float]]]) -> None:
 
 
 def machine() -> dict[str, str]:
-    return {"platform": platform.platform(), "cores": str(len(os.sched_getaffinity(0))), "gpu": "none"}
+    return {
+        "platform": platform.platform(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "gpu": "none",
+    }
 
 
 if __name__ == "__main__":

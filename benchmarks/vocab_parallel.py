@@ -1,10 +1,11 @@
-"""The vocabulary op against what else computes it: time, peak memory, collectives, share of the memory bandwidth.
+"""The vocabulary op against what else computes it: time, peak memory, collectives, share of the
+memory bandwidth.
 
     python benchmarks/vocab_parallel.py [--repeat 5]
 
-On a machine without CUDA: T x V of 1024 x {32768, 151936} on one rank and on two over gloo. With CUDA: T of 4096 to
-32768 at V = 151936. Every figure is of forward and backward together, the minimum and the spread of `--repeat` runs;
-the two sides of a ratio alternate within one process.
+On a machine without CUDA: T x V of 1024 x {32768, 151936} on one rank and on two over gloo. With
+CUDA: T of 4096 to 32768 at V = 151936. Every figure is of forward and backward together, the
+minimum and the spread of `--repeat` runs; the two sides of a ratio alternate within one process.
 """
 
 import argparse
@@ -35,14 +36,16 @@ HIDDEN = 64
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-# ------------------------------------------------------------------------------------------------ the contestants
+# ---------------------------------------------------------------------------------- the contestants
 def ours(logits_TV: Tensor, ids_TK: Tensor, group: Any) -> Tensor:
     out_TK, entropy_T = logprobs(logits_TV, ids_TK, group, with_entropy=True)
     return out_TK.sum() + entropy_T.sum()
 
 
 def ours_in_place(logits_TV: Tensor, ids_TK: Tensor, group: Any) -> Tensor:
-    out_TK, entropy_T = logprobs(logits_TV, ids_TK, group, with_entropy=True, reuse_logits_for_grad=True)
+    out_TK, entropy_T = logprobs(
+        logits_TV, ids_TK, group, with_entropy=True, reuse_logits_for_grad=True
+    )
     return out_TK.sum() + entropy_T.sum()
 
 
@@ -72,18 +75,26 @@ def megatron_fused(logits_TV: Tensor, ids_TK: Tensor, group: Any) -> Tensor:
 
 
 Contestant = Callable[[Tensor, Tensor, Any], Tensor]
-WITH_ENTROPY: dict[str, Contestant] = {"ours": ours, "ours, in place": ours_in_place, "dense torch": dense_torch}
+WITH_ENTROPY: dict[str, Contestant] = {
+    "ours": ours,
+    "ours, in place": ours_in_place,
+    "dense torch": dense_torch,
+}
 WITHOUT: dict[str, Contestant] = {
     "ours, no entropy": ours_without_entropy,
-    "ours, no entropy, in place": ours_in_place_without_entropy,  # what megatron-core does to float32 logits
+    # what megatron-core does to float32 logits
+    "ours, no entropy, in place": ours_in_place_without_entropy,
     "megatron-core": megatron,
     "megatron-core, fused": megatron_fused,
 }
 
 
-# ------------------------------------------------------------------------------------------------ measuring
-def measure(tokens: int, vocab: int, k: int, dtype: torch.dtype, group: Any, repeat: int) -> dict[str, Any]:
-    """name -> seconds, live bytes per logit, collectives. The logits are made anew for each run, outside the clock."""
+# ---------------------------------------------------------------------------------------- measuring
+def measure(
+    tokens: int, vocab: int, k: int, dtype: torch.dtype, group: Any, repeat: int
+) -> dict[str, Any]:
+    """name -> seconds, live bytes per logit, collectives. The logits are made anew for each run,
+    outside the clock."""
     width = vocab // group.size()
     contestants = dict(WITH_ENTROPY)
     if k == 1:
@@ -97,16 +108,23 @@ def measure(tokens: int, vocab: int, k: int, dtype: torch.dtype, group: Any, rep
     for name, contestant in contestants.items():
         runs[name] = lambda contestant=contestant: once_logits(contestant, source, ids_TK, group)  # type: ignore[misc]
     if dtype == torch.bfloat16 and not torch.cuda.is_available():
-        # Half a minute per run where the host has no bfloat16 matrix unit, all of it in the matrix product.
+        # Half a minute per run where the host has no bfloat16 matrix unit, all of it in the matrix
+        # product.
         return _timed_in_turn(runs, tokens * width, repeat)
     hidden_TD = torch.randn(tokens, HIDDEN, device=device()).to(dtype)
     weight_VD = torch.randn(width, HIDDEN, device=device()).to(dtype)
-    runs["output layer, then ours"] = lambda: once_linear(False, hidden_TD, weight_VD, ids_TK, group)
-    runs["ours, output layer fused"] = lambda: once_linear(True, hidden_TD, weight_VD, ids_TK, group)
+    runs["output layer, then ours"] = lambda: once_linear(
+        False, hidden_TD, weight_VD, ids_TK, group
+    )
+    runs["ours, output layer fused"] = lambda: once_linear(
+        True, hidden_TD, weight_VD, ids_TK, group
+    )
     return _timed_in_turn(runs, tokens * width, repeat)
 
 
-def _timed_in_turn(runs: dict[str, Callable[[], tuple[float, float, int]]], logits: int, repeat: int) -> dict[str, Any]:
+def _timed_in_turn(
+    runs: dict[str, Callable[[], tuple[float, float, int]]], logits: int, repeat: int
+) -> dict[str, Any]:
     """Without those that the device's memory does not hold."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     facts: dict[str, tuple[float, int]] = {}
@@ -134,25 +152,42 @@ def _timed_in_turn(runs: dict[str, Callable[[], tuple[float, float, int]]], logi
     }
 
 
-def once_logits(contestant: Contestant, source: Tensor, ids_TK: Tensor, group: Any) -> tuple[float, float, int]:
+def once_logits(
+    contestant: Contestant, source: Tensor, ids_TK: Tensor, group: Any
+) -> tuple[float, float, int]:
     def call(count: bool) -> tuple[float, float, int]:
         logits_TV = source.clone().requires_grad_()
-        return timed(lambda: contestant(logits_TV, ids_TK, group).backward(), count, logits_TV, ids_TK)
+        return timed(
+            lambda: contestant(logits_TV, ids_TK, group).backward(), count, logits_TV, ids_TK
+        )
 
     return call(False)[0], *call(True)[1:]
 
 
-def once_linear(fused: bool, hidden: Tensor, weight: Tensor, ids_TK: Tensor, group: Any) -> tuple[float, float, int]:
+def once_linear(
+    fused: bool, hidden: Tensor, weight: Tensor, ids_TK: Tensor, group: Any
+) -> tuple[float, float, int]:
     def call(count: bool) -> tuple[float, float, int]:
         hidden_TD, weight_VD = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
 
         def run() -> None:
             if fused:
                 out = linear_logprobs(
-                    hidden_TD, weight_VD, ids_TK, group, with_entropy=True, chunk_tokens=max(1, len(hidden) // 8)
+                    hidden_TD,
+                    weight_VD,
+                    ids_TK,
+                    group,
+                    with_entropy=True,
+                    chunk_tokens=max(1, len(hidden) // 8),
                 )
             else:
-                out = logprobs(hidden_TD @ weight_VD.T, ids_TK, group, with_entropy=True, reuse_logits_for_grad=True)
+                out = logprobs(
+                    hidden_TD @ weight_VD.T,
+                    ids_TK,
+                    group,
+                    with_entropy=True,
+                    reuse_logits_for_grad=True,
+                )
             (out[0].sum() + out[1].sum()).backward()
 
         return timed(run, count, hidden_TD, weight_VD, ids_TK)
@@ -161,7 +196,8 @@ def once_linear(fused: bool, hidden: Tensor, weight: Tensor, ids_TK: Tensor, gro
 
 
 def timed(run: Callable[[], None], count: bool, *held: Tensor) -> tuple[float, float, int]:
-    """(seconds, peak of live bytes, collectives): counting slows a run down, so either the first or the others."""
+    """(seconds, peak of live bytes, collectives): counting slows a run down, so either the first or
+    the others."""
     synchronise()
     if not count:
         start = time.perf_counter()
@@ -213,13 +249,19 @@ def copy_bandwidth(repeat: int = 10) -> float:
     return best
 
 
-# ------------------------------------------------------------------------------------------------ the programs
+# ------------------------------------------------------------------------------------- the programs
 def main() -> None:
     parser = argparse.ArgumentParser(description="The vocabulary op, measured.")
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "vocab_parallel.json")
-    parser.add_argument("--tokens", type=int, nargs="+", help="default: 1024; with CUDA 4096 8192 16384 32768")
-    parser.add_argument("--vocab", type=int, nargs="+", help="default: 32768 151936; with CUDA 151936")
+    parser.add_argument(
+        "--json", type=Path, default=ROOT / "benchmarks" / "results" / "vocab_parallel.json"
+    )
+    parser.add_argument(
+        "--tokens", type=int, nargs="+", help="default: 1024; with CUDA 4096 8192 16384 32768"
+    )
+    parser.add_argument(
+        "--vocab", type=int, nargs="+", help="default: 32768 151936; with CUDA 151936"
+    )
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -229,15 +271,27 @@ def main() -> None:
     for ranks in (1,) if torch.cuda.is_available() else (1, 2):
         part = arguments.json.with_suffix(f".tp{ranks}.part")
         part.parent.mkdir(parents=True, exist_ok=True)
-        torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"]
+        torchrun = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nproc-per-node={ranks}",
+            "--standalone",
+        ]
         threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // ranks))}
         command = [*torchrun, __file__, *sys.argv[1:], "--worker", str(part)]
         subprocess.run(command, check=True, env=os.environ | threads)
         results += json.loads(part.read_text())
         part.unlink()
     show(results)
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{len(os.sched_getaffinity(0))} CPU cores"
-    arguments.json.write_text(json.dumps({"machine": where, "torch": torch.__version__, "results": results}, indent=1))
+    where = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{len(os.sched_getaffinity(0))} CPU cores"
+    )
+    arguments.json.write_text(
+        json.dumps({"machine": where, "torch": torch.__version__, "results": results}, indent=1)
+    )
     print(f"wrote {arguments.json}")
 
 
@@ -253,7 +307,13 @@ def worker(arguments: argparse.Namespace) -> None:
         for tokens in arguments.tokens or ([4096, 8192, 16384, 32768] if cuda else [1024]):
             for k in (1, 66):
                 for name, dtype in DTYPES.items():
-                    case = {"tp": group.size(), "tokens": tokens, "vocab": vocab, "k": k, "dtype": name}
+                    case = {
+                        "tp": group.size(),
+                        "tokens": tokens,
+                        "vocab": vocab,
+                        "k": k,
+                        "dtype": name,
+                    }
                     try:
                         rows = measure(tokens, vocab, k, dtype, group, arguments.repeat)
                     except torch.OutOfMemoryError:  # the logits alone, before any implementation
@@ -272,21 +332,39 @@ def worker(arguments: argparse.Namespace) -> None:
 
 def show(results: list[dict[str, Any]]) -> None:
     table = Table(title="Forward and backward")
-    for column in ("TP", "T x V", "K", "dtype", "implementation", "ms: min (max)", "ours / it", "bytes per logit",
-                   "collectives", "of copy bandwidth"):  # fmt: skip
+    for column in (
+        "TP",
+        "T x V",
+        "K",
+        "dtype",
+        "implementation",
+        "ms: min (max)",
+        "ours / it",
+        "bytes per logit",
+        "collectives",
+        "of copy bandwidth",
+    ):
         table.add_column(column, justify="left" if column == "implementation" else "right")
     for case in results:
         for name, row in case["rows"].items():
             base = "ours, no entropy, in place" if name.startswith("megatron") else "ours"
             linear = "output layer" in name
             compared = base in case["rows"] and not linear and not name.startswith("ours")
-            ratio = f"{case['rows'][base]['seconds_min'] / row['seconds_min']:.2f}" if compared else ""
+            ratio = (
+                f"{case['rows'][base]['seconds_min'] / row['seconds_min']:.2f}" if compared else ""
+            )
             table.add_row(
-                str(case["tp"]), f"{case['tokens']} x {case['vocab']}", str(case["k"]), case["dtype"], name,
+                str(case["tp"]),
+                f"{case['tokens']} x {case['vocab']}",
+                str(case["k"]),
+                case["dtype"],
+                name,
                 f"{1e3 * row['seconds_min']:.0f} ({1e3 * row['seconds_max']:.0f})",
-                ratio, f"{row['bytes_per_logit']:.2f}",
-                str(row["collectives"]), "" if linear else f"{row['share_of_bandwidth']:.0%}",
-            )  # fmt: skip
+                ratio,
+                f"{row['bytes_per_logit']:.2f}",
+                str(row["collectives"]),
+                "" if linear else f"{row['share_of_bandwidth']:.0%}",
+            )
         table.add_section()
     Console(width=140).print(table)
 

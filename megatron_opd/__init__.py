@@ -8,9 +8,9 @@
     megatron_opd.convert("runs/demo/checkpoints/step-000020", "demo-hf")
     plan = megatron_opd.plan("tgpo_qwen25_math_7b", gpus=8, gpu="a100")
 
-A recipe is a YAML file, the name of one in recipes/, or a run directory; overrides are KEY=VALUE, as on the command
-line. Every function raises `errors.OpdError`, whose message names the cause and the remedy, where a command would end
-with that line.
+A recipe is a YAML file, the name of one in recipes/, or a run directory; overrides are KEY=VALUE,
+as on the command line. Every function raises `errors.OpdError`, whose message names the cause and
+the remedy, where a command would end with that line.
 """
 
 from pathlib import Path
@@ -30,7 +30,9 @@ def load_recipe(recipe: str | Path, *overrides: str) -> "RunConfig":
     return load_config(str(recipe), overrides)
 
 
-def train(recipe: str | Path, *overrides: str, nproc: int | None = None, resume: bool = False) -> Path:
+def train(
+    recipe: str | Path, *overrides: str, nproc: int | None = None, resume: bool = False
+) -> Path:
     """Trains in `nproc` processes (1: in this one). Returns the run's directory."""
     from megatron_opd import start
     from megatron_opd.world.worker import raise_outcome
@@ -39,17 +41,23 @@ def train(recipe: str | Path, *overrides: str, nproc: int | None = None, resume:
     return Path(start.recipe_to_train(str(recipe), overrides, resume=resume).directory)
 
 
-def evaluate(recipe: str | Path, *overrides: str, model: str | Path | None = None) -> dict[str, float]:
+def evaluate(
+    recipe: str | Path, *overrides: str, model: str | Path | None = None
+) -> dict[str, float]:
     """The held-out metrics of a model directory, or of the recipe's student, in this process."""
     from megatron_opd.architectures.config import ModelConfig
     from megatron_opd.checks.models import model_to_sample
     from megatron_opd.evaluation.heldout import evaluate_model
 
     config = load_recipe(recipe, *overrides)
-    return evaluate_model(config, model_to_sample(ModelConfig(str(model)) if model else config.student))
+    return evaluate_model(
+        config, model_to_sample(ModelConfig(str(model)) if model else config.student)
+    )
 
 
-def convert(source: str | Path, out: str | Path, *, dtype: str | None = None, nproc: int = 1) -> Path:
+def convert(
+    source: str | Path, out: str | Path, *, dtype: str | None = None, nproc: int = 1
+) -> Path:
     """Turns a Hugging Face directory into a Megatron checkpoint, or back. Returns `out`.
 
     `dtype`: "float32", "bfloat16", "float16", or None for the weights' own.
@@ -60,8 +68,13 @@ def convert(source: str | Path, out: str | Path, *, dtype: str | None = None, np
     return convert.convert(local_model(str(source)), str(out), dtype=dtype, nproc=nproc)
 
 
-def plan(recipe: str | Path, *overrides: str, gpus: int, gpu: str = "a100", gpus_per_node: int = 8) -> dict[str, Any]:
-    """Memory and time of the recipe on a cluster, of its own layout and of others, as `plan --json` writes them."""
+def plan(
+    recipe: str | Path, *overrides: str, gpus: int, gpu: str = "a100", gpus_per_node: int = 8
+) -> dict[str, Any]:
+    """Memory and time of the recipe on a cluster, of its own layout and of others, as `plan --json`
+    writes them."""
     from megatron_opd.planning.plan import make_plan
 
-    return make_plan(load_recipe(recipe, *overrides), gpus=gpus, gpu=gpu, gpus_per_node=gpus_per_node).as_json()
+    return make_plan(
+        load_recipe(recipe, *overrides), gpus=gpus, gpu=gpu, gpus_per_node=gpus_per_node
+    ).as_json()

@@ -1,6 +1,7 @@
 """The errors that reach a user: each carries one line that names the cause and the remedy.
 
-`cli.main` prints the line and exits with `exit_code`; anything else is a defect and keeps its traceback.
+`cli.main` prints the line and exits with `exit_code`; anything else is a defect and keeps its
+traceback.
 """
 
 
@@ -17,7 +18,8 @@ class ConfigError(OpdError):
 
 
 class DataError(OpdError):
-    """A file the user named (data set, model directory, checkpoint) is missing or wrong. The message names it."""
+    """A file the user named (data set, model directory, checkpoint) is missing or wrong. The
+    message names it."""
 
     exit_code = 2
 

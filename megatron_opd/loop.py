@@ -1,4 +1,5 @@
-"""The algorithm, on one screen: sample, verify, ask the teacher, update, hand the new weights to the sampler."""
+"""The algorithm, on one screen: sample, verify, ask the teacher, update, hand the new weights to
+the sampler."""
 
 from dataclasses import replace
 from functools import partial
@@ -45,19 +46,29 @@ def one_step(run: Run, step: int) -> StepRecord:
     with clock("teacher"):
         signals = run.signals(rollouts, step)
     with clock("train"):
-        signals = replace(signals, student=run.trainer.signals(rollouts) if run.needs.student_pass else None)
-        updates = run.trainer.step(rollouts, partial(columns, run, rollouts, signals, step), step=step)
+        signals = replace(
+            signals, student=run.trainer.signals(rollouts) if run.needs.student_pass else None
+        )
+        updates = run.trainer.step(
+            rollouts, partial(columns, run, rollouts, signals, step), step=step
+        )
         metrics |= learn_rewards(run, rollouts, signals, step)
     with clock("refit"):
         if run.needs.rollouts:
             metrics |= run.refit(step + 1)
     weights = run.objective.weights(step)
-    metrics |= summarise([finish(sums) for sums in updates], rollouts, signals.teacher, weights) | clock.metrics()
+    metrics |= (
+        summarise([finish(sums) for sums in updates], rollouts, signals.teacher, weights)
+        | clock.metrics()
+    )
     return StepRecord(step, metrics, rollouts, signals.teacher)
 
 
-def learn_rewards(models: Models, rollouts: list[Rollout], signals: Signals, step: int) -> dict[str, float]:
-    """The update of the process model, whose logprobs of before it the student's update has used."""
+def learn_rewards(
+    models: Models, rollouts: list[Rollout], signals: Signals, step: int
+) -> dict[str, float]:
+    """The update of the process model, whose logprobs of before it the student's update has
+    used."""
     if models.process is None or signals.process_logprobs_T is None:
         return {}
     batch = Batch(rollouts, signals, models.config.seed, step)
@@ -69,4 +80,8 @@ def columns(
 ) -> Columns:
     """What the terms read, of the part of the rollouts that makes one update."""
     batch = Batch(rollouts[mine], signals.part(tokens), models.config.seed, step)
-    return build_columns(models.config.method, batch, max_completion_tokens=models.config.rollout.max_completion_tokens)
+    return build_columns(
+        models.config.method,
+        batch,
+        max_completion_tokens=models.config.rollout.max_completion_tokens,
+    )

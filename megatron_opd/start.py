@@ -1,6 +1,7 @@
 """A training run from its recipe: every check, the processes it needs, and then the loop.
 
-The command `train`, the Python function `megatron_opd.train` and the processes of a Slurm job all begin here.
+The command `train`, the Python function `megatron_opd.train` and the processes of a Slurm job all
+begin here.
 """
 
 import contextlib
@@ -19,9 +20,11 @@ from megatron_opd.world import torchrun
 def train(
     recipe: str, overrides: Sequence[str] = (), *, resume: bool = False, nproc: int | None = None
 ) -> tuple[int, str]:
-    """Trains in this process, or in `nproc` that it starts, or as one of those that torchrun has started.
+    """Trains in this process, or in `nproc` that it starts, or as one of those that torchrun has
+    started.
 
-    Returns an exit code and its message, those of the rank that failed first; raises OpdError in a process that trains.
+    Returns an exit code and its message, those of the rank that failed first; raises OpdError in a
+    process that trains.
     """
     from megatron_opd.checks.recipe import check_run_directory
     from megatron_opd.checks.training import check_data
@@ -33,16 +36,21 @@ def train(
     launched = "WORLD_SIZE" in os.environ
     world_size = int(os.environ["WORLD_SIZE"]) if launched else nproc or 1
     if launched and nproc not in (None, world_size):
-        raise ConfigError(f"--nproc: torchrun has started {world_size} processes already; leave it out")
+        raise ConfigError(
+            f"--nproc: torchrun has started {world_size} processes already; leave it out"
+        )
     if not os.environ.get(torchrun.PREFLIGHT_DONE):
         _preflight(config, world_size, resume=resume)
         warn(check_data(config))
     alone = lock.held(Path(config.directory)) if _is_first() else contextlib.nullcontext()
     if world_size > 1 and not launched:
-        with alone:  # refused before processes are started; rank 0 then takes it for as long as they run
+        # refused before processes are started; rank 0 then takes it for as long as they run
+        with alone:
             pass
         flags = ["--resume"] if resume else []
-        return torchrun.run_workers(world_size, ["-m", "megatron_opd", "train", recipe, *overrides, *flags])
+        return torchrun.run_workers(
+            world_size, ["-m", "megatron_opd", "train", recipe, *overrides, *flags]
+        )
     with alone:
         if _is_first():
             check_run_directory(config, resume=resume)  # another may have worked there until now
@@ -52,14 +60,18 @@ def train(
     return 0, ""
 
 
-def recipe_to_train(recipe: str, overrides: Sequence[str] = (), *, resume: bool = False) -> RunConfig:
-    """The recipe as a run trains it: local copies of hub models, and what a resumed run has pinned."""
+def recipe_to_train(
+    recipe: str, overrides: Sequence[str] = (), *, resume: bool = False
+) -> RunConfig:
+    """The recipe as a run trains it: local copies of hub models, and what a resumed run has
+    pinned."""
     from megatron_opd.checks.hub import with_local_models
     from megatron_opd.recipe.load import load_config
     from megatron_opd.tasks.pin import keep_pins
 
     config = with_local_models(load_config(recipe, overrides))
-    if resume and Path(recipe).is_dir():  # the run may have been moved since it wrote its config.yaml
+    # the run may have been moved since it wrote its config.yaml
+    if resume and Path(recipe).is_dir():
         config = replace(config, run_dir=recipe)
     stored = Path(config.directory) / "config.yaml"
     if resume and stored.is_file():

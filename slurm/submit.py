@@ -1,9 +1,10 @@
-"""Submits a job through nemo-run: the only program here that imports it, in an environment of its own.
+"""Submits a job through nemo-run: the only program here that imports it, in an environment of its
+own.
 
     NEMORUN_HOME=FOLDER .venv-launch/bin/python slurm/submit.py SPEC.json [--dry-run]
 
-SPEC.json is what `megatron-opd launch` wrote (megatron_opd/cluster/submit.py). The batch script is left in the folder;
-the job's number is the last line of the output.
+SPEC.json is what `megatron-opd launch` wrote (megatron_opd/cluster/submit.py). The batch script is
+left in the folder; the job's number is the last line of the output.
 """
 
 import json
@@ -44,16 +45,22 @@ def main() -> int:
         container_env=container.get("env"),
         srun_args=spec["srun"],
         setup_lines="\n".join(spec["setup"]),
-        additional_parameters={"reservation": flags.pop("reservation")} if "reservation" in flags else None,
+        additional_parameters={"reservation": flags.pop("reservation")}
+        if "reservation" in flags
+        else None,
         job_name_prefix="opd.",
         job_details=Details(job_name=spec["name"], folder=spec["logs"]),
-        tunnel=nemo_run.SSHTunnel(**spec["tunnel"]) if spec["tunnel"] else nemo_run.LocalTunnel(job_dir=""),
+        tunnel=nemo_run.SSHTunnel(**spec["tunnel"])
+        if spec["tunnel"]
+        else nemo_run.LocalTunnel(job_dir=""),
         packager=nemo_run.Packager(),  # the code lies on the shared file system
         poll_estimated_start_time=False,
         **flags,
     )
     script = nemo_run.Script(path=module, entrypoint=python, m=True, args=arguments)
-    with nemo_run.Experiment(spec["name"], executor=executor, enable_goodbye_message=False) as experiment:
+    with nemo_run.Experiment(
+        spec["name"], executor=executor, enable_goodbye_message=False
+    ) as experiment:
         experiment.add(script, name="train", tail_logs=False)
         if "--dry-run" in sys.argv:
             experiment.dryrun(delete_exp_dir=False)

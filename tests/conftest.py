@@ -1,4 +1,5 @@
-"""What every test shares: one thread per process, no network, and the rule for tests that need a GPU."""
+"""What every test shares: one thread per process, no network, and the rule for tests that need a
+GPU."""
 
 import json
 import os
@@ -19,15 +20,20 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-golden", action="store_true", help="keep today's figures in tests/golden/")
+    parser.addoption(
+        "--write-golden", action="store_true", help="keep today's figures in tests/golden/"
+    )
 
 
 @pytest.fixture(scope="session")
-def check_golden(pytestconfig: pytest.Config) -> Callable[[str, Mapping[str, Mapping[str, float]]], None]:
+def check_golden(
+    pytestconfig: pytest.Config,
+) -> Callable[[str, Mapping[str, Mapping[str, float]]], None]:
     """Compares figures (case -> name -> value) with the ones kept in tests/golden/NAME.json.
 
-    Another processor rounds otherwise, so a relative difference of 1e-4 is allowed. A change of more, or a case that
-    comes or goes, is meant or a fault: if it is meant, run the test with --write-golden and commit the file.
+    Another processor rounds otherwise, so a relative difference of 1e-4 is allowed. A change of
+    more, or a case that comes or goes, is meant or a fault: if it is meant, run the test with
+    --write-golden and commit the file.
     """
 
     def check(name: str, figures: Mapping[str, Mapping[str, float]]) -> None:
@@ -46,7 +52,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not Path("/var/lib/megatron-opd-slurm/slurmctld.pid").exists():
         for item in items:
             if item.get_closest_marker("slurm"):
-                item.add_marker(pytest.mark.skip(reason="needs a Slurm; `make test-slurm` starts one"))
+                item.add_marker(
+                    pytest.mark.skip(reason="needs a Slurm; `make test-slurm` starts one")
+                )
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_tests:
         return
@@ -54,14 +62,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     if not torch.cuda.is_available():
         for item in gpu_tests:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and this machine has none"))
+            item.add_marker(
+                pytest.mark.skip(reason="needs a CUDA device, and this machine has none")
+            )
 
 
-# ------------------------------------------------------------------------------------------------ the parity matrix
+# -------------------------------------------------------------------------------- the parity matrix
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Prints what tests/distributed/test_parity_matrix.py measured."""
-    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
-    rows = [value for report in reports for name, value in report.user_properties if name == "parity"]
+    reports = [
+        report
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, [])
+    ]
+    rows = [
+        value for report in reports for name, value in report.user_properties if name == "parity"
+    ]
     if not rows:
         return
     terminalreporter.section("parity with one process after three TGPO steps, relative errors")

@@ -1,7 +1,8 @@
-"""Programs in ranks that are forked from one process, which has imported everything: no imports, no launcher.
+"""Programs in ranks that are forked from one process, which has imported everything: no imports, no
+launcher.
 
-Importing takes a rank ten seconds and more, as long as most of what the tests start has to do. What torchrun and the
-command's own launcher add is tested where those are started.
+Importing takes a rank ten seconds and more, as long as most of what the tests start has to do. What
+torchrun and the command's own launcher add is tested where those are started.
 """
 
 import multiprocessing
@@ -25,25 +26,38 @@ _context.set_forkserver_preload(["tests.forked_imports"])
 def run(
     program: str | Path, nproc: int | None, *args: object, timeout: float = 240
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `program` (a path ending in .py, or a module name) in `nproc` processes that find what torchrun gives.
+    """Runs `program` (a path ending in .py, or a module name) in `nproc` processes that find what
+    torchrun gives.
 
-    None: in one that finds nothing of it. Waits for all of them, or until one fails or `timeout` seconds have passed;
-    then the others are killed. Returns the first code that is not 0 (negative: a signal), and stdout and stderr of all.
+    None: in one that finds nothing of it. Waits for all of them, or until one fails or `timeout`
+    seconds have passed; then the others are killed. Returns the first code that is not 0 (negative:
+    a signal), and stdout and stderr of all.
     """
     from torch.distributed import TCPStore
 
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's agent has one
+    # torchrun's agent has one
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     world = {
-        "WORLD_SIZE": str(nproc), "LOCAL_WORLD_SIZE": str(nproc), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
-    }  # fmt: skip
-    places = [world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(nproc)] if nproc else [{}]
+        "WORLD_SIZE": str(nproc),
+        "LOCAL_WORLD_SIZE": str(nproc),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+    places = (
+        [world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(nproc)]
+        if nproc
+        else [{}]
+    )
     argv = [str(program), *map(str, args)]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [tuple(str(Path(folder, f"{rank}.{stream}")) for stream in ("out", "err"))
                    for rank in range(len(places))]  # fmt: skip
         ranks = [
-            _context.Process(target=_rank, args=(argv, os.environ | {"OMP_NUM_THREADS": "1"} | place, output))
+            _context.Process(
+                target=_rank, args=(argv, os.environ | {"OMP_NUM_THREADS": "1"} | place, output)
+            )
             for place, output in zip(places, outputs, strict=True)
         ]
         try:
@@ -54,7 +68,10 @@ def run(
             for rank in ranks:
                 rank.kill()
                 rank.join()
-        stdout, stderr = ("".join(Path(each).read_text() for each in stream) for stream in zip(*outputs, strict=True))
+        stdout, stderr = (
+            "".join(Path(each).read_text() for each in stream)
+            for stream in zip(*outputs, strict=True)
+        )
     return subprocess.CompletedProcess(argv, code, stdout, stderr)
 
 

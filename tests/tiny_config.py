@@ -1,4 +1,5 @@
-"""A recipe as an object, for tests that update a model: supervised, in float32, with nothing to read from disk."""
+"""A recipe as an object, for tests that update a model: supervised, in float32, with nothing to
+read from disk."""
 
 from dataclasses import replace
 from typing import Any
@@ -15,8 +16,13 @@ def tiny_config(lr: float = 0.1, layout: LayoutConfig | None = None, **changes: 
         for section in (OptimizerConfig, TrainConfig)
     )
     config = RunConfig(
-        name="tiny", num_steps=9, max_sequence_length=64, method=CATALOGUE["sft"].method, precision="float32",
-        student=ModelConfig("", layout=layout or LayoutConfig()), data=DataConfig(""),
+        name="tiny",
+        num_steps=9,
+        max_sequence_length=64,
+        method=CATALOGUE["sft"].method,
+        precision="float32",
+        student=ModelConfig("", layout=layout or LayoutConfig()),
+        data=DataConfig(""),
         train=TrainConfig(OptimizerConfig(lr, **optimizer), **train),
-    )  # fmt: skip
+    )
     return replace(config, **changes)

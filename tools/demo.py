@@ -1,11 +1,13 @@
-"""The whole project on one machine: make a task, train a teacher and a student on it, distil, and look at the result.
+"""The whole project on one machine: make a task, train a teacher and a student on it, distil, and
+look at the result.
 
-    python tools/demo.py                              # runs/demo_assets, runs/demo_teacher, ..., runs/demo
-    python tools/demo.py --seed 1 --out runs/seed1    # another split, other initial weights
-    python tools/demo.py --moe                        # a teacher with experts: runs/demo_moe_teacher, runs/demo_moe
+    python tools/demo.py                              # runs/demo_assets, runs/demo_teacher, ...,
+    runs/demo python tools/demo.py --seed 1 --out runs/seed1    # another split, other initial
+    weights python tools/demo.py --moe                        # a teacher with experts:
+    runs/demo_moe_teacher, runs/demo_moe
 
-Every stage is a `megatron-opd` command that is printed before it runs. A stage that is done is skipped, one that was
-stopped goes on from its last checkpoint.
+Every stage is a `megatron-opd` command that is printed before it runs. A stage that is done is
+skipped, one that was stopped goes on from its last checkpoint.
 """
 
 import argparse
@@ -23,38 +25,64 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Train a small teacher, then distil it into a smaller student.")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="parent of all run directories (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the data, the weights and the sampling (%(default)s)")
+    parser = argparse.ArgumentParser(
+        description="Train a small teacher, then distil it into a smaller student."
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), help="parent of all run directories (%(default)s)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the data, the weights and the sampling (%(default)s)",
+    )
     parser.add_argument("--moe", action="store_true", help="a mixture of experts teaches")
     parser.add_argument("--teacher-only", action="store_true", help="stop before the distillation")
     arguments = parser.parse_args()
     started = time.monotonic()
     try:
-        for number, (title, command) in enumerate(stages(arguments.out, arguments.seed, arguments.moe), start=1):
+        for number, (title, command) in enumerate(
+            stages(arguments.out, arguments.seed, arguments.moe), start=1
+        ):
             if number == 4 and arguments.teacher_only:
                 return 0
             print(f"\n== {number} of 4: {title}", flush=True)
             run(command)
     except subprocess.CalledProcessError as error:
-        print(f"demo: stopped (exit code {error.returncode}); the same command goes on from here", file=sys.stderr)
+        print(
+            f"demo: stopped (exit code {error.returncode}); the same command goes on from here",
+            file=sys.stderr,
+        )
         return abs(error.returncode)
     summarise(arguments.out / ("demo_moe" if arguments.moe else "demo"), time.monotonic() - started)
     return 0
 
 
 def stages(out: Path, seed: int, moe: bool = False) -> list[tuple[str, list[str] | str]]:
-    """Title and command of each; a text in the place of a command says why there is nothing to do."""
+    """Title and command of each; a text in the place of a command says why there is nothing to
+    do."""
     assets, start = out / "demo_assets", out / "demo_student_start" / "hf"
     demo, teacher, model = (
-        ("demo_moe", "demo_moe_teacher", "teacher_moe") if moe else ("demo", "demo_teacher", "teacher")
+        ("demo_moe", "demo_moe_teacher", "teacher_moe")
+        if moe
+        else ("demo", "demo_teacher", "teacher")
     )
     data = [f"data.train={assets / 'train.jsonl'}"]
-    make = [sys.executable, str(ROOT / "tools" / "make_demo.py"), "--out", str(assets), "--seed", str(seed)]
+    make = [
+        sys.executable,
+        str(ROOT / "tools" / "make_demo.py"),
+        "--out",
+        str(assets),
+        "--seed",
+        str(seed),
+    ]
     return [
         (
             "data, tokenizer and two randomly initialised models",
-            f"{assets} is there already" if (assets / "student" / "tokenizer.json").exists() else make,
+            f"{assets} is there already"
+            if (assets / "student" / "tokenizer.json").exists()
+            else make,
         ),
         (
             "the teacher learns two-digit addition from 6,000 worked examples",
@@ -66,11 +94,15 @@ def stages(out: Path, seed: int, moe: bool = False) -> list[tuple[str, list[str]
                 "demo_student_start",
                 out,
                 seed,
-                [f"student.path={assets / 'student'}", f"data.train={assets / 'student_start.jsonl'}"],
+                [
+                    f"student.path={assets / 'student'}",
+                    f"data.train={assets / 'student_start.jsonl'}",
+                ],
             ),
         ),
         (
-            "on-policy distillation: vLLM samples, math-verify scores, the teacher guides, Megatron updates",
+            "on-policy distillation: vLLM samples, math-verify scores, the teacher guides, "
+            "Megatron updates",
             train(
                 demo,
                 out,
@@ -93,7 +125,14 @@ def train(recipe: str, out: Path, seed: int, overrides: list[str]) -> list[str] 
         return f"{directory} is finished already"
     resume = ["--resume"] if (directory / "config.yaml").exists() else []
     settings = [*overrides, f"seed={seed}", f"run_dir={directory}"]
-    command = [sys.executable, "-m", "megatron_opd", "train", str(ROOT / "recipes" / f"{recipe}.yaml"), *settings]
+    command = [
+        sys.executable,
+        "-m",
+        "megatron_opd",
+        "train",
+        str(ROOT / "recipes" / f"{recipe}.yaml"),
+        *settings,
+    ]
     return [*command, "--nproc", str(PROCESSES), *resume]
 
 
@@ -103,7 +142,8 @@ def run(command: list[str] | str) -> None:
         return
     print(f"$ {shlex.join(command)}", flush=True)
     process = subprocess.Popen(command)
-    # The stage ends by itself, after it has saved: a terminal's Ctrl-C reaches it too, another signal is passed on.
+    # The stage ends by itself, after it has saved: a terminal's Ctrl-C reaches it too, another
+    # signal is passed on.
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
         signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
@@ -120,7 +160,10 @@ def summarise(directory: Path, seconds: float) -> None:
     measured = [row for row in rows if "eval/accuracy" in row]
     before, after = measured[0], measured[-1]
     print(f"\n== the student on {held_out_count(directory)} held-out problems, greedy")
-    print(f"accuracy before {before['eval/accuracy']:.1%}, after {after['step']} steps {after['eval/accuracy']:.1%}")
+    print(
+        f"accuracy before {before['eval/accuracy']:.1%}, after {after['step']} steps "
+        f"{after['eval/accuracy']:.1%}"
+    )
     same, total = compare_with_transformers(directory, after["step"])
     print(f"transformers, given {directory / 'hf'}, writes the same answer to {same} of {total}")
     print(f"report   {directory / 'report.html'}")
@@ -134,7 +177,8 @@ def held_out_count(directory: Path) -> int:
 
 
 def compare_with_transformers(directory: Path, step: int) -> tuple[int, int]:
-    """How many of the run's greedy held-out answers `transformers` reproduces token by token, of how many."""
+    """How many of the run's greedy held-out answers `transformers` reproduces token by token, of
+    how many."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -149,7 +193,9 @@ def compare_with_transformers(directory: Path, step: int) -> tuple[int, int]:
     for length, group in by_length.items():
         prompts = torch.tensor([row["prompt_token_ids"] for row in group])
         limits = {"max_new_tokens": max(len(row["token_ids"]) for row in group), "pad_token_id": 0}
-        written = model.generate(prompts, attention_mask=torch.ones_like(prompts), do_sample=False, **limits)
+        written = model.generate(
+            prompts, attention_mask=torch.ones_like(prompts), do_sample=False, **limits
+        )
         for row, ids in zip(group, written[:, length:].tolist(), strict=True):
             same += ids[: len(row["token_ids"])] == row["token_ids"]
     return same, len(rows)

@@ -1,10 +1,12 @@
-"""A real language model learns from its own samples on two CPU cores: SmolLM2-135M-Instruct, questions in English.
+"""A real language model learns from its own samples on two CPU cores: SmolLM2-135M-Instruct,
+questions in English.
 
-    python tools/demo_real.py                             # runs/demo_real_task, runs/demo_real_teacher, runs/demo_real
-    python tools/demo_real.py --seed 1 --out runs/seed1   # another split of the questions, other samples
+    python tools/demo_real.py                             # runs/demo_real_task,
+    runs/demo_real_teacher, runs/demo_real python tools/demo_real.py --seed 1 --out runs/seed1   #
+    another split of the questions, other samples
 
-As `tools/demo.py` does: every stage is a command that is printed, is skipped when it is done, and goes on from its last
-checkpoint when it was stopped.
+As `tools/demo.py` does: every stage is a command that is printed, is skipped when it is done, and
+goes on from its last checkpoint when it was stopped.
 """
 
 import argparse
@@ -22,9 +24,15 @@ from tools.demo import run, train  # noqa: E402
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Teach a real language model a small task, then distil it on-policy.")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="parent of all run directories (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the questions and the sampling (%(default)s)")
+    parser = argparse.ArgumentParser(
+        description="Teach a real language model a small task, then distil it on-policy."
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), help="parent of all run directories (%(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the questions and the sampling (%(default)s)"
+    )
     arguments = parser.parse_args()
     out, seed, started = arguments.out, arguments.seed, time.monotonic()
     try:
@@ -34,7 +42,10 @@ def main() -> int:
             print(f"\n== {number} of 4: {title}", flush=True)
             run(command)
     except subprocess.CalledProcessError as error:
-        print(f"demo: stopped (exit code {error.returncode}); the same command goes on from here", file=sys.stderr)
+        print(
+            f"demo: stopped (exit code {error.returncode}); the same command goes on from here",
+            file=sys.stderr,
+        )
         return abs(error.returncode)
     summarise(out / "demo_real")
     print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
@@ -51,14 +62,25 @@ def make_model() -> Path:
 def stages(out: Path, seed: int, model: Path) -> list[tuple[str, list[str] | str]]:
     """Title and command of each that follows the model; a text says why there is nothing to do."""
     task, teacher = out / "demo_real_task", out / "demo_real_teacher"
-    make = [sys.executable, str(ROOT / "tools" / "make_real_task.py"), "--out", str(task), "--seed", str(seed)]
+    make = [
+        sys.executable,
+        str(ROOT / "tools" / "make_real_task.py"),
+        "--out",
+        str(task),
+        "--seed",
+        str(seed),
+    ]
     shared = [f"student.path={model}", f"data.train={task / 'train.jsonl'}"]
     heldout = f"data.heldout={task / 'heldout.jsonl'}"
     return [
         ("the task", f"{task} is there already" if (task / "heldout.jsonl").exists() else make),
-        ("the teacher: the model learns from 768 answered questions", train(teacher.name, out, seed, shared)),
         (
-            "on-policy distillation: the same model answers, and learns what the teacher would have written",
+            "the teacher: the model learns from 768 answered questions",
+            train(teacher.name, out, seed, shared),
+        ),
+        (
+            "on-policy distillation: the same model answers, and learns what the teacher would "
+            "have written",
             train("demo_real", out, seed, [*shared, heldout, f"teacher.path={teacher / 'hf'}"]),
         ),
     ]

@@ -1,10 +1,11 @@
 """Checks what must be right on a GPU and measures what must be fast: docs/hardware.md.
 
     python tools/gpu_check.py                       # about 7 minutes on one GPU of 80 GB or more
-    python tools/gpu_check.py --only race speed     # some sections
-    python tools/gpu_check.py --small               # small sizes; without a GPU on the host, kernels interpreted
+    python tools/gpu_check.py --only race speed     # some sections python tools/gpu_check.py
+    --small               # small sizes; without a GPU on the host, kernels interpreted
 
-Every row is in the JSON file as soon as it is known. Exit code 1: a check failed; 2: nothing could be checked.
+Every row is in the JSON file as soon as it is known. Exit code 1: a check failed; 2: nothing could
+be checked.
 """
 
 import argparse
@@ -29,22 +30,42 @@ if TYPE_CHECKING:
     from tools.gpu_sections.rows import Row
 
 SECTIONS = (
-    "device", "kernels", "race", "big", "fused", "layers", "models", "offload", "probes", "speed", "planner",
-)  # fmt: skip
+    "device",
+    "kernels",
+    "race",
+    "big",
+    "fused",
+    "layers",
+    "models",
+    "offload",
+    "probes",
+    "speed",
+    "planner",
+)
 NEEDED = ("torch", "megatron.core", "transformers", "numpy", "rich")
 WITH_TRITON = ("kernels", "race", "big", "fused")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Check and measure on a GPU.")
-    parser.add_argument("--small", action="store_true", help="small sizes; the host serves where there is no GPU")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
-    parser.add_argument("--seconds", type=float, default=400.0, help="no section begins later (%(default)s)")
-    parser.add_argument("--json", type=Path, default=Path("runs/gpu_check.json"), help="(%(default)s)")
+    parser.add_argument(
+        "--small", action="store_true", help="small sizes; the host serves where there is no GPU"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=400.0, help="no section begins later (%(default)s)"
+    )
+    parser.add_argument(
+        "--json", type=Path, default=Path("runs/gpu_check.json"), help="(%(default)s)"
+    )
     arguments = parser.parse_args(argv)
     deadline = time.perf_counter() + arguments.seconds
     if missing := [name for name in NEEDED if not _has(name)]:
-        print(f"gpu_check: not installed: {', '.join(missing)}; see docs/hardware.md", file=sys.stderr)
+        print(
+            f"gpu_check: not installed: {', '.join(missing)}; see docs/hardware.md", file=sys.stderr
+        )
         return 2
     machine = _machine(arguments.small, deadline)
     if machine is None:
@@ -79,7 +100,10 @@ class Report:
         start = time.perf_counter()
         for row in rows:
             self.rows.append((section, row))
-            print(f"{row.outcome:8} {section:8} {row.what:72} {row.shown:>12}  {row.limit}", flush=True)
+            print(
+                f"{row.outcome:8} {section:8} {row.what:72} {row.shown:>12}  {row.limit}",
+                flush=True,
+            )
             self._save()
         self.seconds[section] = time.perf_counter() - start
         self._save()
@@ -94,13 +118,24 @@ class Report:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table("section", "what", "value", "limit", "", title="gpu-check", box=box.SIMPLE, pad_edge=False)
+        table = Table(
+            "section",
+            "what",
+            "value",
+            "limit",
+            "",
+            title="gpu-check",
+            box=box.SIMPLE,
+            pad_edge=False,
+        )
         for section, row in self.rows:
             table.add_row(section, row.what, row.shown, row.limit, row.outcome)
         Console(width=None if sys.stdout.isatty() else 170, markup=False).print(table)
         print(", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items()))
         outcomes = [row.outcome for _, row in self.rows]
-        counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in sorted(set(outcomes)))
+        counts = ", ".join(
+            f"{outcomes.count(outcome)} {outcome}" for outcome in sorted(set(outcomes))
+        )
         print(f"{counts}; wrote {self.path}")
         for section, row in self.failures:
             print(f"FAILED {section}: {row.what} = {row.shown}, must be {row.limit}")
@@ -127,7 +162,9 @@ def _machine(small: bool, deadline: float) -> "Machine | None":
     from tools.gpu_sections.machine import Machine
 
     return Machine(
-        torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu"), small, deadline
+        torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu"),
+        small,
+        deadline,
     )
 
 

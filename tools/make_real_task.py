@@ -1,11 +1,13 @@
-"""Writes the task of `make demo-real`: questions in plain English whose answers a rule can verify, as JSONL.
+"""Writes the task of `make demo-real`: questions in plain English whose answers a rule can verify,
+as JSONL.
 
     python tools/make_real_task.py --out runs/demo_real_task --seed 0
 
     Write the number five hundred and forty-four in digits. Answer in \\boxed{}.      \\boxed{544}
     How many grams are 3 kilograms? Answer in \\boxed{}.                              \\boxed{3000}
 
-Three in five are of the first kind. The questions of the training and the held-out file are disjoint.
+Three in five are of the first kind. The questions of the training and the held-out file are
+disjoint.
 """
 
 import argparse
@@ -33,12 +35,18 @@ Row = dict[str, str]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the task of the demo on a real model.")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo_real_task"), help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the questions and their split (%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo_real_task"), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the questions and their split (%(default)s)"
+    )
     arguments = parser.parse_args()
     out: Path = arguments.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        parser.error(f"--out {out}: exists already and is not empty; remove it or choose another directory")
+        parser.error(
+            f"--out {out}: exists already and is not empty; remove it or choose another directory"
+        )
     write_task(out, arguments.seed)
 
 
@@ -72,7 +80,11 @@ def unit_questions() -> list[Row]:
 
 
 def question(text: str, answer: int) -> Row:
-    return {"problem": f"{text} Answer in \\boxed{{}}.", "answer": str(answer), "response": f"\\boxed{{{answer}}}"}
+    return {
+        "problem": f"{text} Answer in \\boxed{{}}.",
+        "answer": str(answer),
+        "response": f"\\boxed{{{answer}}}",
+    }
 
 
 def in_words(n: int) -> str:

@@ -11,15 +11,29 @@ from megatron_opd.recipe.load import PACKAGED_RECIPES, describe_recipe
 
 def catalogue_table() -> str:
     """One row per method, and under it what the papers leave open."""
-    rows = ["| method | loss | source | signals | terms | recipes |", "| --- | --- | --- | --- | --- | --- |"]
+    rows = [
+        "| method | loss | source | signals | terms | recipes |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     recipes = recipes_by_method()
     for name, entry in CATALOGUE.items():
-        each_term = "<br>".join(f"`{key}`: {describe(term)}" for key, term in entry.method.terms.items())
-        cells = [f"`{name}`", entry.summary, entry.source, signals(needs_of(entry.method)), each_term]
+        each_term = "<br>".join(
+            f"`{key}`: {describe(term)}" for key, term in entry.method.terms.items()
+        )
+        cells = [
+            f"`{name}`",
+            entry.summary,
+            entry.source,
+            signals(needs_of(entry.method)),
+            each_term,
+        ]
         cells.append("<br>".join(f"`{recipe}`" for recipe in recipes.get(name, [])))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     choices = [f"- `{name}`: {entry.open}." for name, entry in CATALOGUE.items() if entry.open]
-    return "\n".join([*rows, "", "What the papers leave open, and what is chosen here:", "", *choices]) + "\n"
+    return (
+        "\n".join([*rows, "", "What the papers leave open, and what is chosen here:", "", *choices])
+        + "\n"
+    )
 
 
 def recipes_by_method() -> dict[str, list[str]]:
@@ -31,17 +45,28 @@ def recipes_by_method() -> dict[str, list[str]]:
 
 
 def signals(needs: Needs) -> str:
-    names = {"rollouts": "samples", "traces": "traces", "rewards": "rewards", "teacher": "teacher's logprob and argmax",
-             "teacher_head": "teacher's distribution", "reference": "reference", "process": "process model",
-             "student_pass": "a pass before the update"}  # fmt: skip
+    names = {
+        "rollouts": "samples",
+        "traces": "traces",
+        "rewards": "rewards",
+        "teacher": "teacher's logprob and argmax",
+        "teacher_head": "teacher's distribution",
+        "reference": "reference",
+        "process": "process model",
+        "student_pass": "a pass before the update",
+    }
     asked = [words for key, words in names.items() if getattr(needs, key)]
     return ", ".join([*asked, *([f"teacher's top {needs.topk}"] if needs.topk else [])])
 
 
 def describe(term: Any) -> str:
     """The kind, the weight, and every key that differs from its default."""
-    usual = {each.name: each.default_factory() if each.default is MISSING and each.default_factory is not MISSING
-             else each.default for each in fields(term)}  # fmt: skip
+    usual = {
+        each.name: each.default_factory()
+        if each.default is MISSING and each.default_factory is not MISSING
+        else each.default
+        for each in fields(term)
+    }
     changed = [
         f"{each.name} {shown(getattr(term, each.name))}"
         for each in fields(term)

@@ -6,7 +6,12 @@ from typing import Any
 
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.architectures.config_keys import refuse_what_is_not_computed
-from megatron_opd.architectures.rope import RopeScaling, read_rope, rope_parameters, yarn_attention_factor
+from megatron_opd.architectures.rope import (
+    RopeScaling,
+    read_rope,
+    rope_parameters,
+    yarn_attention_factor,
+)
 from megatron_opd.contracts.ranges import PositiveFloat
 from megatron_opd.errors import DataError
 from megatron_opd.files.json_file import Size, read_json, read_key
@@ -24,7 +29,8 @@ class Experts:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes and switches of a decoder-only model; the input of `mcore.model.build` and of the weight table."""
+    """Sizes and switches of a decoder-only model; the input of `mcore.model.build` and of the
+    weight table."""
 
     model_type: str  # a key of SUPPORTED
     vocab_size: int
@@ -56,12 +62,14 @@ SUPPORTED: dict[str, tuple[bool, bool]] = {
 
 
 def read_architecture(model_dir: str | Path) -> Architecture:
-    """Reads `model_dir/config.json`. Raises DataError naming the file when it is missing, malformed or unsupported."""
+    """Reads `model_dir/config.json`. Raises DataError naming the file when it is missing, malformed
+    or unsupported."""
     return parse_architecture(read_config(model_dir), Path(model_dir) / "config.json")
 
 
 def read_config(model_dir: str | Path) -> dict[str, Any]:
-    """The content of `model_dir/config.json`. Raises DataError naming the file when it is missing or malformed."""
+    """The content of `model_dir/config.json`. Raises DataError naming the file when it is missing
+    or malformed."""
     path = Path(model_dir) / "config.json"
     if not Path(model_dir).is_dir():
         raise DataError(f"{model_dir}: no such model directory; {_remedy(Path(model_dir))}")
@@ -69,14 +77,24 @@ def read_config(model_dir: str | Path) -> dict[str, Any]:
         return read_json(path)
     except FileNotFoundError:
         if (Path(model_dir) / "adapter_config.json").is_file():
-            raise DataError(f"{path}: missing; {model_dir} holds a LoRA adapter, merge it with its base") from None
-        raise DataError(f"{path}: missing; {model_dir} is not a Hugging Face model directory") from None
+            raise DataError(
+                f"{path}: missing; {model_dir} holds a LoRA adapter, merge it with its base"
+            ) from None
+        raise DataError(
+            f"{path}: missing; {model_dir} is not a Hugging Face model directory"
+        ) from None
 
 
 def _remedy(missing: Path) -> str:
     """How a directory that recipes name comes to be."""
-    if missing.parts[:1] == ("runs",) and len(missing.parts) > 1 and missing.parts[1].startswith("demo"):
-        kind = next((kind for kind in ("real", "moe") if missing.parts[1].startswith(f"demo_{kind}")), None)
+    if (
+        missing.parts[:1] == ("runs",)
+        and len(missing.parts) > 1
+        and missing.parts[1].startswith("demo")
+    ):
+        kind = next(
+            (kind for kind in ("real", "moe") if missing.parts[1].startswith(f"demo_{kind}")), None
+        )
         made_by = {None: "make demo", "real": "make demo-real", "moe": "python tools/demo.py --moe"}
         return f"make it with: {made_by[kind]}"
     return (
@@ -92,14 +110,18 @@ def architecture_of(model: ModelConfig) -> Architecture:
 
 def changed(arch: Architecture, model: ModelConfig) -> Architecture:
     """`arch` with what the recipe changes of it."""
-    changes = {name: getattr(model, name) for name in CHANGEABLE if getattr(model, name) is not None}
+    changes = {
+        name: getattr(model, name) for name in CHANGEABLE if getattr(model, name) is not None
+    }
     return replace(arch, **changes)
 
 
 def config_changes(model_dir: str | Path, arch: Architecture) -> dict[str, Any]:
-    """Keys of `model_dir/config.json` that must change for it to describe `arch`; {} where nothing differs.
+    """Keys of `model_dir/config.json` that must change for it to describe `arch`; {} where nothing
+    differs.
 
-    Rotary embeddings have two spellings, and readers that know both prefer one or the other: all that are there change.
+    Rotary embeddings have two spellings, and readers that know both prefer one or the other: all
+    that are there change.
     """
     source = read_architecture(model_dir)
     changes: dict[str, Any] = {}
@@ -123,7 +145,9 @@ def engine_changes(model: ModelConfig) -> dict[str, Any]:
     changes, scaling = config_changes(model.path, arch), arch.rope_scaling
     if scaling and scaling.rope_type == "yarn":
         attn_factor = scaling.attention_factor / yarn_attention_factor(scaling.factor)
-        changes["rope_parameters"] = rope_parameters(arch.rope_theta, scaling) | {"attn_factor": attn_factor}
+        changes["rope_parameters"] = rope_parameters(arch.rope_theta, scaling) | {
+            "attn_factor": attn_factor
+        }
     return changes
 
 
@@ -131,16 +155,22 @@ def parse_architecture(config: dict[str, Any], path: Path) -> Architecture:
     """The content of a `config.json`; `path` is named in errors. Raises DataError."""
     model_type = read_key(config, "model_type", str, path)
     if model_type not in SUPPORTED:
-        raise DataError(f"{path}: model_type {model_type!r} is not supported; supported: {', '.join(SUPPORTED)}")
+        raise DataError(
+            f"{path}: model_type {model_type!r} is not supported; supported: {', '.join(SUPPORTED)}"
+        )
     qkv_bias, qk_norm = SUPPORTED[model_type]
     if read_key(config, "attention_bias", bool | None, path, None) not in (None, qkv_bias):
-        raise DataError(f"{path}: attention_bias={config['attention_bias']} is not supported for {model_type}")
+        raise DataError(
+            f"{path}: attention_bias={config['attention_bias']} is not supported for {model_type}"
+        )
     if config.get("use_sliding_window"):
         raise DataError(f"{path}: use_sliding_window=true is not supported; set it to false")
     if config.get("mlp_bias"):
         raise DataError(f"{path}: mlp_bias=true is not supported")
     if config.get("hidden_act", "silu") != "silu":
-        raise DataError(f"{path}: hidden_act={config['hidden_act']!r} is not supported; supported: silu")
+        raise DataError(
+            f"{path}: hidden_act={config['hidden_act']!r} is not supported; supported: silu"
+        )
     refuse_what_is_not_computed(config, path)
     heads, groups, head_dim = _attention_sizes(config, path)
     max_position_embeddings = read_key(config, "max_position_embeddings", Size, path)
@@ -170,25 +200,37 @@ def _attention_sizes(config: dict[str, Any], path: Path) -> tuple[int, int, int]
     heads = read_key(config, "num_attention_heads", Size, path)
     groups = read_key(config, "num_key_value_heads", Size | None, path, None) or heads
     if heads % groups:
-        raise DataError(f"{path}: num_key_value_heads: {groups} does not divide num_attention_heads={heads}")
+        raise DataError(
+            f"{path}: num_key_value_heads: {groups} does not divide num_attention_heads={heads}"
+        )
     head_dim = read_key(config, "head_dim", Size | None, path, None)
     hidden_size = read_key(config, "hidden_size", Size, path)
     if head_dim is None and hidden_size % heads:
-        raise DataError(f"{path}: num_attention_heads: {heads} does not divide hidden_size={hidden_size}")
+        raise DataError(
+            f"{path}: num_attention_heads: {heads} does not divide hidden_size={hidden_size}"
+        )
     head_dim = head_dim or hidden_size // heads
     if head_dim % 2:
-        raise DataError(f"{path}: head_dim: {head_dim} is odd, and rotary embeddings turn pairs of numbers")
+        raise DataError(
+            f"{path}: head_dim: {head_dim} is odd, and rotary embeddings turn pairs of numbers"
+        )
     return heads, groups, head_dim
 
 
 def _experts(config: dict[str, Any], path: Path) -> Experts:
     if config.get("decoder_sparse_step", 1) != 1 or config.get("mlp_only_layers"):
-        raise DataError(f"{path}: layers without experts among those with (decoder_sparse_step, mlp_only_layers) "
-                        "are not supported")  # fmt: skip
-    count = read_key(config, "num_experts" if "num_experts" in config else "num_local_experts", Size, path)
+        raise DataError(
+            f"{path}: layers without experts among those with (decoder_sparse_step, "
+            "mlp_only_layers) are not supported"
+        )
+    count = read_key(
+        config, "num_experts" if "num_experts" in config else "num_local_experts", Size, path
+    )
     per_token = read_key(config, "num_experts_per_tok", Size, path)
     if per_token > count:
-        raise DataError(f"{path}: num_experts_per_tok: {per_token} is more than the {count} experts")
+        raise DataError(
+            f"{path}: num_experts_per_tok: {per_token} is more than the {count} experts"
+        )
     return Experts(
         count=count,
         per_token=per_token,

@@ -11,11 +11,16 @@ class LayoutConfig:
 
     tensor_model_parallel_size: PositiveInt = 1
     pipeline_model_parallel_size: PositiveInt = 1
-    sequence_parallel: bool = False  # shard activations between tensor-parallel regions; needs TP > 1
-    expert_model_parallel_size: PositiveInt = 1  # ranks of a pipeline stage among which whole experts are shared out
-    expert_tensor_parallel_size: PositiveInt = 1  # ranks among which every expert is sliced, whatever TP the rest has
-    virtual_pipeline_model_parallel_size: PositiveInt = 1  # chunks per stage: shorter bubbles, more messages; PP > 1
-    context_parallel_size: PositiveInt = 1  # ranks among which the tokens of every sequence are shared out
+    # shard activations between tensor-parallel regions; needs TP > 1
+    sequence_parallel: bool = False
+    # ranks of a pipeline stage among which whole experts are shared out
+    expert_model_parallel_size: PositiveInt = 1
+    # ranks among which every expert is sliced, whatever TP the rest has
+    expert_tensor_parallel_size: PositiveInt = 1
+    # chunks per stage: shorter bubbles, more messages; PP > 1
+    virtual_pipeline_model_parallel_size: PositiveInt = 1
+    # ranks among which the tokens of every sequence are shared out
+    context_parallel_size: PositiveInt = 1
 
     def __str__(self) -> str:
         """The sizes above 1, such as "TP2 PP4 SP"."""
@@ -27,16 +32,23 @@ class LayoutConfig:
             "ETP": self.expert_tensor_parallel_size,
             "CP": self.context_parallel_size,
         }
-        parts = [f"{name}{size}" for name, size in sizes.items() if size > 1] + ["SP"] * self.sequence_parallel
+        parts = [f"{name}{size}" for name, size in sizes.items() if size > 1] + [
+            "SP"
+        ] * self.sequence_parallel
         return " ".join(parts) or "TP1"
 
     @property
     def model_parallel_size(self) -> int:
         """Processes that work on the same sequences."""
-        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+        return (
+            self.tensor_model_parallel_size
+            * self.pipeline_model_parallel_size
+            * self.context_parallel_size
+        )
 
     def padded_length(self, length: int) -> int:
-        """The next length that can be shared out: each of several context-parallel ranks holds two equal chunks."""
+        """The next length that can be shared out: each of several context-parallel ranks holds two
+        equal chunks."""
         multiple = 2 * self.context_parallel_size if self.context_parallel_size > 1 else 1
         return -(-length // multiple) * multiple
 
@@ -50,7 +62,9 @@ class LayoutConfig:
 class ModelConfig:
     """A model directory, what is changed of its config.json, and its layout."""
 
-    path: str  # directory with config.json, the tokenizer and weights: *.safetensors, or what `convert` wrote
-    rope_theta: PositiveFloat | None = None  # base of the rotary embedding, for longer contexts; null: config.json's
+    # directory with config.json, the tokenizer and weights: *.safetensors, or what `convert` wrote
+    path: str
+    # base of the rotary embedding, for longer contexts; null: config.json's
+    rope_theta: PositiveFloat | None = None
     max_position_embeddings: PositiveInt | None = None  # the longest sequence; null: config.json's
     layout: LayoutConfig = LayoutConfig()

@@ -1,8 +1,10 @@
-"""Which keys of a `config.json` are read, which change nothing, and which ask for what is not computed here.
+"""Which keys of a `config.json` are read, which change nothing, and which ask for what is not
+computed here.
 
-The four supported model types read a fixed set of keys in transformers, so a key of nobody's has no effect there. A
-version of tomorrow may give it one: it is a warning, and not an error, lest harmless new keys lock anybody out. What is
-known to change results, there, in vLLM or in a model's own code, is an error.
+The four supported model types read a fixed set of keys in transformers, so a key of nobody's has no
+effect there. A version of tomorrow may give it one: it is a warning, and not an error, lest
+harmless new keys lock anybody out. What is known to change results, there, in vLLM or in a model's
+own code, is an error.
 """
 
 from collections.abc import Mapping
@@ -52,57 +54,166 @@ REFUSED = {
 }
 _OFF: tuple[Any, ...] = (None, False, {}, [], "", 0)
 _NEUTRAL = {
-    "attention_multiplier": 1, "embedding_multiplier": 1, "residual_multiplier": 1, "logits_scaling": 1,
-    "logit_scale": 1, "scale_emb": 1, "position_embedding_type": "rope",
-}  # fmt: skip
+    "attention_multiplier": 1,
+    "embedding_multiplier": 1,
+    "residual_multiplier": 1,
+    "logits_scaling": 1,
+    "logit_scale": 1,
+    "scale_emb": 1,
+    "position_embedding_type": "rope",
+}
 
-READ = frozenset({
-    "model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "intermediate_size", "max_position_embeddings", "rms_norm_eps",
-    "tie_word_embeddings", "attention_bias", "mlp_bias", "hidden_act", "use_sliding_window", "layer_types",
-    "is_causal", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor",
-    "original_max_position_embeddings", "num_experts", "num_local_experts", "num_experts_per_tok",
-    "moe_intermediate_size", "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers",
-})  # fmt: skip
+READ = frozenset(
+    {
+        "model_type",
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "intermediate_size",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "tie_word_embeddings",
+        "attention_bias",
+        "mlp_bias",
+        "hidden_act",
+        "use_sliding_window",
+        "layer_types",
+        "is_causal",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "partial_rotary_factor",
+        "original_max_position_embeddings",
+        "num_experts",
+        "num_local_experts",
+        "num_experts_per_tok",
+        "moe_intermediate_size",
+        "norm_topk_prob",
+        "decoder_sparse_step",
+        "mlp_only_layers",
+    }
+)
 # Of training, of generation, of other heads, of the file itself.
-HARMLESS = frozenset({
-    "architectures", "dtype", "torch_dtype", "transformers_version", "name_or_path", "model_name",
-    "initializer_range", "use_cache", "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop",
-    "pretraining_tp", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id",
-    "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "tokenizer_class", "prefix",
-    "sliding_window", "max_window_layers", "output_router_logits", "router_aux_loss_coef",
-    "router_jitter_noise", "output_attentions", "output_hidden_states", "output_scores", "return_dict",
-    "return_dict_in_generate", "torchscript", "use_bfloat16", "tf_legacy_loss", "pruned_heads",
-    "chunk_size_feed_forward", "tie_encoder_decoder", "is_decoder", "finetuning_task", "id2label", "label2id",
-    "num_labels", "problem_type", "task_specific_params", "classifier_dropout", "gradient_checkpointing",
-    "do_sample", "early_stopping", "max_length", "min_length", "temperature", "top_k", "top_p", "typical_p",
-    "num_beams", "num_beam_groups", "num_return_sequences", "length_penalty", "repetition_penalty",
-    "diversity_penalty", "encoder_no_repeat_ngram_size", "no_repeat_ngram_size", "bad_words_ids",
-    "begin_suppress_tokens", "suppress_tokens", "exponential_decay_length_penalty", "remove_invalid_values",
-    "max_new_tokens", "use_flash_attn", "attn_implementation", "is_llama_config", "unsloth_fixed",
-    "pretrained_model_name_or_path", "transformers_weights", "transformers.js_config", "seq_length",
-    "max_sequence_length", "model_max_length",
-})  # fmt: skip
+HARMLESS = frozenset(
+    {
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "name_or_path",
+        "model_name",
+        "initializer_range",
+        "use_cache",
+        "attention_dropout",
+        "hidden_dropout",
+        "resid_pdrop",
+        "embd_pdrop",
+        "pretraining_tp",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "sep_token_id",
+        "decoder_start_token_id",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "tokenizer_class",
+        "prefix",
+        "sliding_window",
+        "max_window_layers",
+        "output_router_logits",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
+        "output_attentions",
+        "output_hidden_states",
+        "output_scores",
+        "return_dict",
+        "return_dict_in_generate",
+        "torchscript",
+        "use_bfloat16",
+        "tf_legacy_loss",
+        "pruned_heads",
+        "chunk_size_feed_forward",
+        "tie_encoder_decoder",
+        "is_decoder",
+        "finetuning_task",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "problem_type",
+        "task_specific_params",
+        "classifier_dropout",
+        "gradient_checkpointing",
+        "do_sample",
+        "early_stopping",
+        "max_length",
+        "min_length",
+        "temperature",
+        "top_k",
+        "top_p",
+        "typical_p",
+        "num_beams",
+        "num_beam_groups",
+        "num_return_sequences",
+        "length_penalty",
+        "repetition_penalty",
+        "diversity_penalty",
+        "encoder_no_repeat_ngram_size",
+        "no_repeat_ngram_size",
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "suppress_tokens",
+        "exponential_decay_length_penalty",
+        "remove_invalid_values",
+        "max_new_tokens",
+        "use_flash_attn",
+        "attn_implementation",
+        "is_llama_config",
+        "unsloth_fixed",
+        "pretrained_model_name_or_path",
+        "transformers_weights",
+        "transformers.js_config",
+        "seq_length",
+        "max_sequence_length",
+        "model_max_length",
+    }
+)
 
 
 def refuse_what_is_not_computed(config: Mapping[str, Any], path: Path) -> None:
-    """Raises DataError naming the first key of `config` that asks for what no model here computes."""
+    """Raises DataError naming the first key of `config` that asks for what no model here
+    computes."""
     for key, why in REFUSED.items():
         value = config.get(key)
         if value not in _OFF and value != _NEUTRAL.get(key):
             raise DataError(f"{path}: {key} is not supported: {why}")
     if config.get("is_causal") is False:
-        raise DataError(f"{path}: is_causal=false is not supported: tokens would see those after them")
+        raise DataError(
+            f"{path}: is_causal=false is not supported: tokens would see those after them"
+        )
     kinds = config.get("layer_types")
     if kinds and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
-        other = next((kind for kind in kinds if kind != "full_attention"), kinds) if isinstance(kinds, list) else kinds
-        raise DataError(f"{path}: layer_types: {other!r} is not supported; supported: full_attention")
+        other = (
+            next((kind for kind in kinds if kind != "full_attention"), kinds)
+            if isinstance(kinds, list)
+            else kinds
+        )
+        raise DataError(
+            f"{path}: layer_types: {other!r} is not supported; supported: full_attention"
+        )
 
 
 def unknown_keys(config: Mapping[str, Any]) -> list[str]:
-    """The keys with a value other than null, false, 0 or empty of which nothing is known. "_name" is private."""
+    """The keys with a value other than null, false, 0 or empty of which nothing is known. "_name"
+    is private."""
     known = READ | HARMLESS | set(REFUSED)
-    return [key for key, value in config.items() if key not in known and value not in _OFF and not _is_private(key)]
+    return [
+        key
+        for key, value in config.items()
+        if key not in known and value not in _OFF and not _is_private(key)
+    ]
 
 
 def _is_private(key: str) -> bool:

@@ -1,4 +1,5 @@
-"""Which tokens end a response: of one model directory, and of a teacher's beside a student's. Imports no torch."""
+"""Which tokens end a response: of one model directory, and of a teacher's beside a student's.
+Imports no torch."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ class Ends:
 
 
 def read_ends(model_dir: str | Path) -> Ends:
-    """The tokenizer's EOS, and what generation_config.json names (config.json, where that names none).
+    """The tokenizer's EOS, and what generation_config.json names (config.json, where that names
+    none).
 
     Ids for which the model has no row are left out: it never samples them.
     Raises DataError when there is none at all: such a model would never stop.
@@ -28,8 +30,8 @@ def read_ends(model_dir: str | Path) -> Ends:
     every = named_ends(model_dir)
     if not every:
         raise DataError(
-            f"{model_dir}: names no token that ends a response; set eos_token in tokenizer_config.json or eos_token_id "
-            "in generation_config.json"
+            f"{model_dir}: names no token that ends a response; set eos_token in "
+            "tokenizer_config.json or eos_token_id in generation_config.json"
         )
     return Ends(tuple(sorted(set(every))), every[0])
 
@@ -44,10 +46,11 @@ def named_ends(model_dir: str | Path) -> list[int]:
 
 
 def merged_ends(student_dir: str | Path, teacher_dir: str | Path) -> MergedIds | None:
-    """The ends that the teacher has and the student lacks, and the student's end that stands for them.
+    """The ends that the teacher has and the student lacks, and the student's end that stands for
+    them.
 
-    None where the teacher ends with tokens that end the student's responses too, or where no end of the student's is a
-    token of the teacher's.
+    None where the teacher ends with tokens that end the student's responses too, or where no end of
+    the student's is a token of the teacher's.
     """
     student_dir, teacher_dir = Path(student_dir), Path(teacher_dir)
     student = named_ends(student_dir)
@@ -67,8 +70,8 @@ def student_ends_note(student_dir: str | Path) -> list[str]:
         return []
     tokenizer, others = _names(directory, [of_tokenizer]), _names(directory, configured)
     return [
-        f"student.path: ends a response with {tokenizer} by its tokenizer and with {others} by its generation config; "
-        "sampling stops at all of them, and so does what is exported"
+        f"student.path: ends a response with {tokenizer} by its tokenizer and with {others} by its "
+        "generation config; sampling stops at all of them, and so does what is exported"
     ]
 
 
@@ -82,13 +85,14 @@ def teacher_ends_note(student_dir: str | Path, teacher_dir: str | Path) -> list[
     merged = merged_ends(student_dir, teacher_dir)
     if merged is None:
         return [
-            f"teacher.path: ends a response with {theirs}, the student with {mine}, no token of the teacher's: there "
-            "it teaches what the student must not learn; give the terms that read it a gate {kind: not_end}"
+            f"teacher.path: ends a response with {theirs}, the student with {mine}, no token of "
+            "the teacher's: there it teaches what the student must not learn; give the terms that "
+            "read it a gate {kind: not_end}"
         ]
     into = _names(Path(student_dir), [merged.into])
     return [
-        f"teacher.path: ends a response with {theirs}, the student with {mine}; as the teacher's tokens the former "
-        f"count as {into}"
+        f"teacher.path: ends a response with {theirs}, the student with {mine}; as the teacher's "
+        f"tokens the former count as {into}"
     ]
 
 
@@ -102,14 +106,17 @@ def _of_tokenizer(model_dir: Path) -> int | None:
             continue
         added = settings.get("added_tokens_decoder", {})
         added = added if isinstance(added, dict) else {}
-        known = {each.get("content"): index for index, each in added.items() if isinstance(each, dict)}
+        known = {
+            each.get("content"): index for index, each in added.items() if isinstance(each, dict)
+        }
         index = known[token] if token in known else read_vocabulary(model_dir).get(token)
         return None if index is None else int(index)
     return None
 
 
 def _configured(model_dir: Path) -> list[int]:
-    """The ids of the generation config, in its order. Raises DataError naming the key of one that is no id."""
+    """The ids of the generation config, in its order. Raises DataError naming the key of one that
+    is no id."""
     for name in ("generation_config.json", "config.json"):
         path = model_dir / name
         value = read_key(_read(path), "eos_token_id", int | None | list[int], path, None)
@@ -117,7 +124,9 @@ def _configured(model_dir: Path) -> list[int]:
             continue
         ids = value if isinstance(value, list) else [value]
         if any(index < 0 for index in ids):
-            raise DataError(f"{path}: eos_token_id: must be a token's id or a list of them, got {value!r}")
+            raise DataError(
+                f"{path}: eos_token_id: must be a token's id or a list of them, got {value!r}"
+            )
         return list(dict.fromkeys(ids))
     return []
 
@@ -129,4 +138,6 @@ def _read(path: Path) -> dict[str, Any]:
 def _names(model_dir: Path, ids: list[int]) -> str:
     """'<|im_end|>' (151645) and ..."""
     token_of = {index: token for token, index in read_vocabulary(model_dir).items()}
-    return " and ".join(f"{token_of[index]!r} ({index})" if index in token_of else f"{index}" for index in ids)
+    return " and ".join(
+        f"{token_of[index]!r} ({index})" if index in token_of else f"{index}" for index in ids
+    )

@@ -1,18 +1,26 @@
-"""The architectures of a recipe's models: from their directories, or, where these are not, from a shipped table."""
+"""The architectures of a recipe's models: from their directories, or, where these are not, from a
+shipped table."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from megatron_opd.architectures.architecture import Architecture, architecture_of, changed, parse_architecture
+from megatron_opd.architectures.architecture import (
+    Architecture,
+    architecture_of,
+    changed,
+    parse_architecture,
+)
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.errors import DataError
 
-TABLE = Path(__file__).with_name("known.json")  # config.json's sizes of the models that our recipes name
+# config.json's sizes of the models that our recipes name
+TABLE = Path(__file__).with_name("known.json")
 
 
 def architectures(models: Mapping[str, ModelConfig]) -> tuple[dict[str, Architecture], list[str]]:
-    """The architectures of the recipe's models by role, and a line for each that came from the table.
+    """The architectures of the recipe's models by role, and a line for each that came from the
+    table.
 
     Raises DataError where a model is neither a directory nor in the table.
     """
@@ -23,7 +31,10 @@ def architectures(models: Mapping[str, ModelConfig]) -> tuple[dict[str, Architec
             by_role[role] = architecture_of(model)
         else:
             by_role[role] = _from_table(role, model)
-            notes.append(f"{role}.path: {model.path} is not here; sizes of {Path(model.path).name} from the table")
+            notes.append(
+                f"{role}.path: {model.path} is not here; sizes of {Path(model.path).name} from the "
+                "table"
+            )
     return by_role, notes
 
 
@@ -31,7 +42,7 @@ def _from_table(name: str, model: ModelConfig) -> Architecture:
     table, key = json.loads(TABLE.read_text()), Path(model.path).name
     if key not in table:
         raise DataError(
-            f"{name}.path: {model.path} is no directory, and {key} is none of the known {', '.join(table)}; "
-            "give a directory with its config.json"
+            f"{name}.path: {model.path} is no directory, and {key} is none of the known "
+            f"{', '.join(table)}; give a directory with its config.json"
         )
     return changed(parse_architecture(table[key], TABLE), model)

@@ -1,7 +1,8 @@
-"""Rotary position embeddings (RoPE) in a Hugging Face `config.json`, in one spelling. Imports no torch.
+"""Rotary position embeddings (RoPE) in a Hugging Face `config.json`, in one spelling. Imports no
+torch.
 
-transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5 `rope_parameters`. Where a file has both,
-`rope_scaling` counts, as in transformers 5.
+transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5 `rope_parameters`. Where a
+file has both, `rope_scaling` counts, as in transformers 5.
 """
 
 import math
@@ -35,27 +36,51 @@ class RopeScaling:
 KEYS = {
     "linear": ("factor",),
     "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
-    "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate", "attention_factor"),
+    "yarn": (
+        "factor",
+        "original_max_position_embeddings",
+        "beta_fast",
+        "beta_slow",
+        "truncate",
+        "attention_factor",
+    ),
 }
 OPTIONAL = {"beta_fast", "beta_slow", "truncate"}
-_KNOWN = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "mscale", "mscale_all_dim", "attn_factor",
-          *(key for keys in KEYS.values() for key in keys)}  # fmt: skip
+_KNOWN = {
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    "mscale",
+    "mscale_all_dim",
+    "attn_factor",
+    *(key for keys in KEYS.values() for key in keys),
+}
 
 
 def read_rope(config: dict[str, Any], path: Path) -> tuple[float, RopeScaling | None]:
-    """Base and scaling from `config`, the content of `path`. Raises DataError naming the file and the key."""
+    """Base and scaling from `config`, the content of `path`. Raises DataError naming the file and
+    the key."""
     rope = _rope_mapping(config, path)
     theta = float(read_key(config | rope, "rope_theta", PositiveFloat, path, 10000.0))
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ("default", *KEYS):
-        raise DataError(f"{path}: RoPE type {rope_type!r} is not supported; supported: default, {', '.join(KEYS)}")
+        raise DataError(
+            f"{path}: RoPE type {rope_type!r} is not supported; supported: default, "
+            f"{', '.join(KEYS)}"
+        )
     if rope.get("partial_rotary_factor", config.get("partial_rotary_factor")) not in (None, 1):
-        raise DataError(f"{path}: partial_rotary_factor is not supported; all of a head must rotate")
+        raise DataError(
+            f"{path}: partial_rotary_factor is not supported; all of a head must rotate"
+        )
     if rope_type == "default":
         return theta, None
-    # transformers prefers the key beside the dictionary; where there is none, the longest sequence counts.
+    # transformers prefers the key beside the dictionary; where there is none, the longest sequence
+    # counts.
     original = rope.get("original_max_position_embeddings", config["max_position_embeddings"])
-    rope = rope | {"original_max_position_embeddings": config.get("original_max_position_embeddings", original)}
+    rope = rope | {
+        "original_max_position_embeddings": config.get("original_max_position_embeddings", original)
+    }
     try:
         return theta, _scaling(rope_type, rope)
     except KeyError as error:
@@ -71,7 +96,9 @@ def _rope_mapping(config: dict[str, Any], path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: {key}: must be a mapping of keys, got {rope!r}")
     for name, value in rope.items():
         if name not in _KNOWN and value not in (None, False):
-            raise DataError(f"{path}: {key}: {name} is not supported; supported: {', '.join(sorted(_KNOWN))}")
+            raise DataError(
+                f"{path}: {key}: {name} is not supported; supported: {', '.join(sorted(_KNOWN))}"
+            )
     return rope
 
 
@@ -103,7 +130,8 @@ def _attention_factor(rope: dict[str, Any]) -> float:
 
 
 def yarn_attention_factor(factor: float, mscale: float = 1.0) -> float:
-    """What YaRN multiplies cosine and sine by (arXiv 2309.00071, Eq. 22, for both query and key)."""
+    """What YaRN multiplies cosine and sine by (arXiv 2309.00071, Eq. 22, for both query and
+    key)."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 

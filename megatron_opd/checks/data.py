@@ -9,13 +9,16 @@ _NOT_A_LINE_BREAK = re.compile(r"\\[nt](?![a-zA-Z])")  # \ne and \tan are LaTeX
 
 
 def check_data_keys(config: RunConfig) -> list[str]:
-    """Keys without effect, limits that contradict each other, line breaks that are none; returns warnings.
+    """Keys without effect, limits that contradict each other, line breaks that are none; returns
+    warnings.
 
     Raises ConfigError.
     """
     data, template = config.data, config.data.template
     if template.kind == "raw" and template.system != TemplateConfig.system:
-        raise ConfigError("data.template.system: no effect with kind=raw; put it into data.template.text")
+        raise ConfigError(
+            "data.template.system: no effect with kind=raw; put it into data.template.text"
+        )
     if data.max_prompt_tokens is not None and data.max_prompt_tokens >= config.max_sequence_length:
         raise ConfigError(
             f"data.max_prompt_tokens: {data.max_prompt_tokens} is not below "
@@ -23,12 +26,13 @@ def check_data_keys(config: RunConfig) -> list[str]:
         )
     if _NOT_A_LINE_BREAK.search(template.prefill):
         raise ConfigError(
-            f"data.template.prefill: {template.prefill} has a backslash and a letter where a line break is meant; "
-            f"in YAML that takes double quotes, on the command line '\"...\"' around the value"
+            f"data.template.prefill: {template.prefill} has a backslash and a letter where a line "
+            "break is meant; in YAML that takes double quotes, on the command line '\"...\"' "
+            "around the value"
         )
     if _NOT_A_LINE_BREAK.search(template.text):
         return [
-            "data.template.text: has a backslash and a letter where a line break may be meant; in YAML that takes "
-            "double quotes, on the command line '\"...\"' around the value"
+            "data.template.text: has a backslash and a letter where a line break may be meant; in "
+            "YAML that takes double quotes, on the command line '\"...\"' around the value"
         ]
     return []

@@ -1,4 +1,5 @@
-"""Models named by their id on the Hugging Face Hub, in the place of a directory. Imports no torch."""
+"""Models named by their id on the Hugging Face Hub, in the place of a directory. Imports no
+torch."""
 
 import re
 from dataclasses import replace
@@ -26,11 +27,14 @@ class HubModel(NamedTuple):
 def with_local_models(config: RunConfig) -> RunConfig:
     """`config` with the directories of its models in the place of their ids; see `local_model`."""
     student = _with_local_path(config.student)
-    return replace(config, student=student, teacher=config.teacher and _with_local_path(config.teacher))
+    return replace(
+        config, student=student, teacher=config.teacher and _with_local_path(config.teacher)
+    )
 
 
 def local_model(path: str) -> str:
-    """`path`, or where the files of the Hub's model of that id are: in the cache, or now downloaded to it.
+    """`path`, or where the files of the Hub's model of that id are: in the cache, or now downloaded
+    to it.
 
     Raises DataError, with the command that downloads, where they are not there and cannot be had.
     """
@@ -43,7 +47,9 @@ def local_model(path: str) -> str:
     name, revision, files = model.name, model.revision, list(FILES)
     try:
         try:
-            directory = snapshot_download(name, revision=revision, allow_patterns=files, local_files_only=True)
+            directory = snapshot_download(
+                name, revision=revision, allow_patterns=files, local_files_only=True
+            )
             if weights_are_there(Path(directory)):
                 return directory
         except LocalEntryNotFoundError:
@@ -53,15 +59,21 @@ def local_model(path: str) -> str:
         cause = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         wanted = f" --revision {revision}" if revision else ""
         raise DataError(
-            f"{path}: no such directory, and it cannot be had from the Hugging Face Hub ({cause:.200}); give a "
-            f"directory, or run where there is a network: hf download {name}{wanted}"
+            f"{path}: no such directory, and it cannot be had from the Hugging Face Hub "
+            f"({cause:.200}); give a directory, or run where there is a network: hf download "
+            f"{name}{wanted}"
         ) from error
 
 
 def parse_id(path: str) -> HubModel | None:
     """The model that `path` may mean on the Hub; None where it can only be a directory."""
     match = _ID.fullmatch(path)
-    if match is None or Path(path).exists() or path.split("/")[0] in _LOCAL or Path(path).parent.exists():
+    if (
+        match is None
+        or Path(path).exists()
+        or path.split("/")[0] in _LOCAL
+        or Path(path).parent.exists()
+    ):
         return None
     return HubModel(match["name"], match["revision"])
 

@@ -26,7 +26,8 @@ from megatron_opd.recipe.keys import (
 from megatron_opd.weights.check import check_weights
 
 RUN_LOCK = ".lock"
-_NOTHING_YET = {RUN_LOCK, "config.yaml.tmp"}  # what a process may leave that was killed before its run began
+# what a process may leave that was killed before its run began
+_NOTHING_YET = {RUN_LOCK, "config.yaml.tmp"}
 
 
 def preflight(config: RunConfig, *, world_size: int | None) -> list[str]:
@@ -47,24 +48,35 @@ def preflight(config: RunConfig, *, world_size: int | None) -> list[str]:
 
 
 def check_run_directory(config: RunConfig, *, resume: bool) -> None:
-    """The run's directory must be new (or, to resume, a run) and writable. Raises ConfigError naming run_dir.
+    """The run's directory must be new (or, to resume, a run) and writable. Raises ConfigError
+    naming run_dir.
 
     It is a run from its config.yaml on, the first file that is written.
     """
     directory = Path(config.directory)
     if "\0" in config.directory:
-        raise ConfigError(f"run_dir: {config.directory!r} holds a null character; choose another run_dir=...")
+        raise ConfigError(
+            f"run_dir: {config.directory!r} holds a null character; choose another run_dir=..."
+        )
     is_run = (directory / "config.yaml").is_file()
-    others = sorted({path.name for path in directory.iterdir()} - _NOTHING_YET) if directory.is_dir() else []
+    others = (
+        sorted({path.name for path in directory.iterdir()} - _NOTHING_YET)
+        if directory.is_dir()
+        else []
+    )
     if others and not is_run:
         raise ConfigError(
-            f"run_dir: {directory} exists already and is no run: it has {others[0]} and no config.yaml; "
-            "give another run_dir=..., or empty it"
+            f"run_dir: {directory} exists already and is no run: it has {others[0]} and no "
+            "config.yaml; give another run_dir=..., or empty it"
         )
     if resume and not is_run:
-        raise ConfigError(f"run_dir: {directory} holds no run to resume; leave out --resume, or give run_dir=...")
+        raise ConfigError(
+            f"run_dir: {directory} holds no run to resume; leave out --resume, or give run_dir=..."
+        )
     if not resume and is_run:
-        raise ConfigError(f"run_dir: {directory} exists already; use --resume to go on with it, or run_dir=...")
+        raise ConfigError(
+            f"run_dir: {directory} exists already; use --resume to go on with it, or run_dir=..."
+        )
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"run_dir: {directory} is a file; give another run_dir=...")
     parent = next(each for each in (directory, *directory.absolute().parents) if each.exists())
@@ -72,7 +84,9 @@ def check_run_directory(config: RunConfig, *, resume: bool) -> None:
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
-        raise ConfigError(f"run_dir: cannot write {directory} ({error.strerror}); choose another run_dir=...") from None
+        raise ConfigError(
+            f"run_dir: cannot write {directory} ({error.strerror}); choose another run_dir=..."
+        ) from None
 
 
 def _check_settings_have_effect(config: RunConfig) -> None:
@@ -80,13 +94,19 @@ def _check_settings_have_effect(config: RunConfig) -> None:
     if not needs.rollouts:
         _check_nothing_sampled(config)
     if not needs.traces and config.data.trace_column != "auto":
-        raise ConfigError(f"data.trace_column: no effect, method {config.method.name} reads no traces; remove it")
+        raise ConfigError(
+            f"data.trace_column: no effect, method {config.method.name} reads no traces; remove it"
+        )
     optimizer = config.train.optimizer
     _check_loss_scale(config)
     if optimizer.min_lr > 0 and optimizer.schedule == "constant":
-        raise ConfigError("train.optimizer.min_lr: no effect with schedule=constant; choose linear or cosine")
+        raise ConfigError(
+            "train.optimizer.min_lr: no effect with schedule=constant; choose linear or cosine"
+        )
     if optimizer.min_lr > optimizer.lr:
-        raise ConfigError(f"train.optimizer.min_lr: {optimizer.min_lr} is above train.optimizer.lr={optimizer.lr}")
+        raise ConfigError(
+            f"train.optimizer.min_lr: {optimizer.min_lr} is above train.optimizer.lr={optimizer.lr}"
+        )
     for key in ("adam_beta1", "adam_beta2"):
         if getattr(optimizer, key) == 1:
             raise ConfigError(f"train.optimizer.{key}: must be below 1")
@@ -98,16 +118,25 @@ def _check_loss_scale(config: RunConfig) -> None:
     scale = config.train.loss_scale
     for each in fields(LossScaleConfig):
         if config.precision != "float16" and getattr(scale, each.name) != each.default:
-            raise ConfigError(f"train.loss_scale.{each.name}: no effect with precision={config.precision}; remove it")
+            raise ConfigError(
+                f"train.loss_scale.{each.name}: no effect with precision={config.precision}; "
+                "remove it"
+            )
     if scale.minimum > scale.initial:
         raise ConfigError(
-            f"train.loss_scale.minimum: {scale.minimum} is above train.loss_scale.initial={scale.initial}"
+            f"train.loss_scale.minimum: {scale.minimum} is above "
+            f"train.loss_scale.initial={scale.initial}"
         )
 
 
 def _check_nothing_sampled(config: RunConfig) -> None:
-    """Supervised methods sample only to evaluate: keys of the rollouts and the reward must keep their defaults."""
-    unused = ["rollout.temperature"] if config.eval else [f"rollout.{each.name}" for each in fields(RolloutConfig)]
+    """Supervised methods sample only to evaluate: keys of the rollouts and the reward must keep
+    their defaults."""
+    unused = (
+        ["rollout.temperature"]
+        if config.eval
+        else [f"rollout.{each.name}" for each in fields(RolloutConfig)]
+    )
     unused += [] if config.eval else [f"reward.{each.name}" for each in fields(RewardConfig)]
     for key in unused:
         section, name = key.split(".")
@@ -115,16 +144,25 @@ def _check_nothing_sampled(config: RunConfig) -> None:
         one_trace_per_prompt = key == "rollout.samples_per_prompt" and given == 1
         default = getattr(RolloutConfig if section == "rollout" else RewardConfig, name)
         if name != "num_prompts" and given != default and not one_trace_per_prompt:
-            raise ConfigError(f"{key}: no effect, method {config.method.name} samples nothing; remove it")
+            raise ConfigError(
+                f"{key}: no effect, method {config.method.name} samples nothing; remove it"
+            )
 
 
 def _check_eval(evaluation: EvalConfig, *, has_heldout: bool) -> None:
     if not has_heldout:
-        raise ConfigError("eval: needs data.heldout, the file of held-out prompts; give it, or set eval=null")
+        raise ConfigError(
+            "eval: needs data.heldout, the file of held-out prompts; give it, or set eval=null"
+        )
     if 0 < evaluation.temperature < 0.01 or evaluation.temperature > 2:
-        raise ConfigError(f"eval.temperature: {evaluation.temperature:g} must be 0 (greedy), or from 0.01 to 2")
+        raise ConfigError(
+            f"eval.temperature: {evaluation.temperature:g} must be 0 (greedy), or from 0.01 to 2"
+        )
     if evaluation.temperature == 0 and evaluation.samples_per_prompt > 1:
-        raise ConfigError("eval.samples_per_prompt: greedy samples are all equal; raise eval.temperature, or set 1")
+        raise ConfigError(
+            "eval.samples_per_prompt: greedy samples are all equal; raise eval.temperature, or "
+            "set 1"
+        )
     if evaluation.temperature == 0 and evaluation.top_p < 1:
         raise ConfigError("eval.top_p: no effect with eval.temperature=0; remove it")
     if evaluation.top_p == 0:
@@ -132,7 +170,8 @@ def _check_eval(evaluation: EvalConfig, *, has_heldout: bool) -> None:
 
 
 def _check_directories(config: RunConfig) -> dict[str, Architecture]:
-    """The architectures in the models' directories, which must hold weights and a tokenizer that fits."""
+    """The architectures in the models' directories, which must hold weights and a tokenizer that
+    fits."""
     architectures = {}
     for name, model in models_of(config):
         directory, architecture = Path(model.path), architecture_of(model)
@@ -145,10 +184,13 @@ def _check_directories(config: RunConfig) -> dict[str, Architecture]:
 
 
 def _unknown_keys(config: RunConfig) -> list[str]:
-    unread = ((name, model.path, unknown_keys(read_config(model.path))) for name, model in models_of(config))
+    unread = (
+        (name, model.path, unknown_keys(read_config(model.path)))
+        for name, model in models_of(config)
+    )
     return [
-        f"{name}.path: {path}/config.json has {', '.join(keys)}, which nothing here reads; if that changes what the "
-        "model computes, this run computes something else"
+        f"{name}.path: {path}/config.json has {', '.join(keys)}, which nothing here reads; if that "
+        "changes what the model computes, this run computes something else"
         for name, path, keys in unread
         if keys
     ]
@@ -164,10 +206,20 @@ def _compare_models(config: RunConfig, architectures: dict[str, Architecture]) -
     common = common_vocabulary(student, teacher)
     if common is not None:
         warnings.append(
-            f"teacher.path: student and teacher share their first {common} ids; the others never become targets"
+            f"teacher.path: student and teacher share their first {common} ids; the others never "
+            "become targets"
         )
     if config.method.teacher_share and common is not None:
-        raise ConfigError("method.teacher_share: needs a teacher with the student's vocabulary; theirs differ")
-    if config.method.teacher_share and architectures["teacher"].experts and not architectures["student"].experts:
-        raise ConfigError("method.teacher_share: vLLM cannot sample from a mixture of experts beside a dense student")
+        raise ConfigError(
+            "method.teacher_share: needs a teacher with the student's vocabulary; theirs differ"
+        )
+    if (
+        config.method.teacher_share
+        and architectures["teacher"].experts
+        and not architectures["student"].experts
+    ):
+        raise ConfigError(
+            "method.teacher_share: vLLM cannot sample from a mixture of experts beside a dense "
+            "student"
+        )
     return warnings + teacher_ends_note(student, teacher)

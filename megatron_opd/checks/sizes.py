@@ -14,9 +14,11 @@ from megatron_opd.recipe.keys import RunConfig, TeacherConfig
 def check_sizes(
     config: RunConfig, architectures: dict[str, Architecture], *, world_size: int | None
 ) -> list[str]:  # fmt: skip
-    """Whether layouts, lengths, vocabularies and batches divide and fit; needs no model directory. Returns warnings.
+    """Whether layouts, lengths, vocabularies and batches divide and fit; needs no model directory.
+    Returns warnings.
 
-    `architectures` is that of the "student" and, where there is one, of the "teacher". Raises ConfigError.
+    `architectures` is that of the "student" and, where there is one, of the "teacher". Raises
+    ConfigError.
     """
     for name, model in models_of(config):
         _check_layout(name, model, architectures[name])
@@ -46,7 +48,8 @@ def processes_needed(config: RunConfig) -> int:
 def processes_shared(config: RunConfig) -> int:
     """Beside those set aside for one role: this many, or a multiple.
 
-    Every layout's TP x PP x CP, and EP x ETP x PP, divides the number of processes: their least common multiple.
+    Every layout's TP x PP x CP, and EP x ETP x PP, divides the number of processes: their least
+    common multiple.
     """
     return math.lcm(*(size for _, model in _sharing(config) for size in _sizes(model)))
 
@@ -63,13 +66,18 @@ def models_of(config: RunConfig) -> list[tuple[str, ModelConfig]]:
 
 def _sizes(model: ModelConfig) -> tuple[int, int]:
     layout = model.layout
-    return (layout.model_parallel_size, layout.expert_parallel_size * layout.pipeline_model_parallel_size)
+    return (
+        layout.model_parallel_size,
+        layout.expert_parallel_size * layout.pipeline_model_parallel_size,
+    )
 
 
 def sequences_per_step(config: RunConfig) -> int:
     """Rollouts with their traces, or, where nothing is sampled, one trace of each prompt."""
     group = (
-        config.rollout.samples_per_prompt + config.method.traces_per_group if needs_of(config.method).rollouts else 1
+        config.rollout.samples_per_prompt + config.method.traces_per_group
+        if needs_of(config.method).rollouts
+        else 1
     )
     return config.rollout.num_prompts * group
 
@@ -82,8 +90,9 @@ def _check_reach(config: RunConfig, student: Architecture) -> None:
     reach = int(scaling.factor * scaling.original_max_position_embeddings)
     if config.max_sequence_length > reach:
         raise ConfigError(
-            f"max_sequence_length: {config.max_sequence_length} is more than the {reach} positions that the factor "
-            f"{scaling.factor:g} of the RoPE scaling in {config.student.path}/config.json reaches"
+            f"max_sequence_length: {config.max_sequence_length} is more than the {reach} positions "
+            f"that the factor {scaling.factor:g} of the RoPE scaling in "
+            f"{config.student.path}/config.json reaches"
         )
 
 
@@ -94,33 +103,42 @@ def _check_vocabularies(config: RunConfig, architectures: dict[str, Architecture
         _check_teacher_head(config.student.layout, config.teacher)
         if len(set(sizes.values())) > 1 and config.teacher.layout.tensor_model_parallel_size > 1:
             raise ConfigError(
-                "teacher.layout.tensor_model_parallel_size: must be 1 for a term on whole distributions, since the "
-                f"teacher's vocabulary has {sizes['teacher']} rows and the student's {sizes['student']}"
+                "teacher.layout.tensor_model_parallel_size: must be 1 for a term on whole "
+                f"distributions, since the teacher's vocabulary has {sizes['teacher']} rows and "
+                f"the student's {sizes['student']}"
             )
     for name, term in method.terms.items():
         for gate_name, gate in gates_of(term).items():
             if isinstance(gate, EntropyGate) and gate.above >= math.log(smallest):
                 raise ConfigError(
-                    f"method.{name}.gates.{gate_name}.above: {gate.above} nats are no less than the largest entropy of "
-                    f"{smallest} tokens, {math.log(smallest):.2f}, so no token is kept; lower it"
+                    f"method.{name}.gates.{gate_name}.above: {gate.above} nats are no less than "
+                    f"the largest entropy of {smallest} tokens, {math.log(smallest):.2f}, so no "
+                    "token is kept; lower it"
                 )
     if needs.topk <= smallest:
         return []
     if method.name in CATALOGUE and needs_of(CATALOGUE[method.name].method).topk == needs.topk:
-        return [f"method: the top {needs.topk} of {method.name} are all {smallest} tokens of this vocabulary"]
+        return [
+            f"method: the top {needs.topk} of {method.name} are all {smallest} tokens of this "
+            "vocabulary"
+        ]
     readers = [name for name, term in method.terms.items() if getattr(term, "k", 0) > smallest]
     key = f"method.{readers[0]}.k" if readers else "method"
     raise ConfigError(f"{key}: {needs.topk} is more than the {smallest} tokens of the vocabulary")
 
 
 def _check_teacher_head(student: LayoutConfig, teacher: TeacherConfig) -> None:
-    """The teacher goes through the student's micro-batches during the update, each rank through its own."""
+    """The teacher goes through the student's micro-batches during the update, each rank through its
+    own."""
     if teacher.offload:
-        raise ConfigError("teacher.offload: a term on whole distributions needs the teacher during updates; remove it")
+        raise ConfigError(
+            "teacher.offload: a term on whole distributions needs the teacher during updates; "
+            "remove it"
+        )
     if teacher.layout.context_parallel_size != student.context_parallel_size:
         raise ConfigError(
-            f"teacher.layout.context_parallel_size: must be the student's {student.context_parallel_size} for a term "
-            "on whole distributions"
+            "teacher.layout.context_parallel_size: must be the student's "
+            f"{student.context_parallel_size} for a term on whole distributions"
         )
 
 
@@ -135,27 +153,36 @@ def _check_layout(name: str, model: ModelConfig, architecture: Architecture) -> 
     for what, size in split.items():
         if size % tensor:
             raise ConfigError(
-                f"{key}.tensor_model_parallel_size: {tensor} does not divide the {size} {what} of {model.path}"
+                f"{key}.tensor_model_parallel_size: {tensor} does not divide the {size} {what} of "
+                f"{model.path}"
             )
     _check_stages(key, model, architecture)
     _check_experts(name, model, architecture)
     if layout.sequence_parallel and tensor == 1:
-        raise ConfigError(f"{key}.sequence_parallel: no effect with tensor_model_parallel_size=1; remove it")
+        raise ConfigError(
+            f"{key}.sequence_parallel: no effect with tensor_model_parallel_size=1; remove it"
+        )
 
 
 def _check_stages(key: str, model: ModelConfig, architecture: Architecture) -> None:
-    stages, chunks = model.layout.pipeline_model_parallel_size, model.layout.virtual_pipeline_model_parallel_size
+    stages, chunks = (
+        model.layout.pipeline_model_parallel_size,
+        model.layout.virtual_pipeline_model_parallel_size,
+    )
     if architecture.num_layers % stages:
         raise ConfigError(
             f"{key}.pipeline_model_parallel_size: {stages} does not divide the "
             f"{architecture.num_layers} layers of {model.path}"
         )
     if chunks > 1 and stages == 1:
-        raise ConfigError(f"{key}.virtual_pipeline_model_parallel_size: no effect without pipeline stages; remove it")
+        raise ConfigError(
+            f"{key}.virtual_pipeline_model_parallel_size: no effect without pipeline stages; "
+            "remove it"
+        )
     if architecture.num_layers % (stages * chunks):
         raise ConfigError(
-            f"{key}.virtual_pipeline_model_parallel_size: {stages} stages of {chunks} chunks do not divide the "
-            f"{architecture.num_layers} layers of {model.path}"
+            f"{key}.virtual_pipeline_model_parallel_size: {stages} stages of {chunks} chunks do "
+            f"not divide the {architecture.num_layers} layers of {model.path}"
         )
 
 
@@ -163,21 +190,30 @@ def _check_experts(name: str, model: ModelConfig, architecture: Architecture) ->
     experts, layout = architecture.experts, model.layout
     for size_of, what, whole in (
         ("expert_model_parallel_size", "experts", experts and experts.count),
-        ("expert_tensor_parallel_size", "intermediate size of the experts", experts and experts.intermediate_size),
+        (
+            "expert_tensor_parallel_size",
+            "intermediate size of the experts",
+            experts and experts.intermediate_size,
+        ),
     ):
         key, size = f"{name}.layout.{size_of}", getattr(layout, size_of)
         if experts is None and size > 1:
             raise ConfigError(f"{key}: no effect, {model.path} has no experts; remove it")
         if whole and whole % size:
             raise ConfigError(f"{key}: {size} does not divide the {whole} {what} of {model.path}")
-    if experts and experts.intermediate_size // layout.expert_tensor_parallel_size % 8:  # 16 bytes of two each
+    # 16 bytes of two each
+    if experts and experts.intermediate_size // layout.expert_tensor_parallel_size % 8:
         raise ConfigError(
             f"{name}.layout.expert_tensor_parallel_size: a rank's share of the intermediate size "
-            f"{experts.intermediate_size} of the experts of {model.path} must be a multiple of 8, for grouped products"
+            f"{experts.intermediate_size} of the experts of {model.path} must be a multiple of 8, "
+            "for grouped products"
         )
     whole_sequences = layout.tensor_model_parallel_size > 1 and not layout.sequence_parallel
     if experts and name == "student" and whole_sequences:
-        raise ConfigError(f"{name}.layout.sequence_parallel: must be true to train experts with tensor parallelism")
+        raise ConfigError(
+            f"{name}.layout.sequence_parallel: must be true to train experts with tensor "
+            "parallelism"
+        )
 
 
 def _check_lengths(config: RunConfig) -> None:
@@ -202,30 +238,34 @@ def _check_micro_batch(config: RunConfig) -> None:
         if tokens * ranks < model.layout.padded_length(longest):
             shared = f" on the {name}'s {ranks} context-parallel ranks" if ranks > 1 else ""
             raise ConfigError(
-                f"train.micro_batch_tokens: {tokens} cannot hold a sequence of max_sequence_length={longest}{shared}; "
-                "raise it"
+                f"train.micro_batch_tokens: {tokens} cannot hold a sequence of "
+                f"max_sequence_length={longest}{shared}; raise it"
             )
     if process_reward(config.method) and config.student.layout.context_parallel_size > 1:
         raise ConfigError(
-            "student.layout.context_parallel_size: a process reward is a sum over whole sequences; use tensor or "
-            "pipeline parallelism"
+            "student.layout.context_parallel_size: a process reward is a sum over whole "
+            "sequences; use tensor or pipeline parallelism"
         )
 
 
 def _check_batch(config: RunConfig) -> None:
     prompts, updates = config.rollout.num_prompts, config.train.updates_per_step
     if prompts % updates:
-        raise ConfigError(f"train.updates_per_step: {updates} does not divide rollout.num_prompts={prompts}")
+        raise ConfigError(
+            f"train.updates_per_step: {updates} does not divide rollout.num_prompts={prompts}"
+        )
 
 
 def _check_rollout_processes(config: RunConfig) -> None:
     if config.rollout.processes and config.method.teacher_share:
         raise ConfigError(
-            "rollout.processes: with method.teacher_share student and teacher sample on the student's processes; "
-            "remove it"
+            "rollout.processes: with method.teacher_share student and teacher sample on the "
+            "student's processes; remove it"
         )
     if config.rollout.processes and not _samples(config):
-        raise ConfigError(f"rollout.processes: no effect, method {config.method.name} samples nothing; remove it")
+        raise ConfigError(
+            f"rollout.processes: no effect, method {config.method.name} samples nothing; remove it"
+        )
 
 
 def _check_teacher_processes(config: RunConfig) -> None:
@@ -233,16 +273,28 @@ def _check_teacher_processes(config: RunConfig) -> None:
     if not apart or config.teacher is None:
         return
     if config.method.teacher_share:
-        raise ConfigError(f"{key}: with method.teacher_share the student's processes hold the teacher too; remove it")
+        raise ConfigError(
+            f"{key}: with method.teacher_share the student's processes hold the teacher too; "
+            "remove it"
+        )
     if needs.teacher_head:
-        raise ConfigError(f"{key}: a term on whole distributions needs the teacher beside the student; remove it")
+        raise ConfigError(
+            f"{key}: a term on whole distributions needs the teacher beside the student; remove it"
+        )
     if not needs.teacher:
-        raise ConfigError(f"{key}: no effect, method {config.method.name} reads no teacher; remove it")
+        raise ConfigError(
+            f"{key}: no effect, method {config.method.name} reads no teacher; remove it"
+        )
     if config.teacher.offload:
-        raise ConfigError(f"teacher.offload: no effect with {key}, whose devices hold nothing else; remove it")
+        raise ConfigError(
+            f"teacher.offload: no effect with {key}, whose devices hold nothing else; remove it"
+        )
     needed = math.lcm(*_sizes(config.teacher))
     if apart % needed:
-        raise ConfigError(f"{key}: teacher.layout, {_shown(config.teacher)}, needs a multiple of {needed}, not {apart}")
+        raise ConfigError(
+            f"{key}: teacher.layout, {_shown(config.teacher)}, needs a multiple of {needed}, not "
+            f"{apart}"
+        )
 
 
 def _shown(model: ModelConfig) -> str:
@@ -266,7 +318,9 @@ def _check_processes(config: RunConfig, world_size: int) -> None:
     apart = sum(roles.values())
     if apart >= world_size:
         keys = " + ".join(f"{role}.processes" for role in roles)
-        raise ConfigError(f"{keys}: {apart} of {world_size} leave the student none; {_start(needed + apart)}")
+        raise ConfigError(
+            f"{keys}: {apart} of {world_size} leave the student none; {_start(needed + apart)}"
+        )
     world_size -= apart
     widest, model = max(_sharing(config), key=lambda named: max(_sizes(named[1])))
     if world_size % needed:
@@ -275,13 +329,13 @@ def _check_processes(config: RunConfig, world_size: int) -> None:
         beside = " and ".join(f"the {role}'s {size}" for role, size in roles.items())
         there = f"{world_size} beside {beside}" if apart else f"{world_size}"
         raise ConfigError(
-            f"{widest}.layout: {_shown(model)} needs {at_least} {needed} processes, there would be {there}; "
-            f"{_start(rounded + apart)}"
+            f"{widest}.layout: {_shown(model)} needs {at_least} {needed} processes, there would be "
+            f"{there}; {_start(rounded + apart)}"
         )
     data_parallel = world_size // config.student.layout.model_parallel_size
     sequences = sequences_per_step(config) // config.train.updates_per_step
     if sequences % data_parallel:
         raise ConfigError(
-            f"rollout.num_prompts: the {sequences} sequences of an update do not divide among the student's "
-            f"{data_parallel} data-parallel replicas; make them a multiple"
+            f"rollout.num_prompts: the {sequences} sequences of an update do not divide among the "
+            f"student's {data_parallel} data-parallel replicas; make them a multiple"
         )

@@ -1,4 +1,5 @@
-"""Every check that can be made before a process group or a device is touched. Imports no torch itself."""
+"""Every check that can be made before a process group or a device is touched. Imports no torch
+itself."""
 
 import re
 from pathlib import Path
@@ -19,17 +20,28 @@ from megatron_opd.tasks.tokenizer import tokenizer_for_checks
 from megatron_opd.verify.answer import read_gold
 
 _ANSWER_LINE = re.compile(r"\banswer\s*:\s*\S", re.IGNORECASE)
-MOST_BAD_GOLDS = 0.05  # share of gold answers that cannot be compared with, before the data are refused
+# share of gold answers that cannot be compared with, before the data are refused
+MOST_BAD_GOLDS = 0.05
 # Keys that a resumed run may change.
 RESUMABLE = (
-    "num_steps", "checkpoint", "log", "eval", "run_dir", "student.layout", "teacher.layout",
-    "rollout.processes", "teacher.processes", "train.micro_batch_tokens", "train.recompute_granularity",
+    "num_steps",
+    "checkpoint",
+    "log",
+    "eval",
+    "run_dir",
+    "student.layout",
+    "teacher.layout",
+    "rollout.processes",
+    "teacher.processes",
+    "train.micro_batch_tokens",
+    "train.recompute_granularity",
     "train.fused_output_layer",
-)  # fmt: skip
+)
 
 
 def check_recipe(config: RunConfig, *, world_size: int | None) -> list[str]:
-    """The recipe, the model directories and the data files; returns warnings. Raises ConfigError, DataError."""
+    """The recipe, the model directories and the data files; returns warnings. Raises ConfigError,
+    DataError."""
     config = with_local_models(config)
     warnings = preflight(config, world_size=world_size)
     return warnings + check_data(config)
@@ -40,8 +52,14 @@ def check_data(config: RunConfig) -> list[str]:
     tokenizer, needs = tokenizer_for_checks(config.student.path), needs_of(config.method)
     check_unchanged(config)
     warnings: list[str] = []
-    prompts = load_training(config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces, warn=warnings.append)
-    heldout = load_heldout(config, tokenizer, warn=warnings.append) if config.data.heldout is not None else []
+    prompts = load_training(
+        config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces, warn=warnings.append
+    )
+    heldout = (
+        load_heldout(config, tokenizer, warn=warnings.append)
+        if config.data.heldout is not None
+        else []
+    )
     if needs.rollouts:
         warnings += _room_for_completions(config, prompts, "data.train")
     if config.eval:
@@ -54,17 +72,21 @@ def check_data(config: RunConfig) -> list[str]:
     warnings += _in_both(prompts, heldout)
     if len(prompts) < config.rollout.num_prompts:
         train = shown(config.data.train)
-        warnings.append(f"rollout.num_prompts: one step takes more prompts than the {len(prompts)} of {train}")
+        warnings.append(
+            f"rollout.num_prompts: one step takes more prompts than the {len(prompts)} of {train}"
+        )
     elif config.method.max_refills and len(prompts) < 2 * config.rollout.num_prompts:
         warnings.append(
-            f"method.max_refills: the {len(prompts)} prompts of {shown(config.data.train)} are fewer than two steps "
-            "take, so a step's refills draw its prompts again, for further samples"
+            f"method.max_refills: the {len(prompts)} prompts of {shown(config.data.train)} are "
+            "fewer than two steps take, so a step's refills draw its prompts again, for further "
+            "samples"
         )
     return warnings
 
 
 def _room_for_completions(config: RunConfig, prompts: list[Prompt], key: str) -> list[str]:
-    """Counts the prompts that max_sequence_length leaves less than rollout.max_completion_tokens."""
+    """Counts the prompts that max_sequence_length leaves less than
+    rollout.max_completion_tokens."""
     completion = config.rollout.max_completion_tokens
     lengths = [len(prompt.token_ids) for prompt in prompts]
     cut = sum(length + completion > config.max_sequence_length for length in lengths)
@@ -72,14 +94,20 @@ def _room_for_completions(config: RunConfig, prompts: list[Prompt], key: str) ->
         return []
     return [
         f"data.max_prompt_tokens: {cut} of {len(prompts)} prompts of {key} leave no room for "
-        f"rollout.max_completion_tokens={completion} within max_sequence_length={config.max_sequence_length}; the "
-        f"longest has {max(lengths)} tokens and leaves {config.max_sequence_length - max(lengths)}"
+        f"rollout.max_completion_tokens={completion} within "
+        f"max_sequence_length={config.max_sequence_length}; the longest has {max(lengths)} tokens "
+        f"and leaves {config.max_sequence_length - max(lengths)}"
     ]
 
 
 def _asked_for_unread_answers(config: RunConfig, prompts: list[Prompt], key: str) -> list[str]:
-    """Counts the prompts that ask for a line "Answer: ..." and for no box, where only a box is read."""
-    asked = [prompt for prompt in prompts if _ANSWER_LINE.search(prompt.text) and "boxed" not in prompt.text]
+    """Counts the prompts that ask for a line "Answer: ..." and for no box, where only a box is
+    read."""
+    asked = [
+        prompt
+        for prompt in prompts
+        if _ANSWER_LINE.search(prompt.text) and "boxed" not in prompt.text
+    ]
     if config.reward.answer != "boxed" or not asked:
         return []
     return [
@@ -89,7 +117,8 @@ def _asked_for_unread_answers(config: RunConfig, prompts: list[Prompt], key: str
 
 
 def _bad_golds(prompts: list[Prompt], key: str) -> list[str]:
-    """Counts the gold answers that nothing can be compared with. Raises DataError when they are no exception.
+    """Counts the gold answers that nothing can be compared with. Raises DataError when they are no
+    exception.
 
     Reads them all as the verifier will, but does no computer algebra: microseconds each.
     """
@@ -108,35 +137,43 @@ def _in_both(prompts: list[Prompt], heldout: list[Prompt]) -> list[str]:
     """Counts the held-out prompts that the run trains on."""
     texts = {prompt.text for prompt in prompts}
     count = sum(prompt.text in texts for prompt in heldout)
-    return [f"data.heldout: {count} of {len(heldout)} prompts are in data.train too"] if count else []
+    return (
+        [f"data.heldout: {count} of {len(heldout)} prompts are in data.train too"] if count else []
+    )
 
 
 def check_resumed(config: RunConfig) -> None:
     """A resumed run keeps its recipe, and has a checkpoint unless it was stopped before its first.
 
-    Raises ConfigError naming the key that differs from the stored one, DataError where all checkpoints are damaged.
+    Raises ConfigError naming the key that differs from the stored one, DataError where all
+    checkpoints are damaged.
     """
     stored_file = Path(config.directory) / "config.yaml"
     check_run_directory(config, resume=True)
     stored = load_config(str(stored_file))
     # A recipe leaves open what the run has pinned at its start.
-    changed = [key for key in differences(stored, keep_pins(config, stored)) if not _may_change(key)]
+    changed = [
+        key for key in differences(stored, keep_pins(config, stored)) if not _may_change(key)
+    ]
     if changed:
         may = ", ".join(key for key in RESUMABLE if key != "run_dir")
-        raise ConfigError(f"{changed[0]}: differs from {stored_file}; a resumed run may change only {may}")
+        raise ConfigError(
+            f"{changed[0]}: differs from {stored_file}; a resumed run may change only {may}"
+        )
     done = checkpoint_steps(Path(config.directory) / "checkpoints")
     problems = [find_damage(path, contents=False) for path in done.values()]
     if done and all(problems):
         raise DataError(
-            f"{done[max(done)]}: {problems[-1]}; no whole checkpoint is left: bring one back, or start again with "
-            "another run_dir"
+            f"{done[max(done)]}: {problems[-1]}; no whole checkpoint is left: bring one back, or "
+            "start again with another run_dir"
         )
     if done and config.num_steps < max(done):
         earlier = [step for step in done if step <= config.num_steps]
         weights = done[max(earlier)] if earlier else f"{config.directory}/checkpoints/step-NNNNNN"
         raise ConfigError(
-            f"num_steps: {config.num_steps} is below the {max(done)} steps that {config.directory} has done; give "
-            f"num_steps={max(done)} or more (the weights of an earlier step: megatron-opd convert {weights} OUT)"
+            f"num_steps: {config.num_steps} is below the {max(done)} steps that {config.directory} "
+            f"has done; give num_steps={max(done)} or more (the weights of an earlier step: "
+            f"megatron-opd convert {weights} OUT)"
         )
 
 

@@ -14,7 +14,9 @@ from megatron_opd.world.worker import say
 def recipes(arguments: argparse.Namespace) -> None:
     from megatron_opd.recipe.load import describe_recipe, recipe_files
 
-    rows = [("RECIPE", "METHOD", "")] + [(name, *describe_recipe(path)) for name, path in recipe_files().items()]
+    rows = [("RECIPE", "METHOD", "")] + [
+        (name, *describe_recipe(path)) for name, path in recipe_files().items()
+    ]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, method, text in rows:
         print(f"{name:{widths[0]}}  {method:{widths[1]}}  {text}".rstrip())
@@ -36,9 +38,16 @@ def check(arguments: argparse.Namespace) -> None:
     warn(check_recipe(config, world_size=arguments.nproc))
     is_run = (Path(config.directory) / "config.yaml").is_file()
     check_run_directory(config, resume=is_run)
-    needed, then = f"{processes_shared(config)} or a multiple", " (a run: --resume)" if is_run else ""
-    needed += "".join(f" plus {size} for the {role}" for role, size in config.processes_apart.items())
-    print(f"OK: {config.name}: {config.method.name}, --nproc {needed}, into {config.directory}{then}")
+    needed, then = (
+        f"{processes_shared(config)} or a multiple",
+        " (a run: --resume)" if is_run else "",
+    )
+    needed += "".join(
+        f" plus {size} for the {role}" for role, size in config.processes_apart.items()
+    )
+    print(
+        f"OK: {config.name}: {config.method.name}, --nproc {needed}, into {config.directory}{then}"
+    )
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -49,7 +58,9 @@ def plan(arguments: argparse.Namespace) -> int:
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--json: {out.parent} is no directory; make it first")
     config = load_config(arguments.recipe, arguments.overrides)
-    plan = make_plan(config, gpus=arguments.gpus, gpu=arguments.gpu, gpus_per_node=arguments.gpus_per_node)
+    plan = make_plan(
+        config, gpus=arguments.gpus, gpu=arguments.gpu, gpus_per_node=arguments.gpus_per_node
+    )
     plan.show()
     if out is not None:
         out.write_text(json.dumps(plan.as_json(), indent=1) + "\n")
@@ -59,7 +70,9 @@ def plan(arguments: argparse.Namespace) -> int:
 def train(arguments: argparse.Namespace) -> int:
     from megatron_opd.start import train
 
-    code, message = train(arguments.recipe, arguments.overrides, resume=arguments.resume, nproc=arguments.nproc)
+    code, message = train(
+        arguments.recipe, arguments.overrides, resume=arguments.resume, nproc=arguments.nproc
+    )
     say(code, message)
     return code
 
@@ -71,7 +84,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     config = load_config(arguments.recipe, arguments.overrides)
     if config.data.heldout is None:
-        raise ConfigError("data.heldout: missing; eval measures on held-out prompts, give data.heldout=FILE")
+        raise ConfigError(
+            "data.heldout: missing; eval measures on held-out prompts, give data.heldout=FILE"
+        )
     model = model_to_sample(ModelConfig(arguments.model) if arguments.model else config.student)
     from megatron_opd.evaluation.heldout import evaluate_model
 
@@ -88,8 +103,12 @@ def convert(arguments: argparse.Namespace) -> None:
         convert.work(arguments.source, arguments.out, dtype=arguments.dtype)
         return
     if "WORLD_SIZE" in os.environ:
-        raise ConfigError("--nproc: convert starts its processes itself; give --nproc N and leave out torchrun")
-    convert.convert(local_model(arguments.source), arguments.out, dtype=arguments.dtype, nproc=arguments.nproc)
+        raise ConfigError(
+            "--nproc: convert starts its processes itself; give --nproc N and leave out torchrun"
+        )
+    convert.convert(
+        local_model(arguments.source), arguments.out, dtype=arguments.dtype, nproc=arguments.nproc
+    )
 
 
 def traces(arguments: argparse.Namespace) -> None:
@@ -101,9 +120,13 @@ def traces(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.recipe, arguments.overrides)
     model = ModelConfig(arguments.model) if arguments.model else config.teacher
     if model is None:
-        raise ConfigError("--model: missing, and the recipe has no teacher; give the model that writes the traces")
+        raise ConfigError(
+            "--model: missing, and the recipe has no teacher; give the model that writes the traces"
+        )
     if arguments.temperature != 0 and not 0.01 <= arguments.temperature <= 2:
-        raise ConfigError(f"--temperature: {arguments.temperature:g} must be 0 (greedy), or from 0.01 to 2")
+        raise ConfigError(
+            f"--temperature: {arguments.temperature:g} must be 0 (greedy), or from 0.01 to 2"
+        )
     config = with_local_models(config)
     model = model_to_sample(model)
     from megatron_opd.evaluation.traces import check_out, write_traces

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return finish(*outcome(run))
 
 
-# ------------------------------------------------------------------------------------------------ arguments
+# ---------------------------------------------------------------------------------------- arguments
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
@@ -72,48 +72,110 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=run)
         return sub
 
-    def recipe_command(name: str, run: Any, text: str, *, optional: bool = False) -> argparse.ArgumentParser:
+    def recipe_command(
+        name: str, run: Any, text: str, *, optional: bool = False
+    ) -> argparse.ArgumentParser:
         sub = command(name, run, text)
         sub.add_argument(
-            "recipe", metavar="RECIPE", nargs="?" if optional else None, help="file, name or run directory"
+            "recipe",
+            metavar="RECIPE",
+            nargs="?" if optional else None,
+            help="file, name or run directory",
         )
-        sub.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="set a key, such as rollout.num_prompts=8")
+        sub.add_argument(
+            "overrides",
+            metavar="KEY=VALUE",
+            nargs="*",
+            help="set a key, such as rollout.num_prompts=8",
+        )
         return sub
 
     command("recipes", commands.recipes, "list the recipes")
     recipe_command("show", commands.show, "print the resolved recipe")
-    check = recipe_command("check", commands.check, "check a recipe, its models and its data without running anything")
-    check.add_argument("--nproc", metavar="N", type=_positive, help="number of processes of the run to check for")
+    check = recipe_command(
+        "check", commands.check, "check a recipe, its models and its data without running anything"
+    )
+    check.add_argument(
+        "--nproc", metavar="N", type=_positive, help="number of processes of the run to check for"
+    )
     train = recipe_command("train", commands.train, "run a recipe")
-    train.add_argument("--nproc", metavar="N", type=_positive, help="start N processes with torchrun")
-    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
-    planned = recipe_command("plan", commands.plan, "say how a recipe fits a cluster, and which layouts would")
-    planned.add_argument("--gpus", metavar="N", type=_positive, required=True, help="devices, of all nodes and roles")
-    planned.add_argument("--gpu", metavar="GPU", required=True, help="a100, h800, h100 (80 GB, SXM) or cpu")
-    planned.add_argument("--gpus-per-node", metavar="N", type=_positive, default=8, help="default 8")
+    train.add_argument(
+        "--nproc", metavar="N", type=_positive, help="start N processes with torchrun"
+    )
+    train.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint of the run"
+    )
+    planned = recipe_command(
+        "plan", commands.plan, "say how a recipe fits a cluster, and which layouts would"
+    )
+    planned.add_argument(
+        "--gpus", metavar="N", type=_positive, required=True, help="devices, of all nodes and roles"
+    )
+    planned.add_argument(
+        "--gpu", metavar="GPU", required=True, help="a100, h800, h100 (80 GB, SXM) or cpu"
+    )
+    planned.add_argument(
+        "--gpus-per-node", metavar="N", type=_positive, default=8, help="default 8"
+    )
     planned.add_argument("--json", metavar="FILE", type=Path, help="write everything there too")
-    evaluate = recipe_command("eval", commands.evaluate, "measure a model's accuracy on a recipe's held-out prompts")
-    evaluate.add_argument("--model", metavar="DIR", help="Hugging Face directory; default: the recipe's student")
-    convert = command("convert", commands.convert, "turn a Hugging Face directory into a Megatron checkpoint, or back")
-    convert.add_argument("source", metavar="SOURCE", help="Hugging Face directory, or RUN/checkpoints/step-NNNNNN")
-    convert.add_argument("out", metavar="OUT", help="a new directory; left unfinished, the same command goes on")
-    convert.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], help="default: as it is stored")
-    convert.add_argument("--nproc", metavar="N", type=_positive, default=1, help="share the files among N processes")
+    evaluate = recipe_command(
+        "eval", commands.evaluate, "measure a model's accuracy on a recipe's held-out prompts"
+    )
+    evaluate.add_argument(
+        "--model", metavar="DIR", help="Hugging Face directory; default: the recipe's student"
+    )
+    convert = command(
+        "convert",
+        commands.convert,
+        "turn a Hugging Face directory into a Megatron checkpoint, or back",
+    )
+    convert.add_argument(
+        "source", metavar="SOURCE", help="Hugging Face directory, or RUN/checkpoints/step-NNNNNN"
+    )
+    convert.add_argument(
+        "out", metavar="OUT", help="a new directory; left unfinished, the same command goes on"
+    )
+    convert.add_argument(
+        "--dtype", choices=["bfloat16", "float16", "float32"], help="default: as it is stored"
+    )
+    convert.add_argument(
+        "--nproc", metavar="N", type=_positive, default=1, help="share the files among N processes"
+    )
     traces = recipe_command(
-        "traces", commands.traces, "sample a model's right responses to a recipe's prompts, as traces"
+        "traces",
+        commands.traces,
+        "sample a model's right responses to a recipe's prompts, as traces",
     )
-    traces.add_argument("--out", metavar="FILE", type=Path, required=True, help="a new .parquet file")
-    traces.add_argument("--model", metavar="DIR", help="Hugging Face directory; default: the recipe's teacher")
-    traces.add_argument("--samples", metavar="N", type=_positive, default=4, help="at most N per prompt; default 4")
-    traces.add_argument("--temperature", metavar="T", type=float, default=1.0, help="0: greedy; default 1")
     traces.add_argument(
-        "--unverified", action="store_true", help="right or wrong: no gold answers are needed, as TrOPD's prefixes"
+        "--out", metavar="FILE", type=Path, required=True, help="a new .parquet file"
     )
-    launch = recipe_command("launch", commands.launch, "submit a recipe to a Slurm cluster, through nemo-run")
-    launch.add_argument("--cluster", metavar="PROFILE", required=True, help="file, or the name of one in slurm/")
-    launch.add_argument("--dry-run", action="store_true", help="print the batch script and submit nothing")
+    traces.add_argument(
+        "--model", metavar="DIR", help="Hugging Face directory; default: the recipe's teacher"
+    )
+    traces.add_argument(
+        "--samples", metavar="N", type=_positive, default=4, help="at most N per prompt; default 4"
+    )
+    traces.add_argument(
+        "--temperature", metavar="T", type=float, default=1.0, help="0: greedy; default 1"
+    )
+    traces.add_argument(
+        "--unverified",
+        action="store_true",
+        help="right or wrong: no gold answers are needed, as TrOPD's prefixes",
+    )
+    launch = recipe_command(
+        "launch", commands.launch, "submit a recipe to a Slurm cluster, through nemo-run"
+    )
     launch.add_argument(
-        "--prepare", action="store_true", help="write a batch script without nemo-run, to submit yourself"
+        "--cluster", metavar="PROFILE", required=True, help="file, or the name of one in slurm/"
+    )
+    launch.add_argument(
+        "--dry-run", action="store_true", help="print the batch script and submit nothing"
+    )
+    launch.add_argument(
+        "--prepare",
+        action="store_true",
+        help="write a batch script without nemo-run, to submit yourself",
     )
     for name, run, text in (
         ("status", commands.status, "say how a launched run is getting on"),
@@ -127,9 +189,14 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", commands.report, "write report.html and the plots of a run")
     report.add_argument("run_dir", metavar="RUN_DIR", type=Path)
     doctor = recipe_command(
-        "doctor", commands.doctor, "say what is installed, and whether a recipe computes what it should", optional=True
+        "doctor",
+        commands.doctor,
+        "say what is installed, and whether a recipe computes what it should",
+        optional=True,
     )
-    doctor.add_argument("--nproc", metavar="N", type=_positive, help="processes to check the recipe's layout on")
+    doctor.add_argument(
+        "--nproc", metavar="N", type=_positive, help="processes to check the recipe's layout on"
+    )
     return parser
 
 

@@ -1,4 +1,5 @@
-"""A job as it lies beside the run's directory, in RUN.job: what its processes read, and what they leave there.
+"""A job as it lies beside the run's directory, in RUN.job: what its processes read, and what they
+leave there.
 
 recipe.yaml     the resolved recipe
 job.json        this file's `Job`
@@ -49,7 +50,11 @@ class Job:
         """Of the job's processes; quoted for a shell."""
         threads = str(self.cluster.cpus_per_process or 1)
         # Newer versions of srun do not take the number of CPUs from sbatch.
-        settings = {"OMP_NUM_THREADS": threads, "SRUN_CPUS_PER_TASK": threads, "PYTHONUNBUFFERED": "1"}
+        settings = {
+            "OMP_NUM_THREADS": threads,
+            "SRUN_CPUS_PER_TASK": threads,
+            "PYTHONUNBUFFERED": "1",
+        }
         settings |= self.cluster.environment
         return {key: shlex.quote(value) for key, value in settings.items()}
 
@@ -72,9 +77,16 @@ def make(config: RunConfig, cluster: ClusterConfig, python: str) -> Job:
         home = Path(cluster.tunnel.directory)
         python = str(home / ".venv" / "bin" / "python")
     run_dir = home / config.directory
-    for key, path in (("run_dir", run_dir), ("python", Path(python)), ("the working directory", home)):
+    for key, path in (
+        ("run_dir", run_dir),
+        ("python", Path(python)),
+        ("the working directory", home),
+    ):
         if any(character.isspace() for character in str(path)):
-            raise ConfigError(f"{key}: {path} has a space, which batch scripts cannot have in paths; choose another")
+            raise ConfigError(
+                f"{key}: {path} has a space, which batch scripts cannot have in paths; choose "
+                "another"
+            )
     if cluster.container:
         python = cluster.container.python
     return Job(config.name, str(run_dir), str(home), cluster.python or python, cluster)

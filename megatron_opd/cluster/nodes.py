@@ -1,7 +1,8 @@
-"""The nodes' reports before a job begins: what each finds out about itself, and which of them is unfit.
+"""The nodes' reports before a job begins: what each finds out about itself, and which of them is
+unfit.
 
-Every node's first process writes a file on the shared file system; rank 0 reads them all. A node that cannot write
-there, or never comes up, is named because its file is missing.
+Every node's first process writes a file on the shared file system; rank 0 reads them all. A node
+that cannot write there, or never comes up, is named because its file is missing.
 """
 
 import json
@@ -55,7 +56,9 @@ def unfit(attempt: Path, nodes: list[str], *, seconds: float) -> dict[str, str]:
             if path.is_file():
                 reports[node] = Report(**json.loads(path.read_text()))
         time.sleep(0.1)
-    problems = {node: f"did not report within {seconds:.0f} s" for node in nodes if node not in reports}
+    problems = {
+        node: f"did not report within {seconds:.0f} s" for node in nodes if node not in reports
+    }
     problems |= {node: each.problem for node, each in reports.items() if each.problem}
     wanted = next((reports[node] for node in nodes if node in reports), None)
     for node, each in reports.items():
@@ -77,10 +80,13 @@ def _problem(job: Job, attempt: Path, node: str) -> str:
 
 
 def _gpu_problem(wanted: int) -> str:
-    """Asked of another process: what computes on a GPU holds some of its memory until it ends, and may hang."""
+    """Asked of another process: what computes on a GPU holds some of its memory until it ends, and
+    may hang."""
     if wanted == 0:
         return ""
-    return _run([sys.executable, "-m", "megatron_opd.cluster.nodes", str(wanted)], "the check of its GPUs")
+    return _run(
+        [sys.executable, "-m", "megatron_opd.cluster.nodes", str(wanted)], "the check of its GPUs"
+    )
 
 
 def _own_check(command: str) -> str:
@@ -117,23 +123,30 @@ def address(node: str) -> str:
         shown = slurm.ask("scontrol", "show", "node", node, "-o").split()
     except ConfigError:  # in a container there may be no such command
         return node
-    return next((word.removeprefix("NodeAddr=") for word in shown if word.startswith("NodeAddr=")), node)
+    return next(
+        (word.removeprefix("NodeAddr=") for word in shown if word.startswith("NodeAddr=")), node
+    )
 
 
 def interface(towards: str) -> str:
     """The network interface through which this node reaches another; "" where that cannot be told.
 
-    gloo by itself takes the one that this node's own name resolves to, which on some systems is the loopback.
+    gloo by itself takes the one that this node's own name resolves to, which on some systems is the
+    loopback.
     """
     try:
-        family, kind, _protocol, _name, there = socket.getaddrinfo(towards, 9, type=socket.SOCK_DGRAM)[0]
+        family, kind, _protocol, _name, there = socket.getaddrinfo(
+            towards, 9, type=socket.SOCK_DGRAM
+        )[0]
         with socket.socket(family, kind) as route:
             route.connect(there)  # of a datagram's: nothing is sent
             own = route.getsockname()[0]
     except OSError:
         return ""
     interfaces = psutil.net_if_addrs().items()
-    return next((name for name, addresses in interfaces if own in [each.address for each in addresses]), "")
+    return next(
+        (name for name, addresses in interfaces if own in [each.address for each in addresses]), ""
+    )
 
 
 if __name__ == "__main__":

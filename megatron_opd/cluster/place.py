@@ -34,7 +34,8 @@ class Place:
 
 
 def expand(nodelist: str) -> list[str]:
-    """Slurm's short form of names, such as "gpu[01-03,7],login": gpu01, gpu02, gpu03, gpu7, login."""
+    """Slurm's short form of names, such as "gpu[01-03,7],login": gpu01, gpu02, gpu03, gpu7,
+    login."""
     names, rest = [], nodelist
     while rest:
         prefix, bracket, after = rest.partition("[")

@@ -1,8 +1,10 @@
-"""Whether the nodes of a job reach each other: an all-reduce over all of them, which may fail or hang without harm.
+"""Whether the nodes of a job reach each other: an all-reduce over all of them, which may fail or
+hang without harm.
 
-Every rank makes it in a process of its own (`python -m megatron_opd.cluster.probe`). Where it does not come through,
-the nodes try it alone and with their neighbours, and those for which nothing works are named. The ranks tell each other
-of it in files, as the nodes do in their reports: the shared file system is the one thing known to work.
+Every rank makes it in a process of its own (`python -m megatron_opd.cluster.probe`). Where it does
+not come through, the nodes try it alone and with their neighbours, and those for which nothing
+works are named. The ranks tell each other of it in files, as the nodes do in their reports: the
+shared file system is the one thing known to work.
 """
 
 import json
@@ -26,7 +28,8 @@ Group = tuple[int, ...]  # nodes, by their index in the job
 
 
 def unreachable(place: Place, host: str, attempt: Path, seconds: float) -> dict[str, str]:
-    """Node -> what is wrong with it, the same on every rank; empty where an all-reduce over all nodes came through.
+    """Node -> what is wrong with it, the same on every rank; empty where an all-reduce over all
+    nodes came through.
 
     `host`: by which others reach this node. `seconds`: for the first all-reduce.
 
@@ -45,7 +48,10 @@ def unreachable(place: Place, host: str, attempt: Path, seconds: float) -> dict[
         unfit = at_fault(of_pairs, len(everyone))
     if not unfit:
         said = failed[everyone]
-        raise RunError(f"an all-reduce over {len(everyone)} nodes failed, yet every node has one that works: {said}")
+        raise RunError(
+            f"an all-reduce over {len(everyone)} nodes failed, yet every node has one that works: "
+            f"{said}"
+        )
     return {place.nodes[node]: problem for node, problem in unfit.items()}
 
 
@@ -67,7 +73,8 @@ def rounds(nodes: int) -> Iterator[list[Group]]:
 
 
 def at_fault(failed: dict[Group, str], nodes: int) -> dict[int, str]:
-    """The nodes that fail with all of their neighbours; of a pair alone nobody can say which it is."""
+    """The nodes that fail with all of their neighbours; of a pair alone nobody can say which it
+    is."""
     found = {}
     for node in range(nodes):
         pairs = [pair for pair in ring(nodes) if node in pair]
@@ -76,15 +83,17 @@ def at_fault(failed: dict[Group, str], nodes: int) -> dict[int, str]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------ a round
+# ------------------------------------------------------------------------------------------ a round
 def _round(
     number: int, groups: list[Group], place: Place, host: str, attempt: Path, seconds: float
 ) -> dict[Group, str]:
-    """The groups that failed, each with its first problem. Rank 0 decides when the round is over."""
+    """The groups that failed, each with its first problem. Rank 0 decides when the round is
+    over."""
     path = attempt / f"probe-{number}"
     if place.rank == 0:
         path.mkdir()
-    _wait_for(path, f"rank 0 on {place.nodes[0]}", seconds + 60)  # it may wait that long for a node's report
+    # it may wait that long for a node's report
+    _wait_for(path, f"rank 0 on {place.nodes[0]}", seconds + 60)
     decision, child = path / "failed.json", _start(path, groups, place, host, seconds)
     judge = _Judge(path, groups, place.per_node) if place.rank == 0 else None
     until = time.monotonic() + seconds
@@ -95,7 +104,10 @@ def _round(
         if judge is not None and (judge.is_done() or time.monotonic() > until):
             write_atomically(decision, json.dumps(judge.failed()).encode())
         if time.monotonic() > until + 60:
-            raise RunError(f"{decision}: rank 0 on {place.nodes[0]} has not written it within {seconds + 60:.0f} s")
+            raise RunError(
+                f"{decision}: rank 0 on {place.nodes[0]} has not written it within "
+                f"{seconds + 60:.0f} s"
+            )
         time.sleep(0.1)
     if child is not None:
         child.kill()
@@ -143,13 +155,17 @@ class _Judge:
         self.results: dict[int, str] = {}
 
     def is_done(self) -> bool:
-        """Whether it is known of every group if its all-reduce came through: one rank that fails is enough."""
+        """Whether it is known of every group if its all-reduce came through: one rank that fails is
+        enough."""
         for ranks in self.ranks.values():
             for rank in set(ranks) - set(self.results):
                 file = self.path / f"{rank}.result"
                 if file.is_file():
                     self.results[rank] = file.read_text()
-        return all(self._problem(ranks) or all(rank in self.results for rank in ranks) for ranks in self.ranks.values())
+        return all(
+            self._problem(ranks) or all(rank in self.results for rank in ranks)
+            for ranks in self.ranks.values()
+        )
 
     def _problem(self, ranks: list[int]) -> str:
         return next((problem for rank in ranks if (problem := self.results.get(rank))), "")
@@ -162,9 +178,10 @@ class _Judge:
         ]
 
 
-# ------------------------------------------------------------------------------------------------ the all-reduce
+# ----------------------------------------------------------------------------------- the all-reduce
 def meet(written: Path, host: str, seconds: float, *, first: bool) -> tuple[str, int, Any]:
-    """Address and port of the store that the first process serves, on a port which the system chooses.
+    """Address and port of the store that the first process serves, on a port which the system
+    chooses.
 
     The third is that store, None for the others. Raises RunError.
     """

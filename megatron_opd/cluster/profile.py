@@ -1,4 +1,5 @@
-"""A cluster's profile (slurm/*.yaml): what a job asks of Slurm, and what its processes find on a node. No torch."""
+"""A cluster's profile (slurm/*.yaml): what a job asks of Slurm, and what its processes find on a
+node. No torch."""
 
 import math
 import os
@@ -25,7 +26,8 @@ class ContainerConfig:
     """Processes run in a container (pyxis: srun --container-image)."""
 
     image: str  # file on the shared file system (.sqsh), or registry#image:tag
-    mounts: list[str] = field(default_factory=list)  # host:container; run directories, models and data must be there
+    # host:container; run directories, models and data must be there
+    mounts: list[str] = field(default_factory=list)
     python: str = "python"  # an interpreter in it that has megatron-opd installed
 
 
@@ -35,7 +37,8 @@ class TunnelConfig:
 
     host: str
     user: str
-    directory: str  # on the cluster: a checkout with its .venv, in which the recipe's relative paths hold
+    # on the cluster: a checkout with its .venv, in which the recipe's relative paths hold
+    directory: str
     identity: str = ""  # file of the private key; "": what ssh finds by itself
     port: PositiveInt = 22
 
@@ -58,20 +61,25 @@ class ClusterConfig:
     constraint: str = ""
     exclude: str = ""  # nodes
     time: str = "04:00:00"  # wall-clock limit of one job; the run is continued by the next one
-    save_before_seconds: PositiveInt = 300  # ahead of that limit: a step and a checkpoint must be done by then
-    max_failures: NonNegativeInt = 3  # deaths without a new checkpoint between them, after which the run stays down
+    # ahead of that limit: a step and a checkpoint must be done by then
+    save_before_seconds: PositiveInt = 300
+    # deaths without a new checkpoint between them, after which the run stays down
+    max_failures: NonNegativeInt = 3
     start_minutes: PositiveInt = 10  # for all nodes to report, and for an all-reduce over them
     node_check: str = ""  # shell command that a node must pass, such as a site's GPU diagnosis
     environment: dict[str, str] = field(default_factory=dict)  # of the processes
-    secrets: list[str] = field(default_factory=list)  # names of variables that come with you and are written nowhere
-    setup: list[str] = field(default_factory=list)  # shell lines before the processes start: module load ...
+    # names of variables that come with you and are written nowhere
+    secrets: list[str] = field(default_factory=list)
+    # shell lines before the processes start: module load ...
+    setup: list[str] = field(default_factory=list)
     container: ContainerConfig | None = None  # null: the environment from which the job is launched
     python: str = ""  # another interpreter, on the shared file system
     tunnel: TunnelConfig | None = None  # null: this machine is the cluster's
 
 
 def load_profile(name: str, overrides: Sequence[str] = ()) -> ClusterConfig:
-    """Reads a profile: a file, or the name of one in slurm/. Overrides are "key=value" without the prefix.
+    """Reads a profile: a file, or the name of one in slurm/. Overrides are "key=value" without the
+    prefix.
 
     Raises ConfigError, one line that names the file or the override, and the key.
     """
@@ -79,7 +87,9 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> ClusterConfig:
     try:
         tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except (YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
+        raise ConfigError(
+            f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})"
+        ) from None
     source = str(path)
     try:
         profile = build(ClusterConfig, tree)
@@ -94,12 +104,16 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> ClusterConfig:
 
 
 def seconds(time: str) -> float:
-    """Of a time as Slurm writes it: 30 (minutes), 30:00, 4:00:00, 1-12, 1-12:30, 1-12:30:00. Raises ValueError."""
+    """Of a time as Slurm writes it: 30 (minutes), 30:00, 4:00:00, 1-12, 1-12:30, 1-12:30:00. Raises
+    ValueError."""
     if time.lower() in ("0", "infinite", "unlimited", "n/a"):
         return math.inf
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
     if not found:
-        raise ValueError(f"{time} is no time as Slurm writes it; write hours:minutes:seconds, or days-hours:minutes")
+        raise ValueError(
+            f"{time} is no time as Slurm writes it; write hours:minutes:seconds, or "
+            "days-hours:minutes"
+        )
     days, *rest = (int(each or 0) for each in found.groups())
     if found[1] is None and found[4] is None:  # minutes, or minutes:seconds
         rest = [0, *rest[:2]]
@@ -120,8 +134,8 @@ def _check(profile: ClusterConfig, path: Path) -> ClusterConfig:
         raise ConfigError(f"{path}: gpus_per_node: no effect with gpu=cpu; remove it")
     if profile.gpu != "cpu" and profile.gpus_per_node != profile.processes_per_node:
         raise ConfigError(
-            f"{path}: processes_per_node: {profile.processes_per_node} is not gpus_per_node={profile.gpus_per_node}; "
-            "every process has one GPU"
+            f"{path}: processes_per_node: {profile.processes_per_node} is not "
+            f"gpus_per_node={profile.gpus_per_node}; every process has one GPU"
         )
     _check_time(profile, path)
     if profile.tunnel:
@@ -133,7 +147,9 @@ def check_present(profile: ClusterConfig) -> None:
     """What the job brings along from this machine. Raises ConfigError."""
     for name in profile.secrets:
         if name not in os.environ:
-            raise ConfigError(f"cluster.secrets: {name} is not set in your environment; export it first")
+            raise ConfigError(
+                f"cluster.secrets: {name} is not set in your environment; export it first"
+            )
     if profile.container:
         image = Path(profile.container.image)
         if image.is_absolute() and not image.exists():
@@ -150,16 +166,20 @@ def _check_time(profile: ClusterConfig, path: Path) -> None:
         raise ConfigError(f"{path}: time: {error}") from None
     if profile.save_before_seconds >= limit:
         raise ConfigError(
-            f"{path}: save_before_seconds: {profile.save_before_seconds} are not less than time={profile.time}; "
-            "a job would be asked to save before it has begun"
+            f"{path}: save_before_seconds: {profile.save_before_seconds} are not less than "
+            f"time={profile.time}; a job would be asked to save before it has begun"
         )
 
 
 def _check_tunnel(profile: ClusterConfig, tunnel: TunnelConfig, path: Path) -> ClusterConfig:
     """What lies on the cluster is checked there."""
     if not Path(tunnel.directory).is_absolute():
-        raise ConfigError(f"{path}: tunnel.directory: {tunnel.directory} is no absolute path of the cluster's")
+        raise ConfigError(
+            f"{path}: tunnel.directory: {tunnel.directory} is no absolute path of the cluster's"
+        )
     identity = Path(tunnel.identity).expanduser()
     if tunnel.identity and not identity.is_file():
         raise ConfigError(f"{path}: tunnel.identity: {identity} does not exist")
-    return replace(profile, tunnel=replace(tunnel, identity=str(identity) if tunnel.identity else ""))
+    return replace(
+        profile, tunnel=replace(tunnel, identity=str(identity) if tunnel.identity else "")
+    )

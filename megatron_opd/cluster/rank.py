@@ -1,8 +1,8 @@
 """One process of a job: `python -m megatron_opd.cluster.rank RUN.job`, started by srun.
 
-It checks its node, meets the others without a fixed port, trains (or goes on training), and leaves the verdict that
-the batch script reads: finished, requeue (out of time, saved), exclude (a node is unfit), stopped (asked to, or bad
-input). A process that is killed leaves none.
+It checks its node, meets the others without a fixed port, trains (or goes on training), and leaves
+the verdict that the batch script reads: finished, requeue (out of time, saved), exclude (a node is
+unfit), stopped (asked to, or bad input). A process that is killed leaves none.
 """
 
 import contextlib
@@ -41,7 +41,8 @@ def main(directory: Path) -> int:
     os.chdir(job.working_dir)
     attempt = directory / "attempts" / place.attempt
     attempt.mkdir(parents=True, exist_ok=True)
-    # Until the run listens to it; a process that is asked to hurry while it starts has nothing to save.
+    # Until the run listens to it; a process that is asked to hurry while it starts has nothing to
+    # save.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     beating: contextlib.AbstractContextManager[dict[str, Any]] = contextlib.nullcontext({})
     if place.rank == 0:
@@ -56,7 +57,8 @@ def main(directory: Path) -> int:
         state["state"] = verdict or "failed"
     if place.rank == 0 and verdict:
         (directory / "verdict").write_text(verdict)
-    # When one process fails srun kills the others, which may still be saving, or be about to write the verdict.
+    # When one process fails srun kills the others, which may still be saving, or be about to write
+    # the verdict.
     return 0 if verdict in ("finished", "requeue", "stopped") or (verdict and place.rank) else code
 
 
@@ -88,15 +90,19 @@ def _exclude(job: Job, problems: dict[str, str]) -> int:
 
 
 def _join(place: Place, host: str, attempt: Path, seconds: float) -> Any:
-    """Sets what torch's rendezvous reads. Returns the store that rank 0 serves, to be held until the end."""
-    address, port, store = probe.meet(attempt / "rendezvous.json", host, seconds, first=place.rank == 0)
+    """Sets what torch's rendezvous reads. Returns the store that rank 0 serves, to be held until
+    the end."""
+    address, port, store = probe.meet(
+        attempt / "rendezvous.json", host, seconds, first=place.rank == 0
+    )
     os.environ |= {
         "RANK": str(place.rank),
         "WORLD_SIZE": str(place.world_size),
         "LOCAL_RANK": str(place.local_rank),
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
-        # torch then takes part in a store that is there, as under torchrun, in the place of serving one.
+        # torch then takes part in a store that is there, as under torchrun, in the place of serving
+        # one.
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
@@ -115,7 +121,9 @@ def _train(job: Job) -> int:
         if not _says_that_another_is_gone(error):
             raise
         reason = str(error).splitlines()[0]
-        raise RunError(f"another process of the job is gone, and its own log may say why ({reason})") from None
+        raise RunError(
+            f"another process of the job is gone, and its own log may say why ({reason})"
+        ) from None
 
 
 def _says_that_another_is_gone(error: RuntimeError) -> bool:
@@ -128,15 +136,26 @@ def _says_that_another_is_gone(error: RuntimeError) -> bool:
 @contextlib.contextmanager
 def heartbeat(job: Job, place: Place) -> Iterator[dict[str, Any]]:
     """Writes RUN.job/heartbeat.json every few seconds; the last one holds the final state."""
-    state: dict[str, Any] = {"state": "running", "step": _last_step(Path(job.run_dir)), "since": time.time()}
+    state: dict[str, Any] = {
+        "state": "running",
+        "step": _last_step(Path(job.run_dir)),
+        "since": time.time(),
+    }
     stop = threading.Event()
 
     def write() -> None:
         now, step = time.time(), _last_step(Path(job.run_dir))
         if step != state["step"]:
-            state.update(step=step, since=now)  # a beating heart alone would hide that nothing happens
-        said = {"job": place.job_id, "attempt": place.attempt, "node": place.node, "time": now} | state
-        with contextlib.suppress(OSError):  # a full disk; the run itself says so where it loses anything
+            # a beating heart alone would hide that nothing happens
+            state.update(step=step, since=now)
+        said = {
+            "job": place.job_id,
+            "attempt": place.attempt,
+            "node": place.node,
+            "time": now,
+        } | state
+        # a full disk; the run itself says so where it loses anything
+        with contextlib.suppress(OSError):
             write_atomically(job.directory / "heartbeat.json", json.dumps(said).encode())
 
     def beat() -> None:
@@ -164,7 +183,11 @@ def _last_step(run_dir: Path) -> int | None:
         return None
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 65536))
-        lines = [line for line in file.read().split(b"\n") if line.startswith(b"{") and line.endswith(b"}")]
+        lines = [
+            line
+            for line in file.read().split(b"\n")
+            if line.startswith(b"{") and line.endswith(b"}")
+        ]
     return json.loads(lines[-1])["step"] if lines else None
 
 

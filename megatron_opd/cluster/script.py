@@ -1,14 +1,15 @@
-"""The parts of a job's batch script that do not depend on who writes it: nemo-run, or `sbatch` below."""
+"""The parts of a job's batch script that do not depend on who writes it: nemo-run, or `sbatch`
+below."""
 
 import shlex
 from typing import Any
 
 from megatron_opd.cluster.job import Job
 
-# Run by the batch script when it ends, however it ends. Where Slurm ends the job, after scancel or the loss of a node,
-# nothing is left to decide: it starts the latter again itself. Unless the time limit has passed: then a save was not in
-# time. Else the processes' verdict decides; without one they were killed. Those of a job that makes room for another
-# were asked to stop, not told why.
+# Run by the batch script when it ends, however it ends. Where Slurm ends the job, after scancel or
+# the loss of a node, nothing is left to decide: it starts the latter again itself. Unless the time
+# limit has passed: then a save was not in time. Else the processes' verdict decides; without one
+# they were killed. Those of a job that makes room for another were asked to stop, not told why.
 _WHEN_IT_ENDS = """\
 job_dir={job_dir}
 ended() {{
@@ -42,7 +43,8 @@ rm -f $job_dir/verdict
 {note_id}"""
 
 
-# When a process fails, the others are ended. When one is done, rank 0 has this long (seconds) to finish writing.
+# When a process fails, the others are ended. When one is done, rank 0 has this long (seconds) to
+# finish writing.
 SRUN = ("--kill-on-bad-exit=1", "--wait=1800")
 
 
@@ -91,7 +93,8 @@ def flags(job: Job) -> dict[str, Any]:
 
 
 def sbatch(job: Job) -> str:
-    """A whole batch script, for sites without nemo-run. `megatron-opd launch --prepare` writes it into RUN.job."""
+    """A whole batch script, for sites without nemo-run. `megatron-opd launch --prepare` writes it
+    into RUN.job."""
     log = job.directory / "logs"
     lines = [
         "#!/bin/bash",
@@ -103,12 +106,15 @@ def sbatch(job: Job) -> str:
         lines.append(f"#SBATCH --{name}" + ("" if value is True else f"={shlex.quote(str(value))}"))
     lines += ["", *setup(job), ""]
     output = f"{log}/%j_${{SLURM_RESTART_COUNT:-0}}_%t.out"
-    lines.append(" ".join(["srun", *SRUN, "--output", output, *_container(job), shlex.join(job.command())]))
+    lines.append(
+        " ".join(["srun", *SRUN, "--output", output, *_container(job), shlex.join(job.command())])
+    )
     return "\n".join(lines) + "\n"
 
 
 def _container(job: Job) -> list[str]:
-    """Of srun. An image's own variables go before those of the job, but for the ones that are named."""
+    """Of srun. An image's own variables go before those of the job, but for the ones that are
+    named."""
     if job.cluster.container is None:
         return []
     image, mounts = job.cluster.container.image, ",".join(job.cluster.container.mounts)

@@ -13,11 +13,15 @@ TIMEOUT = 60  # seconds; a controller that is busy answers late
 def ask(*command: str) -> str:
     """The output of a Slurm command. Raises ConfigError with what it said."""
     if shutil.which(command[0]) is None:
-        raise ConfigError(f"{command[0]}: not found; this is no machine of a Slurm cluster, go to its login node")
+        raise ConfigError(
+            f"{command[0]}: not found; this is no machine of a Slurm cluster, go to its login node"
+        )
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
-        raise ConfigError(f"{command[0]}: no answer within {TIMEOUT} seconds; is the Slurm controller up?") from None
+        raise ConfigError(
+            f"{command[0]}: no answer within {TIMEOUT} seconds; is the Slurm controller up?"
+        ) from None
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()]
         raise ConfigError(f"{command[0]}: {said[-1] if said else 'failed'}")
@@ -25,7 +29,8 @@ def ask(*command: str) -> str:
 
 
 def check_place(cluster: ClusterConfig) -> None:
-    """Whether partition and account exist and give so many nodes for so long. Raises ConfigError."""
+    """Whether partition and account exist and give so many nodes for so long. Raises
+    ConfigError."""
     rows = [line.split("|") for line in ask("sinfo", "-h", "-o", "%R|%P|%D|%l").splitlines()]
     default = next((name for name, starred, _nodes, _limit in rows if starred.endswith("*")), "")
     there = {name: (int(nodes), limit) for name, _starred, nodes, limit in rows}
@@ -35,18 +40,26 @@ def check_place(cluster: ClusterConfig) -> None:
         raise ConfigError(f"cluster.partition: {partition} is none of this cluster's: {names}")
     if partition:
         _check_partition(cluster, partition, *there[partition])
-    mine = ask("sacctmgr", "-n", "-P", "list", "association", "format=account", f"user={getpass.getuser()}")
+    mine = ask(
+        "sacctmgr", "-n", "-P", "list", "association", "format=account", f"user={getpass.getuser()}"
+    )
     accounts = sorted(set(mine.split()))
     if cluster.account and accounts and cluster.account not in accounts:
-        raise ConfigError(f"cluster.account: {cluster.account} is none of yours: {', '.join(accounts)}")
+        raise ConfigError(
+            f"cluster.account: {cluster.account} is none of yours: {', '.join(accounts)}"
+        )
 
 
 def _check_partition(cluster: ClusterConfig, partition: str, nodes: int, limit: str) -> None:
     if cluster.nodes > nodes:
-        raise ConfigError(f"cluster.nodes: {cluster.nodes} are more than the {nodes} of partition {partition}")
+        raise ConfigError(
+            f"cluster.nodes: {cluster.nodes} are more than the {nodes} of partition {partition}"
+        )
     # Slurm would let the job wait for ever; but a QoS may be allowed to exceed the limit.
     if cluster.time and not cluster.qos and seconds(cluster.time) > seconds(limit):
-        raise ConfigError(f"cluster.time: {cluster.time} is more than the {limit} of partition {partition}")
+        raise ConfigError(
+            f"cluster.time: {cluster.time} is more than the {limit} of partition {partition}"
+        )
 
 
 def state(job_id: str) -> str:
@@ -64,7 +77,8 @@ def in_queue(job_id: str) -> bool:
 
 
 def _queued(job_id: str) -> str:
-    """State and reason of a job in the queue, else "". Slurm forgets a job some minutes after its end."""
+    """State and reason of a job in the queue, else "". Slurm forgets a job some minutes after its
+    end."""
     try:
         return ask("squeue", "-h", "-j", job_id, "-o", "%T %r").strip()
     except ConfigError as error:

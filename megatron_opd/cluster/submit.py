@@ -1,4 +1,5 @@
-"""`megatron-opd launch`: everything that can be checked is checked, then nemo-run submits the job."""
+"""`megatron-opd launch`: everything that can be checked is checked, then nemo-run submits the
+job."""
 
 import json
 import os
@@ -16,7 +17,13 @@ from megatron_opd.checks.training import check_recipe, check_resumed
 from megatron_opd.cluster import job as jobs
 from megatron_opd.cluster import script, slurm, tunnel
 from megatron_opd.cluster.job import Job
-from megatron_opd.cluster.profile import PREFIX, PROFILES, ClusterConfig, check_present, load_profile
+from megatron_opd.cluster.profile import (
+    PREFIX,
+    PROFILES,
+    ClusterConfig,
+    check_present,
+    load_profile,
+)
 from megatron_opd.errors import ConfigError
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.recipe.load import dump_config, load_config
@@ -24,8 +31,11 @@ from megatron_opd.recipe.load import dump_config, load_config
 LAUNCHER = Path(__file__).resolve().parents[2] / ".venv-launch" / "bin" / "python"
 
 
-def launch(recipe: str, cluster: str, overrides: Sequence[str], *, dry_run: bool, prepare: bool) -> int:
-    """Submits a recipe; with `dry_run` prints the batch script; with `prepare` writes everything but submits nothing.
+def launch(
+    recipe: str, cluster: str, overrides: Sequence[str], *, dry_run: bool, prepare: bool
+) -> int:
+    """Submits a recipe; with `dry_run` prints the batch script; with `prepare` writes everything
+    but submits nothing.
 
     A dry run may be made where there is no Slurm, and no model or data yet.
 
@@ -36,13 +46,16 @@ def launch(recipe: str, cluster: str, overrides: Sequence[str], *, dry_run: bool
     config = load_config(recipe, [each for each in overrides if not each.startswith(PREFIX)])
     if not prepare and not LAUNCHER.exists():
         raise ConfigError(
-            f"launch: nemo-run is not installed, {LAUNCHER} does not exist; run: make launch-env, or see --prepare"
+            f"launch: nemo-run is not installed, {LAUNCHER} does not exist; run: make launch-env, "
+            "or see --prepare"
         )
     job = jobs.make(config, profile, sys.executable)
     with tempfile.TemporaryDirectory(prefix="megatron-opd-") as temporary:
         if dry_run:
             fits(config, profile)
-            print(_nemo_run(job, Path(temporary), dry_run=True).replace(temporary, str(job.directory)))
+            print(
+                _nemo_run(job, Path(temporary), dry_run=True).replace(temporary, str(job.directory))
+            )
             return 0
         if profile.tunnel:
             tunnel.prepare(profile.tunnel, job, dump_config(config))
@@ -57,7 +70,9 @@ def launch(recipe: str, cluster: str, overrides: Sequence[str], *, dry_run: bool
         tunnel.submitted(profile.tunnel, job, job_id)
     else:
         jobs.note_id(job.directory, job_id)
-    _say_what_next(job, job_id, ["megatron-opd", "launch", recipe, *overrides, "--cluster", cluster])
+    _say_what_next(
+        job, job_id, ["megatron-opd", "launch", recipe, *overrides, "--cluster", cluster]
+    )
     return 0
 
 
@@ -79,7 +94,8 @@ def _warn(warnings: Sequence[str]) -> None:
 
 
 def _check(config: RunConfig, job: Job) -> list[str]:
-    """Everything, with the Slurm, the models and the data of this machine. Returns warnings. Raises ConfigError."""
+    """Everything, with the Slurm, the models and the data of this machine. Returns warnings. Raises
+    ConfigError."""
     warnings = check_recipe(config, world_size=job.processes)
     fits(config, job.cluster)
     check_present(job.cluster)
@@ -91,19 +107,24 @@ def _check(config: RunConfig, job: Job) -> list[str]:
         _check_unfinished(config, job)
     for job_id in jobs.job_ids(job.directory):
         if slurm.in_queue(job_id):
-            raise ConfigError(f"run_dir: job {job_id} works on {job.run_dir}; cancel it first, or give run_dir=...")
+            raise ConfigError(
+                f"run_dir: job {job_id} works on {job.run_dir}; cancel it first, or give "
+                "run_dir=..."
+            )
     return warnings + unmounted(config, job)
 
 
 def unmounted(config: RunConfig, job: Job) -> list[str]:
-    """A warning for each thing the processes need that no mount of the container shows. A site may mount more."""
+    """A warning for each thing the processes need that no mount of the container shows. A site may
+    mount more."""
     if job.cluster.container is None:
         return []
     models = [each.path for each in (config.student, config.teacher) if each]
     needed = [job.working_dir, job.run_dir, *models, *config.data.paths]
     shown = [mount.split(":")[1] for mount in job.cluster.container.mounts if ":" in mount]
     return [
-        f"cluster.container.mounts: {path} is below none of them, under that name; the processes may not see it"
+        f"cluster.container.mounts: {path} is below none of them, under that name; the processes "
+        "may not see it"
         for path in (Path(job.working_dir) / each for each in needed)
         if not any(path.is_relative_to(each) for each in shown)
     ]
@@ -114,12 +135,14 @@ def _check_unfinished(config: RunConfig, job: Job) -> None:
     beat = jobs.last_heartbeat(job.directory)
     if beat and beat["state"] == "finished" and beat["step"] >= config.num_steps:
         raise ConfigError(
-            f"run_dir: {job.run_dir} is finished, {beat['step']} steps; give num_steps=... to go on, or run_dir=..."
+            f"run_dir: {job.run_dir} is finished, {beat['step']} steps; give num_steps=... to go "
+            "on, or run_dir=..."
         )
 
 
 def fits(config: RunConfig, cluster: ClusterConfig) -> None:
-    """Raises ConfigError unless the recipe's layouts divide the job's processes and its memory plan fits."""
+    """Raises ConfigError unless the recipe's layouts divide the job's processes and its memory plan
+    fits."""
     from megatron_opd.architectures.known import architectures
     from megatron_opd.planning.case import Case
     from megatron_opd.planning.hardware import hardware
@@ -132,8 +155,8 @@ def fits(config: RunConfig, cluster: ClusterConfig) -> None:
     lacks = candidate(case).lacks
     if lacks:
         raise ConfigError(
-            f"cluster.nodes: the recipe does not fit {gpus} x {cluster.gpu} ({lacks}); see: megatron-opd plan "
-            f"{config.name} --gpus {gpus} --gpu {cluster.gpu}"
+            f"cluster.nodes: the recipe does not fit {gpus} x {cluster.gpu} ({lacks}); see: "
+            f"megatron-opd plan {config.name} --gpus {gpus} --gpu {cluster.gpu}"
         )
 
 
@@ -142,7 +165,9 @@ def _write(job: Job, config: RunConfig) -> None:
     (job.directory / "logs").mkdir(parents=True, exist_ok=True)
     for name in ("cancelled", "verdict", "failures", "newest", "heartbeat.json", "job_id"):
         (job.directory / name).unlink(missing_ok=True)
-    (job.directory / "excluded").write_text(f"{job.cluster.exclude}\n" if job.cluster.exclude else "")
+    (job.directory / "excluded").write_text(
+        f"{job.cluster.exclude}\n" if job.cluster.exclude else ""
+    )
     (job.directory / "recipe.yaml").write_text(dump_config(replace(config, run_dir=job.run_dir)))
     job.write()
     (job.directory / "train.sbatch").write_text(script.sbatch(job))
@@ -156,20 +181,29 @@ def _nemo_run(job: Job, folder: Path, *, dry_run: bool) -> str:
         "flags": script.flags(job),
         "setup": script.setup(job),
         "srun": script.SRUN,
-        "container": asdict(job.cluster.container) | {"env": list(job.environment())} if job.cluster.container else {},
+        "container": asdict(job.cluster.container) | {"env": list(job.environment())}
+        if job.cluster.container
+        else {},
         "command": job.command(),
         "tunnel": _tunnel(job) if job.cluster.tunnel and not dry_run else None,
     }
     home, written = folder / "nemo-run", folder / "spec.json"
     written.write_text(json.dumps(spec, indent=1))
     environment = dict(os.environ) | {"NEMORUN_HOME": str(home)}
-    command = [str(LAUNCHER), str(PROFILES / "submit.py"), str(written), *(["--dry-run"] if dry_run else [])]
+    command = [
+        str(LAUNCHER),
+        str(PROFILES / "submit.py"),
+        str(written),
+        *(["--dry-run"] if dry_run else []),
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     scripts = sorted(home.glob("experiments/*/*/train_sbatch.sh"))
     if done.returncode or not scripts:
         said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         refused = [line for line in said if line.startswith("sbatch: error:")]
-        raise ConfigError(f"launch: nemo-run could not submit: {(refused or said or ['it said nothing'])[-1]}")
+        raise ConfigError(
+            f"launch: nemo-run could not submit: {(refused or said or ['it said nothing'])[-1]}"
+        )
     return scripts[-1].read_text() if dry_run else done.stdout.split()[-1]
 
 
@@ -178,4 +212,7 @@ def _tunnel(job: Job) -> dict[str, Any]:
     assert job.cluster.tunnel is not None, "asked of jobs with one"
     there = asdict(job.cluster.tunnel)
     del there["directory"]
-    return there | {"identity": there["identity"] or None, "job_dir": str(job.directory / "nemo-run")}
+    return there | {
+        "identity": there["identity"] or None,
+        "job_dir": str(job.directory / "nemo-run"),
+    }

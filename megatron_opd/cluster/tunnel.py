@@ -1,7 +1,9 @@
-"""Launching from outside of the cluster: what its files and its Slurm say is asked over SSH, nemo-run submits over SSH.
+"""Launching from outside of the cluster: what its files and its Slurm say is asked over SSH,
+nemo-run submits over SSH.
 
-The login node has a checkout with its environment, as every node has. `megatron-opd launch --prepare` there checks the
-recipe and writes the job's directory; only the submission itself is made from here.
+The login node has a checkout with its environment, as every node has. `megatron-opd launch
+--prepare` there checks the recipe and writes the job's directory; only the submission itself is
+made from here.
 """
 
 import io
@@ -30,7 +32,8 @@ tar -x -C "$there"
 
 
 def prepare(tunnel: TunnelConfig, job: Job, recipe: str) -> None:
-    """Checks everything and writes RUN.job on the cluster, with the warnings shown. Raises ConfigError."""
+    """Checks everything and writes RUN.job on the cluster, with the warnings shown. Raises
+    ConfigError."""
     profile = json.dumps(asdict(replace(job.cluster, tunnel=None)))  # JSON is YAML
     files = io.BytesIO()
     with tarfile.open(fileobj=files, mode="w") as archive:
@@ -39,7 +42,9 @@ def prepare(tunnel: TunnelConfig, job: Job, recipe: str) -> None:
             entry.size = len(text.encode())
             archive.addfile(entry, io.BytesIO(text.encode()))
     python = shlex.quote(f"{tunnel.directory}/.venv/bin/python")
-    script = _PREPARE.format(directory=shlex.quote(tunnel.directory), python=python, name=shlex.quote(job.name))
+    script = _PREPARE.format(
+        directory=shlex.quote(tunnel.directory), python=python, name=shlex.quote(job.name)
+    )
     for line in _run(tunnel, script, files.getvalue()):
         print(line, file=sys.stderr)
 
@@ -55,13 +60,18 @@ def command(tunnel: TunnelConfig, line: str) -> str:
 
 
 def _run(tunnel: TunnelConfig, script: str, given: bytes = b"") -> list[str]:
-    """Runs shell lines on the login node; returns what they wrote to standard error. Raises ConfigError."""
+    """Runs shell lines on the login node; returns what they wrote to standard error. Raises
+    ConfigError."""
     if shutil.which("ssh") is None:
         raise ConfigError("tunnel: ssh is not installed here")
     try:
-        done = subprocess.run([*_ssh(tunnel), script], input=given, capture_output=True, timeout=SECONDS)
+        done = subprocess.run(
+            [*_ssh(tunnel), script], input=given, capture_output=True, timeout=SECONDS
+        )
     except subprocess.TimeoutExpired:
-        raise ConfigError(f"tunnel.host: no answer from {tunnel.host} within {SECONDS} seconds") from None
+        raise ConfigError(
+            f"tunnel.host: no answer from {tunnel.host} within {SECONDS} seconds"
+        ) from None
     said = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
     if done.returncode:
         last = said[-1] if said else f"ended with {done.returncode}"
@@ -71,4 +81,12 @@ def _run(tunnel: TunnelConfig, script: str, given: bytes = b"") -> list[str]:
 
 def _ssh(tunnel: TunnelConfig) -> list[str]:
     identity = ["-i", tunnel.identity] if tunnel.identity else []
-    return ["ssh", "-o", "BatchMode=yes", "-p", str(tunnel.port), *identity, f"{tunnel.user}@{tunnel.host}"]
+    return [
+        "ssh",
+        "-o",
+        "BatchMode=yes",
+        "-p",
+        str(tunnel.port),
+        *identity,
+        f"{tunnel.user}@{tunnel.host}",
+    ]

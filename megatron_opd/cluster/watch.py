@@ -31,7 +31,8 @@ def status(run_dir: Path) -> int:
 
 
 def logs(run_dir: Path, *, follow: bool) -> int:
-    """Prints the newest job's logs: the batch script's, then rank 0's. With `follow`, until the job has ended."""
+    """Prints the newest job's logs: the batch script's, then rank 0's. With `follow`, until the job
+    has ended."""
     directory = directory_of(run_dir)
     read(directory)
     shown: dict[Path, int] = {}
@@ -59,9 +60,14 @@ def cancel(run_dir: Path) -> int:
     until = time.monotonic() + CANCEL_SECONDS
     while any(slurm.in_queue(job_id) for job_id in running):
         if time.monotonic() > until:
-            raise RunError(f"job {running[-1]} still ends after {CANCEL_SECONDS} s; look at: squeue -j {running[-1]}")
+            raise RunError(
+                f"job {running[-1]} still ends after {CANCEL_SECONDS} s; look at: squeue -j "
+                f"{running[-1]}"
+            )
         time.sleep(0.5)
-    print(f"cancelled job {', '.join(running)}" if running else "no job of this run is in the queue")
+    print(
+        f"cancelled job {', '.join(running)}" if running else "no job of this run is in the queue"
+    )
     return 0
 
 

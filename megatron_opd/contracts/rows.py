@@ -1,7 +1,8 @@
-"""What travels between the stations: prompts, rollouts, the teacher's signals. NumPy only, no torch.
+"""What travels between the stations: prompts, rollouts, the teacher's signals. NumPy only, no
+torch.
 
-A *completion token* is a token the student sampled (or, for supervised data, a token of the trace). Every per-token
-array below covers completion tokens only, in order.
+A *completion token* is a token the student sampled (or, for supervised data, a token of the trace).
+Every per-token array below covers completion tokens only, in order.
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ class Prompt:
     token_ids: np.ndarray  # int32 [prompt tokens]
     trace: str | None = None  # a worked response, for supervised methods
     trace_ids: np.ndarray | None = None  # int32, the last one is an end
-    first_sample: int = 0  # number of its first sample: a prompt that a step draws again gets further samples
+    # number of its first sample: a prompt that a step draws again gets further samples
+    first_sample: int = 0
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,20 @@ class Rollout:
     prompt: Prompt
     sample: int  # prompt.first_sample .. + samples_per_prompt-1
     token_ids: np.ndarray  # int32 [T], the end included when it was sampled
-    logprobs: np.ndarray  # float32 [T], the engine's own, of the distribution it sampled from; 0 where given
+    # float32 [T], the engine's own, of the distribution it sampled from; 0 where given
+    logprobs: np.ndarray
     text: str  # decoded completion without special tokens
     finish_reason: str  # "stop" (the last token is an end) | "length"
     policy_version: int  # version of the weights that sampled it; -1 for a trace
-    group: int = 0  # position of its prompt in the step; rollouts of one group share their reward statistics
+    # position of its prompt in the step; rollouts of one group share their reward statistics
+    group: int = 0
     reward: float = 0.0
-    reward_reason: str = "unscored"  # why the reward is what it is: "correct", "wrong", "no_answer", "timeout", ...
-    by_teacher: np.ndarray | None = None  # bool [T], tokens that the teacher drew in the student's place; logprob 0
-    given: int = 0  # leading tokens that the student did not sample: all of a trace, those of a prefix
+    # why the reward is what it is: "correct", "wrong", "no_answer", "timeout", ...
+    reward_reason: str = "unscored"
+    # bool [T], tokens that the teacher drew in the student's place; logprob 0
+    by_teacher: np.ndarray | None = None
+    # leading tokens that the student did not sample: all of a trace, those of a prefix
+    given: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -64,19 +71,22 @@ class Rollout:
 
 @dataclass(frozen=True)
 class TeacherSignals:
-    """What the teacher says at each of the T completion tokens of a list of rollouts, flat in rollout order."""
+    """What the teacher says at each of the T completion tokens of a list of rollouts, flat in
+    rollout order."""
 
     argmax_ids_T: np.ndarray  # int32, the teacher's most likely token after the student's prefix
     logprobs_T: np.ndarray  # float32, the teacher's logprob of the student's token
     entropy_T: np.ndarray  # float32, nats
-    topk_ids_TK: np.ndarray | None = None  # int32, the k most likely tokens, best first; None where no term asks
+    # int32, the k most likely tokens, best first; None where no term asks
+    topk_ids_TK: np.ndarray | None = None
     topk_logprobs_TK: np.ndarray | None = None  # float32, of these, under the whole softmax
 
     def part(self, tokens: slice) -> "TeacherSignals":
         columns = (self.argmax_ids_T, self.logprobs_T, self.entropy_T)
         best = (self.topk_ids_TK, self.topk_logprobs_TK)
         return TeacherSignals(
-            *(column[tokens] for column in columns), *(None if each is None else each[tokens] for each in best)
+            *(column[tokens] for column in columns),
+            *(None if each is None else each[tokens] for each in best),
         )
 
 
@@ -93,7 +103,8 @@ class StudentSignals:
 
 @dataclass(frozen=True)
 class Signals:
-    """Everything the models say of the completion tokens of a list of rollouts. `None`: no term reads it."""
+    """Everything the models say of the completion tokens of a list of rollouts. `None`: no term
+    reads it."""
 
     teacher: TeacherSignals | None = None
     reference_logprobs_T: np.ndarray | None = None  # float32, of the student as the run found it

@@ -1,11 +1,13 @@
-"""Weights from one directory format to the other: Hugging Face, and Megatron's distributed checkpoint.
+"""Weights from one directory format to the other: Hugging Face, and Megatron's distributed
+checkpoint.
 
     .OUT.partial/       while it is being written; the same command, given again, goes on with its whole files
       conversion.json   what is converted to what
       NAME.done         beside every file that is on disk and was read back: its size, SHA-256 and contents
 
-Files are independent of each other, so processes share them out and need not speak to each other. The process that the
-user started checks the source's checksums meanwhile, and completes the directory in the end.
+Files are independent of each other, so processes share them out and need not speak to each other.
+The process that the user started checks the source's checksums meanwhile, and completes the
+directory in the end.
 """
 
 import contextlib
@@ -23,11 +25,23 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from megatron_opd.architectures.architecture import Architecture, architecture_of, config_changes, read_architecture
+from megatron_opd.architectures.architecture import (
+    Architecture,
+    architecture_of,
+    config_changes,
+    read_architecture,
+)
 from megatron_opd.conversion.directions import Conversion, ToHf, ToMegatron
 from megatron_opd.conversion.sealed import DONE, Report, write_files
 from megatron_opd.errors import DataError, Interrupted
-from megatron_opd.files.manifest import MANIFEST, FileRecord, damage_of, read_manifest, sync, write_manifest
+from megatron_opd.files.manifest import (
+    MANIFEST,
+    FileRecord,
+    damage_of,
+    read_manifest,
+    sync,
+    write_manifest,
+)
 from megatron_opd.recipe.load import load_config
 from megatron_opd.weights.distributed import DistributedCheckpoint
 from megatron_opd.weights.hf import INDEX, check_out_dir, copy_companions
@@ -55,17 +69,27 @@ class Job:
     def describe(self) -> dict[str, Any]:
         """What a conversion to be continued must have in common with this one."""
         files = sorted(path for path in self.source.rglob("*") if path.is_file())
-        stats = {str(path.relative_to(self.source)): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+        stats = {
+            str(path.relative_to(self.source)): [path.stat().st_size, path.stat().st_mtime_ns]
+            for path in files
+        }
         names = list(self.conversion.files)
-        return {"source": str(self.source.resolve()), "dtype": str(self.conversion.dtype), "files": names, **stats}
+        return {
+            "source": str(self.source.resolve()),
+            "dtype": str(self.conversion.dtype),
+            "files": names,
+            **stats,
+        }
 
 
 def convert(source: str, out: str, *, dtype: str | None = None, nproc: int = 1) -> Path:
-    """Writes the weights of `source` to `out` in the other format, in `dtype` (a key of DTYPES; None: as they are).
+    """Writes the weights of `source` to `out` in the other format, in `dtype` (a key of DTYPES;
+    None: as they are).
 
-    `source` is a Hugging Face directory, one that `run` wrote, or RUN/checkpoints/step-NNNNNN. The layout it was
-    trained in does not matter. Every tensor is read back and compared bit for bit; `out` appears when all is well.
-    Raises DataError when `source` is not a whole model or `out` exists, RunError when a file does not read back.
+    `source` is a Hugging Face directory, one that `run` wrote, or RUN/checkpoints/step-NNNNNN. The
+    layout it was trained in does not matter. Every tensor is read back and compared bit for bit;
+    `out` appears when all is well. Raises DataError when `source` is not a whole model or `out`
+    exists, RunError when a file does not read back.
     """
     target = Path(out)
     check_out_dir(target)
@@ -77,13 +101,17 @@ def convert(source: str, out: str, *, dtype: str | None = None, nproc: int = 1) 
         pool = ThreadPoolExecutor(2)
         closing.callback(pool.shutdown, cancel_futures=True)
         manifest = (read_manifest(job.source) or {}).items()
-        checks = [pool.submit(_check_file, job.source, name, expected) for name, expected in manifest]
+        checks = [
+            pool.submit(_check_file, job.source, name, expected) for name, expected in manifest
+        ]
         try:
             if nproc > 1:
                 _launch(nproc, source, out, dtype)
             else:
                 report = closing.enter_context(_reporter(job))
-                write_files(job.conversion, partial, list(job.conversion.files), report, pool, checks)
+                write_files(
+                    job.conversion, partial, list(job.conversion.files), report, pool, checks
+                )
             for check in checks:
                 check.result()
         except DataError:
@@ -91,10 +119,14 @@ def convert(source: str, out: str, *, dtype: str | None = None, nproc: int = 1) 
             shutil.rmtree(partial)
             raise
         except KeyboardInterrupt:
-            raise Interrupted(f"stopped; the same command goes on with what {partial} holds") from None
+            raise Interrupted(
+                f"stopped; the same command goes on with what {partial} holds"
+            ) from None
         _complete(job, partial, target)
     count = len(hf_shapes(weight_table(job.arch)))
-    print(f"{target}: {count} tensors in {_NAMES[job.conversion.dtype]}, each read back and compared")
+    print(
+        f"{target}: {count} tensors in {_NAMES[job.conversion.dtype]}, each read back and compared"
+    )
     return target
 
 
@@ -107,9 +139,10 @@ def work(source: str, out: str, *, dtype: str | None) -> None:
         write_files(job.conversion, _partial(Path(out)), names, _line(job), pool, [])
 
 
-# ---------------------------------------------------------------------------------------------------------- the source
+# --------------------------------------------------------------------------------------- the source
 def open_job(source: Path, dtype: str | None) -> Job:
-    """Tells the direction from what `source` holds, and checks it as far as headers and sizes of files go."""
+    """Tells the direction from what `source` holds, and checks it as far as headers and sizes of
+    files go."""
     if not source.is_dir():
         there = ", ".join(sorted(path.name for path in source.parent.glob("step-*")))
         raise DataError(f"{source}: no such directory" + (f"; there are {there}" if there else ""))
@@ -143,10 +176,14 @@ def _from_megatron(source: Path, dtype: str | None) -> Job:
         companions, arch = Path(student.path), architecture_of(student)
         changes = config_changes(companions, arch)
     else:
-        raise DataError(f"{source}: not a checkpoint of a run (no {recipe}); give RUN/checkpoints/step-NNNNNN")
+        raise DataError(
+            f"{source}: not a checkpoint of a run (no {recipe}); give RUN/checkpoints/step-NNNNNN"
+        )
     checkpoint = DistributedCheckpoint(source / "model")
     stored = {checkpoint.check(arch)}
-    return Job(ToHf(checkpoint, arch, _dtype(dtype, stored, source)), source, companions, arch, changes)
+    return Job(
+        ToHf(checkpoint, arch, _dtype(dtype, stored, source)), source, companions, arch, changes
+    )
 
 
 def _dtype(name: str | None, stored: set[Any], source: Path) -> torch.dtype:
@@ -162,7 +199,10 @@ def _refuse_at_once(source: Path) -> None:
     """Missing files, wrong sizes, and the contents of small files: what the others are read by."""
     manifest = read_manifest(source)
     if manifest is None:
-        raise DataError(f"{source}: {MANIFEST} is missing or unreadable; give a checkpoint that was written to its end")
+        raise DataError(
+            f"{source}: {MANIFEST} is missing or unreadable; give a checkpoint that was written to "
+            "its end"
+        )
     for name, expected in manifest.items():
         _check_file(source, name, expected, contents=expected["bytes"] < _SMALL)
 
@@ -172,7 +212,7 @@ def _check_file(source: Path, name: str, expected: FileRecord, *, contents: bool
         raise DataError(f"{source}: {problem}; convert another checkpoint, or copy this one again")
 
 
-# ------------------------------------------------------------------------------------------------------- the directory
+# ------------------------------------------------------------------------------------ the directory
 def _partial(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
@@ -186,7 +226,9 @@ def _locked(partial: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise DataError(f"{partial}: another process is writing it; wait for that one, or name another OUT") from None
+        raise DataError(
+            f"{partial}: another process is writing it; wait for that one, or name another OUT"
+        ) from None
     finally:
         os.close(descriptor)
 
@@ -219,10 +261,12 @@ def _complete(job: Job, partial: Path, target: Path) -> None:
     sync(target.parent)
 
 
-# ----------------------------------------------------------------------------------------------- processes, progress
+# ------------------------------------------------------------------------------ processes, progress
 def _launch(nproc: int, source: str, out: str, dtype: str | None) -> None:
     options = ["--dtype", dtype] if dtype else []
-    raise_outcome(*torchrun.run_workers(nproc, ["-m", "megatron_opd", "convert", source, out, *options]))
+    raise_outcome(
+        *torchrun.run_workers(nproc, ["-m", "megatron_opd", "convert", source, out, *options])
+    )
 
 
 @contextlib.contextmanager

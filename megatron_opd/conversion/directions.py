@@ -1,4 +1,5 @@
-"""The two directions of a conversion, file by file: what a file holds, how it is written, what it reads back as."""
+"""The two directions of a conversion, file by file: what a file holds, how it is written, what it
+reads back as."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ FILE_BYTES = 5 * 10**8  # also how much is done anew after a crash
 
 
 class Conversion(Protocol):
-    """`files` names every file of tensors, relative to the new directory. They can be written in any order."""
+    """`files` names every file of tensors, relative to the new directory. They can be written in
+    any order."""
 
     @property
     def files(self) -> Mapping[str, Sequence[Piece]]: ...
@@ -38,10 +40,12 @@ class Conversion(Protocol):
         """Writes file `name`; what it returns is handed to `differing` and `finish`."""
 
     def differing(self, file: CheckedFile, name: str, records: Records) -> str | None:
-        """Reads a file again, in order: the first tensor that is not its source bit for bit, or None."""
+        """Reads a file again, in order: the first tensor that is not its source bit for bit, or
+        None."""
 
     def finish(self, directory: Path, records: Mapping[str, Records]) -> None:
-        """Adds what makes the files a checkpoint, and holds all names, shapes and dtypes against the model's."""
+        """Adds what makes the files a checkpoint, and holds all names, shapes and dtypes against
+        the model's."""
 
 
 class ToMegatron:
@@ -71,7 +75,9 @@ class ToMegatron:
 class ToHf:
     """A distributed checkpoint -> safetensors."""
 
-    def __init__(self, source: DistributedCheckpoint, arch: Architecture, dtype: torch.dtype) -> None:
+    def __init__(
+        self, source: DistributedCheckpoint, arch: Architecture, dtype: torch.dtype
+    ) -> None:
         self.source, self.arch = source, arch
         self.dtype: torch.dtype = dtype
         groups = _groups(pieces_of(arch), dtype)
@@ -94,16 +100,23 @@ class ToHf:
         check_hf(directory, self.arch)
 
     def _shapes(self, name: str) -> dict[str, Shape]:
-        return {tensor: shape for piece in self.files[name] for tensor, shape in piece.hf_shapes.items()}
+        return {
+            tensor: shape for piece in self.files[name] for tensor, shape in piece.hf_shapes.items()
+        }
 
 
 def _groups(pieces: Sequence[Piece], dtype: torch.dtype) -> list[list[Piece]]:
-    groups = group_by_size({i: piece.shape for i, piece in enumerate(pieces)}, dtype.itemsize, FILE_BYTES)
+    groups = group_by_size(
+        {i: piece.shape for i, piece in enumerate(pieces)}, dtype.itemsize, FILE_BYTES
+    )
     return [[pieces[i] for i in group] for group in groups]
 
 
 def _differing(
-    pieces: Sequence[Piece], stored: PieceReader, hf: HfCheckpoint | SafetensorsFile, dtype: torch.dtype
+    pieces: Sequence[Piece],
+    stored: PieceReader,
+    hf: HfCheckpoint | SafetensorsFile,
+    dtype: torch.dtype,
 ) -> str | None:
     for piece in pieces:
         for name, blocks in piece.hf_blocks(stored):

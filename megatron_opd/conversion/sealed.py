@@ -1,4 +1,5 @@
-"""The files of a conversion: written, read back, and marked as done once every tensor in them is its source.
+"""The files of a conversion: written, read back, and marked as done once every tensor in them is
+its source.
 
 NAME.done, beside such a file, has its size and SHA-256, and what its format says of its contents.
 """
@@ -25,7 +26,8 @@ def write_files(
     pool: Executor,
     checks: list[Future[None]],
 ) -> None:
-    """Writes each file; the one before is read back meanwhile. Stops when a check of the source fails."""
+    """Writes each file; the one before is read back meanwhile. Stops when a check of the source
+    fails."""
     sealed = []
     for name in names:
         for check in checks:

@@ -1,1 +1,2 @@
-"""`megatron-opd doctor`: what is installed, and whether a recipe's layout and method compute what they should."""
+"""`megatron-opd doctor`: what is installed, and whether a recipe's layout and method compute what
+they should."""

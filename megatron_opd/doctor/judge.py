@@ -9,23 +9,31 @@ from megatron_opd.methods.needs import active, needs_of
 from megatron_opd.recipe.keys import RunConfig
 
 Metrics = dict[str, float]
-FIRST, LATER = 1e-4, 1e-3  # relative deviation of loss and gradient norm; of updates after the weights have moved
+# relative deviation of loss and gradient norm; of updates after the weights have moved
+FIRST, LATER = 1e-4, 1e-3
 ZERO = 1e-3  # a gradient, relative to that of another teacher
 CHANGE = 1e-5  # relative; on one layout an update repeats itself
 REFIT = 1e-4  # mean difference of logprobs, nats
 SCALE = 0.1  # losses below it count as this large: a policy gradient's is near 0
 
 
-def judge(config: RunConfig, nproc: int, on_layout: dict[str, Any], on_one: list[Metrics]) -> Iterator[Finding]:
-    """`on_layout`: what `measure` found on the recipe's layout; `on_one`: what `measure_updates` did on one process."""
+def judge(
+    config: RunConfig, nproc: int, on_layout: dict[str, Any], on_one: list[Metrics]
+) -> Iterator[Finding]:
+    """`on_layout`: what `measure` found on the recipe's layout; `on_one`: what `measure_updates`
+    did on one process."""
     yield _gradients(config, nproc, on_layout["updates"], on_one)
     yield _own_teacher(config, on_layout)
     yield _other_teacher(config, on_layout)
     yield _refit(config, on_layout)
 
 
-def _gradients(config: RunConfig, nproc: int, ours: list[Metrics], theirs: list[Metrics]) -> Finding:
-    layouts = f"student {config.student.layout}" + (f", teacher {config.teacher.layout}" if config.teacher else "")
+def _gradients(
+    config: RunConfig, nproc: int, ours: list[Metrics], theirs: list[Metrics]
+) -> Finding:
+    layouts = f"student {config.student.layout}" + (
+        f", teacher {config.teacher.layout}" if config.teacher else ""
+    )
     worst, passed = 0.0, len(ours) == len(theirs)
     for number, (mine, one) in enumerate(zip(ours, theirs, strict=False)):
         deviation = _deviation(mine, one)
@@ -37,29 +45,51 @@ def _gradients(config: RunConfig, nproc: int, ours: list[Metrics], theirs: list[
     text = f"{len(ours)} updates of {config.method.name} on {nproc} processes ({layouts}): loss and gradient norm "
     if passed:
         return Finding("ok", "gradients", f"{text}are those of one process, to {worst:.0e}")
-    return Finding("fail", "gradients", f"{text}differ from those of one process by {worst:.0e}: {_pair(ours, theirs)}")
+    return Finding(
+        "fail",
+        "gradients",
+        f"{text}differ from those of one process by {worst:.0e}: {_pair(ours, theirs)}",
+    )
 
 
 def _own_teacher(config: RunConfig, found: dict[str, Any]) -> Finding:
     subject = "teacher = student"
     if "own_teacher" not in found:
-        return Finding("ok", subject, f"does not apply: no term of {config.method.name} is a distance from the teacher")
+        return Finding(
+            "ok",
+            subject,
+            f"does not apply: no term of {config.method.name} is a distance from the teacher",
+        )
     own, real = found["own_teacher"][0], found["distance"][0]
-    names = [key.split("/")[1] for key in own if key.startswith("objective/") and key.endswith("/loss")]
+    names = [
+        key.split("/")[1] for key in own if key.startswith("objective/") and key.endswith("/loss")
+    ]
     loss, norm, usual = abs(own["train/loss"]), own["train/grad_norm"], real["train/grad_norm"]
     text = f"{', '.join(names)}: loss {loss:.0e}, gradient norm {norm:.0e}, with another teacher {usual:.0e}"
     passed = loss <= ZERO * SCALE and norm <= ZERO * usual
-    return Finding("ok" if passed else "fail", subject, text + ("" if passed else "; the first two should be 0"))
+    return Finding(
+        "ok" if passed else "fail",
+        subject,
+        text + ("" if passed else "; the first two should be 0"),
+    )
 
 
 def _other_teacher(config: RunConfig, found: dict[str, Any]) -> Finding:
     subject, needs = "other teacher", needs_of(active(config.method, 0))
     if not (needs.teacher or needs.teacher_head) or "other_teacher" not in found:
-        return Finding("ok", subject, f"does not apply: {config.method.name} reads no teacher at its first step")
+        return Finding(
+            "ok",
+            subject,
+            f"does not apply: {config.method.name} reads no teacher at its first step",
+        )
     change = _deviation(found["other_teacher"][0], found["updates"][0])
     if CHANGE < change < math.inf:
-        return Finding("ok", subject, f"other teacher weights change loss or gradient norm by {change:.0e}")
-    return Finding("fail", subject, f"other teacher weights change loss and gradient norm by {change:.0e}")
+        return Finding(
+            "ok", subject, f"other teacher weights change loss or gradient norm by {change:.0e}"
+        )
+    return Finding(
+        "fail", subject, f"other teacher weights change loss and gradient norm by {change:.0e}"
+    )
 
 
 def _refit(config: RunConfig, found: dict[str, Any]) -> Finding:
@@ -70,7 +100,8 @@ def _refit(config: RunConfig, found: dict[str, Any]) -> Finding:
     mean, largest, stale = (found["refit"][key] for key in ("mean", "max", "stale"))
     text = (
         f"engine and trainer differ by {mean:.0e} nats a token (at most {largest:.0e}) over "
-        f"{found['refit']['tokens']} tokens at temperature {config.rollout.temperature:g}; before it by {stale:.0e}"
+        f"{found['refit']['tokens']} tokens at temperature {config.rollout.temperature:g}; before "
+        f"it by {stale:.0e}"
     )
     return Finding("ok" if mean <= REFIT and stale > 10 * REFIT else "fail", "refit", text)
 
@@ -78,7 +109,9 @@ def _refit(config: RunConfig, found: dict[str, Any]) -> Finding:
 def _deviation(mine: Metrics, one: Metrics) -> float:
     """The larger of the two relative deviations; infinite where one is no number."""
     scales = {"train/loss": SCALE, "train/grad_norm": 1e-6}
-    deviations = [abs(mine[key] - one[key]) / max(abs(one[key]), scale) for key, scale in scales.items()]
+    deviations = [
+        abs(mine[key] - one[key]) / max(abs(one[key]), scale) for key, scale in scales.items()
+    ]
     return max(each if math.isfinite(each) else math.inf for each in deviations)
 
 

@@ -31,13 +31,22 @@ def measure(config: RunConfig) -> dict[str, Any]:
     found: dict[str, Any] = {"updates": measure_updates(config)}
     if config.teacher:
         other = replace(config.teacher, path=config.teacher.path + OTHER)
-        found["other_teacher"] = updates(assemble(replace(config, teacher=other)), rollouts, steps=1)
+        found["other_teacher"] = updates(
+            assemble(replace(config, teacher=other)), rollouts, steps=1
+        )
     if method := vanishing(config.method, vocab_size):
         assert config.teacher is not None, "its terms read the teacher"
         distances = replace(config, method=method)
-        layout = replace(config.teacher.layout, expert_model_parallel_size=1, expert_tensor_parallel_size=1)
-        itself = replace(distances, teacher=replace(config.teacher, **(vars(config.student) | {"layout": layout})))
-        found["own_teacher"], found["distance"] = (_on_policy(each, vocab_size) for each in (itself, distances))
+        layout = replace(
+            config.teacher.layout, expert_model_parallel_size=1, expert_tensor_parallel_size=1
+        )
+        itself = replace(
+            distances,
+            teacher=replace(config.teacher, **(vars(config.student) | {"layout": layout})),
+        )
+        found["own_teacher"], found["distance"] = (
+            _on_policy(each, vocab_size) for each in (itself, distances)
+        )
     if needs_of(config.method).rollouts and importlib.util.find_spec("vllm"):
         found["refit"] = refit(config, rollouts)
     return found
@@ -54,7 +63,9 @@ def updates(models: Models, rollouts: list[Rollout], *, steps: int) -> list[Metr
     found = []
     for step in range(steps):
         signals = models.signals(rollouts, step)
-        signals = replace(signals, student=models.trainer.signals(rollouts) if models.needs.student_pass else None)
+        signals = replace(
+            signals, student=models.trainer.signals(rollouts) if models.needs.student_pass else None
+        )
         build = partial(columns, models, rollouts, signals, step)
         found += [finish(sums) for sums in models.trainer.step(rollouts, build, step=step)]
         learn_rewards(models, rollouts, signals, step)
@@ -71,7 +82,8 @@ def _on_policy(config: RunConfig, vocab_size: int) -> list[Metrics]:
 def refit(config: RunConfig, rollouts: list[Rollout]) -> Metrics:
     """The recipe's engines get the student's weights, then those of another one, and sample.
 
-    `mean` and `max`: difference of their logprobs from the trainer's; `stale`: the mean from the first weights.
+    `mean` and `max`: difference of their logprobs from the trainer's; `stale`: the mean from the
+    first weights.
     """
     from megatron_opd.refit.push import push
     from megatron_opd.runs.run import open_engine
@@ -83,17 +95,28 @@ def refit(config: RunConfig, rollouts: list[Rollout]) -> Metrics:
     with contextlib.ExitStack() as closing:
         engine = open_engine(config, closing)
         for version, student in enumerate((before.student, models.student)):
-            push(iter_hf_tensors(student.bare_chunks, student.arch, student.parallel), engine, version)
+            push(
+                iter_hf_tensors(student.bare_chunks, student.arch, student.parallel),
+                engine,
+                version,
+            )
         prompts = list({r.prompt.index: r.prompt for r in rollouts}.values())
         mine = engine.generate(
-            groups.share(prompts), version=1, step=1, samples_per_prompt=2, temperature=temperature, seed=0,
+            groups.share(prompts),
+            version=1,
+            step=1,
+            samples_per_prompt=2,
+            temperature=temperature,
+            seed=0,
             max_completion_tokens=config.rollout.max_completion_tokens,
-        )  # fmt: skip
+        )
     sampled = groups.gather_shares(mine)
     logprobs_T = np.concatenate([r.logprobs for r in sampled])
     difference_T = np.abs(logprobs_T - models.trainer.signals(sampled).logprobs_T)
     stale_T = np.abs(logprobs_T - before.trainer.signals(sampled).logprobs_T)
     return {
-        "mean": float(difference_T.mean()), "max": float(difference_T.max()), "stale": float(stale_T.mean()),
+        "mean": float(difference_T.mean()),
+        "max": float(difference_T.max()),
+        "stale": float(stale_T.mean()),
         "tokens": len(difference_T),
-    }  # fmt: skip
+    }

@@ -20,13 +20,21 @@ def check_packages() -> Iterator[Finding]:
     for subject, check in CHECKS.items():
         try:
             yield check(subject)
-        except Exception as error:  # an import or a probe can fail in any way; the line is the report
-            yield Finding("fail", subject, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        except (
+            Exception
+        ) as error:  # an import or a probe can fail in any way; the line is the report
+            yield Finding(
+                "fail", subject, f"{type(error).__name__}: {' '.join(str(error).split())}"
+            )
 
 
 def _python(subject: str) -> Finding:
     fits = sys.version_info[:2] == (3, 12)
-    return Finding("ok" if fits else "fail", subject, platform.python_version() + ("" if fits else ", needs 3.12"))
+    return Finding(
+        "ok" if fits else "fail",
+        subject,
+        platform.python_version() + ("" if fits else ", needs 3.12"),
+    )
 
 
 def _package(subject: str) -> Finding:
@@ -39,7 +47,9 @@ def _package(subject: str) -> Finding:
 def _torch(subject: str) -> Finding:
     import torch
 
-    return Finding("ok", subject, f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}")
+    return Finding(
+        "ok", subject, f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}"
+    )
 
 
 def _device(subject: str) -> Finding:
@@ -53,7 +63,9 @@ def _device(subject: str) -> Finding:
         return Finding("fail", subject, str(error))
     if kind == "cpu":
         return Finding("warn", subject, f"the host, with gloo, much slower than a GPU: {reason}")
-    names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    names = ", ".join(
+        torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())
+    )
     return Finding("ok", subject, f"{names}: {reason}")
 
 
@@ -64,9 +76,15 @@ def _vllm(subject: str) -> Finding:
         except metadata.PackageNotFoundError:
             continue
         if importlib.util.find_spec("vllm") is None:
-            return Finding("fail", subject, f"{name} {version} is registered but has no module `vllm`; reinstall it")
+            return Finding(
+                "fail",
+                subject,
+                f"{name} {version} is registered but has no module `vllm`; reinstall it",
+            )
         return Finding("ok", subject, f"{name} {version}")
-    return Finding("fail", subject, "not installed: nothing can be sampled; install the extra `cpu` or `gpu`")
+    return Finding(
+        "fail", subject, "not installed: nothing can be sampled; install the extra `cpu` or `gpu`"
+    )
 
 
 def _math_verify(subject: str) -> Finding:
@@ -84,27 +102,34 @@ def _gloo(subject: str) -> Finding:
     from torch import distributed
 
     store = distributed.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=timedelta(seconds=10))
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=10))
+    distributed.init_process_group(
+        "gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=10)
+    )
     try:
         total = torch.ones(1)
         distributed.all_reduce(total)
     finally:
         distributed.destroy_process_group()
-    return Finding("ok" if total.item() == 1 else "fail", subject, "a process group over 127.0.0.1 reduces")
+    return Finding(
+        "ok" if total.item() == 1 else "fail", subject, "a process group over 127.0.0.1 reduces"
+    )
 
 
 def _optional(module: str, cost: str) -> Callable[[str], Finding]:
     def check(subject: str) -> Finding:
         if importlib.util.find_spec(module) is None:
             return Finding("warn", subject, f"not installed: {cost}")
-        importlib.import_module(module)  # compiled against another torch, it is found but does not import
+        # compiled against another torch, it is found but does not import
+        importlib.import_module(module)
         return Finding("ok", subject, "imports")
 
     return check
 
 
 def _cores(subject: str) -> Finding:
-    return Finding("ok", subject, f"{len(os.sched_getaffinity(0))} for this process, of {os.cpu_count()}")
+    return Finding(
+        "ok", subject, f"{len(os.sched_getaffinity(0))} for this process, of {os.cpu_count()}"
+    )
 
 
 def _bfloat16(subject: str) -> Finding:
@@ -116,7 +141,9 @@ def _bfloat16(subject: str) -> Finding:
         return Finding("ok", subject, f"in this CPU's instructions: {', '.join(has)}")
     lacking = " nor ".join(names)
     return Finding(
-        "warn", subject, f"not in this CPU's instructions ({lacking}): there about 7 times slower than float32"
+        "warn",
+        subject,
+        f"not in this CPU's instructions ({lacking}): there about 7 times slower than float32",
     )
 
 
@@ -146,7 +173,9 @@ CHECKS: dict[str, Callable[[str], Finding]] = {
     "transformers": _package,
     "math-verify": _math_verify,
     "gloo": _gloo,
-    "Transformer Engine": _optional("transformer_engine", "local layers: unfused norms, no FP8, no fused attention"),
+    "Transformer Engine": _optional(
+        "transformer_engine", "local layers: unfused norms, no FP8, no fused attention"
+    ),
     "FlashAttention": _optional("flash_attn", "not needed: attention through torch's own kernels"),
     "Apex": _optional("amp_C", "gradient norms and Adam through torch: slower optimizer steps"),
     "cores": _cores,

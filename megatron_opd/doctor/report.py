@@ -18,8 +18,8 @@ from megatron_opd.recipe.load import dump_config
 def print_report(config: RunConfig | None, nproc: int | None = None) -> int:
     """Prints one line per check. Returns 1 if any failed, else 0.
 
-    With a recipe: its pre-flight checks, and then small random models of its kinds on its layout, in `nproc` processes
-    (None: as few as it needs).
+    With a recipe: its pre-flight checks, and then small random models of its kinds on its layout,
+    in `nproc` processes (None: as few as it needs).
     """
     failed = False
     for finding in _findings(config, nproc):
@@ -49,7 +49,9 @@ def _preflight(config: RunConfig, nproc: int | None) -> Iterator[Finding]:
     except OpdError as error:
         yield Finding("fail", subject, str(error))
     else:
-        yield Finding("ok", subject, "the recipe, its models and its data pass every pre-flight check")
+        yield Finding(
+            "ok", subject, "the recipe, its models and its data pass every pre-flight check"
+        )
 
 
 def check_layout(config: RunConfig, nproc: int, folder: Path) -> Iterator[Finding]:

@@ -12,25 +12,32 @@ from megatron_opd.recipe.keys import RunConfig
 
 
 def recorded(config: RunConfig, vocab_size: int) -> list[Rollout]:
-    """`num_prompts` groups of random completions with rewards 0 and 1, by a policy that is not the student's."""
+    """`num_prompts` groups of random completions with rewards 0 and 1, by a policy that is not the
+    student's."""
     rng = np.random.default_rng(7)
     longest = config.rollout.max_completion_tokens
     rollouts = []
     for group in range(config.rollout.num_prompts):
-        prompt = Prompt(group, "", "", "", rng.integers(2, vocab_size, rng.integers(1, 9)).astype(np.int32))
+        prompt = Prompt(
+            group, "", "", "", rng.integers(2, vocab_size, rng.integers(1, 9)).astype(np.int32)
+        )
         for sample in range(config.rollout.samples_per_prompt):
             length = int(rng.integers(1, longest))
             token_ids = rng.integers(2, vocab_size, length).astype(np.int32)
             logprobs = rng.normal(-3, 0.5, length).astype(np.float32)
-            reward = float((group + sample) % 3 == 0 and group % 4 != 3)  # some groups have no right one
+            # some groups have no right one
+            reward = float((group + sample) % 3 == 0 and group % 4 != 3)
             rollouts.append(
-                Rollout(prompt, sample, token_ids, logprobs, "", "stop", 0, group=group, reward=reward)
-            )  # fmt: skip
+                Rollout(
+                    prompt, sample, token_ids, logprobs, "", "stop", 0, group=group, reward=reward
+                )
+            )
     return as_read_by(config.method, rollouts)
 
 
 def as_read_by(method: MethodConfig, rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """Where a method learns from traces, or mixes them in, some rollouts become one; some get a given prefix, or tokens
+    """Where a method learns from traces, or mixes them in, some rollouts become one; some get a
+    given prefix, or tokens
     that the teacher drew.
     """
     if not needs_of(method).rollouts:
@@ -38,7 +45,10 @@ def as_read_by(method: MethodConfig, rollouts: Sequence[Rollout]) -> list[Rollou
     if method.traces_per_group:
         return [replace(r, given=r.num_tokens * (i % 4 == 3)) for i, r in enumerate(rollouts)]
     if method.teacher_share:
-        return [replace(r, by_teacher=np.arange(r.num_tokens) % 3 == i % 3) for i, r in enumerate(rollouts)]
+        return [
+            replace(r, by_teacher=np.arange(r.num_tokens) % 3 == i % 3)
+            for i, r in enumerate(rollouts)
+        ]
     if method.prefix:
         return [replace(r, given=min(i % 3, r.num_tokens - 1)) for i, r in enumerate(rollouts)]
     return list(rollouts)
@@ -47,4 +57,7 @@ def as_read_by(method: MethodConfig, rollouts: Sequence[Rollout]) -> list[Rollou
 def with_logprobs(rollouts: Sequence[Rollout], logprobs_T: np.ndarray) -> list[Rollout]:
     """As if the policy of these logprobs, flat over all tokens, had sampled them."""
     ends = np.cumsum([r.num_tokens for r in rollouts])
-    return [replace(r, logprobs=part) for r, part in zip(rollouts, np.split(logprobs_T, ends[:-1]), strict=True)]
+    return [
+        replace(r, logprobs=part)
+        for r, part in zip(rollouts, np.split(logprobs_T, ends[:-1]), strict=True)
+    ]

@@ -1,4 +1,5 @@
-"""A recipe's models in small: random weights, and every switch of their config.json that changes what is computed."""
+"""A recipe's models in small: random weights, and every switch of their config.json that changes
+what is computed."""
 
 import math
 import shutil
@@ -21,25 +22,32 @@ OTHER = "_other"
 
 
 def shrink(config: RunConfig, folder: Path, nproc: int) -> RunConfig:
-    """Writes `folder`/student, student_other, teacher and teacher_other; returns the recipe on the first of each.
+    """Writes `folder`/student, student_other, teacher and teacher_other; returns the recipe on the
+    first of each.
 
-    Layouts, method and temperature stay; numbers are float32, so that layouts can be compared; the learning rate is
-    one that moves a small model.
+    Layouts, method and temperature stay; numbers are float32, so that layouts can be compared; the
+    learning rate is one that moves a small model.
     """
     models = [model for model in (config.student, config.teacher) if model]
     sizes = sorted({architecture_of(model).vocab_size for model in models})
-    # The order of sizes stays, and what is left over when they are divided among tensor-parallel ranks.
+    # The order of sizes stays, and what is left over when they are divided among tensor-parallel
+    # ranks.
     vocabularies = {size: 64 * (2 + rank) + size % 64 for rank, size in enumerate(sizes)}
     layouts = [model.layout for model in models]
     for seed, (name, model) in enumerate(zip(("student", "teacher"), models, strict=False)):
         arch = architecture_of(model)
         small = _small_config(model, arch, layouts, vocabularies[arch.vocab_size])
-        # One tokenizer: that which real vocabularies have in common is more than the small ones hold.
+        # One tokenizer: that which real vocabularies have in common is more than the small ones
+        # hold.
         _write(small, Path(config.student.path), folder / name, seed=2 * seed)
         _write(small, Path(config.student.path), folder / f"{name}{OTHER}", seed=2 * seed + 1)
     updates = config.train.updates_per_step
-    replicas = (nproc - sum(config.processes_apart.values())) // config.student.layout.model_parallel_size
-    optimizer = replace(config.train.optimizer, lr=1e-3, min_lr=0.0, schedule="constant", warmup_steps=0)
+    replicas = (
+        nproc - sum(config.processes_apart.values())
+    ) // config.student.layout.model_parallel_size
+    optimizer = replace(
+        config.train.optimizer, lr=1e-3, min_lr=0.0, schedule="constant", warmup_steps=0
+    )
     return replace(
         config,
         student=replace(config.student, path=str(folder / "student")),
@@ -49,7 +57,10 @@ def shrink(config: RunConfig, folder: Path, nproc: int) -> RunConfig:
         max_sequence_length=LONGEST,
         eval=None,
         train=replace(
-            config.train, optimizer=optimizer, micro_batch_tokens=LONGEST * 3 // 2, loss_scale=LossScaleConfig()
+            config.train,
+            optimizer=optimizer,
+            micro_batch_tokens=LONGEST * 3 // 2,
+            loss_scale=LossScaleConfig(),
         ),
         rollout=replace(
             config.rollout,
@@ -70,7 +81,9 @@ def alone(config: RunConfig) -> RunConfig:
         student=replace(config.student, layout=LayoutConfig()),
         teacher=config.teacher and replace(config.teacher, layout=LayoutConfig(), processes=None),
         rollout=replace(config.rollout, processes=None),
-        train=replace(config.train, micro_batch_tokens=everything * LONGEST, fused_output_layer=False),
+        train=replace(
+            config.train, micro_batch_tokens=everything * LONGEST, fused_output_layer=False
+        ),
     )
 
 
@@ -78,14 +91,19 @@ def _model_parallel(layout: LayoutConfig) -> tuple[int, int]:
     return layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
 
 
-def _small_config(model: ModelConfig, arch: Architecture, layouts: list[LayoutConfig], vocab_size: int) -> Any:
+def _small_config(
+    model: ModelConfig, arch: Architecture, layouts: list[LayoutConfig], vocab_size: int
+) -> Any:
     """Fits every layout of the recipe, so that the student can be its own teacher."""
     import transformers
 
-    tensor, stages = (math.lcm(*sizes) for sizes in zip(*map(_model_parallel, layouts), strict=True))
+    tensor, stages = (
+        math.lcm(*sizes) for sizes in zip(*map(_model_parallel, layouts), strict=True)
+    )
     groups = tensor * min(max(arch.num_key_value_heads // tensor, 1), 2)
     heads = groups * min(arch.num_attention_heads // arch.num_key_value_heads, 2)
-    derived = arch.num_attention_heads * arch.head_dim == arch.hidden_size  # hidden size = heads x head size
+    # hidden size = heads x head size
+    derived = arch.num_attention_heads * arch.head_dim == arch.hidden_size
     given = transformers.AutoConfig.from_pretrained(model.path)
     keys = given.to_dict()
     keys.pop("layer_types", None)  # one per layer
@@ -108,7 +126,11 @@ def _small_config(model: ModelConfig, arch: Architecture, layouts: list[LayoutCo
         width = 24 * model.layout.expert_tensor_parallel_size
         count = ranks * -(-2 * per_token // ranks)
         keys.pop("num_local_experts", None)  # another name of the count
-        changes |= {"num_experts": count, "num_experts_per_tok": per_token, "moe_intermediate_size": width}
+        changes |= {
+            "num_experts": count,
+            "num_experts_per_tok": per_token,
+            "moe_intermediate_size": width,
+        }
     return type(given).from_dict(keys | changes)
 
 
@@ -120,7 +142,8 @@ def _write(config: Any, tokenizer_dir: Path, directory: Path, *, seed: int) -> N
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for name, parameter in model.named_parameters():
-            if "norm" in name or name.endswith("bias"):  # ones and zeros would hide one that is lost
+            # ones and zeros would hide one that is lost
+            if "norm" in name or name.endswith("bias"):
                 parameter.add_(0.2 * torch.randn_like(parameter))
     model.save_pretrained(directory)
     for path in companions(tokenizer_dir):

@@ -3,14 +3,22 @@
 from dataclasses import replace
 
 from megatron_opd.methods.parts import Advantage, LogRatioAdvantage, TopKAdvantage
-from megatron_opd.methods.terms import DivergenceTerm, MethodConfig, PolicyGradientTerm, Term, TopKTerm
+from megatron_opd.methods.terms import (
+    DivergenceTerm,
+    MethodConfig,
+    PolicyGradientTerm,
+    Term,
+    TopKTerm,
+)
 
 
 def vanishing(method: MethodConfig, vocab_size: int) -> MethodConfig | None:
-    """The terms that measure a distance from the teacher, at weight 1 and on every token; None where there are none.
+    """The terms that measure a distance from the teacher, at weight 1 and on every token; None
+    where there are none.
 
-    Top-k terms are taken on the whole vocabulary: on fewer ids their gradient is that of the mass the student leaves
-    out. Total variation has no gradient at 0. A cross-entropy with the teacher's token is no distance.
+    Top-k terms are taken on the whole vocabulary: on fewer ids their gradient is that of the mass
+    the student leaves out. Total variation has no gradient at 0. A cross-entropy with the teacher's
+    token is no distance.
     """
     terms: dict[str, Term] = {
         name: kept for name, term in method.terms.items() if (kept := _distance(term, vocab_size))
@@ -28,9 +36,12 @@ def _distance(term: Term, vocab_size: int) -> Term | None:
             advantages: dict[str, Advantage] = {
                 name: replace(each, weight=1.0)
                 for name, each in term.advantages.items()
-                if isinstance(each, TopKAdvantage) or (isinstance(each, LogRatioAdvantage) and each.model == "teacher")
+                if isinstance(each, TopKAdvantage)
+                or (isinstance(each, LogRatioAdvantage) and each.model == "teacher")
             }
             if advantages:
                 # Divided by its deviation, an advantage of zeros would be noise.
-                return replace(term, weight=1.0, gates={}, correction=None, whiten=False, advantages=advantages)
+                return replace(
+                    term, weight=1.0, gates={}, correction=None, whiten=False, advantages=advantages
+                )
     return None

@@ -25,11 +25,13 @@ from megatron_opd.verify.pool import VerifierPool
 if TYPE_CHECKING:
     from megatron_opd.runs.run import Run
 
-_EVAL_STREAM = 1 << 20  # steps never reach it: the draws of an evaluation are not those of a training step
+# steps never reach it: the draws of an evaluation are not those of a training step
+_EVAL_STREAM = 1 << 20
 
 
 def held_out(run: "Run", step: int) -> dict[str, float]:
-    """eval/* metrics of the weights at the start of `step`; {} when the recipe has no evaluation. Collective."""
+    """eval/* metrics of the weights at the start of `step`; {} when the recipe has no evaluation.
+    Collective."""
     engine, rewards, settings = run.engine, run.rewards, run.config.eval
     if settings is None or engine is None or rewards is None:
         return {}
@@ -38,7 +40,9 @@ def held_out(run: "Run", step: int) -> dict[str, float]:
     if engine.policy_version != step:
         run.refit(step)
     prompts = share(run.heldout)
-    scored = run.sampled(lambda: answers(engine, rewards, prompts, run.config, settings, version=step))
+    scored = run.sampled(
+        lambda: answers(engine, rewards, prompts, run.config, settings, version=step)
+    )
     groups = gather_shares(scored)
     if run.sinks:
         run.sinks.log_heldout(step, [rollout for group in groups for rollout in group])
@@ -71,7 +75,8 @@ def answers(
 
 
 def accuracy(groups: list[list[Rollout]], settings: EvalConfig) -> dict[str, float]:
-    """avg@k over the prompts with its 95 % interval, pass@k when k > 1, and the shares without an answer."""
+    """avg@k over the prompts with its 95 % interval, pass@k when k > 1, and the shares without an
+    answer."""
     rewards_NK = np.array([[r.reward for r in group] for group in groups])
     rollouts = [rollout for group in groups for rollout in group]
     low, high = interval_95(rewards_NK)
@@ -91,7 +96,8 @@ def accuracy(groups: list[list[Rollout]], settings: EvalConfig) -> dict[str, flo
 
 
 def evaluate_model(config: RunConfig, model: ModelConfig) -> dict[str, float]:
-    """Evaluates a Hugging Face directory on the recipe's held-out prompts, in one process. Prints as it goes."""
+    """Evaluates a Hugging Face directory on the recipe's held-out prompts, in one process. Prints
+    as it goes."""
     settings = config.eval or EvalConfig()
     heldout = config.data.heldout_set
     if heldout is None:
@@ -103,5 +109,7 @@ def evaluate_model(config: RunConfig, model: ModelConfig) -> dict[str, float]:
     for name, value in metrics.items():
         print(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}")
     print(held_out_words(metrics))
-    print(f"({len(prompts)} prompts of {shown(heldout.path)}, temperature {settings.temperature:g})")
+    print(
+        f"({len(prompts)} prompts of {shown(heldout.path)}, temperature {settings.temperature:g})"
+    )
     return metrics

@@ -1,4 +1,5 @@
-"""An engine and a verifier without a trainer, for evaluations and traces: one process, the weights as they are."""
+"""An engine and a verifier without a trainer, for evaluations and traces: one process, the weights
+as they are."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,9 @@ from megatron_opd.verify.pool import VerifierPool
 
 
 @contextmanager
-def open_sampler(config: RunConfig, model: ModelConfig) -> Iterator[tuple[VllmEngine, VerifierPool]]:
+def open_sampler(
+    config: RunConfig, model: ModelConfig
+) -> Iterator[tuple[VllmEngine, VerifierPool]]:
     """vLLM with `model` and the recipe's rewards, closed again whatever happens."""
     with ExitStack() as closing:
         engine = VllmEngine(

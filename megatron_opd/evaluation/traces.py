@@ -27,30 +27,45 @@ from megatron_opd.verify.pool import VerifierPool
 
 
 def write_traces(
-    config: RunConfig, model: ModelConfig, out: Path, *, samples: int, temperature: float, verified: bool = True
+    config: RunConfig,
+    model: ModelConfig,
+    out: Path,
+    *,
+    samples: int,
+    temperature: float,
+    verified: bool = True,
 ) -> None:
-    """Samples up to `samples` responses per prompt and keeps the first that is right and ended by itself.
+    """Samples up to `samples` responses per prompt and keeps the first that is right and ended by
+    itself.
 
-    Not `verified`: the first that ended by itself; the data then needs no gold answers.
-    Columns: problem, answer, response (text), sample, and token_ids where the student has the model's vocabulary. The
-    file's metadata (key `megatron-opd`) says where it comes from. Prompts without such a response are left out.
-    Raises ConfigError when `out` exists or is not a .parquet, RunError when nothing was kept.
+    Not `verified`: the first that ended by itself; the data then needs no gold answers. Columns:
+    problem, answer, response (text), sample, and token_ids where the student has the model's
+    vocabulary. The file's metadata (key `megatron-opd`) says where it comes from. Prompts without
+    such a response are left out. Raises ConfigError when `out` exists or is not a .parquet,
+    RunError when nothing was kept.
     """
     check_out(out)
     config = pin(config)
-    prompts = load_training(config, load_tokenizer(model.path), need_answer=verified, need_trace=False)
+    prompts = load_training(
+        config, load_tokenizer(model.path), need_answer=verified, need_trace=False
+    )
     with open_sampler(config, model) as (engine, rewards):
-        kept = _first_of_each(prompts, engine, rewards if verified else None, config, samples, temperature)
+        kept = _first_of_each(
+            prompts, engine, rewards if verified else None, config, samples, temperature
+        )
     if not kept:
         failed = "was right" if verified else "ended by itself"
         raise RunError(
-            f"{model.path}: no response to the {len(prompts)} prompts of {shown(config.data.train)} {failed}"
+            f"{model.path}: no response to the {len(prompts)} prompts of "
+            f"{shown(config.data.train)} {failed}"
         )
     same_tokens = common_vocabulary(Path(config.student.path), Path(model.path)) is None
     merged = merged_ends(config.student.path, model.path)
     if merged:  # a trace ends as the student's own responses do
         kept = [replace(r, token_ids=with_students_end(r.token_ids, merged)) for r in kept]
-    provenance = _provenance(config, model.path, samples, temperature, len(prompts)) | {"verified": verified}
+    provenance = _provenance(config, model.path, samples, temperature, len(prompts)) | {
+        "verified": verified
+    }
     _write(out, kept, provenance, with_tokens=same_tokens)
     print(f"{out}: {len(kept)} traces for {len(prompts)} prompts")
 
@@ -65,10 +80,15 @@ def check_out(out: Path) -> None:
 
 
 def _first_of_each(
-    prompts: list[Prompt], engine: VllmEngine, rewards: VerifierPool | None, config: RunConfig, samples: int,
+    prompts: list[Prompt],
+    engine: VllmEngine,
+    rewards: VerifierPool | None,
+    config: RunConfig,
+    samples: int,
     temperature: float,
-) -> list[Rollout]:  # fmt: skip
-    """One sample of every prompt, then another of those without a trace, and so on; in the order of the prompts.
+) -> list[Rollout]:
+    """One sample of every prompt, then another of those without a trace, and so on; in the order of
+    the prompts.
 
     A trace ended by itself and, where there are `rewards`, is right.
     """
@@ -86,13 +106,17 @@ def _first_of_each(
                 temperature=temperature,
                 seed=config.seed,
             )
-            ended = [replace(each, sample=round_) for each in answers if each.finish_reason == "stop"]
-            good = [each for each in rewards.score(ended) if each.reward == 1.0] if rewards else ended
+            ended = [
+                replace(each, sample=round_) for each in answers if each.finish_reason == "stop"
+            ]
+            good = (
+                [each for each in rewards.score(ended) if each.reward == 1.0] if rewards else ended
+            )
             kept |= {each.prompt.index: each for each in good}
             done = min(first + size, len(open_))
             print(
-                f"sample {round_ + 1} of {samples}: {done}/{len(open_)} prompts, {len(kept)} traces, "
-                f"{time.perf_counter() - start:.0f} s",
+                f"sample {round_ + 1} of {samples}: {done}/{len(open_)} prompts, {len(kept)} "
+                f"traces, {time.perf_counter() - start:.0f} s",
                 flush=True,
             )
     return [kept[prompt.index] for prompt in prompts if prompt.index in kept]
@@ -100,10 +124,16 @@ def _first_of_each(
 
 def with_students_end(token_ids: np.ndarray, merged: MergedIds) -> np.ndarray:
     """The tokens of a finished response, whose end may be one that the teacher alone has."""
-    return np.append(token_ids[:-1], np.int32(merged.into)) if token_ids[-1] in merged.ids else token_ids
+    return (
+        np.append(token_ids[:-1], np.int32(merged.into))
+        if token_ids[-1] in merged.ids
+        else token_ids
+    )
 
 
-def _provenance(config: RunConfig, model_dir: str, samples: int, temperature: float, prompts: int) -> dict[str, Any]:
+def _provenance(
+    config: RunConfig, model_dir: str, samples: int, temperature: float, prompts: int
+) -> dict[str, Any]:
     return {
         "megatron_opd": __version__,
         "model": str(Path(model_dir).resolve()),
@@ -125,7 +155,9 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write(out: Path, kept: list[Rollout], provenance: dict[str, Any], *, with_tokens: bool) -> None:
+def _write(
+    out: Path, kept: list[Rollout], provenance: dict[str, Any], *, with_tokens: bool
+) -> None:
     """Whole or not at all."""
     import pyarrow
     import pyarrow.parquet
@@ -138,7 +170,9 @@ def _write(out: Path, kept: list[Rollout], provenance: dict[str, Any], *, with_t
     }
     if with_tokens:
         columns["token_ids"] = [r.token_ids.tolist() for r in kept]
-    table = pyarrow.table(columns).replace_schema_metadata({"megatron-opd": json.dumps(provenance, default=str)})
+    table = pyarrow.table(columns).replace_schema_metadata(
+        {"megatron-opd": json.dumps(provenance, default=str)}
+    )
     partial = out.with_name(f".{out.name}.partial")
     pyarrow.parquet.write_table(table, partial)
     partial.replace(out)

@@ -15,24 +15,33 @@ _REQUIRED = object()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises DataError naming the file; FileNotFoundError where there is none."""
+    """The JSON object in `path`. Raises DataError naming the file; FileNotFoundError where there is
+    none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); make it a readable file") from None
-    except (ValueError, RecursionError) as error:  # also of the encoding, and of numbers with too many digits
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); make it a readable file"
+        ) from None
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # also of the encoding, and of numbers with too many digits
         raise DataError(f"{path}: not valid JSON ({error}); copy it again") from None
     if not isinstance(value, dict):
         raise DataError(f"{path}: must be a JSON object, not {_kind_of(value)}; copy it again")
     return value
 
 
-def read_key(values: Mapping[str, Any], key: str, kind: Any, path: Path, default: Any = _REQUIRED) -> Any:
+def read_key(
+    values: Mapping[str, Any], key: str, kind: Any, path: Path, default: Any = _REQUIRED
+) -> Any:
     """The value of `key`, of the type `kind`; `path` is the file it comes from.
 
-    Raises DataError naming file and key when the value is of another type, or missing and without a default.
+    Raises DataError naming file and key when the value is of another type, or missing and without a
+    default.
     """
     if key not in values:
         if default is _REQUIRED:

@@ -1,4 +1,5 @@
-"""What makes a directory whole: `manifest.json` lists size and SHA-256 of every file. Imports no torch."""
+"""What makes a directory whole: `manifest.json` lists size and SHA-256 of every file. Imports no
+torch."""
 
 import errno
 import hashlib
@@ -26,7 +27,8 @@ class FileRecord(TypedDict):
 
 def describe(path: Path) -> FileRecord:
     digest, size = hashlib.sha256(), 0
-    with path.open("rb", buffering=0) as file, mmap.mmap(-1, 2**17) as buffer:  # whole pages: see weights/blocks.py
+    # whole pages: see weights/blocks.py
+    with path.open("rb", buffering=0) as file, mmap.mmap(-1, 2**17) as buffer:
         view = memoryview(buffer)
         while count := file.readinto(view):
             digest.update(view[:count])
@@ -36,7 +38,8 @@ def describe(path: Path) -> FileRecord:
 
 
 class NewFile(io.FileIO):
-    """A new file. Larger writes make the kernel look for larger free areas, which takes longer than the copy."""
+    """A new file. Larger writes make the kernel look for larger free areas, which takes longer than
+    the copy."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "w")
@@ -48,7 +51,8 @@ class NewFile(io.FileIO):
         return len(view)
 
     def copy(self, path: Path, offset: int, size: int) -> None:
-        """Appends a part of another file: within the kernel, where the file systems can. Raises EOFError."""
+        """Appends a part of another file: within the kernel, where the file systems can. Raises
+        EOFError."""
         with path.open("rb", buffering=0) as source:
             while size:
                 try:
@@ -84,11 +88,15 @@ class CheckedFile(io.FileIO):
 
     def record(self) -> FileRecord:
         """What `describe` finds, once the rest is read."""
-        return {"bytes": self.seek(os.fstat(self.fileno()).st_size), "sha256": self._digest.hexdigest()}
+        return {
+            "bytes": self.seek(os.fstat(self.fileno()).st_size),
+            "sha256": self._digest.hexdigest(),
+        }
 
 
 def write_manifest(directory: Path, known: Mapping[str, FileRecord] | None = None) -> None:
-    """Lists every file below `directory` and leaves all of them on disk. `known`: files that are so already."""
+    """Lists every file below `directory` and leaves all of them on disk. `known`: files that are so
+    already."""
     manifest = dict(known or {})
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
         name = str(path.relative_to(directory))
@@ -107,32 +115,47 @@ def read_manifest(directory: Path) -> dict[str, FileRecord] | None:
         manifest = json.loads((directory / MANIFEST).read_text())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and all(map(_is_record, manifest.values())) else None
+    return (
+        manifest if isinstance(manifest, dict) and all(map(_is_record, manifest.values())) else None
+    )
 
 
 def _is_record(value: object) -> bool:
-    return isinstance(value, dict) and {"bytes": int, "sha256": str} == {key: type(value[key]) for key in value}
+    return isinstance(value, dict) and {"bytes": int, "sha256": str} == {
+        key: type(value[key]) for key in value
+    }
 
 
 def checkpoint_steps(directory: Path) -> dict[int, Path]:
-    """step -> its checkpoint below `directory`, in order: those with a manifest, and so written to their end.
+    """step -> its checkpoint below `directory`, in order: those with a manifest, and so written to
+    their end.
 
     Files and folders of other names are let be.
     """
     named = [(re.fullmatch(r"step-(\d{6,})", path.name), path) for path in directory.glob("step-*")]
-    return dict(sorted((int(match[1]), path) for match, path in named if match and (path / MANIFEST).is_file()))
+    return dict(
+        sorted(
+            (int(match[1]), path) for match, path in named if match and (path / MANIFEST).is_file()
+        )
+    )
 
 
 def find_damage(directory: Path, *, contents: bool = True) -> str | None:
-    """What is wrong with the files of a directory, or None. Without `contents` only names and sizes are compared."""
+    """What is wrong with the files of a directory, or None. Without `contents` only names and sizes
+    are compared."""
     manifest = read_manifest(directory)
     if manifest is None:
         return f"{MANIFEST} is missing or unreadable"
-    problems = (damage_of(directory, name, expected, contents=contents) for name, expected in manifest.items())
+    problems = (
+        damage_of(directory, name, expected, contents=contents)
+        for name, expected in manifest.items()
+    )
     return next(filter(None, problems), None)
 
 
-def damage_of(directory: Path, name: str, expected: FileRecord, *, contents: bool = True) -> str | None:
+def damage_of(
+    directory: Path, name: str, expected: FileRecord, *, contents: bool = True
+) -> str | None:
     path = directory / name
     if not path.is_file():
         return f"{name} is missing"

@@ -1,6 +1,8 @@
-"""Turns a mapping into frozen dataclasses: the schema is walked here, pydantic checks every value at the leaves.
+"""Turns a mapping into frozen dataclasses: the schema is walked here, pydantic checks every value
+at the leaves.
 
-Walking it ourselves keeps each error at one key with one sentence, where pydantic lists every branch of a union.
+Walking it ourselves keeps each error at one key with one sentence, where pydantic lists every
+branch of a union.
 """
 
 import difflib
@@ -17,7 +19,8 @@ _LEAF = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 class InvalidKey(Exception):
-    """One wrong key: `path` is dotted ("" is the whole recipe), `problem` says what is wrong and the remedy."""
+    """One wrong key: `path` is dotted ("" is the whole recipe), `problem` says what is wrong and
+    the remedy."""
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
@@ -26,13 +29,17 @@ class InvalidKey(Exception):
 
 
 def build(kind: Any, value: Any, path: str = "") -> Any:
-    """Returns `value` as an instance of `kind` (a dataclass, union, dict or leaf type). Raises InvalidKey."""
+    """Returns `value` as an instance of `kind` (a dataclass, union, dict or leaf type). Raises
+    InvalidKey."""
     if is_dataclass(kind):
         return _build_dataclass(kind, value, path)
     if get_origin(kind) in (Union, types.UnionType):
         return _build_union(get_args(kind), value, path)
     if get_origin(kind) is dict:
-        return {str(key): build(get_args(kind)[1], item, join(path, key)) for key, item in _mapping(value, path)}
+        return {
+            str(key): build(get_args(kind)[1], item, join(path, key))
+            for key, item in _mapping(value, path)
+        }
     return _build_leaf(kind, value, path)
 
 
@@ -41,11 +48,16 @@ def join(path: str, key: object) -> str:
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """ "unknown <what>; did you mean ...?", with the list of what is known where it is short or nothing is close."""
+    """ "unknown <what>; did you mean ...?", with the list of what is known where it is short or
+    nothing is close."""
     known = list(known)
     close = " or ".join(difflib.get_close_matches(name, known, n=2, cutoff=0.7))
     hint = f"; did you mean {close}?" if close else ";"
-    return f"unknown {what}{hint}" if close and len(known) > 5 else f"unknown {what}{hint} known: {', '.join(known)}"
+    return (
+        f"unknown {what}{hint}"
+        if close and len(known) > 5
+        else f"unknown {what}{hint} known: {', '.join(known)}"
+    )
 
 
 def key_paths(kind: Any, path: str = "") -> list[str]:
@@ -54,7 +66,9 @@ def key_paths(kind: Any, path: str = "") -> list[str]:
         return [each for member in get_args(kind) for each in key_paths(member, path)]
     if not is_dataclass(kind):
         return [path] if path else []
-    below = [each for name, hint in _hints(kind).items() for each in key_paths(hint, join(path, name))]
+    below = [
+        each for name, hint in _hints(kind).items() for each in key_paths(hint, join(path, name))
+    ]
     return ([path] if path else []) + below
 
 
@@ -102,7 +116,9 @@ def _tagged(classes: list[Any], value: Any, path: str) -> Any:
         raise InvalidKey(join(path, "kind"), f"missing; one of {', '.join(by_kind)}")
     kind = given["kind"]
     if not isinstance(kind, str) or kind not in by_kind:
-        raise InvalidKey(join(path, "kind"), unknown("kind", kind if isinstance(kind, str) else "", by_kind))
+        raise InvalidKey(
+            join(path, "kind"), unknown("kind", kind if isinstance(kind, str) else "", by_kind)
+        )
     return by_kind[kind]
 
 
@@ -111,7 +127,10 @@ def _build_leaf(kind: Any, value: Any, path: str) -> Any:
         return _adapter(kind).validate_python(_printable(value, path))
     except ValidationError as error:
         problem = (
-            error.errors()[0]["msg"].replace("Input should", "must").replace("valid ", "").replace("a int", "an int")
+            error.errors()[0]["msg"]
+            .replace("Input should", "must")
+            .replace("valid ", "")
+            .replace("a int", "an int")
         )
         raise InvalidKey(path, f"{problem.replace('valid ', '')}, got {_shown(value)}") from None
 
@@ -129,7 +148,13 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _shown(value: Any) -> str:
-    return "a mapping" if isinstance(value, Mapping) else "nothing" if value is None else reprlib.repr(value)
+    return (
+        "a mapping"
+        if isinstance(value, Mapping)
+        else "nothing"
+        if value is None
+        else reprlib.repr(value)
+    )
 
 
 def _mapping(value: Any, path: str) -> Iterable[tuple[Any, Any]]:

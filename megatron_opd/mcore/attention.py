@@ -1,4 +1,5 @@
-"""Causal attention over packed sequences for machines without Transformer Engine, with context parallelism."""
+"""Causal attention over packed sequences for machines without Transformer Engine, with context
+parallelism."""
 
 import inspect
 
@@ -20,8 +21,8 @@ _TOLD_OF_SHARED_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameter
 class PackedAttention(torch.nn.Module):
     """Every token attends to those of its own sequence up to itself; grouped queries.
 
-    Under context parallelism each rank gathers the keys and values of the others: the backward pass adds up what the
-    ranks say of them.
+    Under context parallelism each rank gathers the keys and values of the others: the backward pass
+    adds up what the ranks say of them.
     """
 
     def __init__(
@@ -54,37 +55,60 @@ class PackedAttention(torch.nn.Module):
         assert segments is not None, "made by Packing.of"
         query, key, value = (x.squeeze(1) for x in (query_S1HD, key_S1GD, value_S1GD))
         if packed_seq_params.keys_U is not None:
-            key, value = (self._of_all_ranks(x).index_select(0, packed_seq_params.keys_U) for x in (key, value))
+            key, value = (
+                self._of_all_ranks(x).index_select(0, packed_seq_params.keys_U)
+                for x in (key, value)
+            )
         out_SHD = causal_attention(query, key, value, segments, self.softmax_scale)
         return out_SHD.flatten(1).unsqueeze(1)
 
     def _of_all_ranks(self, x: Tensor) -> Tensor:
-        return gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=self.cp_group)
+        return gather_from_sequence_parallel_region(
+            x, tensor_parallel_output_grad=True, group=self.cp_group
+        )
 
 
 def causal_attention(
     query_THD: Tensor, key_UGD: Tensor, value_UGD: Tensor, segments: Segments, scale: float | None
 ) -> Tensor:
-    """Attention within each segment, [T, H, D]; the last query of a segment sees its last key, and so on backwards.
+    """Attention within each segment, [T, H, D]; the last query of a segment sees its last key, and
+    so on backwards.
 
-    H query heads share G key-value heads. FlashAttention's kernel for such rows where torch has it (CUDA, 16 bits);
-    elsewhere a padded batch.
+    H query heads share G key-value heads. FlashAttention's kernel for such rows where torch has it
+    (CUDA, 16 bits); elsewhere a padded batch.
     """
-    queries, keys, shares_heads = segments.queries, segments.keys, query_THD.shape[1] != key_UGD.shape[1]
+    queries, keys, shares_heads = (
+        segments.queries,
+        segments.keys,
+        query_THD.shape[1] != key_UGD.shape[1],
+    )
     if query_THD.is_cuda and query_THD.dtype != torch.float32:
         told = {"enable_gqa": shares_heads} if _TOLD_OF_SHARED_HEADS else {}
         return varlen_attn(
-            query_THD, key_UGD, value_UGD, queries.bounds, keys.bounds, queries.longest, keys.longest,
-            scale=scale, window_size=(-1, 0), **told,  # type: ignore[arg-type]
-        )  # type: ignore[return-value]  # fmt: skip
+            query_THD,
+            key_UGD,
+            value_UGD,
+            queries.bounds,
+            keys.bounds,
+            queries.longest,
+            keys.longest,
+            scale=scale,
+            window_size=(-1, 0),
+            **told,  # type: ignore[arg-type]
+        )  # type: ignore[return-value]
     query_BHQD, key_BGKD, value_BGKD = (
         _batch(x, runs) for x, runs in ((query_THD, queries), (key_UGD, keys), (value_UGD, keys))
     )
     whole = keys is queries
     out_BHQD = scaled_dot_product_attention(
-        query_BHQD, key_BGKD, value_BGKD, attn_mask=None if whole else segments.visible, is_causal=whole,
-        scale=scale, enable_gqa=shares_heads,
-    )  # fmt: skip
+        query_BHQD,
+        key_BGKD,
+        value_BGKD,
+        attn_mask=None if whole else segments.visible,
+        is_causal=whole,
+        scale=scale,
+        enable_gqa=shares_heads,
+    )
     out_THD = out_BHQD.transpose(1, 2).flatten(0, 1)
     return out_THD if queries.equal else out_THD.index_select(0, queries.packed)
 

@@ -1,7 +1,9 @@
-"""From rollouts to micro-batches: who trains on which sequence, where its completion tokens sit, and their columns.
+"""From rollouts to micro-batches: who trains on which sequence, where its completion tokens sit,
+and their columns.
 
-Every rank holds all rollouts of a step, so denominators and advantages are global by construction; a rank then takes
-its data-parallel share. The sequences of a micro-batch lie end to end and do not see each other.
+Every rank holds all rollouts of a step, so denominators and advantages are global by construction;
+a rank then takes its data-parallel share. The sequences of a micro-batch lie end to end and do not
+see each other.
 """
 
 import heapq
@@ -21,16 +23,19 @@ from megatron_opd.mcore.parallel import Parallel
 
 @dataclass(frozen=True)
 class Columns:
-    """One row per completion token, in rollout order. A column that is `None` no term of the method reads."""
+    """One row per completion token, in rollout order. A column that is `None` no term of the method
+    reads."""
 
     ids_T: Tensor  # int64, the sampled token (or the trace's)
     scales_TJ: Tensor  # float32, one column per term: gate x correction / global denominator
     sequence_T: Tensor  # int64, the sequence a token belongs to
     sampled_T: Tensor  # bool, the student's own token, not one of a trace or a prefix
     gates_TJ: Tensor | None = None  # float32, the gates alone, for the metrics
-    advantages_TJ: Tensor | None = None  # float32, the part of each term's advantage that the rewards make
+    # float32, the part of each term's advantage that the rewards make
+    advantages_TJ: Tensor | None = None
     rollout_logprobs_T: Tensor | None = None  # float32, the engine's
-    old_logprobs_T: Tensor | None = None  # float32, the trainer's at the start of the step; None: strictly on-policy
+    # float32, the trainer's at the start of the step; None: strictly on-policy
+    old_logprobs_T: Tensor | None = None
     teacher_argmax_T: Tensor | None = None  # int64
     teacher_logprobs_T: Tensor | None = None  # float32, of ids_T
     topk_ids_TK: Tensor | None = None  # int64, the teacher's
@@ -40,16 +45,22 @@ class Columns:
     parts: "Parts | None" = None  # where other ranks hold tokens of the same sequences
 
     def take(self, rows_T: Tensor, parallel: Parallel) -> "Columns":
-        """The rows of a micro-batch that this rank holds, on its device. `self` has those of the whole update."""
-        present: dict[str, Any] = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
+        """The rows of a micro-batch that this rank holds, on its device. `self` has those of the
+        whole update."""
+        present: dict[str, Any] = {
+            f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None
+        }
         taken = {name: column[rows_T].to(parallel.device) for name, column in present.items()}
         parts = Parts(self._num_sequences(), parallel.groups.cp) if parallel.cp_size > 1 else None
         return Columns(**taken, parts=parts)
 
     def over_sequences(self, values_JT: Tensor) -> Tensor:
-        """For each token the sum over its whole sequence, [J, T], without a gradient. Collective where it has parts."""
+        """For each token the sum over its whole sequence, [J, T], without a gradient. Collective
+        where it has parts."""
         count = self.parts.num_sequences if self.parts else self._num_sequences()
-        sums_JN = values_JT.new_zeros(len(values_JT), count).index_add(1, self.sequence_T, values_JT.detach())
+        sums_JN = values_JT.new_zeros(len(values_JT), count).index_add(
+            1, self.sequence_T, values_JT.detach()
+        )
         if self.parts:
             dist.all_reduce(sums_JN, group=self.parts.group)
         return sums_JN[:, self.sequence_T]
@@ -73,7 +84,8 @@ class MicroBatch:
     tokens_1S: Tensor  # int64
     packing: Packing
     predict_T: Tensor  # int64 index into S: the position whose logits predict completion token t
-    rows_T: Tensor  # int64, on the host: row of completion token t among all the rollouts' completion tokens
+    # int64, on the host: row of completion token t among all the rollouts' completion tokens
+    rows_T: Tensor
 
 
 def token_offsets(rollouts: Sequence[Rollout]) -> np.ndarray:
@@ -83,31 +95,44 @@ def token_offsets(rollouts: Sequence[Rollout]) -> np.ndarray:
 
 def flatten(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
     """Per-rollout arrays as one column."""
-    return torch.from_numpy(np.concatenate(arrays)).to(dtype) if arrays else torch.empty(0, dtype=dtype)
+    return (
+        torch.from_numpy(np.concatenate(arrays)).to(dtype)
+        if arrays
+        else torch.empty(0, dtype=dtype)
+    )
 
 
-def micro_batches(rollouts: Sequence[Rollout], parallel: Parallel, micro_batch_tokens: int) -> list[MicroBatch]:
+def micro_batches(
+    rollouts: Sequence[Rollout], parallel: Parallel, micro_batch_tokens: int
+) -> list[MicroBatch]:
     """This rank's share of `rollouts`, the same number of micro-batches on every replica.
 
-    A rank holds at most `micro_batch_tokens` tokens of a micro-batch (those of a part of each sequence under context
-    parallelism), plus what fills up the last sequence. All micro-batches of all replicas are as equally long as whole
-    sequences allow; one that has none gets a token of padding. Interleaved pipeline stages want a multiple of their
-    number.
+    A rank holds at most `micro_batch_tokens` tokens of a micro-batch (those of a part of each
+    sequence under context parallelism), plus what fills up the last sequence. All micro-batches of
+    all replicas are as equally long as whole sequences allow; one that has none gets a token of
+    padding. Interleaved pipeline stages want a multiple of their number.
     """
     if not rollouts:
         return []
     offsets = token_offsets(rollouts)
-    lengths = [parallel.layout.padded_length(len(r.prompt.token_ids) + r.num_tokens) for r in rollouts]
+    lengths = [
+        parallel.layout.padded_length(len(r.prompt.token_ids) + r.num_tokens) for r in rollouts
+    ]
     multiple = parallel.pp_size if parallel.num_chunks > 1 else 1
     bins = balanced(lengths, parallel.dp_size, micro_batch_tokens * parallel.cp_size, multiple)
-    return [_pack(rollouts, offsets, chosen, lengths, parallel) for chosen in bins[parallel.dp_rank]]
+    return [
+        _pack(rollouts, offsets, chosen, lengths, parallel) for chosen in bins[parallel.dp_rank]
+    ]
 
 
-def balanced(lengths: Sequence[int], replicas: int, capacity: int, multiple: int = 1) -> list[list[list[int]]]:
-    """For each replica its micro-batches, each a list of indices into `lengths`, none above `capacity` tokens.
+def balanced(
+    lengths: Sequence[int], replicas: int, capacity: int, multiple: int = 1
+) -> list[list[list[int]]]:
+    """For each replica its micro-batches, each a list of indices into `lengths`, none above
+    `capacity` tokens.
 
-    As many micro-batches as it takes, in a multiple of `multiple`. The longest sequence goes to the emptiest
-    micro-batch, then the next. `capacity` must hold the longest.
+    As many micro-batches as it takes, in a multiple of `multiple`. The longest sequence goes to the
+    emptiest micro-batch, then the next. `capacity` must hold the longest.
     """
     assert max(lengths) <= capacity, "checked with the recipe"
     count = -(-sum(lengths) // (replicas * capacity))
@@ -117,7 +142,8 @@ def balanced(lengths: Sequence[int], replicas: int, capacity: int, multiple: int
         if max(loads) <= capacity:
             break
         count = max(count + 1, count * 21 // 20)
-    # The fullest of all are the replicas' first ones, and so on; every second time in the other direction.
+    # The fullest of all are the replicas' first ones, and so on; every second time in the other
+    # direction.
     order = sorted(range(len(bins)), key=lambda i: -loads[i])
     rounds = [order[i : i + replicas] for i in range(0, len(order), replicas)]
     dealt = [each if number % 2 == 0 else each[::-1] for number, each in enumerate(rounds)]
@@ -139,10 +165,16 @@ def _fill(lengths: Sequence[int], count: int) -> tuple[list[int], list[list[int]
 
 
 def _pack(
-    rollouts: Sequence[Rollout], offsets: np.ndarray, chosen: Sequence[int], padded: Sequence[int], parallel: Parallel
+    rollouts: Sequence[Rollout],
+    offsets: np.ndarray,
+    chosen: Sequence[int],
+    padded: Sequence[int],
+    parallel: Parallel,
 ) -> MicroBatch:
     cp_size, cp_rank = parallel.cp_size, parallel.cp_rank
-    lengths = _filled_up([padded[i] for i in chosen] or [parallel.layout.padded_length(1)], parallel)
+    lengths = _filled_up(
+        [padded[i] for i in chosen] or [parallel.layout.padded_length(1)], parallel
+    )
     tokens = [np.zeros(length, dtype=np.int64) for length in lengths]
     predict, rows, start = [], [], 0
     for place, i in enumerate(chosen):
@@ -164,7 +196,8 @@ def _pack(
 
 
 def _filled_up(lengths: list[int], parallel: Parallel) -> list[int]:
-    """Sequence parallelism gives every tensor-parallel rank an equal part of a row: the last sequence grows."""
+    """Sequence parallelism gives every tensor-parallel rank an equal part of a row: the last
+    sequence grows."""
     parts = parallel.tp_size if parallel.layout.sequence_parallel else 1
     step = parallel.layout.padded_length(1)
     while sum(lengths) % (parts * parallel.cp_size):

@@ -1,10 +1,11 @@
 """The device under Megatron-Core: CUDA as it is, or the host with gloo.
 
-megatron-core 0.19 names CUDA in many places that have a host meaning: buffers created with `device="cuda"`,
-`torch.cuda.current_device()`, streams around communication, the CUDA generator. On a machine without CUDA,
-`prepare_platform()` gives the modules of `megatron.core` (and nothing else) a stand-in for the name `torch` that maps
-those to the host. `torch` itself is untouched, so an engine living in the same process sees the real one. The two
-methods of `Tensor` that have to be replaced look at their caller and change nothing for anybody but Megatron.
+megatron-core 0.19 names CUDA in many places that have a host meaning: buffers created with
+`device="cuda"`, `torch.cuda.current_device()`, streams around communication, the CUDA generator. On
+a machine without CUDA, `prepare_platform()` gives the modules of `megatron.core` (and nothing else)
+a stand-in for the name `torch` that maps those to the host. `torch` itself is untouched, so an
+engine living in the same process sees the real one. The two methods of `Tensor` that have to be
+replaced look at their caller and change nothing for anybody but Megatron.
 
 With CUDA, `prepare_platform()` patches nothing.
 """
@@ -56,37 +57,50 @@ class Choice(NamedTuple):
 
 @cache
 def choice() -> Choice:
-    """Choose CUDA where it is usable and vLLM is not one for CPUs alone, or as MEGATRON_OPD_DEVICE (cpu or cuda) says.
+    """Choose CUDA where it is usable and vLLM is not one for CPUs alone, or as MEGATRON_OPD_DEVICE
+    (cpu or cuda) says.
 
-    Raises ConfigError where there is a GPU that torch cannot use, and where cuda is asked for in vain.
+    Raises ConfigError where there is a GPU that torch cannot use, and where cuda is asked for in
+    vain.
     """
     if reason := host_reason():
         return Choice("cpu", reason)
     if torch.cuda.is_available():
         return Choice("cuda", f"{VARIABLE}=cuda" if wished_device() else "CUDA is usable")
     if gpu_is_there():
-        remedy = f"its CUDA {torch.version.cuda} needs a newer driver" if torch.version.cuda else "it has no CUDA"
+        remedy = (
+            f"its CUDA {torch.version.cuda} needs a newer driver"
+            if torch.version.cuda
+            else "it has no CUDA"
+        )
         raise ConfigError(
-            f"a GPU is there, but torch cannot use it: {remedy}; nvidia-smi names the driver, {VARIABLE}=cpu runs on "
-            "the host"
+            f"a GPU is there, but torch cannot use it: {remedy}; nvidia-smi names the driver, "
+            f"{VARIABLE}=cpu runs on the host"
         )
     if wished_device():
-        raise ConfigError(f"{VARIABLE}=cuda: torch finds no usable CUDA device; unset it to run on the host")
+        raise ConfigError(
+            f"{VARIABLE}=cuda: torch finds no usable CUDA device; unset it to run on the host"
+        )
     return Choice("cpu", "torch finds no usable CUDA device")
 
 
 def gpu_is_there() -> bool:
     """Whether this machine has an NVIDIA GPU that is not hidden from the process."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and bool(glob.glob("/dev/nvidia[0-9]*"))
+    return os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and bool(
+        glob.glob("/dev/nvidia[0-9]*")
+    )
 
 
 def device() -> torch.device:
     """This process's device: its CUDA device under torchrun's LOCAL_RANK, or the host.
 
-    A launcher may show each process its own device alone: the number is taken modulo the visible devices.
+    A launcher may show each process its own device alone: the number is taken modulo the visible
+    devices.
     """
     if choice().kind == "cuda":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        return torch.device(
+            "cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+        )
     return torch.device("cpu")
 
 
@@ -113,7 +127,7 @@ def prepare_platform() -> None:
     _keep_checkpoint_queue_in_process()
 
 
-# ---------------------------------------------------------------------------------------------------- the stand-ins
+# ------------------------------------------------------------------------------------ the stand-ins
 def _is_cuda(value: object) -> bool:
     if isinstance(value, torch.device):
         return value.type == "cuda"
@@ -131,7 +145,8 @@ def _on_host(factory):
 
 
 class _HostStream:
-    """Work on the host is done when the call returns: a stream, an event and their context are nothing."""
+    """Work on the host is done when the call returns: a stream, an event and their context are
+    nothing."""
 
     def __init__(self, *args: object, **kwargs: object) -> None: ...
     def __enter__(self) -> "_HostStream":
@@ -170,7 +185,9 @@ def _host_cuda() -> types.ModuleType:
         "Event": _HostStream,
         "is_current_stream_capturing": lambda: False,
         "nvtx": types.SimpleNamespace(
-            range_push=lambda *args: None, range_pop=lambda *args: None, range=lambda *args: contextlib.nullcontext()
+            range_push=lambda *args: None,
+            range_pop=lambda *args: None,
+            range=lambda *args: contextlib.nullcontext(),
         ),
     }
     for name, answer in answers.items():
@@ -200,7 +217,8 @@ def _called_by_megatron() -> bool:
 
 
 def _map_tensor_methods() -> None:
-    """`Tensor.type()` is compared with "torch.cuda.FloatTensor" by the optimizer; `Tensor.cuda()` is a no-op here."""
+    """`Tensor.type()` is compared with "torch.cuda.FloatTensor" by the optimizer; `Tensor.cuda()`
+    is a no-op here."""
     if getattr(torch.Tensor.type, "for_megatron_on_host", False):
         return
     true_type, true_cuda = torch.Tensor.type, torch.Tensor.cuda
@@ -219,7 +237,8 @@ def _map_tensor_methods() -> None:
 
 
 def _give_split_sizes_as_integers() -> None:
-    """Megatron's token dispatcher makes its split sizes integers on their way from the device; here they are there."""
+    """Megatron's token dispatcher makes its split sizes integers on their way from the device; here
+    they are there."""
     dispatcher: Any = importlib.import_module("megatron.core.transformer.moe.token_dispatcher")
     move = dispatcher.maybe_move_tensor_to_cpu
     if getattr(move, "for_megatron_on_host", False):
@@ -235,18 +254,29 @@ def _give_split_sizes_as_integers() -> None:
 
 
 def _let_shares_differ_in_size() -> None:
-    """Of tokens that go to sliced experts every rank has another number, which gloo neither gathers nor scatters."""
+    """Of tokens that go to sliced experts every rank has another number, which gloo neither gathers
+    nor scatters."""
     mappings: Any = importlib.import_module("megatron.core.tensor_parallel.mappings")
-    gather, reduce_scatter = mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
+    gather, reduce_scatter = (
+        mappings._gather_along_first_dim,
+        mappings._reduce_scatter_along_first_dim,
+    )
     if getattr(gather, "for_megatron_on_host", False):
         return
 
     def gather_shares(share, group, output_split_sizes=None, use_global_buffer=False):
         if output_split_sizes is None or group.size() == 1:
             return gather(share, group, output_split_sizes, use_global_buffer)
-        whole, copies = share.new_empty(sum(output_split_sizes), *share.shape[1:]), [share] * group.size()
+        whole, copies = (
+            share.new_empty(sum(output_split_sizes), *share.shape[1:]),
+            [share] * group.size(),
+        )
         torch.distributed.all_to_all_single(
-            whole, torch.cat(copies), output_split_sizes, [len(each) for each in copies], group=group
+            whole,
+            torch.cat(copies),
+            output_split_sizes,
+            [len(each) for each in copies],
+            group=group,
         )
         return whole
 
@@ -258,10 +288,15 @@ def _let_shares_differ_in_size() -> None:
         return total.split(input_split_sizes)[group.rank()].clone()
 
     gather_shares.for_megatron_on_host = True  # type: ignore[attr-defined]
-    mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim = gather_shares, reduce_scatter_shares
+    mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim = (
+        gather_shares,
+        reduce_scatter_shares,
+    )
 
 
 def _keep_checkpoint_queue_in_process() -> None:
     """A synchronous save would start a `multiprocessing.Manager` process only to hold one queue."""
-    writer: Any = importlib.import_module("megatron.core.dist_checkpointing.strategies.filesystem_async")
+    writer: Any = importlib.import_module(
+        "megatron.core.dist_checkpointing.strategies.filesystem_async"
+    )
     writer._results_queue = queue.Queue()

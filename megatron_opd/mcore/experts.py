@@ -1,6 +1,8 @@
-"""All experts of a rank at once: their weights are stacked, and every linear layer is one grouped product.
+"""All experts of a rank at once: their weights are stacked, and every linear layer is one grouped
+product.
 
-The numbers and the checkpoint are those of Megatron's `SequentialMLP`, whose place it takes in the layer.
+The numbers and the checkpoint are those of Megatron's `SequentialMLP`, whose place it takes in the
+layer.
 """
 
 from functools import partial
@@ -21,20 +23,31 @@ Offsets = tuple[tuple[int, int, int], ...]  # Megatron's: (axis, place on it, nu
 
 
 class GroupedLinear(torch.nn.Module):
-    """One linear layer of each of E experts, without bias. `weight` is [E, outputs, inputs], this rank's slices.
+    """One linear layer of each of E experts, without bias. `weight` is [E, outputs, inputs], this
+    rank's slices.
 
-    `dim` of an expert's own weight is sliced over the expert-tensor-parallel ranks, in `blocks` equal blocks.
+    `dim` of an expert's own weight is sliced over the expert-tensor-parallel ranks, in `blocks`
+    equal blocks.
     """
 
-    def __init__(self, shape: tuple[int, int, int], config: TransformerConfig, *, dim: int, blocks: int) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], config: TransformerConfig, *, dim: int, blocks: int
+    ) -> None:
         super().__init__()
         self.dim, self.blocks = dim, blocks
         device = None if config.use_cpu_initialization else torch.cuda.current_device()
-        self.weight = torch.nn.Parameter(torch.empty(shape, dtype=config.params_dtype, device=device))
-        set_tensor_model_parallel_attributes(self.weight, is_parallel=True, dim=dim + 1, stride=blocks)
-        # Whether the experts' replicas are those of the dense layers: then both share a gradient buffer.
+        self.weight = torch.nn.Parameter(
+            torch.empty(shape, dtype=config.params_dtype, device=device)
+        )
+        set_tensor_model_parallel_attributes(
+            self.weight, is_parallel=True, dim=dim + 1, stride=blocks
+        )
+        # Whether the experts' replicas are those of the dense layers: then both share a gradient
+        # buffer.
         spread = config.expert_model_parallel_size > 1
-        as_dense = config.expert_tensor_parallel_size == config.tensor_model_parallel_size and not spread
+        as_dense = (
+            config.expert_tensor_parallel_size == config.tensor_model_parallel_size and not spread
+        )
         self.weight.allreduce = as_dense  # type: ignore[attr-defined]
 
     def forward(self, x_TI: Tensor, ends_E: Tensor) -> Tensor:
@@ -45,16 +58,32 @@ class GroupedLinear(torch.nn.Module):
         return out_TO
 
     def split(
-        self, experts: list[Offsets], group: ProcessGroup, key: str, value_EOI: Tensor, replica_id: Any, _: Any = None
+        self,
+        experts: list[Offsets],
+        group: ProcessGroup,
+        key: str,
+        value_EOI: Tensor,
+        replica_id: Any,
+        _: Any = None,
     ) -> list[ShardedTensor]:
-        """A tensor of the weight's shape as a checkpoint stores it; `experts` are their places on its leading axes."""
+        """A tensor of the weight's shape as a checkpoint stores it; `experts` are their places on
+        its leading axes."""
         stored = []
         for place, value_OI in zip(experts, value_EOI.unbind(0), strict=True):
             for block, part in enumerate(value_OI.chunk(self.blocks, self.dim)):
-                slice_ = (len(place) + self.dim, block * group.size() + group.rank(), self.blocks * group.size())
+                slice_ = (
+                    len(place) + self.dim,
+                    block * group.size() + group.rank(),
+                    self.blocks * group.size(),
+                )
                 stored.append(
                     ShardedTensor.from_rank_offsets(
-                        key, part, *place, slice_, replica_id=replica_id, prepend_axis_num=len(place)
+                        key,
+                        part,
+                        *place,
+                        slice_,
+                        replica_id=replica_id,
+                        prepend_axis_num=len(place),
                     )
                 )
         return stored
@@ -71,7 +100,8 @@ class GroupedLinear(torch.nn.Module):
 
 
 class GroupedExperts(MegatronModule):
-    """Gated MLPs of this rank's experts. Megatron's dispatcher brings tokens, and adds up what ETP ranks return."""
+    """Gated MLPs of this rank's experts. Megatron's dispatcher brings tokens, and adds up what ETP
+    ranks return."""
 
     def __init__(
         self,
@@ -82,24 +112,39 @@ class GroupedExperts(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         assert pg_collection is not None and config.moe_ffn_hidden_size is not None
-        self.ep_group, self.tp_group, self.dp_group = pg_collection.ep, pg_collection.expt_tp, pg_collection.expt_dp
+        self.ep_group, self.tp_group, self.dp_group = (
+            pg_collection.ep,
+            pg_collection.expt_tp,
+            pg_collection.expt_dp,
+        )
         self.num_local_experts = num_local_experts
         hidden, width = config.hidden_size, config.moe_ffn_hidden_size // self.tp_group.size()
-        self.linear_fc1 = GroupedLinear((num_local_experts, 2 * width, hidden), config, dim=0, blocks=2)
+        self.linear_fc1 = GroupedLinear(
+            (num_local_experts, 2 * width, hidden), config, dim=0, blocks=2
+        )
         self.linear_fc2 = GroupedLinear((num_local_experts, hidden, width), config, dim=1, blocks=1)
 
-    def forward(self, x_TD: Tensor, tokens_per_expert: Tensor, probs_T: Tensor) -> tuple[Tensor, None]:
-        """Tokens sorted by local expert, with the router's weight of each, in its dtype. -> [T, D] and no bias."""
+    def forward(
+        self, x_TD: Tensor, tokens_per_expert: Tensor, probs_T: Tensor
+    ) -> tuple[Tensor, None]:
+        """Tokens sorted by local expert, with the router's weight of each, in its dtype. -> [T, D]
+        and no bias."""
         ends_E = torch.as_tensor(tokens_per_expert).to(x_TD.device).cumsum(0).to(torch.int32)
         return self.linear_fc2(_gated(self.linear_fc1(x_TD, ends_E), probs_T), ends_E), None
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Offsets = (), metadata: dict | None = None
     ) -> dict[str, Any]:
-        """Every expert is a block of its own, so that any layout loads what another one has saved."""
-        first, count = self.ep_group.rank() * self.num_local_experts, self.ep_group.size() * self.num_local_experts
+        """Every expert is a block of its own, so that any layout loads what another one has
+        saved."""
+        first, count = (
+            self.ep_group.rank() * self.num_local_experts,
+            self.ep_group.size() * self.num_local_experts,
+        )
         axis, replica = len(sharded_offsets), self.dp_group.rank()
-        experts = [(*sharded_offsets, (axis, first + i, count)) for i in range(self.num_local_experts)]
+        experts = [
+            (*sharded_offsets, (axis, first + i, count)) for i in range(self.num_local_experts)
+        ]
         state: dict[str, Any] = {}
         for name, linear in self.named_children():
             ours, stored = f"{prefix}{name}", f"{prefix}experts.{name}"
@@ -123,5 +168,6 @@ def _gated(both_TF: Tensor, probs_T: Tensor) -> Tensor:
 
 
 def _in_order(grad: Tensor) -> Tensor:
-    """The grouped product's backward pass takes no expanded gradients, and of no tokens none without strides."""
+    """The grouped product's backward pass takes no expanded gradients, and of no tokens none
+    without strides."""
     return grad.contiguous() if len(grad) else grad.new_empty(grad.shape)

@@ -9,11 +9,13 @@ from torch.nn.functional import rms_norm
 class RMSNorm(torch.nn.Module):
     """Root-mean-square norm over the last dimension.
 
-    Its weight is replicated over tensor-parallel ranks; under sequence parallelism each of them sees other tokens, and
-    `weight.sequence_parallel` tells Megatron to add up the gradients.
+    Its weight is replicated over tensor-parallel ranks; under sequence parallelism each of them
+    sees other tokens, and `weight.sequence_parallel` tells Megatron to add up the gradients.
     """
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: object) -> None:
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: object
+    ) -> None:
         super().__init__()
         self.eps = eps
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))

@@ -1,4 +1,5 @@
-"""A Hugging Face architecture as a Megatron `GPTModel`, for any tensor-, pipeline- and expert-parallel size.
+"""A Hugging Face architecture as a Megatron `GPTModel`, for any tensor-, pipeline- and
+expert-parallel size.
 
 Weights are left unset: `weights.load_hf` or a checkpoint fills every one of them.
 """
@@ -19,7 +20,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def padded_vocab_size(arch: Architecture, tp_size: int) -> int:
-    """Vocabulary rows of the model: the shards are equal, so the last may hold rows that are no token."""
+    """Vocabulary rows of the model: the shards are equal, so the last may hold rows that are no
+    token."""
     return -(-arch.vocab_size // tp_size) * tp_size
 
 
@@ -52,14 +54,16 @@ def transformer_config(
         expert_tensor_parallel_size=layout.expert_tensor_parallel_size,
         sequence_parallel=layout.sequence_parallel,
         virtual_pipeline_model_parallel_size=parallel.num_chunks if interleaved else None,
-        # Interleaved stages with Megatron's batched messages compute wrong gradients on gloo, without an error.
+        # Interleaved stages with Megatron's batched messages compute wrong gradients on gloo,
+        # without an error.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
         pipeline_dtype=dtype,
         params_dtype=dtype,
         bf16=dtype is torch.bfloat16,
         fp16=dtype is torch.float16,
-        # Every term has its own global denominator, applied before the loss reaches Megatron: gradients are sums.
+        # Every term has its own global denominator, applied before the loss reaches Megatron:
+        # gradients are sums.
         calculate_per_token_loss=True,
         # The local layers have none of the fused kernels; initial values come from the checkpoint.
         use_cpu_initialization=parallel.device.type != "cuda",
@@ -68,10 +72,12 @@ def transformer_config(
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
-        # Without it, Transformer Engine's layers would ask the host for the sequences' lengths in every layer.
+        # Without it, Transformer Engine's layers would ask the host for the sequences' lengths in
+        # every layer.
         apply_rope_fusion=uses_transformer_engine(parallel.device),
         persist_layer_norm=False,
-        # Dense models too: the default dispatcher forbids sequences whose length changes between steps.
+        # Dense models too: the default dispatcher forbids sequences whose length changes between
+        # steps.
         moe_token_dispatcher_type="alltoall",
         variable_seq_lengths=True,
         **_experts(arch.experts),
@@ -83,13 +89,22 @@ def _recompute(granularity: str, arch: Architecture) -> dict[str, Any]:
     if granularity == "none":
         return {}
     if granularity == "full":
-        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    # Attention keeps no scores to recompute; what a layer keeps is mostly the wide activations of its MLP.
-    return {"recompute_granularity": "selective", "recompute_modules": ["moe" if arch.experts else "mlp"]}
+        return {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": 1,
+        }
+    # Attention keeps no scores to recompute; what a layer keeps is mostly the wide activations of
+    # its MLP.
+    return {
+        "recompute_granularity": "selective",
+        "recompute_modules": ["moe" if arch.experts else "mlp"],
+    }
 
 
 def _softmax_scale(arch: Architecture) -> float | None:
-    """YaRN multiplies cosine and sine, so queries and keys, by a factor: the products of the two by its square."""
+    """YaRN multiplies cosine and sine, so queries and keys, by a factor: the products of the two by
+    its square."""
     if arch.rope_scaling is None or arch.rope_scaling.attention_factor == 1:
         return None
     return arch.rope_scaling.attention_factor**2 / arch.head_dim**0.5
@@ -113,9 +128,11 @@ def _experts(experts: Experts | None) -> dict[str, Any]:
 def build_model(
     arch: Architecture, parallel: Parallel, *, precision: str, recompute: str = "none"
 ) -> list[torch.nn.Module]:
-    """This rank's chunks of the model (one, unless stages are interleaved), on its device, in `precision`.
+    """This rank's chunks of the model (one, unless stages are interleaved), on its device, in
+    `precision`.
 
-    `recompute`: what the backward pass computes again and training need not keep, see `TrainConfig`.
+    `recompute`: what the backward pass computes again and training need not keep, see
+    `TrainConfig`.
     """
     config = transformer_config(arch, parallel, precision=precision, recompute=recompute)
     with parallel.active():
@@ -123,7 +140,9 @@ def build_model(
     return [chunk.to(device=parallel.device, dtype=DTYPES[precision]) for chunk in chunks]
 
 
-def _chunk(arch: Architecture, parallel: Parallel, config: TransformerConfig, index: int) -> GPTModel:
+def _chunk(
+    arch: Architecture, parallel: Parallel, config: TransformerConfig, index: int
+) -> GPTModel:
     vp_stage = index if parallel.num_chunks > 1 else None
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=parallel.pp_rank)
     model = GPTModel(

@@ -8,7 +8,8 @@ from torch.nn import Module
 
 
 class HostWeights:
-    """The parameters of `chunks`, off the device but within `on_device()`. They do not change: nothing is copied back.
+    """The parameters of `chunks`, off the device but within `on_device()`. They do not change:
+    nothing is copied back.
 
     On the host itself there is nothing to move, and the same memory serves.
     """

@@ -1,7 +1,9 @@
-"""Sequences end to end in one row of tokens, and which of these tokens a context-parallel rank holds.
+"""Sequences end to end in one row of tokens, and which of these tokens a context-parallel rank
+holds.
 
-With context parallelism of size C every sequence is cut into 2C equal chunks, and rank r holds the chunks r and
-2C - 1 - r: a token meets all tokens before it, so a first and a last chunk together are as much work as any other pair.
+With context parallelism of size C every sequence is cut into 2C equal chunks, and rank r holds the
+chunks r and 2C - 1 - r: a token meets all tokens before it, so a first and a last chunk together
+are as much work as any other pair.
 """
 
 from collections.abc import Sequence
@@ -51,16 +53,20 @@ class Runs:
 
 @dataclass(frozen=True)
 class Segments:
-    """Runs of queries, each with its run of keys whose last one belongs to its last query: none is shorter."""
+    """Runs of queries, each with its run of keys whose last one belongs to its last query: none is
+    shorter."""
 
     queries: Runs
     keys: Runs
 
     @cached_property
     def visible(self) -> Tensor:
-        """bool [B, 1, longest queries, longest keys]: the keys each query of a padded batch attends to."""
+        """bool [B, 1, longest queries, longest keys]: the keys each query of a padded batch attends
+        to."""
         queries, keys = self.queries, self.keys
-        place_BQ1 = (keys.lengths - queries.lengths)[:, None, None] + np.arange(queries.longest)[None, :, None]
+        place_BQ1 = (keys.lengths - queries.lengths)[:, None, None] + np.arange(queries.longest)[
+            None, :, None
+        ]
         return torch.from_numpy(np.arange(keys.longest) <= place_BQ1)[:, None].to(keys.device)
 
 
@@ -68,17 +74,21 @@ class Segments:
 class Packing(PackedSeqParams):
     """What a model must know of a packed row of tokens; `of` makes it.
 
-    Megatron hands it to the rotary embedding and the core attention of the local layers as it is: its format says that
-    positions and segments are theirs to deal with.
+    Megatron hands it to the rotary embedding and the core attention of the local layers as it is:
+    its format says that positions and segments are theirs to deal with.
     """
 
     lengths: Sequence[int] = ()  # of whole sequences, padding included
-    positions_S: Tensor | None = None  # int64, the place in its sequence of each token that this rank holds
+    # int64, the place in its sequence of each token that this rank holds
+    positions_S: Tensor | None = None
     segments: Segments | None = None
-    keys_U: Tensor | None = None  # int64, rows of all ranks' keys that `segments` runs over; None: one's own keys
+    # int64, rows of all ranks' keys that `segments` runs over; None: one's own keys
+    keys_U: Tensor | None = None
 
     @classmethod
-    def of(cls, lengths: Sequence[int], cp_size: int, cp_rank: int, device: torch.device) -> "Packing":
+    def of(
+        cls, lengths: Sequence[int], cp_size: int, cp_rank: int, device: torch.device
+    ) -> "Packing":
         """`lengths` [N]: each a multiple of 2C where C > 1."""
         positions = [local_positions(length, cp_size, cp_rank) for length in lengths]
         segments, keys = _segments(lengths, cp_size, cp_rank, device)
@@ -91,16 +101,25 @@ class Packing(PackedSeqParams):
         )
 
     def thd(self) -> PackedSeqParams:
-        """The same in Transformer Engine's words, whose layers share out sequences among ranks as `local_positions`."""
+        """The same in Transformer Engine's words, whose layers share out sequences among ranks as
+        `local_positions`."""
         assert self.positions_S is not None, "made by Packing.of"
-        bounds, longest = _bounds(np.array(self.lengths), self.positions_S.device), max(self.lengths)
+        bounds, longest = (
+            _bounds(np.array(self.lengths), self.positions_S.device),
+            max(self.lengths),
+        )
         return PackedSeqParams(
-            qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest
+            qkv_format="thd",
+            cu_seqlens_q=bounds,
+            cu_seqlens_kv=bounds,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
         )
 
 
 def local_positions(length: int, cp_size: int, cp_rank: int) -> np.ndarray:
-    """int64: the places of a sequence of `length` tokens that a context-parallel rank holds, in ascending order."""
+    """int64: the places of a sequence of `length` tokens that a context-parallel rank holds, in
+    ascending order."""
     if cp_size == 1:
         return np.arange(length)
     chunks = np.arange(length).reshape(2 * cp_size, -1)
@@ -133,7 +152,9 @@ def _row_positions(lengths: Sequence[int], cp_size: int, cp_rank: int) -> np.nda
     """The places that a rank holds, counted through all sequences."""
     starts = np.cumsum([0, *lengths[:-1]])
     pairs = zip(starts, lengths, strict=True)
-    return np.concatenate([start + local_positions(length, cp_size, cp_rank) for start, length in pairs])
+    return np.concatenate(
+        [start + local_positions(length, cp_size, cp_rank) for start, length in pairs]
+    )
 
 
 def _bounds(lengths: np.ndarray, device: torch.device) -> Tensor:

@@ -1,8 +1,10 @@
-"""Process groups: one `Parallel` per layout, and the only file that touches global state of the process.
+"""Process groups: one `Parallel` per layout, and the only file that touches global state of the
+process.
 
-Megatron-Core still reads its module-level groups (`parallel_state`) in places. A process here can hold models of
-different layouts (a student at TP1 beside a teacher at TP4), so each `Parallel` keeps the globals of its layout, and
-`with parallel.active():` puts them in force around every use of a model.
+Megatron-Core still reads its module-level groups (`parallel_state`) in places. A process here can
+hold models of different layouts (a student at TP1 beside a teacher at TP4), so each `Parallel`
+keeps the globals of its layout, and `with parallel.active():` puts them in force around every use
+of a model.
 """
 
 import contextlib
@@ -71,7 +73,8 @@ class Parallel:
 
     @property
     def copy_rank(self) -> int:
-        """Of the ranks with the same part of the weights (but for experts): 0 on the first replica's."""
+        """Of the ranks with the same part of the weights (but for experts): 0 on the first
+        replica's."""
         return self.groups.dp_cp.rank()
 
     @property
@@ -104,7 +107,8 @@ class Parallel:
 
     @property
     def is_signal_source(self) -> bool:
-        """The last stage's first tensor rank holds the results of a forward pass, for the tokens that it was given."""
+        """The last stage's first tensor rank holds the results of a forward pass, for the tokens
+        that it was given."""
         return self.is_last_stage and self.tp_rank == 0
 
     @contextlib.contextmanager
@@ -119,14 +123,19 @@ class Parallel:
 
 
 def _snapshot() -> dict[str, Any]:
-    return {name: value for name, value in vars(parallel_state).items() if name[0] == "_" and name[1:].isupper()}
+    return {
+        name: value
+        for name, value in vars(parallel_state).items()
+        if name[0] == "_" and name[1:].isupper()
+    }
 
 
 def start(timeout_minutes: float = 30.0, *, apart: dict[str, int] | None = None) -> None:
-    """Prepares the device and joins the default process group (of one process when torchrun did not start us).
+    """Prepares the device and joins the default process group (of one process when torchrun did not
+    start us).
 
-    `apart`: role -> processes set aside for it, the last ones, in this order. Each role has a default group of its own,
-    and a channel joins it to the processes that are left, the student's.
+    `apart`: role -> processes set aside for it, the last ones, in this order. Each role has a
+    default group of its own, and a channel joins it to the processes that are left, the student's.
     """
     prepare_platform()
     if dist.is_initialized():
@@ -157,7 +166,9 @@ def _start_apart(apart: dict[str, int], timeout: timedelta) -> None:
         if rank in serving or rank in student:
             _channels[role] = Channel(dist.PrefixStore(role, store), rank, student, serving)
     store = dist.PrefixStore(f"world from {world[0]}", store)
-    dist.init_process_group(backend(), store=store, rank=rank - world[0], world_size=len(world), timeout=timeout)
+    dist.init_process_group(
+        backend(), store=store, rank=rank - world[0], world_size=len(world), timeout=timeout
+    )
 
 
 def channel(role: str) -> Channel | None:
@@ -170,16 +181,18 @@ def own_role() -> str | None:
     return next((role for role, each in _channels.items() if each.serves), None)
 
 
-# (TP, PP, EP, ETP, CP) -> the groups of that shape and Megatron's globals of it. They are never freed before `stop()`:
-# gloo keeps three polling threads for each of the twenty or so that Megatron makes, so equal layouts must share theirs.
+# (TP, PP, EP, ETP, CP) -> the groups of that shape and Megatron's globals of it. They are never
+# freed before `stop()`: gloo keeps three polling threads for each of the twenty or so that Megatron
+# makes, so equal layouts must share theirs.
 _created: dict[tuple[int, ...], tuple[ProcessGroupCollection, dict[str, Any]]] = {}
 
 
 def create(layout: LayoutConfig) -> Parallel:
-    """Collective over the world: the groups of `layout`. The data-parallel size is world / (TP x PP x CP).
+    """Collective over the world: the groups of `layout`. The data-parallel size is world / (TP x PP
+    x CP).
 
-    The experts of a stage lie on EP x ETP of its ranks, whatever tensor- or data-parallel rank these have. Layouts of
-    the same sizes share one set of groups.
+    The experts of a stage lie on EP x ETP of its ranks, whatever tensor- or data-parallel rank
+    these have. Layouts of the same sizes share one set of groups.
     """
     tp, pp = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
     experts = layout.expert_model_parallel_size, layout.expert_tensor_parallel_size
@@ -195,7 +208,9 @@ def create(layout: LayoutConfig) -> Parallel:
     return Parallel(layout, groups, device(), megatron_globals | interleaving)
 
 
-def _initialize(tp: int, pp: int, ep: int, etp: int, cp: int) -> tuple[ProcessGroupCollection, dict[str, Any]]:
+def _initialize(
+    tp: int, pp: int, ep: int, etp: int, cp: int
+) -> tuple[ProcessGroupCollection, dict[str, Any]]:
     assert not parallel_state.is_initialized(), "create() is called outside of active()"
     empty = _snapshot()
     parallel_state.initialize_model_parallel(
@@ -206,7 +221,8 @@ def _initialize(tp: int, pp: int, ep: int, etp: int, cp: int) -> tuple[ProcessGr
         expert_tensor_parallel_size=etp,
         create_gloo_process_groups=False,  # for optimizer states that travel through the host
     )
-    # Dropout is 0 everywhere: the seed only satisfies Megatron's tracker, which some forward passes enter.
+    # Dropout is 0 everywhere: the seed only satisfies Megatron's tracker, which some forward passes
+    # enter.
     model_parallel_cuda_manual_seed(0)
     created = ProcessGroupCollection.use_mpu_process_groups(), _snapshot()
     vars(parallel_state).update(empty)
@@ -221,14 +237,15 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-# ---------------------------------------------------------------------------------------- lists spread over the world
+# ---------------------------------------------------------------------- lists spread over the world
 def share[T](items: list[T]) -> list[T]:
     """This rank's part of a list that every rank holds."""
     return items[dist.get_rank() :: dist.get_world_size()]
 
 
 def gather_shares[T](mine: list[T]) -> list[T]:
-    """The inverse of `share` for results made one per item: every rank gets all, in the order of the items."""
+    """The inverse of `share` for results made one per item: every rank gets all, in the order of
+    the items."""
     parts: list[list[T]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(parts, mine)
     whole: list[T] = []
@@ -245,7 +262,8 @@ def any_rank(flag: bool, where: torch.device) -> bool:
 
 
 def from_rank_0[T](work: Callable[[], T]) -> T:
-    """What `work`, done by rank 0 alone, returns or raises, on every rank. Collective; it must be picklable."""
+    """What `work`, done by rank 0 alone, returns or raises, on every rank. Collective; it must be
+    picklable."""
     outcome: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:

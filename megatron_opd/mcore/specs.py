@@ -1,4 +1,5 @@
-"""What a transformer layer is made of: Transformer Engine's layers where they run, otherwise Megatron's local ones.
+"""What a transformer layer is made of: Transformer Engine's layers where they run, otherwise
+Megatron's local ones.
 
 The weights of both have one table (`weights/names.py`) and one checkpoint.
 """
@@ -26,27 +27,38 @@ def uses_transformer_engine(device: torch.device) -> bool:
     return HAVE_TE and device.type == "cuda"
 
 
-def block_spec(arch: Architecture, num_layers: int, device: torch.device) -> TransformerBlockSubmodules:
+def block_spec(
+    arch: Architecture, num_layers: int, device: torch.device
+) -> TransformerBlockSubmodules:
     """Equal layers, and the norm behind the last one."""
     if uses_transformer_engine(device):
         from megatron.core.extensions.transformer_engine import TENorm
 
-        return TransformerBlockSubmodules([_transformer_engine_layer(arch)] * num_layers, layer_norm=TENorm)
+        return TransformerBlockSubmodules(
+            [_transformer_engine_layer(arch)] * num_layers, layer_norm=TENorm
+        )
     return TransformerBlockSubmodules([_local_layer(arch)] * num_layers, layer_norm=RMSNorm)
 
 
 def _transformer_engine_layer(arch: Architecture) -> ModuleSpec:
-    """Norms within the linear layers behind them, but for that before a router; one module for a rank's experts."""
+    """Norms within the linear layers behind them, but for that before a router; one module for a
+    rank's experts."""
     spec = get_gpt_layer_with_transformer_engine_spec(
-        num_experts=_num_experts(arch), moe_grouped_gemm=arch.experts is not None, qk_layernorm=arch.qk_norm
+        num_experts=_num_experts(arch),
+        moe_grouped_gemm=arch.experts is not None,
+        qk_layernorm=arch.qk_norm,
     )
     if arch.experts:  # stored as local layers store it
-        spec.submodules.sharded_state_dict_keys_map["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
+        spec.submodules.sharded_state_dict_keys_map["pre_mlp_layernorm."] = (
+            "mlp.linear_fc1.layer_norm_"
+        )
     return spec
 
 
 def _local_layer(arch: Architecture) -> ModuleSpec:
-    spec = get_gpt_layer_local_spec(num_experts=_num_experts(arch), qk_layernorm=arch.qk_norm, normalization="RMSNorm")
+    spec = get_gpt_layer_local_spec(
+        num_experts=_num_experts(arch), qk_layernorm=arch.qk_norm, normalization="RMSNorm"
+    )
     layer = spec.submodules
     layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
     attention = layer.self_attention.submodules

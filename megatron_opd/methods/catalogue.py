@@ -1,7 +1,7 @@
 """The catalogue: a name, the paper it comes from, and the terms of its loss.
 
-`method: NAME` in a recipe takes an entry as it is; `method: {name: NAME, <term>: {<key>: ...}}` changes keys of it.
-Formulas, and what the papers leave open: docs/methods.md.
+`method: NAME` in a recipe takes an entry as it is; `method: {name: NAME, <term>: {<key>: ...}}`
+changes keys of it. Formulas, and what the papers leave open: docs/methods.md.
 """
 
 import math
@@ -58,11 +58,21 @@ class CatalogueEntry:
 CATALOGUE: dict[str, CatalogueEntry] = {}
 
 
-def _add(name: str, summary: str, source: str, terms: dict[str, Term], *, left_open: str = "", **beside: Any) -> None:
-    CATALOGUE[name] = CatalogueEntry(MethodConfig(name, terms, **beside), summary, source, left_open)
+def _add(
+    name: str,
+    summary: str,
+    source: str,
+    terms: dict[str, Term],
+    *,
+    left_open: str = "",
+    **beside: Any,
+) -> None:
+    CATALOGUE[name] = CatalogueEntry(
+        MethodConfig(name, terms, **beside), summary, source, left_open
+    )
 
 
-# ------------------------------------------------------------------------------------------------ parts
+# -------------------------------------------------------------------------------------------- parts
 def _policy(**keys: Any) -> PolicyGradientTerm:
     return PolicyGradientTerm("policy_gradient", **keys)
 
@@ -78,7 +88,9 @@ def _of_teacher(weight: Weight = 1.0, **keys: Any) -> dict[str, Advantage]:
 def _distil(weight: Weight = 1.0, ratio: Ratio = _UNCLIPPED, **keys: Any) -> PolicyGradientTerm:
     """The reverse KL on the student's samples: -rho sg[log q - log p]."""
     advantages = keys.pop("advantages", None) or _of_teacher()
-    return PolicyGradientTerm("policy_gradient", weight=weight, advantages=advantages, ratio=ratio, **keys)
+    return PolicyGradientTerm(
+        "policy_gradient", weight=weight, advantages=advantages, ratio=ratio, **keys
+    )
 
 
 def _reference(weight: float) -> PolicyGradientTerm:
@@ -86,11 +98,15 @@ def _reference(weight: float) -> PolicyGradientTerm:
     advantages: dict[str, Advantage] = {
         "reference": LogRatioAdvantage("log_ratio", model="reference", transform="expm1")
     }
-    return PolicyGradientTerm("policy_gradient", weight=weight, advantages=advantages, ratio=NoRatio("none"))
+    return PolicyGradientTerm(
+        "policy_gradient", weight=weight, advantages=advantages, ratio=NoRatio("none")
+    )
 
 
 def _guidance(weight: Weight) -> CrossEntropyTerm:
-    return CrossEntropyTerm("cross_entropy", targets="teacher_argmax", weight=weight, aggregate=SEQUENCES)
+    return CrossEntropyTerm(
+        "cross_entropy", targets="teacher_argmax", weight=weight, aggregate=SEQUENCES
+    )
 
 
 def _topk(k: int, **keys: Any) -> TopKTerm:
@@ -102,7 +118,7 @@ _trace = CrossEntropyTerm("cross_entropy", targets="trace")
 _FLOOR = math.log(0.3) / 0.7
 
 # fmt: off
-# ------------------------------------------------------------------------------------------------ rewards alone
+# ------------------------------------------------------------------------------------ rewards alone
 _add("sft", "negative log-likelihood of the data set's own responses, token-mean", "arXiv 2605.13230, baseline",
      {"trace": _trace})
 _add("grpo", "group-normalised rewards, clipped ratio, mean per sequence, no reference KL",
@@ -125,7 +141,8 @@ _add("prime", "leave-one-out rewards plus the log-ratio of a model, trained besi
                         whiten=True)},
      max_refills=10,
      left_open="tokens are scored before the process model's update, one update a step, their rewards not normalised "
-     "(the code base has other options); its filter, 0.2 to 0.8 of 4 samples right, is that of unequal rewards")
+     "(the code base has other options); its filter, 0.2 to 0.8 of 4 samples right, is that of "
+     "unequal rewards")
 _add("gspo", "GRPO whose ratio is the sequence's geometric mean", "arXiv 2507.18071, Eq. 14",
      {"policy": _policy(ratio=ClippedRatio("sequence", 3e-4, 4e-4), aggregate=SEQUENCES)})
 _add("cispo", "GRPO whose clipped ratio is a detached weight: no token loses its gradient", "arXiv 2506.13585",
@@ -142,7 +159,7 @@ _add("luffy", "each group holds a trace; its tokens have the shaped probability 
      },
      traces_per_group=1)
 
-# ------------------------------------------------------------------------------------------------ TGPO and its family
+# ------------------------------------------------------------------------------ TGPO and its family
 _add("tgpo", "GRPO++ plus a constant weight times the negative log-likelihood of the teacher's argmax token",
      "arXiv 2605.13230, Eq. 6 (its sign corrected)", {"policy": _grpo, "guidance": _guidance(2e-3)},
      left_open="Eq. 3 averages per sequence, Eq. 4 over tokens: the guidance is per sequence, as printed")
@@ -182,7 +199,7 @@ _add("trrd", "GRPO whose ratio is to a mixture of old policy and teacher: RLAD",
      {"policy": _policy(ratio=TeacherRatio("teacher_mixture"), aggregate=SEQUENCES), "reference": _reference(1e-3)},
      left_open="the paper's prose swaps the ends: alpha = 1 is GRPO, as in Eq. 3; the weight of its KL: 1e-3")
 
-# ------------------------------------------------------------------------------------------------ TrOPD and its family
+# ----------------------------------------------------------------------------- TrOPD and its family
 _TROPD = "TrOPD"
 _TRUST, _OUTLIER = TrustGate("trust"), TrustGate("trust", invert=True)
 _prefix_loss = replace(_trace, weight=1e-3, denominator="all")
@@ -237,7 +254,8 @@ _tropd: dict[str, Term] = {
     "prefix": _prefix_loss,
 }
 _PREFIX_OPEN = (
-    "the FKL is differentiated; the Bernoulli variable is drawn once per rollout; prefix lengths are uniform below the "
+    "the FKL is differentiated; the Bernoulli variable is drawn once per rollout; prefix lengths "
+    "are uniform below the "
     "cosine; " + _RATIO
 )
 _add("tropd", "FKL outlier, on responses that begin with a part of a trace which gets 1e-3 of cross-entropy", _TROPD,
@@ -265,7 +283,7 @@ _add("tropd_aopd", "TrOPD plus AOPD's forward KL where the teacher gives the tok
      _TROPD + ", Table 6", _tropd | {"forward": _aopd_forward}, prefix=PrefixConfig(200),
      left_open="how the two are joined is ambiguous: the reading that changes anything; " + _PREFIX_OPEN)
 
-# ------------------------------------------------------------------------------------------------ other divergences
+# -------------------------------------------------------------------------------- other divergences
 _add("jsd", "the generalised Jensen-Shannon divergence with beta 0.5, exactly, from the sampled token alone",
      "arXiv 2306.13649; gradient: docs/methods.md",
      {"distil": _distil(advantages=_of_teacher(transform="mixture", mix=0.5), ratio=NoRatio("none"))})

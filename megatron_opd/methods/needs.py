@@ -54,12 +54,14 @@ class Needs:
     topk: int  # how many of the teacher's best ids
     teacher_head: bool  # the teacher's whole distribution, within the student's forward pass
     reference: bool  # the student as the run found it
-    process: bool  # a model trained beside the student, whose log-ratio to the reference is a reward
+    # a model trained beside the student, whose log-ratio to the reference is a reward
+    process: bool
     student_pass: bool  # the student's logprobs and entropy before the first update of a step
 
 
 def needs_of(method: MethodConfig, updates_per_step: int = 1) -> Needs:
-    """With several updates per step the importance ratio needs the student as it was before the first of them."""
+    """With several updates per step the importance ratio needs the student as it was before the
+    first of them."""
     terms, found = method.terms.values(), list(parts(method))
     topk = [each.k for each in found if isinstance(each, TopKTerm | TopKAdvantage)]
     process = process_reward(method) is not None
@@ -73,9 +75,12 @@ def needs_of(method: MethodConfig, updates_per_step: int = 1) -> Needs:
         teacher=method.teacher_share > 0 or any(reads_teacher(each) for each in found),
         topk=max(topk, default=0),
         teacher_head=any(isinstance(each, DivergenceTerm) for each in found),
-        reference=process or any(isinstance(each, LogRatioAdvantage) and each.model == "reference" for each in found),
+        reference=process
+        or any(isinstance(each, LogRatioAdvantage) and each.model == "reference" for each in found),
         process=process,
-        student_pass=updates_per_step > 1 or method.teacher_share > 0 or any(_reads_student(each) for each in found),
+        student_pass=updates_per_step > 1
+        or method.teacher_share > 0
+        or any(_reads_student(each) for each in found),
     )
 
 
@@ -105,32 +110,45 @@ def process_reward(method: MethodConfig) -> ProcessRewardAdvantage | None:
 
 
 def active(method: MethodConfig, step: int) -> MethodConfig:
-    """The method without what has a weight of 0 at `step`: signals that only it reads need not be made."""
+    """The method without what has a weight of 0 at `step`: signals that only it reads need not be
+    made."""
     terms: dict[str, Term] = {}
     for name, term in method.terms.items():
         if weight_at(term.weight, step) > 0:
             terms[name] = term
             if isinstance(term, PolicyGradientTerm):
-                left = {key: each for key, each in term.advantages.items() if weight_at(each.weight, step) > 0}
+                left = {
+                    key: each
+                    for key, each in term.advantages.items()
+                    if weight_at(each.weight, step) > 0
+                }
                 terms[name] = replace(term, advantages=left)
     return replace(method, terms=terms)
 
 
 def is_on_policy(method: MethodConfig, seed: int, step: int) -> bool:
-    """Whether the student samples at `step`: with probability `on_policy_fraction`, drawn from (seed, step) alone."""
+    """Whether the student samples at `step`: with probability `on_policy_fraction`, drawn from
+    (seed, step) alone."""
     return random.Random(f"{seed} {step} on policy").random() < method.on_policy_fraction
 
 
 def fit_topk(method: MethodConfig, vocab_size: int) -> MethodConfig:
-    """The method with every k at most the vocabulary: a paper's top 64 of fewer tokens is all of them."""
+    """The method with every k at most the vocabulary: a paper's top 64 of fewer tokens is all of
+    them."""
 
     def fit(each: Any) -> Any:
-        return replace(each, k=min(each.k, vocab_size)) if isinstance(each, TopKTerm | TopKAdvantage) else each
+        return (
+            replace(each, k=min(each.k, vocab_size))
+            if isinstance(each, TopKTerm | TopKAdvantage)
+            else each
+        )
 
     terms = {name: fit(term) for name, term in method.terms.items()}
     for name, term in terms.items():
         if isinstance(term, PolicyGradientTerm):
-            terms[name] = replace(term, advantages={key: fit(each) for key, each in term.advantages.items()})
+            terms[name] = replace(
+                term, advantages={key: fit(each) for key, each in term.advantages.items()}
+            )
     return replace(method, terms=terms)
 
 
@@ -142,7 +160,8 @@ def reads_traces(term: Term) -> bool:
 
 
 def of_sequence(part: object) -> TypeGuard[LogRatioAdvantage]:
-    """Whether a log-ratio of a token depends on the tokens after it: it is computed once, before the update."""
+    """Whether a log-ratio of a token depends on the tokens after it: it is computed once, before
+    the update."""
     return isinstance(part, LogRatioAdvantage) and part.discount > 0
 
 
@@ -166,7 +185,9 @@ def _reads_student(part: object) -> bool:
         return part.model == "student"
     if of_sequence(part):
         return part.anchor == "old"
-    return isinstance(part, (EntropyQuantileGate, SigmoidGate, Correction, *_OF_TEACHER_AND_STUDENT))
+    return isinstance(
+        part, (EntropyQuantileGate, SigmoidGate, Correction, *_OF_TEACHER_AND_STUDENT)
+    )
 
 
 def weight_at(weight: Weight, step: int) -> float:

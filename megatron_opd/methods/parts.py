@@ -1,4 +1,5 @@
-"""What the terms of a method are made of: weights over steps, advantages, ratios, gates, corrections. No torch.
+"""What the terms of a method are made of: weights over steps, advantages, ratios, gates,
+corrections. No torch.
 
 Formulas: docs/methods.md. Every class here is a mapping in a recipe; its `kind` says which.
 """
@@ -15,13 +16,18 @@ from megatron_opd.contracts.ranges import (
     PositiveInt,
 )
 
-# How a term's tokens are averaged. "-norm" divides by rollout.max_completion_tokens in the place of the length.
+# How a term's tokens are averaged. "-norm" divides by rollout.max_completion_tokens in the place of
+# the length.
 Aggregate = Literal[
-    "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "token-sum"
-]  # fmt: skip
+    "token-mean",
+    "seq-mean-token-mean",
+    "seq-mean-token-sum",
+    "seq-mean-token-sum-norm",
+    "token-sum",
+]
 
 
-# ------------------------------------------------------------------------------------------------ weights over steps
+# ------------------------------------------------------------------------------- weights over steps
 @dataclass(frozen=True)
 class LinearDecay:
     """w(step) = max(start - decay * step, floor); steps count from 0."""
@@ -34,7 +40,8 @@ class LinearDecay:
 
 @dataclass(frozen=True)
 class CosineDecay:
-    """w(step) = end + (start - end) (1 + cos(pi step / steps)) / 2, and `end` from step `steps` on."""
+    """w(step) = end + (start - end) (1 + cos(pi step / steps)) / 2, and `end` from step `steps`
+    on."""
 
     kind: Literal["cosine"]
     start: NonNegativeFloat
@@ -55,17 +62,20 @@ class Switch:
 Weight = NonNegativeFloat | LinearDecay | CosineDecay | Switch
 
 
-# ------------------------------------------------------------------------------------------------ advantages
+# --------------------------------------------------------------------------------------- advantages
 @dataclass(frozen=True)
 class RewardAdvantage:
-    """The verifier's reward of the sequence against those of its group, the same for each of its tokens."""
+    """The verifier's reward of the sequence against those of its group, the same for each of its
+    tokens."""
 
     kind: Literal["reward"]
     weight: Weight = 1.0
-    # divide by the group's deviation | only centre | the reward itself | minus the mean of the others
+    # divide by the group's deviation | only centre | the reward itself | minus the mean of the
+    # others
     normalise: Literal["std", "mean", "none", "leave_one_out"] = "std"
     std_eps: PositiveFloat = 1e-6
-    # over this last part of max_completion_tokens up to 1 is taken from the reward: DAPO's soft overlong punishment
+    # over this last part of max_completion_tokens up to 1 is taken from the reward: DAPO's soft
+    # overlong punishment
     overlong: Fraction = 0.0
 
 
@@ -73,7 +83,8 @@ class RewardAdvantage:
 class LogRatioAdvantage:
     """f(D), D = log p_model(token) - log p_student(token), detached.
 
-    f: identity: D (reverse KL). floor: max(D, ln(mix) / (1 - mix)). mixture: (1 - mix) ln(1 - mix + mix e^D) (JSD).
+    f: identity: D (reverse KL). floor: max(D, ln(mix) / (1 - mix)). mixture: (1 - mix) ln(1 - mix +
+    mix e^D) (JSD).
     expm1: e^D - 1 (forward KL).
     """
 
@@ -82,8 +93,10 @@ class LogRatioAdvantage:
     model: Literal["teacher", "reference"] = "teacher"  # reference: the student as the run found it
     transform: Literal["identity", "floor", "mixture", "expm1"] = "identity"
     mix: Annotated[float, Gt(0), Le(1)] | None = None  # of floor and mixture
-    anchor: Literal["current", "old", "rollout"] = "current"  # the student: now, at the step's start, as it sampled
-    discount: Fraction = 0.0  # weight of the next token's return: the sum to the end of the sequence; needs an anchor
+    # the student: now, at the step's start, as it sampled
+    anchor: Literal["current", "old", "rollout"] = "current"
+    # weight of the next token's return: the sum to the end of the sequence; needs an anchor
+    discount: Fraction = 0.0
     mean_to_go: bool = False  # that sum over the number of tokens to the end
 
 
@@ -92,14 +105,16 @@ class ShapingAdvantage:
     """A detached signal added to the advantage: TGPO_R."""
 
     kind: Literal["shaping"]
-    # the student's logprob of the teacher's argmax | 1 where the token is the argmax | the teacher's logprob of it
+    # the student's logprob of the teacher's argmax | 1 where the token is the argmax | the
+    # teacher's logprob of it
     signal: Literal["argmax_logprob", "argmax_indicator", "teacher_logprob"]
     weight: Weight = 1.0
 
 
 @dataclass(frozen=True)
 class TopKAdvantage:
-    """Minus the forward KL on the teacher's top-k, as a scalar reward: the other reading of TrOPD."""
+    """Minus the forward KL on the teacher's top-k, as a scalar reward: the other reading of
+    TrOPD."""
 
     kind: Literal["topk_kl"]
     k: PositiveInt
@@ -108,23 +123,26 @@ class TopKAdvantage:
 
 @dataclass(frozen=True)
 class ProcessRewardAdvantage:
-    """beta (log p_process(token) - log p_reference(token)) of this token and those after it: PRIME's implicit rewards.
+    """beta (log p_process(token) - log p_reference(token)) of this token and those after it:
+    PRIME's implicit rewards.
 
-    The process model begins as the student and is trained beside it, to tell right responses from wrong ones:
-    cross-entropy of sigmoid(the response's sum of rewards) with the verifier's reward. Each reward is taken relative
-    to the mean of those in the other responses of the group.
+    The process model begins as the student and is trained beside it, to tell right responses from
+    wrong ones: cross-entropy of sigmoid(the response's sum of rewards) with the verifier's reward.
+    Each reward is taken relative to the mean of those in the other responses of the group.
     """
 
     kind: Literal["process_reward"]
     weight: Weight = 1.0
     beta: PositiveFloat = 0.05
-    lr: PositiveFloat = 1e-6  # of the process model; the rest of its optimizer is as train.optimizer
+    # of the process model; the rest of its optimizer is as train.optimizer
+    lr: PositiveFloat = 1e-6
     clip_grad: NonNegativeFloat = 10.0
 
 
 @dataclass(frozen=True)
 class LogRatioFactor:
-    """Multiplies the sum of the others with 1 - weight + weight * clip(e^(sign(A) D), 1 - clip, 1 + clip): RLSD."""
+    """Multiplies the sum of the others with 1 - weight + weight * clip(e^(sign(A) D), 1 - clip, 1 +
+    clip): RLSD."""
 
     kind: Literal["log_ratio_factor"]
     weight: Weight = 0.5
@@ -132,16 +150,23 @@ class LogRatioFactor:
 
 
 Advantage = (
-    RewardAdvantage | LogRatioAdvantage | ShapingAdvantage | TopKAdvantage | ProcessRewardAdvantage | LogRatioFactor
+    RewardAdvantage
+    | LogRatioAdvantage
+    | ShapingAdvantage
+    | TopKAdvantage
+    | ProcessRewardAdvantage
+    | LogRatioFactor
 )
 
 
-# ------------------------------------------------------------------------------------------------ ratios
+# ------------------------------------------------------------------------------------------- ratios
 @dataclass(frozen=True)
 class ClippedRatio:
-    """rho = p(token) / p_anchor(token) under PPO's clip: to the step's first weights, to the sampler, of a sequence."""
+    """rho = p(token) / p_anchor(token) under PPO's clip: to the step's first weights, to the
+    sampler, of a sequence."""
 
-    kind: Literal["old", "rollout", "sequence"]  # sequence: the geometric mean over the sequence (GSPO)
+    # sequence: the geometric mean over the sequence (GSPO)
+    kind: Literal["old", "rollout", "sequence"]
     clip_low: PositiveFloat | None = 0.2  # null: not clipped on this side
     clip_high: PositiveFloat | None = 0.2
     dual_clip: Annotated[float, Gt(1)] | None = None  # at most this times |A| where A is negative
@@ -158,7 +183,8 @@ class DetachedRatio:
 
 @dataclass(frozen=True)
 class TeacherRatio:
-    """log r = alpha (S - O) + (1 - alpha) clamp(S - T): TRRD. alpha = 1 is GRPO; the clip bites from the start."""
+    """log r = alpha (S - O) + (1 - alpha) clamp(S - T): TRRD. alpha = 1 is GRPO; the clip bites
+    from the start."""
 
     kind: Literal["teacher_mixture"]
     alpha: Fraction = 0.5
@@ -169,7 +195,8 @@ class TeacherRatio:
 
 @dataclass(frozen=True)
 class ShapedProbability:
-    """p / (p + gamma) of tokens the student did not sample: LUFFY's off-policy part. Read on traces alone."""
+    """p / (p + gamma) of tokens the student did not sample: LUFFY's off-policy part. Read on traces
+    alone."""
 
     kind: Literal["shaped"]
     gamma: PositiveFloat = 0.1
@@ -185,7 +212,7 @@ class NoRatio:
 Ratio = ClippedRatio | DetachedRatio | TeacherRatio | ShapedProbability | NoRatio
 
 
-# ------------------------------------------------------------------------------------------------ gates
+# -------------------------------------------------------------------------------------------- gates
 @dataclass(frozen=True)
 class EntropyQuantileGate:
     """The tokens with the highest student entropy of the update's whole batch."""
@@ -225,7 +252,8 @@ class ProbabilityGapGate:
 
 @dataclass(frozen=True)
 class TrustGate:
-    """TrOPD's trust region: 1 with probability min(p_teacher / p_student, 1), drawn once per rollout."""
+    """TrOPD's trust region: 1 with probability min(p_teacher / p_student, 1), drawn once per
+    rollout."""
 
     kind: Literal["trust"]
     expected: bool = False  # the probability itself in the place of the draw
@@ -234,7 +262,8 @@ class TrustGate:
 
 @dataclass(frozen=True)
 class SigmoidGate:
-    """sigmoid(beta * (log p_teacher - log p_student)) of the token, or of the student's entropy: SDAR."""
+    """sigmoid(beta * (log p_teacher - log p_student)) of the token, or of the student's entropy:
+    SDAR."""
 
     kind: Literal["sigmoid"]
     beta: NonNegativeFloat = 5.0
@@ -268,17 +297,26 @@ class FinishedGate:
 
 
 Gate = (
-    EntropyQuantileGate | EntropyGate | LogRatioGate | ProbabilityGapGate | TrustGate | SigmoidGate | WrongGate
-    | EndGate | FinishedGate
-)  # fmt: skip
+    EntropyQuantileGate
+    | EntropyGate
+    | LogRatioGate
+    | ProbabilityGapGate
+    | TrustGate
+    | SigmoidGate
+    | WrongGate
+    | EndGate
+    | FinishedGate
+)
 
 
 @dataclass(frozen=True)
 class Correction:
-    """For sampler and trainer disagreeing on w = p_trainer(token) / p_sampler(token), both at the step's first weights.
+    """For sampler and trainer disagreeing on w = p_trainer(token) / p_sampler(token), both at the
+    step's first weights.
 
-    truncated: min(w, high). masked: w within [low, high], else 0 (IcePop). sequence_*: the same with the product of w
-    over the sequence. geometric: w, but 0 for sequences whose geometric mean of w is outside.
+    truncated: min(w, high). masked: w within [low, high], else 0 (IcePop). sequence_*: the same
+    with the product of w over the sequence. geometric: w, but 0 for sequences whose geometric mean
+    of w is outside.
     """
 
     kind: Literal["truncated", "masked", "sequence_truncated", "sequence_masked", "geometric"]

@@ -1,7 +1,8 @@
 """The terms of a method, and the method. No torch.
 
-A loss is a weighted sum of terms. Terms of five kinds share one forward pass of the student; what makes the methods of
-the literature different are the advantages, ratios, gates and weights (`parts.py`) they are made of.
+A loss is a weighted sum of terms. Terms of five kinds share one forward pass of the student; what
+makes the methods of the literature different are the advantages, ratios, gates and weights
+(`parts.py`) they are made of.
 """
 
 from dataclasses import dataclass, field
@@ -21,19 +22,23 @@ from megatron_opd.methods.parts import (
     Weight,
 )
 
-# What a term is averaged over: its own tokens | the sum of its gates | every token of the responses, given ones too.
+# What a term is averaged over: its own tokens | the sum of its gates | every token of the
+# responses, given ones too.
 Denominator = Literal["tokens", "gated", "all"]
 
 
-# ------------------------------------------------------------------------------------------------ terms
+# -------------------------------------------------------------------------------------------- terms
 @dataclass(frozen=True)
 class PolicyGradientTerm:
     """-ratio * advantage of the sampled token. A default one is GRPO's."""
 
     kind: Literal["policy_gradient"]
     weight: Weight = 1.0
-    advantages: dict[str, Advantage] = field(default_factory=lambda: {"reward": RewardAdvantage("reward")})
-    whiten: bool = False  # the sum of the advantages gets mean 0 and deviation 1 over the update's tokens
+    advantages: dict[str, Advantage] = field(
+        default_factory=lambda: {"reward": RewardAdvantage("reward")}
+    )
+    # the sum of the advantages gets mean 0 and deviation 1 over the update's tokens
+    whiten: bool = False
     ratio: Ratio = field(default_factory=lambda: ClippedRatio("old"))
     gates: dict[str, Gate] = field(default_factory=dict)
     correction: Correction | None = None
@@ -43,7 +48,8 @@ class PolicyGradientTerm:
 
 @dataclass(frozen=True)
 class CrossEntropyTerm:
-    """-log p_student(target): the teacher's argmax token on the student's prefix, or the next token of a trace."""
+    """-log p_student(target): the teacher's argmax token on the student's prefix, or the next token
+    of a trace."""
 
     kind: Literal["cross_entropy"]
     targets: Literal["teacher_argmax", "trace"]
@@ -56,16 +62,19 @@ class CrossEntropyTerm:
 
 @dataclass(frozen=True)
 class TopKTerm:
-    """A divergence on the teacher's k best ids, differentiated through the student's log-probabilities of them.
+    """A divergence on the teacher's k best ids, differentiated through the student's
+    log-probabilities of them.
 
-    jsd_teacher_side: beta sum q (log q - log m), m = beta q + (1 - beta) p: the first half of TrOPD's JSD.
+    jsd_teacher_side: beta sum q (log q - log m), m = beta q + (1 - beta) p: the first half of
+    TrOPD's JSD.
     """
 
     kind: Literal["topk"]
     k: PositiveInt
     weight: Weight = 1.0
     divergence: Literal["forward_kl", "jsd_teacher_side"] = "forward_kl"
-    tail: Literal["none", "renormalise", "ghost", "generalised"] = "none"  # of forward_kl: the rest of the vocabulary
+    # of forward_kl: the rest of the vocabulary
+    tail: Literal["none", "renormalise", "ghost", "generalised"] = "none"
     beta: Annotated[float, Gt(0), Le(1)] | None = None  # of jsd_teacher_side
     divide_by_k: bool = False
     gates: dict[str, Gate] = field(default_factory=dict)
@@ -76,7 +85,8 @@ class TopKTerm:
 
 @dataclass(frozen=True)
 class DivergenceTerm:
-    """A divergence over the whole vocabulary. No pipeline stages; the teacher's TP size is 1 or the student's."""
+    """A divergence over the whole vocabulary. No pipeline stages; the teacher's TP size is 1 or the
+    student's."""
 
     kind: Literal["divergence"]
     divergence: Literal[
@@ -102,16 +112,19 @@ class EntropyTerm:
 Term = PolicyGradientTerm | CrossEntropyTerm | TopKTerm | DivergenceTerm | EntropyTerm
 
 
-# ------------------------------------------------------------------------------------------------ the method
+# --------------------------------------------------------------------------------------- the method
 @dataclass(frozen=True)
 class PrefixConfig:
-    """Responses that begin with the first tokens of the prompt's trace, TrOPD's off-policy guidance.
+    """Responses that begin with the first tokens of the prompt's trace, TrOPD's off-policy
+    guidance.
 
-    At step k at most L(k) = max_completion_tokens (1 + cos(pi k / steps)) / 2 tokens, none from step `steps` on.
+    At step k at most L(k) = max_completion_tokens (1 + cos(pi k / steps)) / 2 tokens, none from
+    step `steps` on.
     """
 
     steps: PositiveInt
-    law: Literal["uniform", "full"] = "uniform"  # of the length: uniform on 0..L(k) | L(k), where the trace has as many
+    # of the length: uniform on 0..L(k) | L(k), where the trace has as many
+    law: Literal["uniform", "full"] = "uniform"
 
 
 @dataclass(frozen=True)
@@ -122,6 +135,8 @@ class MethodConfig:
     terms: dict[str, Term]
     traces_per_group: NonNegativeInt = 0  # traces that join the samples of each prompt (LUFFY)
     prefix: PrefixConfig | None = None
-    on_policy_fraction: Fraction = 1.0  # of the steps; the others are on traces in the place of samples (GKD's lambda)
+    # of the steps; the others are on traces in the place of samples (GKD's lambda)
+    on_policy_fraction: Fraction = 1.0
     teacher_share: ProperFraction = 0.0  # of the tokens, drawn from the teacher (MiniLLM's alpha)
-    max_refills: NonNegativeInt = 0  # times a step samples further prompts for groups of equal rewards (DAPO)
+    # times a step samples further prompts for groups of equal rewards (DAPO)
+    max_refills: NonNegativeInt = 0

@@ -1,1 +1,2 @@
-"""What a run leaves behind: metrics, sampled rollouts, TensorBoard files, the terminal's progress, the report."""
+"""What a run leaves behind: metrics, sampled rollouts, TensorBoard files, the terminal's progress,
+the report."""

@@ -1,4 +1,5 @@
-"""What a run shows while it runs: a live table on a terminal, one plain line per step anywhere else."""
+"""What a run shows while it runs: a live table on a terminal, one plain line per step anywhere
+else."""
 
 import math
 from collections import deque
@@ -58,7 +59,11 @@ class PlainConsole:
         words = [f"step {step}/{self._num_steps}"]
         in_words = "eval/accuracy/low" in metrics
         columns = [column for column in _COLUMNS if not (in_words and column[2] == "eval/accuracy")]
-        words += [f"{word} {metrics[key]:{spec}}" for _, word, key, spec in columns if _is_shown(key, metrics)]
+        words += [
+            f"{word} {metrics[key]:{spec}}"
+            for _, word, key, spec in columns
+            if _is_shown(key, metrics)
+        ]
         if in_words:
             words.append(f"[{held_out_words(metrics)}]")
         if _STEP_SECONDS in metrics:
@@ -79,7 +84,8 @@ class PlainConsole:
 class LiveConsole:
     """The last steps as a table over a progress bar, redrawn after each step.
 
-    It refreshes without a thread of its own: the process forks reward workers, and a fork must not copy a held lock.
+    It refreshes without a thread of its own: the process forks reward workers, and a fork must not
+    copy a held lock.
     """
 
     def __init__(self, console: Console, title: str, num_steps: int) -> None:
@@ -92,7 +98,8 @@ class LiveConsole:
         self._rows.append((step, metrics))
         if "eval/accuracy/low" in metrics:
             self.note(held_out_words(metrics))
-        self._live.start()  # at the first step, so that what start-up prints stays above; later calls do nothing
+        # at the first step, so that what start-up prints stays above; later calls do nothing
+        self._live.start()
         self._live.update(Group(self._table(), self._progress()), refresh=True)
 
     def note(self, text: str) -> None:
@@ -102,8 +109,14 @@ class LiveConsole:
         self._live.stop()
 
     def _table(self) -> Table:
-        columns = [column for column in _COLUMNS if any(_is_shown(column[2], metrics) for _, metrics in self._rows)]
-        table = Table(title=Text(self._title, style="bold"), title_justify="left", border_style="dim")
+        columns = [
+            column
+            for column in _COLUMNS
+            if any(_is_shown(column[2], metrics) for _, metrics in self._rows)
+        ]
+        table = Table(
+            title=Text(self._title, style="bold"), title_justify="left", border_style="dim"
+        )
         for heading in ("step", *(column[0] for column in columns), "s/step"):
             table.add_column(heading, justify="right")
         for step, metrics in self._rows:
@@ -113,7 +126,8 @@ class LiveConsole:
 
     def _progress(self) -> Table:
         step, metrics = self._rows[-1]
-        done = min(step + (_STEP_SECONDS in metrics), self._num_steps)  # a row without a time is an evaluation
+        # a row without a time is an evaluation
+        done = min(step + (_STEP_SECONDS in metrics), self._num_steps)
         line = Table.grid(padding=(0, 2))
         line.add_row(
             ProgressBar(total=self._num_steps, completed=done, width=40),
@@ -135,7 +149,9 @@ def held_out_words(metrics: Metrics) -> str:
     words = f"held-out accuracy {metrics['eval/accuracy']:.1%}, 95 % {low:.1%} to {high:.1%}"
     words += f", {metrics['eval/prompts']:.0f} prompts"
     words += f", {metrics['eval/unanswered/mean']:.1%} without an answer, {metrics['eval/truncated/mean']:.1%} cut off"
-    return words + (f", {metrics['eval/bad_gold']:.0f} bad gold answers" if metrics["eval/bad_gold"] else "")
+    return words + (
+        f", {metrics['eval/bad_gold']:.0f} bad gold answers" if metrics["eval/bad_gold"] else ""
+    )
 
 
 def _is_shown(key: str, metrics: Metrics) -> bool:

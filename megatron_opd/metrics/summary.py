@@ -43,7 +43,9 @@ def summarise(
     metrics["rollout/completion_tokens/mean"] = float(lengths.mean())
     metrics["rollout/completion_tokens/max"] = float(lengths.max())
     if rollouts[0].policy_version >= 0:
-        metrics["rollout/truncated/mean"] = float(np.mean([r.finish_reason == "length" for r in rollouts]))
+        metrics["rollout/truncated/mean"] = float(
+            np.mean([r.finish_reason == "length" for r in rollouts])
+        )
         metrics["rollout/policy_version"] = rollouts[0].policy_version
         if any(r.given for r in rollouts):  # of traces and prefixes; rewards are of whole responses
             metrics["rollout/given_tokens/mean"] = float(np.mean([r.given for r in rollouts]))
@@ -53,7 +55,9 @@ def summarise(
     if teacher is not None:
         metrics["teacher/entropy/mean"] = float(teacher.entropy_T.mean(dtype=np.float64))
         # As the log-ratios take it: a token that the teacher does not have counts as one of e^-30.
-        metrics["teacher/logprob/mean"] = float(teacher.logprobs_T.clip(min=-30).mean(dtype=np.float64))
+        metrics["teacher/logprob/mean"] = float(
+            teacher.logprobs_T.clip(min=-30).mean(dtype=np.float64)
+        )
     return metrics
 
 
@@ -61,10 +65,11 @@ UNANSWERED = ("no_answer", "truncated")
 
 
 def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Mean reward, the share of groups whose rewards are all equal (no policy gradient), and why rewards are 0.
+    """Mean reward, the share of groups whose rewards are all equal (no policy gradient), and why
+    rewards are 0.
 
-    Where answers are verified, also the share without an answer, and how many prompts have a gold answer that cannot be
-    compared with. None of this where nothing was scored.
+    Where answers are verified, also the share without an answer, and how many prompts have a gold
+    answer that cannot be compared with. None of this where nothing was scored.
     """
     if all(r.reward_reason in ("unscored", "trace") for r in rollouts):
         return {}
@@ -74,7 +79,9 @@ def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     reasons = Counter(r.reward_reason for r in rollouts)
     metrics = {
         "reward/mean": float(np.mean([r.reward for r in rollouts])),
-        "reward/uniform_groups/mean": float(np.mean([len(values) == 1 for values in groups.values()])),
+        "reward/uniform_groups/mean": float(
+            np.mean([len(values) == 1 for values in groups.values()])
+        ),
         **{f"reward/reason/{reason}": count for reason, count in sorted(reasons.items())},
     }
     if "unscored" not in reasons:

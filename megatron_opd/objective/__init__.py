@@ -1,1 +1,2 @@
-"""Methods as losses: which signals they read, per-token columns with global denominators, and two gradient kernels."""
+"""Methods as losses: which signals they read, per-token columns with global denominators, and two
+gradient kernels."""

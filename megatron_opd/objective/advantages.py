@@ -1,4 +1,5 @@
-"""What a token is worth: rewards within a group, and functions of the teacher's log-ratio. All of it is detached."""
+"""What a token is worth: rewards within a group, and functions of the teacher's log-ratio. All of
+it is detached."""
 
 import math
 from typing import assert_never
@@ -12,11 +13,13 @@ from megatron_opd.methods.parts import LogRatioAdvantage
 LOWEST = -30.0  # a token the teacher gives less than e^-30, or does not have, counts as this
 
 
-def group_advantages(rewards_N: np.ndarray, groups_N: np.ndarray, normalise: str, eps: float) -> np.ndarray:
+def group_advantages(
+    rewards_N: np.ndarray, groups_N: np.ndarray, normalise: str, eps: float
+) -> np.ndarray:
     """Rewards relative to their group, float64 [N]; `groups_N` names each rollout's group.
 
-    std: (r - mean) / (std + eps), the unbiased deviation, as in the implementations the papers ran; 0 where all rewards
-    are equal. mean: r - mean. leave_one_out: r - mean of the others. none: r.
+    std: (r - mean) / (std + eps), the unbiased deviation, as in the implementations the papers ran;
+    0 where all rewards are equal. mean: r - mean. leave_one_out: r - mean of the others. none: r.
     Source: GRPO, arXiv 2402.03300, section 4.1.2; Dr. GRPO, arXiv 2503.20783.
     """
     if normalise == "none":
@@ -34,8 +37,11 @@ def group_advantages(rewards_N: np.ndarray, groups_N: np.ndarray, normalise: str
     return advantages_N
 
 
-def overlong_penalty(lengths_N: np.ndarray, max_completion_tokens: int, overlong: float) -> np.ndarray:
-    """From 0 down to -1 over the last `overlong` of the longest response, float64 [N]. Source: DAPO, Eq. 13."""
+def overlong_penalty(
+    lengths_N: np.ndarray, max_completion_tokens: int, overlong: float
+) -> np.ndarray:
+    """From 0 down to -1 over the last `overlong` of the longest response, float64 [N]. Source:
+    DAPO, Eq. 13."""
     if overlong == 0:
         return np.zeros(len(lengths_N))
     buffer = overlong * max_completion_tokens
@@ -43,14 +49,17 @@ def overlong_penalty(lengths_N: np.ndarray, max_completion_tokens: int, overlong
 
 
 def log_ratio(model_logprobs_T: Tensor, student_logprobs_T: Tensor) -> Tensor:
-    """D = log p_model - log p_student of the tokens, detached; above 0 the model likes the token better."""
+    """D = log p_model - log p_student of the tokens, detached; above 0 the model likes the token
+    better."""
     return model_logprobs_T.clamp(min=LOWEST) - student_logprobs_T.detach()
 
 
 def transformed(delta_T: Tensor, advantage: LogRatioAdvantage) -> Tensor:
-    """f(D) of an advantage: with -sg[f(D)] log p as the loss, the expected gradient is that of a divergence.
+    """f(D) of an advantage: with -sg[f(D)] log p as the loss, the expected gradient is that of a
+    divergence.
 
-    identity: reverse KL. expm1: forward KL. mixture: (1 - b) ln(1 - b + b e^D), the JSD with beta = b.
+    identity: reverse KL. expm1: forward KL. mixture: (1 - b) ln(1 - b + b e^D), the JSD with beta =
+    b.
     floor: REOPOLD's lower bound ln(l) / (1 - l), arXiv 2603.11137, Eq. 5 and 7.
     """
     match advantage.transform:
@@ -65,14 +74,19 @@ def transformed(delta_T: Tensor, advantage: LogRatioAdvantage) -> Tensor:
             assert advantage.mix is not None, "checked before the run"
             beta = advantage.mix
             # log(1 - b + b e^D) without overflow
-            logs = torch.stack([torch.full_like(delta_T, math.log1p(-beta)), math.log(beta) + delta_T])
+            logs = torch.stack(
+                [torch.full_like(delta_T, math.log1p(-beta)), math.log(beta) + delta_T]
+            )
             return (1 - beta) * logs.logsumexp(dim=0)
         case _:
             assert_never(advantage.transform)
 
 
-def returns_to_go(values_T: Tensor, lengths_N: np.ndarray, discount: float, *, mean: bool) -> Tensor:
-    """R_t = v_t + discount R_(t+1) within each sequence; with `mean` over the number of tokens to its end.
+def returns_to_go(
+    values_T: Tensor, lengths_N: np.ndarray, discount: float, *, mean: bool
+) -> Tensor:
+    """R_t = v_t + discount R_(t+1) within each sequence; with `mean` over the number of tokens to
+    its end.
 
     Source: MiniLLM, arXiv 2306.08543, section 2.2 (length-normalised, discounted return).
     """
@@ -100,6 +114,7 @@ def floor(mix: float) -> float:
 
 
 def factor(advantages_T: Tensor, delta_T: Tensor, weight: float, clip: float) -> Tensor:
-    """RLSD's multiplier, arXiv 2604.03128, Algorithm 1: larger where the teacher agrees with the advantage's sign."""
+    """RLSD's multiplier, arXiv 2604.03128, Algorithm 1: larger where the teacher agrees with the
+    advantage's sign."""
     agreement_T = (advantages_T.sign() * delta_T).exp().clamp(1 - clip, 1 + clip)
     return 1 - weight + weight * agreement_T

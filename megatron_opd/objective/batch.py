@@ -1,4 +1,5 @@
-"""An update's rollouts and signals as flat columns on the host: what gates and denominators are computed from."""
+"""An update's rollouts and signals as flat columns on the host: what gates and denominators are
+computed from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +45,10 @@ class Batch:
         """Whether the teacher drew the token in the student's place; None where it drew none."""
         if all(r.by_teacher is None for r in self.rollouts):
             return None
-        drawn = [np.zeros(r.num_tokens, bool) if r.by_teacher is None else r.by_teacher for r in self.rollouts]
+        drawn = [
+            np.zeros(r.num_tokens, bool) if r.by_teacher is None else r.by_teacher
+            for r in self.rollouts
+        ]
         return flatten(drawn, torch.bool)
 
     @cached_property
@@ -83,9 +87,12 @@ class Batch:
 
     @cached_property
     def uniform_T(self) -> Tensor:
-        """Uniform numbers in [0, 1) that depend on (seed, step, prompt, sample) and the token's place alone."""
+        """Uniform numbers in [0, 1) that depend on (seed, step, prompt, sample) and the token's
+        place alone."""
         draws = [
-            np.random.default_rng([self.seed, self.step, r.prompt.index, r.sample]).random(r.num_tokens)
+            np.random.default_rng([self.seed, self.step, r.prompt.index, r.sample]).random(
+                r.num_tokens
+            )
             for r in self.rollouts
         ]
         return flatten(draws, torch.float64)
@@ -93,12 +100,17 @@ class Batch:
     @cached_property
     def end_T(self) -> Tensor:
         """The end-of-sequence token of a response that has one."""
-        ends = [np.arange(r.num_tokens) == r.num_tokens - (r.finish_reason == "stop") for r in self.rollouts]
+        ends = [
+            np.arange(r.num_tokens) == r.num_tokens - (r.finish_reason == "stop")
+            for r in self.rollouts
+        ]
         return flatten(ends, torch.bool)
 
     @cached_property
     def finished_T(self) -> Tensor:
-        return flatten([np.full(r.num_tokens, r.finish_reason == "stop") for r in self.rollouts], torch.bool)
+        return flatten(
+            [np.full(r.num_tokens, r.finish_reason == "stop") for r in self.rollouts], torch.bool
+        )
 
     def wrong_T(self, scope: str) -> Tensor:
         rewards_N = np.array([r.reward for r in self.rollouts])

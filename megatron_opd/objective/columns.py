@@ -1,6 +1,8 @@
-"""Per-token columns of an update: advantages, gates and the global denominators of every term, in float64.
+"""Per-token columns of an update: advantages, gates and the global denominators of every term, in
+float64.
 
-Every rank sees all rollouts of the update, so nothing here depends on the layout or on micro-batches.
+Every rank sees all rollouts of the update, so nothing here depends on the layout or on
+micro-batches.
 """
 
 from typing import assert_never
@@ -10,7 +12,14 @@ import torch
 from torch import Tensor
 
 from megatron_opd.mcore.batch import Columns, flatten
-from megatron_opd.methods.needs import active, advantages_of, gates_of, of_sequence, reads_traces, weight_at
+from megatron_opd.methods.needs import (
+    active,
+    advantages_of,
+    gates_of,
+    of_sequence,
+    reads_traces,
+    weight_at,
+)
 from megatron_opd.methods.parts import (
     Aggregate,
     LogRatioAdvantage,
@@ -34,13 +43,17 @@ from megatron_opd.objective.gates import correction, gates
 
 
 def build_columns(method: MethodConfig, batch: Batch, *, max_completion_tokens: int) -> Columns:
-    """The columns that the terms of `method` read, for all completion tokens of the batch's rollouts.
+    """The columns that the terms of `method` read, for all completion tokens of the batch's
+    rollouts.
 
-    The scales of a term depend on its own tokens and gates alone, or with `denominator: all` on all tokens: what other
-    terms count does not dilute it. Terms without a weight at the batch's step have columns of zeros: nobody was asked
-    for the signals that they read.
+    The scales of a term depend on its own tokens and gates alone, or with `denominator: all` on all
+    tokens: what other terms count does not dilute it. Terms without a weight at the batch's step
+    have columns of zeros: nobody was asked for the signals that they read.
     """
-    now, zeros_T = active(method, batch.step).terms, torch.zeros(batch.num_tokens, dtype=torch.float64)
+    now, zeros_T = (
+        active(method, batch.step).terms,
+        torch.zeros(batch.num_tokens, dtype=torch.float64),
+    )
     gates_J: list[Tensor] = []
     scales_J: list[Tensor] = []
     advantages_J: list[Tensor] = []
@@ -72,7 +85,9 @@ def build_columns(method: MethodConfig, batch: Batch, *, max_completion_tokens: 
         by_teacher_T=batch.by_teacher_T,
         gates_TJ=torch.stack(gates_J, dim=1).float(),
         advantages_TJ=torch.stack(advantages_J, dim=1).float(),
-        rollout_logprobs_T=batch.rollout_T.float() if any(r.policy_version >= 0 for r in batch.rollouts) else None,
+        rollout_logprobs_T=batch.rollout_T.float()
+        if any(r.policy_version >= 0 for r in batch.rollouts)
+        else None,
         old_logprobs_T=_column(student.logprobs_T if student else None),
         teacher_argmax_T=_column(teacher.argmax_ids_T if teacher else None),
         teacher_logprobs_T=_column(teacher.logprobs_T if teacher else None),
@@ -98,25 +113,31 @@ def _averaged_over(term: Term, counted_T: Tensor, gate_T: Tensor) -> Tensor:
 
 
 def mixture_weights(share: float, batch: Batch) -> Tensor:
-    """p_student / ((1 - share) p_student + share p_teacher) of each token, float64 [T], at the step's first weights.
+    """p_student / ((1 - share) p_student + share p_teacher) of each token, float64 [T], at the
+    step's first weights.
 
-    What is drawn from the mixture then has the student's expectation. MiniLLM, arXiv 2306.08543, section 2.2, which
-    weights a token for its own draw and not for those before it.
+    What is drawn from the mixture then has the student's expectation. MiniLLM, arXiv 2306.08543,
+    section 2.2, which weights a token for its own draw and not for those before it.
     """
     return 1.0 / (1.0 - share + share * log_ratio(batch.teacher_T, batch.old_T).exp())
 
 
-def denominators(counted_T: Tensor, batch: Batch, aggregate: Aggregate, max_completion_tokens: int) -> Tensor:
+def denominators(
+    counted_T: Tensor, batch: Batch, aggregate: Aggregate, max_completion_tokens: int
+) -> Tensor:
     """What a token's loss is multiplied with to make the aggregate, float64 [T].
 
-    counted_T: float64, how much each token counts (0 or 1, or a gate). With n the tokens that count, N the sequences
-    that have some, n_i those of the token's sequence: token-mean 1/n; seq-mean-token-mean 1/(N n_i); seq-mean-token-sum
-    1/N; seq-mean-token-sum-norm 1/(N max_completion_tokens); token-sum 1.
+    counted_T: float64, how much each token counts (0 or 1, or a gate). With n the tokens that
+    count, N the sequences that have some, n_i those of the token's sequence: token-mean 1/n;
+    seq-mean-token-mean 1/(N n_i); seq-mean-token-sum 1/N; seq-mean-token-sum-norm 1/(N
+    max_completion_tokens); token-sum 1.
     """
     if aggregate == "token-sum":
         return torch.ones_like(counted_T)
     if aggregate == "token-mean":
-        return torch.full_like(counted_T, 1.0) / counted_T.sum().clamp(min=torch.finfo(torch.float64).tiny)
+        return torch.full_like(counted_T, 1.0) / counted_T.sum().clamp(
+            min=torch.finfo(torch.float64).tiny
+        )
     of_sequence_T = batch.over_sequences(counted_T)
     sequences = len(batch.sequence_T[of_sequence_T > 0].unique())
     if aggregate == "seq-mean-token-mean":
@@ -126,7 +147,8 @@ def denominators(counted_T: Tensor, batch: Batch, aggregate: Aggregate, max_comp
 
 
 def _fixed_part(term: Term, batch: Batch, max_completion_tokens: int) -> Tensor:
-    """The sum of those of a term's weighted advantages that are known before the update, float64 [T]."""
+    """The sum of those of a term's weighted advantages that are known before the update, float64
+    [T]."""
     total_T = torch.zeros(batch.num_tokens, dtype=torch.float64)
     for advantage in advantages_of(term).values():
         match advantage:
@@ -162,14 +184,16 @@ def _of_returns(advantage: LogRatioAdvantage, batch: Batch) -> Tensor:
 
 
 def _of_process(advantage: ProcessRewardAdvantage, batch: Batch) -> Tensor:
-    """The sum, from a token on, of rewards relative to their mean in the others of the group (PRIME, Eq. 5)."""
+    """The sum, from a token on, of rewards relative to their mean in the others of the group
+    (PRIME, Eq. 5)."""
     sampled_T = batch.sampled_T.double()
     reward_T = advantage.beta * (batch.process_T - batch.reference_T) * sampled_T
     mean_T = batch.over_sequences(reward_T) / batch.over_sequences(sampled_T).clamp(min=1)
     first_N = np.cumsum(batch.lengths_N) - batch.lengths_N
     mean_N = mean_T.numpy()[first_N]
     groups_N = np.array([r.group for r in batch.rollouts])
-    # r - mean of the others' = (r minus its own mean) + (its own mean minus the mean of the others')
+    # r - mean of the others' = (r minus its own mean) + (its own mean minus the mean of the
+    # others')
     relative_N = group_advantages(mean_N, groups_N, "leave_one_out", eps=1.0)
     baseline_T = torch.from_numpy(np.repeat(mean_N - relative_N, batch.lengths_N))
     return returns_to_go((reward_T - baseline_T) * sampled_T, batch.lengths_N, 1.0, mean=False)

@@ -1,7 +1,8 @@
 """Which tokens a term counts, and how much: one number in [0, 1] per token.
 
-Gates are computed once per update's batch, on the host, from the student as it was before the first update of the step:
-they stay the same in every micro-batch, on every layout, and while the policy moves.
+Gates are computed once per update's batch, on the host, from the student as it was before the first
+update of the step: they stay the same in every micro-batch, on every layout, and while the policy
+moves.
 """
 
 import math
@@ -42,7 +43,9 @@ def _value(gate: Gate, batch: Batch) -> Tensor:
         case EntropyQuantileGate():
             return _highest(batch.student_entropy_T, batch.sampled_T, gate.top)
         case EntropyGate():
-            return (batch.student_entropy_T if gate.model == "student" else batch.teacher_entropy_T) > gate.above
+            return (
+                batch.student_entropy_T if gate.model == "student" else batch.teacher_entropy_T
+            ) > gate.above
         case LogRatioGate():
             return _delta(batch) >= gate.at_least
         case ProbabilityGapGate():
@@ -68,7 +71,8 @@ def _delta(batch: Batch) -> Tensor:
 
 
 def _highest(values_T: Tensor, among_T: Tensor, top: float) -> Tensor:
-    """The ceil(top * n) largest values among the n tokens that count, and those equal to the smallest of them."""
+    """The ceil(top * n) largest values among the n tokens that count, and those equal to the
+    smallest of them."""
     candidates = values_T[among_T]
     if not len(candidates):
         return torch.zeros_like(among_T)
@@ -77,7 +81,8 @@ def _highest(values_T: Tensor, among_T: Tensor, top: float) -> Tensor:
 
 
 def correction(chosen: Correction | None, batch: Batch) -> Tensor:
-    """What multiplies a sampled token's loss because the sampler was not quite the trainer, float64 [T]."""
+    """What multiplies a sampled token's loss because the sampler was not quite the trainer, float64
+    [T]."""
     if chosen is None:
         return torch.ones(batch.num_tokens, dtype=torch.float64)
     log_w_T = (batch.old_T - batch.rollout_T).masked_fill(~batch.sampled_T, 0.0)

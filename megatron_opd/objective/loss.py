@@ -1,7 +1,8 @@
-"""The loss of one micro-batch: arithmetic on the student's log-probabilities at a few ids per token.
+"""The loss of one micro-batch: arithmetic on the student's log-probabilities at a few ids per
+token.
 
-Every term gives one number per token. Each is summed with scales that already hold gates and 1 / (global denominator),
-so the losses and gradients of micro-batches and replicas add up.
+Every term gives one number per token. Each is summed with scales that already hold gates and 1 /
+(global denominator), so the losses and gradients of micro-batches and replicas add up.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,14 @@ import torch
 from torch import Tensor
 
 from megatron_opd.mcore.batch import Columns
-from megatron_opd.methods.needs import active, gates_of, needs_of, of_sequence, reads_traces, weight_at
+from megatron_opd.methods.needs import (
+    active,
+    gates_of,
+    needs_of,
+    of_sequence,
+    reads_traces,
+    weight_at,
+)
 from megatron_opd.methods.parts import (
     LogRatioAdvantage,
     LogRatioFactor,
@@ -40,7 +48,12 @@ class Distribution(Protocol):
     """What a loss asks of a model: `mcore.head.Head`."""
 
     def logprobs(
-        self, ids_TK: Tensor, *, temperature: float, valid_vocab_size: int, with_entropy: bool = False
+        self,
+        ids_TK: Tensor,
+        *,
+        temperature: float,
+        valid_vocab_size: int,
+        with_entropy: bool = False,
     ) -> Any: ...
 
     def divergence(
@@ -51,13 +64,15 @@ class Distribution(Protocol):
 
 @dataclass(frozen=True)
 class View:
-    """What the terms see of T tokens. Of the student's numbers, those of the sampled token, the argmax, the top-k and
+    """What the terms see of T tokens. Of the student's numbers, those of the sampled token, the
+    argmax, the top-k and
     the entropy carry gradients."""
 
     columns: Columns
     step: int
     student_T: Tensor
-    argmax_T: Tensor  # the student's logprob of the teacher's argmax; [0] where no term reads the teacher
+    # the student's logprob of the teacher's argmax; [0] where no term reads the teacher
+    argmax_T: Tensor
     topk_TK: Tensor
     entropy_T: Tensor
     old_T: Tensor
@@ -70,8 +85,8 @@ class Objective:
 
     Args:
         valid_vocab_size: ids from here on are padding.
-        shared_vocab_size: ids from here on are no tokens of the teacher's, and divergences leave them out; None: the
-            teacher has all.
+        shared_vocab_size: ids from here on are no tokens of the teacher's, and divergences leave
+            them out; None: the teacher has all.
         temperature: of the rollouts; the student's distribution is taken at the same one.
     """
 
@@ -84,9 +99,14 @@ class Objective:
         return {name: weight_at(term.weight, step) for name, term in self.method.terms.items()}
 
     def __call__(
-        self, head: Distribution, columns: Columns, step: int, teacher: Callable[[], Any] | None = None
+        self,
+        head: Distribution,
+        columns: Columns,
+        step: int,
+        teacher: Callable[[], Any] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of these tokens (a scalar to differentiate) and sums for the metrics (float32 scalars, detached).
+        """Loss of these tokens (a scalar to differentiate) and sums for the metrics (float32
+        scalars, detached).
 
         head: the student at the positions that predict the T completion tokens of `columns`.
         teacher: makes the teacher's head at the same positions, for terms on the whole vocabulary.
@@ -94,7 +114,11 @@ class Objective:
         now = active(self.method, step)
         view = self._view(head, columns, step, now, teacher)
         # Means are of the student's own tokens, or, for a method on traces alone, of all.
-        counted_T = columns.sampled_T if needs_of(self.method).rollouts else torch.ones_like(columns.sampled_T)
+        counted_T = (
+            columns.sampled_T
+            if needs_of(self.method).rollouts
+            else torch.ones_like(columns.sampled_T)
+        )
         sums = _common_sums(view, counted_T)
         # Something to differentiate even where no term is active.
         total = 0.0 * view.student_T.nan_to_num(neginf=0.0).sum()
@@ -102,22 +126,33 @@ class Objective:
             if name not in now.terms:
                 continue
             value_T, facts = _value(now.terms[name], j, view)
-            # A token that does not count may have no finite value: its scale of 0 would make it NaN.
+            # A token that does not count may have no finite value: its scale of 0 would make it
+            # NaN.
             scale_T = columns.scales_TJ[:, j]
             value = (scale_T * value_T.where(scale_T != 0, 0.0)).sum()
             sums[f"objective/{name}/loss"] = value.detach()
             if gates_of(term) and columns.gates_TJ is not None:
                 facts["gate"] = columns.gates_TJ[:, j]
             for fact, fact_T in () if reads_traces(term) else facts.items():
-                sums[f"objective/{name}/{fact}"] = fact_T.float().where(columns.sampled_T, 0.0).sum()
+                sums[f"objective/{name}/{fact}"] = (
+                    fact_T.float().where(columns.sampled_T, 0.0).sum()
+                )
             total = total + weight_at(term.weight, step) * value
         sums["train/loss"] = total.detach()
         return total, sums
 
     def _view(
-        self, head: Distribution, columns: Columns, step: int, now: MethodConfig, teacher: Callable[[], Any] | None
+        self,
+        head: Distribution,
+        columns: Columns,
+        step: int,
+        now: MethodConfig,
+        teacher: Callable[[], Any] | None,
     ) -> View:
-        settings: dict[str, Any] = {"temperature": self.temperature, "valid_vocab_size": self.valid_vocab_size}
+        settings: dict[str, Any] = {
+            "temperature": self.temperature,
+            "valid_vocab_size": self.valid_vocab_size,
+        }
         ids = [columns.ids_T[:, None]]
         if columns.teacher_argmax_T is not None:
             ids.append(columns.teacher_argmax_T[:, None])
@@ -130,11 +165,17 @@ class Objective:
 
         def divergence(term: DivergenceTerm) -> Tensor:
             assert teacher is not None, "the plan asks for the teacher's head"
-            shared = self.valid_vocab_size if self.shared_vocab_size is None else self.shared_vocab_size
+            shared = (
+                self.valid_vocab_size if self.shared_vocab_size is None else self.shared_vocab_size
+            )
             return head.divergence(
-                teacher(), kind=term.divergence, alpha=term.alpha, beta=term.beta, temperature=self.temperature,
+                teacher(),
+                kind=term.divergence,
+                alpha=term.alpha,
+                beta=term.beta,
+                temperature=self.temperature,
                 valid_vocab_size=shared,
-            )  # fmt: skip
+            )
 
         return View(
             columns, step, student_T,
@@ -157,7 +198,9 @@ def _value(term: Term, j: int, view: View) -> tuple[Tensor, dict[str, Tensor]]:
         case CrossEntropyTerm():
             return -(view.student_T if term.targets == "trace" else view.argmax_T), {}
         case TopKTerm():
-            assert view.columns.topk_logprobs_TK is not None, "the plan asks for the teacher's top-k"
+            assert view.columns.topk_logprobs_TK is not None, (
+                "the plan asks for the teacher's top-k"
+            )
             return on_topk(term, view.topk_TK, view.columns.topk_logprobs_TK)
         case DivergenceTerm():
             return view.divergence(term), {}
@@ -184,21 +227,31 @@ def _advantages(term: PolicyGradientTerm, j: int, view: View) -> Tensor:
                 total_T = total_T + weight * _shaping(advantage, view)
             case TopKAdvantage(k=k):
                 assert columns.topk_logprobs_TK is not None, "the plan asks for the teacher's top-k"
-                student_TK, teacher_TK = view.topk_TK[:, :k].detach(), columns.topk_logprobs_TK[:, :k]
-                total_T = total_T - weight * truncated_forward_kl(student_TK, teacher_TK, tail="none").loss_T
+                student_TK, teacher_TK = (
+                    view.topk_TK[:, :k].detach(),
+                    columns.topk_logprobs_TK[:, :k],
+                )
+                total_T = (
+                    total_T
+                    - weight * truncated_forward_kl(student_TK, teacher_TK, tail="none").loss_T
+                )
             case LogRatioFactor():
                 factors.append((weight, advantage.clip))
             case _:
                 assert_never(advantage)
     for weight, clip in factors:
         assert columns.teacher_logprobs_T is not None, "the plan asks for the teacher"
-        total_T = total_T * factor(total_T, log_ratio(columns.teacher_logprobs_T, view.old_T), weight, clip)
+        total_T = total_T * factor(
+            total_T, log_ratio(columns.teacher_logprobs_T, view.old_T), weight, clip
+        )
     return total_T
 
 
 def _delta(advantage: LogRatioAdvantage, view: View) -> Tensor:
     columns = view.columns
-    model_T = columns.teacher_logprobs_T if advantage.model == "teacher" else columns.reference_logprobs_T
+    model_T = (
+        columns.teacher_logprobs_T if advantage.model == "teacher" else columns.reference_logprobs_T
+    )
     assert model_T is not None, "the plan asks for the model"
     anchors = {"current": view.student_T, "old": view.old_T, "rollout": columns.rollout_logprobs_T}
     anchor_T = anchors[advantage.anchor]
@@ -241,7 +294,8 @@ def _common_sums(view: View, counted_T: Tensor) -> dict[str, Tensor]:
 
 
 def finish(sums: dict[str, float]) -> dict[str, float]:
-    """Sums over all micro-batches and replicas -> the metrics of the update: all but losses are means over tokens."""
+    """Sums over all micro-batches and replicas -> the metrics of the update: all but losses are
+    means over tokens."""
     tokens = max(sums.pop("tokens"), 1.0)
     whole = lambda name: name.startswith("train/") or name.endswith("/loss")  # noqa: E731
     return {name: value if whole(name) else value / tokens for name, value in sums.items()}

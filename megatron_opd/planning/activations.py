@@ -1,9 +1,10 @@
 """Bytes of activations of one micro-batch on one rank, layer by layer.
 
-T tokens, those of whole sequences end to end; e bytes per element; H the hidden size, H' = H / TP under sequence
-parallelism and H without; Q, G and F this rank's share of the query heads' width, the key-value heads' width and the
-MLP's width; V its share of the vocabulary. Counted operation by operation in our layers (local Megatron layers, our
-RMSNorm, SDPA); tests/unit/test_planning_memory.py repeats the count.
+T tokens, those of whole sequences end to end; e bytes per element; H the hidden size, H' = H / TP
+under sequence parallelism and H without; Q, G and F this rank's share of the query heads' width,
+the key-value heads' width and the MLP's width; V its share of the vocabulary. Counted operation by
+operation in our layers (local Megatron layers, our RMSNorm, SDPA);
+tests/unit/test_planning_memory.py repeats the count.
 
 What a layer keeps for its backward pass, in elements per token:
 
@@ -17,22 +18,26 @@ What a layer keeps for its backward pass, in elements per token:
     silu(gate), up + 0      2 F            Megatron adds an offset to `up`, which makes it a tensor of its own
     their product           F
 
-and 4 T e head_dim for the cosines and sines. On CUDA a norm is one kernel, which keeps its input and a float32 per row.
-On the host it is composed of operations in float32 that keep two float32 tensors, the input and the normalised one, in
-the place of the input; the norms of queries and keys too.
+and 4 T e head_dim for the cosines and sines. On CUDA a norm is one kernel, which keeps its input
+and a float32 per row. On the host it is composed of operations in float32 that keep two float32
+tensors, the input and the normalised one, in the place of the input; the norms of queries and keys
+too.
 
-With context parallelism of C a rank has T of the sequences' tokens. It keeps the keys and values that its two chunks of
-each sequence attend to, (2 C + 1) / 2 of its own each (the host fills both chunks up to the longer one; its mask is not
-counted), and the qkv tensor only for the norms of queries and keys.
+With context parallelism of C a rank has T of the sequences' tokens. It keeps the keys and values
+that its two chunks of each sequence attend to, (2 C + 1) / 2 of its own each (the host fills both
+chunks up to the longer one; its mask is not counted), and the qkv tensor only for the norms of
+queries and keys.
 
-With experts, K of E for each token and X the width of one, the last three lines are H + 5 X for each of the T K rows
-that all ranks send to the experts of this one (routing is taken to be even): a row itself, and what an MLP keeps. Of
-sliced experts a rank has the rows of all ranks that share them, and its part of the width. The router keeps 8 E + 16 K
-bytes of indices per token, and K float32, or E where its softmax is over all experts; of every layer's last pass, in
-whatever phase, 5 E bytes per token stay with the module.
+With experts, K of E for each token and X the width of one, the last three lines are H + 5 X for
+each of the T K rows that all ranks send to the experts of this one (routing is taken to be even): a
+row itself, and what an MLP keeps. Of sliced experts a rank has the rows of all ranks that share
+them, and its part of the width. The router keeps 8 E + 16 K bytes of indices per token, and K
+float32, or E where its softmax is over all experts; of every layer's last pass, in whatever phase,
+5 E bytes per token stay with the module.
 
-`train.recompute_granularity`: with `selective` the last three lines are computed again, with `full` a layer keeps its
-input alone. A pipeline stage keeps this for as many micro-batches as are in flight there.
+`train.recompute_granularity`: with `selective` the last three lines are computed again, with `full`
+a layer keeps its input alone. A pipeline stage keeps this for as many micro-batches as are in
+flight there.
 """
 
 from dataclasses import dataclass
@@ -57,7 +62,7 @@ class FullMicroBatch:
     tokens: int
     predicted: int  # tokens that have logits
 
-    # ---------------------------------------------------------------------------------------------- bytes of one tensor
+    # -------------------------------------------------------------------------- bytes of one tensor
     @property
     def hidden(self) -> int:
         """The residual stream, outside of tensor-parallel regions."""
@@ -70,7 +75,13 @@ class FullMicroBatch:
         return self.tokens * self.arch.hidden_size * self.element
 
     def _heads(self, heads: int) -> int:
-        return self.tokens * heads * self.arch.head_dim * self.element // self.layout.tensor_model_parallel_size
+        return (
+            self.tokens
+            * heads
+            * self.arch.head_dim
+            * self.element
+            // self.layout.tensor_model_parallel_size
+        )
 
     @property
     def query(self) -> int:
@@ -129,7 +140,7 @@ class FullMicroBatch:
         return self.vocab_rows * self.arch.hidden_size
 
 
-# ------------------------------------------------------------------------------------------------------- kept by layers
+# ----------------------------------------------------------------------------------- kept by layers
 def layer_saved(batch: FullMicroBatch) -> int:
     """See the table above."""
     arch, query, key = batch.arch, batch.query, batch.key
@@ -137,7 +148,9 @@ def layer_saved(batch: FullMicroBatch) -> int:
     alone = batch.layout.context_parallel_size == 1
     saved += query + 2 * key if alone or arch.qk_norm else 0
     if arch.qk_norm:
-        saved += _head_norm(batch, query, is_copy=arch.num_attention_heads > arch.num_key_value_heads)
+        saved += _head_norm(
+            batch, query, is_copy=arch.num_attention_heads > arch.num_key_value_heads
+        )
         saved += _head_norm(batch, key, is_copy=False)
     saved += query + (key if alone else 2 * batch.attended) + query
     heads = arch.num_attention_heads // batch.layout.tensor_model_parallel_size
@@ -153,25 +166,32 @@ def _mlp_saved(batch: FullMicroBatch) -> int:
     tokens = batch.rows // experts.per_token
     router = 8 * experts.count + 16 * experts.per_token
     weights = experts.per_token if experts.normalise_top else experts.count
-    ends = 4 * experts.count // batch.layout.expert_model_parallel_size  # int32, of each expert's rows
+    # int32, of each expert's rows
+    ends = 4 * experts.count // batch.layout.expert_model_parallel_size
     gathered = batch.layout.expert_tensor_parallel_size * (batch.routed + batch.rows * FLOAT32)
     in_experts = gathered + 5 * batch.rows * experts.intermediate_size * batch.element
     return in_experts + ends + tokens * (router + weights * FLOAT32)
 
 
 def routing(batch: FullMicroBatch) -> int:
-    """What every layer holds of the last pass: float32 weights and a choice, for each token and expert."""
+    """What every layer holds of the last pass: float32 weights and a choice, for each token and
+    expert."""
     experts = batch.arch.experts
     return batch.rows // experts.per_token * experts.count * (FLOAT32 + 1) if experts else 0
 
 
 def recomputed(batch: FullMicroBatch, granularity: str) -> int:
     """What of `layer_saved` a layer does not keep, but computes again."""
-    return {"none": 0, "selective": _mlp_saved(batch), "full": layer_saved(batch) - batch.hidden}[granularity]
+    return {"none": 0, "selective": _mlp_saved(batch), "full": layer_saved(batch) - batch.hidden}[
+        granularity
+    ]
 
 
-def stage_saved(batch: FullMicroBatch, num_layers: int, granularity: str, *, first: bool, last: bool) -> int:
-    """Of one micro-batch on a stage: its layers, the ids the embedding keeps, and the final norm's input."""
+def stage_saved(
+    batch: FullMicroBatch, num_layers: int, granularity: str, *, first: bool, last: bool
+) -> int:
+    """Of one micro-batch on a stage: its layers, the ids the embedding keeps, and the final norm's
+    input."""
     ids = batch.tokens * 8 if first else 0
     layer = layer_saved(batch) - recomputed(batch, granularity)
     return num_layers * layer + ids + (_norm(batch, batch.hidden) if last else 0)
@@ -185,7 +205,8 @@ def _norm(batch: FullMicroBatch, size: int) -> int:
 
 
 def _head_norm(batch: FullMicroBatch, size: int, *, is_copy: bool) -> int:
-    """Likewise per head; an input that is no copy is a part of the qkv tensor, which is kept anyway."""
+    """Likewise per head; an input that is no copy is a part of the qkv tensor, which is kept
+    anyway."""
     elements = size // batch.element
     per_row = elements // batch.arch.head_dim * FLOAT32
     if batch.is_cuda:
@@ -194,19 +215,25 @@ def _head_norm(batch: FullMicroBatch, size: int, *, is_copy: bool) -> int:
     return per_row + FLOAT32 * elements * (2 if is_copy or upcast else 1)
 
 
-# --------------------------------------------------------------------------------------------------- alive for a moment
+# ------------------------------------------------------------------------------- alive for a moment
 def head_training(batch: FullMicroBatch, *, fused: bool) -> int:
-    """The most that exists around the output layer, forward or backward, besides what the layers keep.
+    """The most that exists around the output layer, forward or backward, besides what the layers
+    keep.
 
-    Logits become their own gradient (docs/vocab_parallel.md). Backward, the hidden states' gradient and the weight's
-    come on top; that of a fused layer is accumulated in float32 and then becomes one in the parameter's dtype.
+    Logits become their own gradient (docs/vocab_parallel.md). Backward, the hidden states' gradient
+    and the weight's come on top; that of a fused layer is accumulated in float32 and then becomes
+    one in the parameter's dtype.
     """
     e, weight, hidden = batch.element, batch.output_weight, batch.head_hidden
     if not fused:
         return hidden + batch.logits + max(_scratch(batch, batch.logits), hidden + weight * e)
     chunk = batch.chunk_logits
     product = weight * FLOAT32 if batch.is_cuda and e < FLOAT32 else 0
-    backward = hidden + weight * FLOAT32 + max(chunk + max(product, _scratch(batch, chunk)), weight * e if e < 4 else 0)
+    backward = (
+        hidden
+        + weight * FLOAT32
+        + max(chunk + max(product, _scratch(batch, chunk)), weight * e if e < 4 else 0)
+    )
     return hidden + max(chunk + _scratch(batch, chunk), backward)
 
 
@@ -218,12 +245,15 @@ def divergence_training(batch: FullMicroBatch) -> int:
 def layer_training(batch: FullMicroBatch, largest_parameter: int) -> int:
     """The most that exists within a layer besides what the layers keep.
 
-    Of a dense layer in its backward pass: the gradient of the stream, those within the MLP, that of one weight. With
-    experts the stream, and forward the rows on their way, less the copy that is kept, or backward the rows' gradient
-    and that of all experts' weights in one linear layer.
+    Of a dense layer in its backward pass: the gradient of the stream, those within the MLP, that of
+    one weight. With experts the stream, and forward the rows on their way, less the copy that is
+    kept, or backward the rows' gradient and that of all experts' weights in one linear layer.
     """
     if batch.arch.experts:
-        forward, backward = (_copies(batch) - 1) * batch.routed, batch.routed + largest_parameter * batch.element
+        forward, backward = (
+            (_copies(batch) - 1) * batch.routed,
+            batch.routed + largest_parameter * batch.element,
+        )
         return batch.hidden + max(forward, backward)
     gathered = batch.whole_hidden if batch.layout.sequence_parallel else 0
     return batch.hidden + gathered + 2 * batch.mlp + largest_parameter * batch.element
@@ -232,8 +262,9 @@ def layer_training(batch: FullMicroBatch, largest_parameter: int) -> int:
 def forward(batch: FullMicroBatch) -> int:
     """The most that exists in a layer of a forward pass without a backward pass.
 
-    Attention: the streams in and between, qkv, and four copies of the query while it is rotated. MLP: as kept for a
-    backward pass. Experts: the streams, the rows, and three indices or weights of each.
+    Attention: the streams in and between, qkv, and four copies of the query while it is rotated.
+    MLP: as kept for a backward pass. Experts: the streams, the rows, and three indices or weights
+    of each.
     """
     gathered = batch.whole_hidden if batch.layout.sequence_parallel else 0
     attention = 3 * batch.hidden + gathered + batch.query + 3 * batch.key + 4 * batch.query
@@ -241,24 +272,29 @@ def forward(batch: FullMicroBatch) -> int:
         attention += 2 * (ranks * batch.key + batch.attended)
     if batch.arch.experts is None:
         return max(attention, 4 * batch.hidden + gathered + 5 * batch.mlp)
-    # Before the results of all experts there is what is wide within them: four times X of a row, two copies less of it.
+    # Before the results of all experts there is what is wide within them: four times X of a row,
+    # two copies less of it.
     wide = 4 * batch.arch.experts.intermediate_size / batch.arch.hidden_size - 2
     copies = _copies(batch) + max(wide, 0)
     return max(attention, 4 * batch.hidden + int(copies * batch.routed) + 24 * batch.rows)
 
 
 def _copies(batch: FullMicroBatch) -> int:
-    """Of the rows: gathered for the experts, sorted by expert, the experts' results, and these in order; where the
-    experts lie on several ranks, as sent and as received. Sliced experts get those of all ranks that share them."""
+    """Of the rows: gathered for the experts, sorted by expert, the experts' results, and these in
+    order; where the
+    experts lie on several ranks, as sent and as received. Sliced experts get those of all ranks
+    that share them."""
     copies = 4 if batch.layout.expert_model_parallel_size == 1 else 5
     return copies * batch.layout.expert_tensor_parallel_size
 
 
 def head_scoring(batch: FullMicroBatch) -> int:
-    """Frozen models score in chunks of tokens: the chunk's logits, and on the host a copy in float32."""
+    """Frozen models score in chunks of tokens: the chunk's logits, and on the host a copy in
+    float32."""
     return batch.head_hidden + batch.chunk_logits + _scratch(batch, batch.chunk_logits)
 
 
 def _scratch(batch: FullMicroBatch, logits: int) -> int:
-    """The host walks over logits in blocks: two buffers and a product of them. The CUDA kernels need none."""
+    """The host walks over logits in blocks: two buffers and a product of them. The CUDA kernels
+    need none."""
     return 0 if batch.is_cuda else 3 * FLOAT32 * min(BLOCK_ELEMENTS, logits // batch.element)

@@ -16,7 +16,8 @@ from megatron_opd.recipe.keys import RunConfig
 
 @dataclass(frozen=True)
 class Case:
-    """Micro-batches are taken to be full, with sequences as long as the recipe allows: memory and times are theirs."""
+    """Micro-batches are taken to be full, with sequences as long as the recipe allows: memory and
+    times are theirs."""
 
     config: RunConfig
     architectures: dict[str, Architecture]  # of "student" and, where there is one, "teacher"
@@ -25,7 +26,8 @@ class Case:
     gpus_per_node: int
 
     def check(self) -> None:
-        """The checks of the recipe that need no model directory, for this many processes. Raises ConfigError."""
+        """The checks of the recipe that need no model directory, for this many processes. Raises
+        ConfigError."""
         check_method(self.config)
         check_sizes(self.config, self.architectures, world_size=self.gpus)
 
@@ -48,11 +50,14 @@ class Case:
     def offloads_teacher(self) -> bool:
         """Whether it leaves the device between its phases. On the host there is nowhere to go."""
         teacher = self.config.teacher
-        return self.reads_teacher and teacher is not None and teacher.offload and self.hardware.is_cuda
+        return (
+            self.reads_teacher and teacher is not None and teacher.offload and self.hardware.is_cuda
+        )
 
     @property
     def engine_sleeps(self) -> bool:
-        """Whether it leaves the device to the student between its phases: on the host, and alone, it stays."""
+        """Whether it leaves the device to the student between its phases: on the host, and alone,
+        it stays."""
         return self.hardware.is_cuda and "rollout" not in self.config.processes_apart
 
     @property
@@ -68,14 +73,15 @@ class Case:
         assert model is not None, "asked for a teacher that the recipe does not have"
         return model
 
-    # ------------------------------------------------------------------------------------------------ division of work
+    # ----------------------------------------------------------------------------- division of work
     @property
     def roles(self) -> list[str]:
         """What the run's processes do: some of "student", "rollout", "teacher"."""
         return ["student"] + ["rollout"] * self.generates + ["teacher"] * self.reads_teacher
 
     def ranks_of(self, role: str) -> range:
-        """Those set aside for it, the last ones in the order of `processes_apart`, or the student's."""
+        """Those set aside for it, the last ones in the order of `processes_apart`, or the
+        student's."""
         first = self.gpus
         for apart, size in reversed(self.config.processes_apart.items()):
             first -= size
@@ -101,7 +107,9 @@ class Case:
 
     def micro_batches(self, name: str, samples: int) -> int:
         """Of one replica, for this many sequences."""
-        tokens = self.config.train.micro_batch_tokens * self.model(name).layout.context_parallel_size
+        tokens = (
+            self.config.train.micro_batch_tokens * self.model(name).layout.context_parallel_size
+        )
         return -(-samples // (self.replicas(name) * (tokens // self.config.max_sequence_length)))
 
     @property

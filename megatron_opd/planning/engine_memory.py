@@ -1,4 +1,5 @@
-"""What vLLM holds: every rank has a whole model (tensor-parallel size 1) and a cache of keys and values."""
+"""What vLLM holds: every rank has a whole model (tensor-parallel size 1) and a cache of keys and
+values."""
 
 from dataclasses import dataclass
 
@@ -26,15 +27,20 @@ class EngineMemory:
 
 
 def engine(case: Case, name: str) -> EngineMemory:
-    """On CUDA a share of the device, of which the cache is what weights and workspace leave; on the host what is asked.
+    """On CUDA a share of the device, of which the cache is what weights and workspace leave; on the
+    host what is asked.
 
-    The workspace: vLLM's largest batch of tokens within a layer (streams and, with fused kernels, three of the MLP's
-    width), and the sampler's logits in float32, twice.
+    The workspace: vLLM's largest batch of tokens within a layer (streams and, with fused kernels,
+    three of the MLP's width), and the sampler's logits in float32, twice.
     """
     arch, settings, hardware = case.architectures[name], case.config.rollout, case.hardware
     (whole,) = stages(arch, LayoutConfig(), case.config.precision)
     per_token = 2 * arch.num_layers * arch.num_key_value_heads * arch.head_dim * case.element
-    width = arch.experts.per_token * arch.experts.intermediate_size if arch.experts else arch.intermediate_size
+    width = (
+        arch.experts.per_token * arch.experts.intermediate_size
+        if arch.experts
+        else arch.intermediate_size
+    )
     workspace = hardware.engine_tokens * (4 * arch.hidden_size + 3 * width) * case.element
     workspace += 2 * hardware.engine_sequences * arch.vocab_size * FLOAT32
     if hardware.is_cuda:

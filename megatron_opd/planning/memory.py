@@ -1,8 +1,9 @@
 """Bytes of every rank in every phase of a step.
 
-Resident throughout: the student's parameters, gradients and optimizer state, frozen models, and on the host the
-engine. On CUDA the engine sleeps but in `generate` and `refit`, where it has its whole share of the device. Roles with
-processes of their own are resident there and nowhere else; the others wait meanwhile, with what is theirs.
+Resident throughout: the student's parameters, gradients and optimizer state, frozen models, and on
+the host the engine. On CUDA the engine sleeps but in `generate` and `refit`, where it has its whole
+share of the device. Roles with processes of their own are resident there and nowhere else; the
+others wait meanwhile, with what is theirs.
 """
 
 import functools
@@ -42,7 +43,8 @@ class RankKind:
 
 
 def rank_kinds(case: Case) -> list[RankKind]:
-    """In order of their first ranks. Of the replicas, whose shards differ by padding, the fullest stands for all."""
+    """In order of their first ranks. Of the replicas, whose shards differ by padding, the fullest
+    stands for all."""
     held = [(role, case.ranks_of(role), case.stage_size(role)) for role in case.roles]
     starts = {start for _, ranks, size in held for start in ranks[::size]}
     kinds = []
@@ -78,14 +80,21 @@ def _phases(case: Case, here: dict[str, int]) -> dict[str, dict[str, int]]:
     found["train"] = resident | (_training(case, here["student"]) if "student" in here else {})
     if case.generates:
         found["refit"] = resident | awake | _refit(case, here)
-    return {phase: {what: size for what, size in items.items() if size} for phase, items in found.items()}
+    return {
+        phase: {what: size for what, size in items.items() if size}
+        for phase, items in found.items()
+    }
 
 
 def _resident(case: Case, here: dict[str, int]) -> dict[str, int]:
     items = dict.fromkeys(("parameters", "gradients", "optimizer", "routing"), 0)
     if "student" in here:
         held = _trained(case, here["student"])
-        items |= {"parameters": held.parameters, "gradients": held.gradients, "optimizer": held.optimizer}
+        items |= {
+            "parameters": held.parameters,
+            "gradients": held.gradients,
+            "optimizer": held.optimizer,
+        }
         passes = 1 + case.needs.reference + case.needs.process
         items["routing"] = _routing(case, "student", here["student"]) * passes
     if "teacher" in here:
@@ -103,7 +112,9 @@ def _beside_the_student(case: Case, stage: int, items: dict[str, int]) -> dict[s
     if case.needs.reference:
         found["reference"] = _stages(case, "student")[stage].num_bytes
     if case.needs.process:
-        found["process model"] = sum(items[each] for each in ("parameters", "gradients", "optimizer"))
+        found["process model"] = sum(
+            items[each] for each in ("parameters", "gradients", "optimizer")
+        )
     if case.config.method.teacher_share:  # an engine of its own, which does not sleep
         found["teacher engine"] = engine(case, "teacher").total
     return found
@@ -128,23 +139,28 @@ def _engine_items(held: EngineMemory) -> dict[str, int]:
 
 
 def shortfall(case: Case, kinds: list[RankKind]) -> str | None:
-    """Why the case does not fit: the rank and phase that lack most, or the engine. None where it fits."""
+    """Why the case does not fit: the rank and phase that lack most, or the engine. None where it
+    fits."""
     limit = case.hardware.limit
     kind = max(kinds, key=lambda each: each.total(each.peak))
     total = kind.total(kind.peak)
     if total > limit:
         return f"rank {kind.first_rank}, {kind.peak}: {total / GIB:.1f} of {limit / GIB:.1f} GiB"
     if case.generates and engine(case, "student").sequences(case.config.max_sequence_length) == 0:
-        return f"engine: no room for the keys and values of {case.config.max_sequence_length} tokens"
+        return (
+            f"engine: no room for the keys and values of {case.config.max_sequence_length} tokens"
+        )
     return None
 
 
-# --------------------------------------------------------------------------------------------------------- the passes
+# --------------------------------------------------------------------------------------- the passes
 def _scoring(case: Case, here: dict[str, int]) -> dict[str, int]:
-    """The frozen models score one after the other; of each, layers and output layer do not add up either.
+    """The frozen models score one after the other; of each, layers and output layer do not add up
+    either.
 
-    The signals of a step's tokens, 3 + 2 k float32 numbers each, lie on every rank; those of a replica's share twice.
-    Those of a teacher on processes of its own come through the host, as bytes and then as arrays.
+    The signals of a step's tokens, 3 + 2 k float32 numbers each, lie on every rank; those of a
+    replica's share twice. Those of a teacher on processes of its own come through the host, as
+    bytes and then as arrays.
     """
     models = [("teacher", case.needs.topk)] * ("teacher" in here)
     models += [("student", 0)] * ("student" in here and case.needs.reference)
@@ -160,11 +176,20 @@ def _scoring(case: Case, here: dict[str, int]) -> dict[str, int]:
 
 
 def in_flight(case: Case, stage: int) -> int:
-    """Passes of a micro-batch through a model chunk that a stage keeps activations of: 1F1B, interleaved or not."""
+    """Passes of a micro-batch through a model chunk that a stage keeps activations of: 1F1B,
+    interleaved or not."""
     layout = case.config.student.layout
-    pipeline, chunks = layout.pipeline_model_parallel_size, layout.virtual_pipeline_model_parallel_size
+    pipeline, chunks = (
+        layout.pipeline_model_parallel_size,
+        layout.virtual_pipeline_model_parallel_size,
+    )
     passes = chunks * case.micro_batches("student", case.samples_per_update)
-    return min(pipeline - stage if chunks == 1 else 2 * (pipeline - stage - 1) + (chunks - 1) * pipeline + 1, passes)
+    return min(
+        pipeline - stage
+        if chunks == 1
+        else 2 * (pipeline - stage - 1) + (chunks - 1) * pipeline + 1,
+        passes,
+    )
 
 
 def _training(case: Case, stage: int) -> dict[str, int]:
@@ -173,10 +198,15 @@ def _training(case: Case, stage: int) -> dict[str, int]:
     layout, granularity = case.config.student.layout, case.config.train.recompute_granularity
     first, last = stage == 0, stage == layout.pipeline_model_parallel_size - 1
     layers = held.num_layers // layout.virtual_pipeline_model_parallel_size
-    saved = activations.stage_saved(batch, layers, granularity, first=first, last=last) * in_flight(case, stage)
-    working = activations.layer_training(batch, held.largest_of_layer) + activations.recomputed(batch, granularity)
+    saved = activations.stage_saved(batch, layers, granularity, first=first, last=last) * in_flight(
+        case, stage
+    )
+    working = activations.layer_training(batch, held.largest_of_layer) + activations.recomputed(
+        batch, granularity
+    )
     if first and last and batch.arch.tie_word_embeddings:
-        working += batch.output_weight * batch.element  # the output layer's gradient waits for the embedding's
+        # the output layer's gradient waits for the embedding's
+        working += batch.output_weight * batch.element
     if last:
         head = activations.head_training(batch, fused=case.config.train.fused_output_layer)
         if case.needs.teacher_head:
@@ -190,14 +220,17 @@ def _training(case: Case, stage: int) -> dict[str, int]:
 
 
 def _update_buffers(case: Case, stage: int) -> int:
-    """Adam's temporary: on CUDA torch takes all tensors at once, on the host one by one (less than any pass)."""
+    """Adam's temporary: on CUDA torch takes all tensors at once, on the host one by one (less than
+    any pass)."""
     elements = _trained(case, stage).optimizer // state_bytes(case.element)
     return elements * FLOAT32 if case.hardware.is_cuda else 0
 
 
 def _refit(case: Case, here: dict[str, int]) -> dict[str, int]:
-    """Where the student is, the largest tensor on its way. Where an engine is alone, what arrives of a module, until
-    vLLM has it whole, and the module that is filled with it before the engine's own takes its values."""
+    """Where the student is, the largest tensor on its way. Where an engine is alone, what arrives
+    of a module, until
+    vLLM has it whole, and the module that is filled with it before the engine's own takes its
+    values."""
     if "student" in here:
         return {"gathered weights": _gathered(case)}
     module = _largest_module(case.architectures["student"]) * case.element

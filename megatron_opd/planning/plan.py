@@ -45,11 +45,14 @@ def make_plan(config: RunConfig, *, gpus: int, gpu: str, gpus_per_node: int) -> 
     """Plans the recipe for `gpus` devices of the kind `gpu`. Raises ConfigError, DataError."""
     per_node = min(gpus, gpus_per_node)
     if gpus % per_node:
-        raise ConfigError(f"--gpus: {gpus} is no multiple of the {per_node} of a node; give whole nodes")
+        raise ConfigError(
+            f"--gpus: {gpus} is no multiple of the {per_node} of a node; give whole nodes"
+        )
     device = hardware(gpu, per_node)
     if device.is_cuda and config.precision == "float32":
         raise ConfigError(
-            "precision: float32 on a GPU is not planned, its attention keeps whole score matrices; set bfloat16"
+            "precision: float32 on a GPU is not planned, its attention keeps whole score "
+            "matrices; set bfloat16"
         )
     sizes, notes = architectures(config.models)
     from megatron_opd.planning.case import Case  # imports Megatron

@@ -22,15 +22,22 @@ SHOWN = 12  # lines of each table
 Rows = Sequence[Sequence[str]]
 
 
-def print_plan(case: Case, own: Candidate, others: Sequence[Candidate], notes: Sequence[str]) -> None:
+def print_plan(
+    case: Case, own: Candidate, others: Sequence[Candidate], notes: Sequence[str]
+) -> None:
     """The recipe's own layout by rank kind and phase, then the candidates."""
     hardware = case.hardware
     print(
-        f"{case.config.name}: {case.config.method.name} on {case.gpus} x {hardware.name}, {case.gpus_per_node} a node"
+        f"{case.config.name}: {case.config.method.name} on {case.gpus} x {hardware.name}, "
+        f"{case.gpus_per_node} a node"
     )
     for note in notes:
         print(f"note: {note}")
-    reserve = f", {hardware.reserve / GIB:g} of {hardware.memory / GIB:.1f} set aside" if hardware.reserve else ""
+    reserve = (
+        f", {hardware.reserve / GIB:g} of {hardware.memory / GIB:.1f} set aside"
+        if hardware.reserve
+        else ""
+    )
     _print_rows(
         f"The recipe's layout: GiB of a rank, of {hardware.limit / GIB:.1f}{reserve}",
         ("ranks", "phase", "total", "made of"),
@@ -47,13 +54,18 @@ def print_plan(case: Case, own: Candidate, others: Sequence[Candidate], notes: S
     title = f"{total} of {len(others)} {what} fit. Of each of the student's, the fastest:"
     _print_rows(title, head, [_row(each) for each in fitting[:SHOWN]])
     if lacking:
-        title = "Of the student's layouts that fit with none, what needs least:" if own.teacher else "The others:"
+        title = (
+            "Of the student's layouts that fit with none, what needs least:"
+            if own.teacher
+            else "The others:"
+        )
         rows = [(*_row(each)[:4], str(each.lacks)) for each in lacking[:SHOWN]]
         _print_rows(title, (*head[:4], "lacks"), rows)
 
 
 def by_student(others: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
-    """For each layout of the student its fastest candidate that fits, or, where none does, the one that needs least."""
+    """For each layout of the student its fastest candidate that fits, or, where none does, the one
+    that needs least."""
     fastest: dict[LayoutConfig, Candidate] = {}
     smallest: dict[LayoutConfig, Candidate] = {}
     for each in others:
@@ -61,10 +73,14 @@ def by_student(others: Sequence[Candidate]) -> tuple[list[Candidate], list[Candi
             fastest.setdefault(each.student, each)
         elif each.student not in smallest or each.peak < smallest[each.student].peak:
             smallest[each.student] = each
-    return list(fastest.values()), [each for student, each in smallest.items() if student not in fastest]
+    return list(fastest.values()), [
+        each for student, each in smallest.items() if student not in fastest
+    ]
 
 
-def as_json(case: Case, own: Candidate, others: Sequence[Candidate], notes: Sequence[str]) -> dict[str, Any]:
+def as_json(
+    case: Case, own: Candidate, others: Sequence[Candidate], notes: Sequence[str]
+) -> dict[str, Any]:
     """Everything the plan says, in bytes and seconds."""
     return {
         "recipe": case.config.name,
@@ -86,7 +102,10 @@ def _as_dict(candidate: Candidate) -> dict[str, Any]:
         "fits": candidate.lacks is None,
         "lacks": candidate.lacks,
         "peak_bytes": candidate.peak,
-        "seconds": {phase: seconds if isfinite(seconds) else None for phase, seconds in asdict(candidate.time).items()},
+        "seconds": {
+            phase: seconds if isfinite(seconds) else None
+            for phase, seconds in asdict(candidate.time).items()
+        },
         "ranks": [asdict(kind) for kind in candidate.kinds],
     }
 
@@ -98,7 +117,9 @@ def _phase_rows(case: Case, kind: RankKind) -> list[tuple[str, str, str, str]]:
         ranks += f" {', '.join(kind.stages)}"
     rows = []
     for phase, items in kind.phases.items():
-        parts = ", ".join(f"{what} {size / GIB:.2f}" for what, size in items.items() if size >= GIB / 200)
+        parts = ", ".join(
+            f"{what} {size / GIB:.2f}" for what, size in items.items() if size >= GIB / 200
+        )
         mark = " !" if kind.total(phase) > case.hardware.limit else ""
         named = f"{phase}, idle" if phase in kind.idle else phase
         rows.append((ranks, named, f"{kind.total(phase) / GIB:.2f}{mark}", parts))
@@ -117,7 +138,13 @@ def _row(candidate: Candidate) -> tuple[str, str, str, str, str]:
     time = candidate.time
     parts = f"{time.generate:.0f}, {time.teacher:.0f}, {time.train:.0f}, {time.refit:.1f}"
     teacher = str(candidate.teacher) if candidate.teacher else "-"
-    return str(candidate.student), teacher, f"{candidate.peak / GIB:.1f}", f"{time.total:.0f}", parts
+    return (
+        str(candidate.student),
+        teacher,
+        f"{candidate.peak / GIB:.1f}",
+        f"{time.total:.0f}",
+        parts,
+    )
 
 
 def _times(time: StepTime) -> str:
@@ -133,7 +160,9 @@ def _print_rows(title: str, head: Sequence[str], rows: Rows) -> None:
         return
     table = Table(title=title, title_justify="left")
     for name in head:
-        table.add_column(name, justify="right" if name in ("total", "peak GiB", "step s") else "left")
+        table.add_column(
+            name, justify="right" if name in ("total", "peak GiB", "step s") else "left"
+        )
     for row in rows:
         table.add_row(*row)
     Console().print(table)

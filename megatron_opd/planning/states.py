@@ -1,9 +1,11 @@
-"""Bytes of parameters, gradients and optimizer states, from real Megatron modules on the meta device.
+"""Bytes of parameters, gradients and optimizer states, from real Megatron modules on the meta
+device.
 
-A stage of the pipeline is built by `mcore.model.build_model` in a world that communicates with nobody, with one layer:
-all layers of the supported models are equal, so the others are copies of it. What a rank keeps of the optimizer's
-state is what Megatron's own layout of its buffers says: experts have buffers of their own where they are spread
-otherwise than the dense parameters, sharded over the ranks that hold the same experts.
+A stage of the pipeline is built by `mcore.model.build_model` in a world that communicates with
+nobody, with one layer: all layers of the supported models are equal, so the others are copies of
+it. What a rank keeps of the optimizer's state is what Megatron's own layout of its buffers says:
+experts have buffers of their own where they are spread otherwise than the dense parameters, sharded
+over the ranks that hold the same experts.
 """
 
 import contextlib
@@ -24,7 +26,8 @@ from megatron_opd.mcore.model import build_model
 from megatron_opd.trainer.student import data_parallel_config
 
 META = torch.device("meta")
-MAIN, MOMENTS = 4, 8  # bytes per element: the float32 copy of a parameter of two bytes; Adam's two float32 moments
+# bytes per element: the float32 copy of a parameter of two bytes; Adam's two float32 moments
+MAIN, MOMENTS = 4, 8
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,14 @@ class Stage:
     @functools.cached_property
     def expert_bytes(self) -> int:
         """Of these, what is spread over ranks otherwise than the dense parameters."""
-        return self.num_layers * _bytes(tuple(each for each in self.layer if not getattr(each, "allreduce", True)))
+        return self.num_layers * _bytes(
+            tuple(each for each in self.layer if not getattr(each, "allreduce", True))
+        )
 
     @functools.cached_property
     def largest_of_layer(self) -> int:
-        """Elements of a layer's largest parameter, whose gradient exists beside everything else for a moment."""
+        """Elements of a layer's largest parameter, whose gradient exists beside everything else for
+        a moment."""
         return max(each.numel() for each in self.layer)
 
 
@@ -68,9 +74,11 @@ class TrainedBytes:
 
 @functools.cache
 def stages(arch: Architecture, layout: LayoutConfig, precision: str) -> list[Stage]:
-    """One per pipeline rank. The ranks of a stage hold equally much: sizes that do not divide are refused earlier."""
+    """One per pipeline rank. The ranks of a stage hold equally much: sizes that do not divide are
+    refused earlier."""
     pp = layout.pipeline_model_parallel_size
-    # Three stages are the first, one between, and the last; two and more than three are made of these.
+    # Three stages are the first, one between, and the last; two and more than three are made of
+    # these.
     small = replace(arch, num_layers=1 if pp == 1 else 3)
     sizes = LayoutConfig(
         layout.tensor_model_parallel_size,
@@ -84,8 +92,11 @@ def stages(arch: Architecture, layout: LayoutConfig, precision: str) -> list[Sta
 
 
 @functools.cache
-def trained_stages(arch: Architecture, layout: LayoutConfig, precision: str, ranks: int) -> list[TrainedBytes]:
-    """One per pipeline rank: of the `ranks` of a stage, whose shards differ by padding, the fullest."""
+def trained_stages(
+    arch: Architecture, layout: LayoutConfig, precision: str, ranks: int
+) -> list[TrainedBytes]:
+    """One per pipeline rank: of the `ranks` of a stage, whose shards differ by padding, the
+    fullest."""
     return [_fullest(stage, layout, ranks) for stage in stages(arch, layout, precision)]
 
 
@@ -98,28 +109,36 @@ def trained_bytes(stage: Stage, layout: LayoutConfig, ranks: int) -> list[Traine
     """Of each of the `ranks` of a pipeline stage: `train.student.prepare` on it. Exact."""
     tp, experts = layout.tensor_model_parallel_size, layout.expert_parallel_size
     buffers = DistributedOptimizer.compute_full_param_layout(
-        stage.parameters, None, ranks // tp, data_parallel_config(), expert_data_parallel_world_size=ranks // experts
+        stage.parameters,
+        None,
+        ranks // tp,
+        data_parallel_config(),
+        expert_data_parallel_world_size=ranks // experts,
     ).layouts
     held_bytes = gradients = 0
     states = [0] * ranks
     for key, buffer in buffers.items():
         size = buffer.bucket_indices[-1][1]  # padded, so that the shards are equal
         held_bytes, gradients = held_bytes + size * key.param_dtype.itemsize, gradients + size * 4
-        parts = experts if key.is_expert_parallel else tp  # neighbouring ranks hold different parts of the model
+        # neighbouring ranks hold different parts of the model
+        parts = experts if key.is_expert_parallel else tp
         shards = _states_of_shards(buffer, ranks // parts)
         states = [state + shards[rank // parts] for rank, state in enumerate(states)]
     return [TrainedBytes(held_bytes, gradients, state) for state in states]
 
 
 def _states_of_shards(buffer, shards: int) -> list[int]:
-    """Bytes of the optimizer's state for the parts of parameters that lie in each shard of the buckets."""
+    """Bytes of the optimizer's state for the parts of parameters that lie in each shard of the
+    buckets."""
     found = [0] * shards
     for parameter, (start, end, bucket) in buffer.param_index_map.items():
         first, last = buffer.bucket_indices[bucket]
         width = (last - first) // shards
         for shard in range((start - first) // width, (end - 1 - first) // width + 1):
             low = first + shard * width
-            found[shard] += (min(end, low + width) - max(start, low)) * state_bytes(parameter.itemsize)
+            found[shard] += (min(end, low + width) - max(start, low)) * state_bytes(
+                parameter.itemsize
+            )
     return found
 
 
@@ -135,15 +154,21 @@ def _one_layer_stages(arch: Architecture, layout: LayoutConfig, precision: str) 
     return [_build(arch, layout, precision, stage * world // pp, world) for stage in range(pp)]
 
 
-def _build(arch: Architecture, layout: LayoutConfig, precision: str, rank: int, world: int) -> Stage:
+def _build(
+    arch: Architecture, layout: LayoutConfig, precision: str, rank: int, world: int
+) -> Stage:
     with world_of_one(rank, world), META:
         parallel = replace(groups.create(layout), device=META)
         (chunk,) = build_model(arch, parallel, precision=precision)
         named = list(chunk.named_parameters())
-    (first, *_) = inside = [i for i, (name, _) in enumerate(named) if name.startswith("decoder.layers.0.")]
+    (first, *_) = inside = [
+        i for i, (name, _) in enumerate(named) if name.startswith("decoder.layers.0.")
+    ]
     parameters = [parameter for _, parameter in named]
     end = first + len(inside)
-    return Stage(tuple(parameters[:first]), tuple(parameters[first:end]), tuple(parameters[end:]), 1)
+    return Stage(
+        tuple(parameters[:first]), tuple(parameters[first:end]), tuple(parameters[end:]), 1
+    )
 
 
 @contextlib.contextmanager

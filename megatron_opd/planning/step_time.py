@@ -1,9 +1,10 @@
 """An estimate of a step's seconds, to rank layouts by; nothing of it has been measured on a GPU.
 
-Products run at `COMPUTE` of the peak, decoding reads weights and cache at `BANDWIDTH` of the memory's, collectives run
-at `LINK` of the slowest link they use; nothing overlaps, as in our schedules: roles with processes of their own wait
-for each other too. Every sequence is as long as the recipe allows, every expert has equally many tokens, and rewards
-cost nothing: this compares layouts and predicts no run.
+Products run at `COMPUTE` of the peak, decoding reads weights and cache at `BANDWIDTH` of the
+memory's, collectives run at `LINK` of the slowest link they use; nothing overlaps, as in our
+schedules: roles with processes of their own wait for each other too. Every sequence is as long as
+the recipe allows, every expert has equally many tokens, and rewards cost nothing: this compares
+layouts and predicts no run.
 """
 
 import functools
@@ -46,12 +47,16 @@ class Work:
 def step_time(case: Case) -> StepTime:
     needs = case.needs
     student = forward_time(case, "student", case.samples)
-    teacher = forward_time(case, "teacher", case.samples) + _asked(case) if case.reads_teacher else 0.0
+    teacher = (
+        forward_time(case, "teacher", case.samples) + _asked(case) if case.reads_teacher else 0.0
+    )
     updates = case.config.train.updates_per_step * update_time(case, case.samples_per_update)
     process = update_time(case, case.samples) if needs.process else 0.0
     return StepTime(
         generate=generate_time(case),
-        teacher=needs.teacher * teacher + _arrival(case) + (needs.reference + needs.process) * student,
+        teacher=needs.teacher * teacher
+        + _arrival(case)
+        + (needs.reference + needs.process) * student,
         train=updates + process + needs.student_pass * student + needs.teacher_head * teacher,
         refit=refit_time(case),
     )
@@ -75,7 +80,8 @@ def _asked(case: Case) -> float:
 
 
 def _channel(case: Case, num_bytes: float, to: str) -> float:
-    """From one process to all of a role, along gloo's binomial tree, which does not know who shares a node."""
+    """From one process to all of a role, along gloo's binomial tree, which does not know who shares
+    a node."""
     rounds = math.ceil(math.log2(1 + case.gpus_of(to)))
     return rounds * num_bytes / min(CHANNEL, LINK * case.hardware.network_link)
 
@@ -99,7 +105,7 @@ def work(arch: Architecture) -> Work:
     return Work(layer * arch.num_layers, mlp * arch.num_layers, experts * arch.num_layers, head)
 
 
-# ----------------------------------------------------------------------------------------------------- training passes
+# ---------------------------------------------------------------------------------- training passes
 def forward_time(case: Case, name: str, samples: int) -> float:
     """Of all micro-batches of a replica through its pipeline, whose bubble adds PP - 1 of them."""
     seconds = _products(case, name) + _collectives(case, name)
@@ -107,7 +113,8 @@ def forward_time(case: Case, name: str, samples: int) -> float:
 
 
 def update_time(case: Case, samples: int) -> float:
-    """The backward pass has twice the products of the forward pass, a fused output layer its logits once more, and as
+    """The backward pass has twice the products of the forward pass, a fused output layer its logits
+    once more, and as
     many collectives; what is recomputed comes on top. Then the gradients meet."""
     mlp, mlp_collectives = _mlp_products(case, "student"), _exchange(case, "student")
     products, collectives = _products(case, "student"), _collectives(case, "student")
@@ -119,13 +126,22 @@ def update_time(case: Case, samples: int) -> float:
     seconds = 3 * products + 2 * collectives + again
     if case.config.train.fused_output_layer:
         seconds += _head_products(case, "student")
-    return seconds * (case.micro_batches("student", samples) + _stages(case, "student") - 1) + _reduce_seconds(case)
+    return seconds * (
+        case.micro_batches("student", samples) + _stages(case, "student") - 1
+    ) + _reduce_seconds(case)
 
 
 def _products(case: Case, name: str) -> float:
-    """Of one micro-batch in the slowest stage of a forward pass, the last. Attention is causal: half of the square."""
+    """Of one micro-batch in the slowest stage of a forward pass, the last. Attention is causal:
+    half of the square."""
     arch = case.architectures[name]
-    attention = 2 * case.config.max_sequence_length * arch.num_attention_heads * arch.head_dim * arch.num_layers
+    attention = (
+        2
+        * case.config.max_sequence_length
+        * arch.num_attention_heads
+        * arch.head_dim
+        * arch.num_layers
+    )
     dense = 2 * (work(arch).layers - work(arch).mlp) + attention
     return _per_rank(case, name, dense) + _mlp_products(case, name) + _head_products(case, name)
 
@@ -154,12 +170,17 @@ def _head_products(case: Case, name: str) -> float:
 def _collectives(case: Case, name: str) -> float:
     """Of one micro-batch in one stage of a forward pass.
 
-    In each layer two sums over the tensor-parallel ranks (or, with sequence parallelism, a gather and a scatter each,
-    as long), the keys and values of the other context-parallel ranks, and the tokens on their way to experts; between
-    stages the stream.
+    In each layer two sums over the tensor-parallel ranks (or, with sequence parallelism, a gather
+    and a scatter each, as long), the keys and values of the other context-parallel ranks, and the
+    tokens on their way to experts; between stages the stream.
     """
-    batch, tp, pp = case.micro_batch(name), case.model(name).layout.tensor_model_parallel_size, _stages(case, name)
-    sums = 2 if batch.arch.experts is None else 1  # experts are whole: their ranks exchange rows instead
+    batch, tp, pp = (
+        case.micro_batch(name),
+        case.model(name).layout.tensor_model_parallel_size,
+        _stages(case, name),
+    )
+    # experts are whole: their ranks exchange rows instead
+    sums = 2 if batch.arch.experts is None else 1
     layer = sums * 2 * (tp - 1) / tp * batch.whole_hidden / _link(case, name, tp)
     ranks = case.model(name).layout.context_parallel_size
     layer += 2 * batch.key * (ranks - 1) / _link(case, name, tp * ranks)
@@ -181,41 +202,54 @@ def _stages(case: Case, name: str) -> int:
 
 
 def _reduce_seconds(case: Case) -> float:
-    """Gradients in float32 scattered over the ranks that hold the same parameters, which are gathered from them."""
+    """Gradients in float32 scattered over the ranks that hold the same parameters, which are
+    gathered from them."""
     layout = case.config.student.layout
     ranks, bytes_moved = case.stage_size("student"), FLOAT32 / case.element + 1
     seconds = []
     for stage in stages(case.architectures["student"], layout, case.config.precision):
         dense = stage.num_bytes - stage.expert_bytes
-        parts = [(dense, layout.tensor_model_parallel_size), (stage.expert_bytes, layout.expert_parallel_size)]
+        parts = [
+            (dense, layout.tensor_model_parallel_size),
+            (stage.expert_bytes, layout.expert_parallel_size),
+        ]
         seconds.append(sum(held * (1 - apart / ranks) * bytes_moved for held, apart in parts))
     return max(seconds) / _link(case, "student", ranks)
 
 
-# ------------------------------------------------------------------------------------------------- sampling, the refit
+# ------------------------------------------------------------------------------ sampling, the refit
 def generate_time(case: Case) -> float:
     """Decoding, bound by memory or by products: as many sequences at a time as the cache holds."""
     if not case.needs.rollouts:
         return 0.0
     held, settings = engine(case, "student"), case.config.rollout
     mine = -(-settings.num_prompts // case.gpus_of("rollout")) * settings.samples_per_prompt
-    at_once = min(mine, case.hardware.engine_sequences, held.sequences(case.config.max_sequence_length))
+    at_once = min(
+        mine, case.hardware.engine_sequences, held.sequences(case.config.max_sequence_length)
+    )
     if at_once == 0:
         return float("inf")
     completion = settings.max_completion_tokens
-    context = case.config.max_sequence_length - completion / 2  # on average, while a completion grows
+    # on average, while a completion grows
+    context = case.config.max_sequence_length - completion / 2
     counted = work(case.architectures["student"])
     read = (_weights_read(case, at_once) + at_once * context * held.cache_per_token) / (
         BANDWIDTH * case.hardware.memory_bandwidth
     )
-    computed = at_once * 2 * (counted.layers + counted.experts + counted.head) / (COMPUTE * case.hardware.flops)
+    computed = (
+        at_once
+        * 2
+        * (counted.layers + counted.experts + counted.head)
+        / (COMPUTE * case.hardware.flops)
+    )
     seconds = -(-mine // at_once) * completion * max(read, computed)
     apart = "rollout" in case.config.processes_apart
     return seconds + (_channel(case, _rollout_bytes(case), "student") if apart else 0.0)
 
 
 def _weights_read(case: Case, sequences: int) -> float:
-    """Bytes of the engine's weights that a step of decoding reads: of experts, those that any of its tokens chose."""
+    """Bytes of the engine's weights that a step of decoding reads: of experts, those that any of
+    its tokens chose."""
     experts, held = case.architectures["student"].experts, engine(case, "student").weights
     if experts is None:
         return held
@@ -231,11 +265,17 @@ def _bytes_of_experts(case: Case) -> float:
 
 
 def refit_time(case: Case) -> float:
-    """The parts of each tensor meet on every rank of a replica, experts on every rank. On CUDA the engine's weights
-    come from the host and go back there, or, to engines on processes of their own, the new ones go through it."""
+    """The parts of each tensor meet on every rank of a replica, experts on every rank. On CUDA the
+    engine's weights
+    come from the host and go back there, or, to engines on processes of their own, the new ones go
+    through it."""
     if not case.needs.rollouts:
         return 0.0
-    layout, weights, in_experts = case.config.student.layout, engine(case, "student").weights, _bytes_of_experts(case)
+    layout, weights, in_experts = (
+        case.config.student.layout,
+        engine(case, "student").weights,
+        _bytes_of_experts(case),
+    )
     stages_of = _stages(case, "student")
     gathered = 0.0
     for held, parts in (
@@ -245,7 +285,11 @@ def refit_time(case: Case) -> float:
         together = case.gpus_of("student") if stages_of > 1 else parts
         gathered += held * (parts - 1) / parts / _link(case, "student", together)
     sent = _channel(case, weights, "rollout") if "rollout" in case.config.processes_apart else 0.0
-    return gathered + sent + (2 * weights / (LINK * case.hardware.host_link) if case.hardware.is_cuda else 0.0)
+    return (
+        gathered
+        + sent
+        + (2 * weights / (LINK * case.hardware.host_link) if case.hardware.is_cuda else 0.0)
+    )
 
 
 def _link(case: Case, role: str, ranks: int) -> float:

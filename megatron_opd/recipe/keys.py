@@ -1,7 +1,8 @@
-"""Every key of a recipe. Frozen dataclasses, no torch; `load.py` validates a mapping into a `RunConfig`.
+"""Every key of a recipe. Frozen dataclasses, no torch; `load.py` validates a mapping into a
+`RunConfig`.
 
-A key that has no default must be in the recipe. Comments give units; docs/config.md is generated from this file and
-from `terms.py`, which has the keys of a method.
+A key that has no default must be in the recipe. Comments give units; docs/config.md is generated
+from this file and from `terms.py`, which has the keys of a method.
 """
 
 import datetime
@@ -22,32 +23,38 @@ from megatron_opd.contracts.ranges import (
 )
 from megatron_opd.methods.terms import MethodConfig
 
-# ------------------------------------------------------------------------------------------------ models and layouts
+# ------------------------------------------------------------------------------- models and layouts
 
 
 @dataclass(frozen=True)
 class TeacherConfig(ModelConfig):
     """The teacher's model, and where it lies."""
 
-    processes: PositiveInt | None = None  # the last N of the run hold the teacher alone; null: all hold both models
-    offload: bool = False  # its weights lie in host memory while it does not score: device memory for the student
+    # the last N of the run hold the teacher alone; null: all hold both models
+    processes: PositiveInt | None = None
+    # its weights lie in host memory while it does not score: device memory for the student
+    offload: bool = False
 
 
-# ------------------------------------------------------------------------------------------------ data
+# --------------------------------------------------------------------------------------------- data
 @dataclass(frozen=True)
 class TemplateConfig:
     """How a problem becomes the text the model reads."""
 
     kind: Literal["chat", "raw"] = "chat"  # the tokenizer's chat template, or `text` alone
-    system: str | None = None  # chat: for rows without a system message of their own; "tgpo" names the built-in one
+    # chat: for rows without a system message of their own; "tgpo" names the built-in one
+    system: str | None = None
     text: str = "{problem}"  # raw: the whole prompt; chat: the user's message
-    prefill: str = ""  # appended after the template: the first characters of the response, such as "<think>\n"
-    date: datetime.date | None = None  # what a chat template takes for today; null: the day on which the run starts
+    # appended after the template: the first characters of the response, such as "<think>\n"
+    prefill: str = ""
+    # what a chat template takes for today; null: the day on which the run starts
+    date: datetime.date | None = None
 
 
 @dataclass(frozen=True)
 class HeldoutConfig:
-    """A held-out set with columns of its own. A path in its place has those of the training data."""
+    """A held-out set with columns of its own. A path in its place has those of the training
+    data."""
 
     path: str | list[str]  # as data.train
     problem_column: str = "auto"
@@ -56,19 +63,25 @@ class HeldoutConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Rows with a problem and an answer: .jsonl, .json or .parquet, the first two also as .gz. See docs/data.md."""
+    """Rows with a problem and an answer: .jsonl, .json or .parquet, the first two also as .gz. See
+    docs/data.md."""
 
     train: str | list[str]  # a file, a pattern such as data/train-*.parquet, or a list of them
     heldout: str | list[str] | HeldoutConfig | None = None
     problem_column: str = "auto"  # prompt | problem | question | messages | conversations
     answer_column: str = "auto"  # answer | reward_model.ground_truth | solution
-    trace_column: str = "auto"  # response | generations[0] ...; read by methods that learn from traces
+    # response | generations[0] ...; read by methods that learn from traces
+    trace_column: str = "auto"
     template: TemplateConfig = TemplateConfig()
-    max_prompt_tokens: PositiveInt | None = None  # null: as many as max_sequence_length leaves, 1 less than it
-    long_prompts: Literal["error", "drop"] = "error"  # rows that are too long; dropped ones are counted in a warning
-    bad_rows: Literal["error", "drop"] = "error"  # rows that cannot be read; dropped ones are counted in a warning
+    # null: as many as max_sequence_length leaves, 1 less than it
+    max_prompt_tokens: PositiveInt | None = None
+    # rows that are too long; dropped ones are counted in a warning
+    long_prompts: Literal["error", "drop"] = "error"
+    # rows that cannot be read; dropped ones are counted in a warning
+    bad_rows: Literal["error", "drop"] = "error"
     shuffle: bool = True
-    sha256: dict[str, str] = field(default_factory=dict)  # of each file; a run writes it into its config.yaml
+    # of each file; a run writes it into its config.yaml
+    sha256: dict[str, str] = field(default_factory=dict)
 
     @property
     def heldout_set(self) -> HeldoutConfig | None:
@@ -84,7 +97,7 @@ class DataConfig:
         return [path for paths in sets for path in ([paths] if isinstance(paths, str) else paths)]
 
 
-# ------------------------------------------------------------------------------------------------ stations
+# ----------------------------------------------------------------------------------------- stations
 @dataclass(frozen=True)
 class RolloutConfig:
     """What vLLM samples at every step."""
@@ -95,16 +108,19 @@ class RolloutConfig:
     temperature: Temperature = 1.0
     kv_cache_gib: Gibibytes = 1.0  # CPU: key-value cache per engine
     gpu_memory_utilization: Fraction = 0.4  # CUDA: the engine's share of the device
-    processes: PositiveInt | None = None  # N of the run hold an engine alone; null: the student's hold one each
+    # N of the run hold an engine alone; null: the student's hold one each
+    processes: PositiveInt | None = None
 
 
 @dataclass(frozen=True)
 class RewardConfig:
     """math-verify in worker processes that are killed at the limit."""
 
-    answer: Literal["boxed", "boxed_or_last"] = "boxed"  # a box or <answer> tag; or_last: else the end of the text
+    # a box or <answer> tag; or_last: else the end of the text
+    answer: Literal["boxed", "boxed_or_last"] = "boxed"
     timeout_seconds: Seconds = 5.0  # of one answer
-    budget_seconds: Seconds = 30.0  # of a step's answers that hit their limit: what they use shortens the next's
+    # of a step's answers that hit their limit: what they use shortens the next's
+    budget_seconds: Seconds = 30.0
     max_characters: PositiveInt = 2000  # a final answer longer than this scores 0 unparsed
     workers: PositiveInt = 1  # per training process
 
@@ -114,7 +130,8 @@ class OptimizerConfig:
     """Megatron's Adam."""
 
     lr: PositiveFloat
-    min_lr: NonNegativeFloat = 0.0  # of linear and cosine: what the update after the last one would have
+    # of linear and cosine: what the update after the last one would have
+    min_lr: NonNegativeFloat = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: NonNegativeInt = 0  # updates u = 1 .. N have u/N of lr
     weight_decay: NonNegativeFloat = 0.0
@@ -126,12 +143,14 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class LossScaleConfig:
-    """precision=float16: the loss is multiplied, so that small gradients are not 0 there (Megatron's dynamic scale)."""
+    """precision=float16: the loss is multiplied, so that small gradients are not 0 there
+    (Megatron's dynamic scale)."""
 
     initial: PositiveFloat = 65536.0
     minimum: PositiveFloat = 1.0
     window: PositiveInt = 1000  # updates without an overflow before the scale doubles
-    hysteresis: PositiveInt = 2  # overflows before it halves, at every one from then on until it has doubled again
+    # overflows before it halves, at every one from then on until it has doubled again
+    hysteresis: PositiveInt = 2
 
 
 @dataclass(frozen=True)
@@ -139,10 +158,13 @@ class TrainConfig:
     """The update: how a step's rollouts are split, and the optimizer."""
 
     optimizer: OptimizerConfig
-    micro_batch_tokens: PositiveInt = 16384  # of one forward pass on one rank: sequences lie end to end, unpadded
+    # of one forward pass on one rank: sequences lie end to end, unpadded
+    micro_batch_tokens: PositiveInt = 16384
     updates_per_step: PositiveInt = 1  # optimizer updates on one step's rollouts
-    fused_output_layer: bool = False  # logits for some tokens at a time: less memory, one more product with the layer
-    recompute_granularity: Literal["none", "selective", "full"] = "none"  # in the backward pass: MLPs, or whole layers
+    # logits for some tokens at a time: less memory, one more product with the layer
+    fused_output_layer: bool = False
+    # in the backward pass: MLPs, or whole layers
+    recompute_granularity: Literal["none", "selective", "full"] = "none"
     max_skipped_updates: NonNegativeInt = 3  # consecutive non-finite updates before the run stops
     loss_scale: LossScaleConfig = LossScaleConfig()
 
@@ -170,7 +192,7 @@ class LogConfig:
     tensorboard: bool = True
 
 
-# ------------------------------------------------------------------------------------------------ the run
+# ------------------------------------------------------------------------------------------ the run
 @dataclass(frozen=True)
 class RunConfig:
     """One recipe."""
@@ -198,7 +220,8 @@ class RunConfig:
 
     @property
     def models(self) -> dict[str, ModelConfig]:
-        """The models that the recipe names, by role: "student", and "teacher" where there is one."""
+        """The models that the recipe names, by role: "student", and "teacher" where there is
+        one."""
         return {"student": self.student} | ({"teacher": self.teacher} if self.teacher else {})
 
     @property

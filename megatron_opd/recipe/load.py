@@ -1,8 +1,9 @@
-"""A recipe (YAML) and `key=value` overrides -> a validated `RunConfig`, and back to YAML. Imports no torch.
+"""A recipe (YAML) and `key=value` overrides -> a validated `RunConfig`, and back to YAML. Imports
+no torch.
 
-A recipe may name another as its `base`, and then holds what differs. `method` has three spellings: a catalogue name;
-`{name: NAME, <term>: {<key>: ...}}`, which changes keys of the catalogue's terms; and `{name: ANY, terms: {...}}`,
-which says everything and is what `dump_config` writes.
+A recipe may name another as its `base`, and then holds what differs. `method` has three spellings:
+a catalogue name; `{name: NAME, <term>: {<key>: ...}}`, which changes keys of the catalogue's terms;
+and `{name: ANY, terms: {...}}`, which says everything and is what `dump_config` writes.
 """
 
 import io
@@ -20,7 +21,9 @@ from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.methods.terms import MethodConfig
 from megatron_opd.recipe.keys import RunConfig
 
-_BESIDE_TERMS = tuple(each.name for each in fields(MethodConfig) if each.name not in ("name", "terms"))
+_BESIDE_TERMS = tuple(
+    each.name for each in fields(MethodConfig) if each.name not in ("name", "terms")
+)
 MAX_VALUES = 10_000  # of a recipe; anchors can make any number of a few lines
 PACKAGED_RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -29,7 +32,8 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Reads a recipe and applies the overrides in order.
 
     Args:
-        recipe: path of a YAML file or of a run directory, or the name of a file in `recipes/` without its suffix.
+        recipe: path of a YAML file or of a run directory, or the name of a file in `recipes/`
+        without its suffix.
         overrides: "a.b.c=value", the value in YAML.
 
     Raises: ConfigError, one line that names the file or the override, and the key.
@@ -61,7 +65,8 @@ def dump_config(config: RunConfig) -> str:
 
 
 def recipe_files() -> dict[str, Path]:
-    """Name -> file of every recipe in ./recipes and in the package's recipes/; the current directory's win."""
+    """Name -> file of every recipe in ./recipes and in the package's recipes/; the current
+    directory's win."""
     found: dict[str, Path] = {}
     for folder in (PACKAGED_RECIPES, Path("recipes")):
         for path in sorted(folder.rglob("*.yaml")):
@@ -90,7 +95,9 @@ def find_recipe(recipe: str) -> Path:
     if path.suffix in (".yaml", ".yml"):
         raise ConfigError(f"{recipe}: no such file")
     if path.is_dir():
-        raise ConfigError(f"{recipe}: a directory without config.yaml; give a recipe or a run directory")
+        raise ConfigError(
+            f"{recipe}: a directory without config.yaml; give a recipe or a run directory"
+        )
     raise ConfigError(f"{recipe}: {unknown('recipe', recipe, known)}")
 
 
@@ -140,15 +147,20 @@ def _parse(text: str) -> Any:
         value = _yaml().load(text)
     except YAMLError as error:
         raise InvalidYaml(_syntax(error)) from None
-    except Exception as error:  # of tags and dates the parser lets through whatever int() and its like raise
+    except (
+        Exception
+    ) as error:  # of tags and dates the parser lets through whatever int() and its like raise
         raise InvalidYaml(f"not valid YAML ({type(error).__name__}: {error})") from None
     if _counted(value, MAX_VALUES) > MAX_VALUES:
-        raise InvalidYaml(f"has more than {MAX_VALUES} values, or one within itself; write it without anchors")
+        raise InvalidYaml(
+            f"has more than {MAX_VALUES} values, or one within itself; write it without anchors"
+        )
     return value
 
 
 def _counted(value: Any, limit: int) -> int:
-    """How many values there are, shared ones as often as they appear; counting ends soon after `limit`."""
+    """How many values there are, shared ones as often as they appear; counting ends soon after
+    `limit`."""
     count, left = 0, [value]
     while left and count <= limit:
         node = left.pop()
@@ -161,11 +173,13 @@ def _counted(value: Any, limit: int) -> int:
 
 
 def _yaml() -> YAML:
-    return YAML(typ="safe", pure=True)  # the pure parser is YAML 1.2: 1e-6 is a number, on and yes are words
+    # the pure parser is YAML 1.2: 1e-6 is a number, on and yes are words
+    return YAML(typ="safe", pure=True)
 
 
 def _represent_text(representer: Any, text: str) -> Any:
-    # These are line breaks to YAML 1.1, whose rules the emitter still follows; in double quotes it escapes them.
+    # These are line breaks to YAML 1.1, whose rules the emitter still follows; in double quotes it
+    # escapes them.
     style = '"' if set(text) & set("\x85\u2028\u2029\ufeff") else None
     return representer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -181,7 +195,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     """Key and value of "a.b.c=value", the value in YAML. Raises ConfigError."""
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
-        raise ConfigError(f"{text!r}: an override is written key=value, such as rollout.num_prompts=8")
+        raise ConfigError(
+            f"{text!r}: an override is written key=value, such as rollout.num_prompts=8"
+        )
     try:
         return key, _parse(value)
     except InvalidYaml as error:
@@ -200,20 +216,25 @@ def _override(tree: dict[str, Any], text: str) -> None:
 
 
 def set_key(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    """Sets the key whose path is `keys`, with the mappings above it. Raises InvalidKey where one is no mapping."""
+    """Sets the key whose path is `keys`, with the mappings above it. Raises InvalidKey where one is
+    no mapping."""
     node, path = tree, ""
     for name in keys[:-1]:
         path = join(path, name)
         if node.get(name) is None:
             node[name] = {}
         if not isinstance(node[name], dict):
-            raise InvalidKey(_short_key(path), f"is {node[name]!r}, which has no keys; set {_short_key(path)} itself")
+            raise InvalidKey(
+                _short_key(path),
+                f"is {node[name]!r}, which has no keys; set {_short_key(path)} itself",
+            )
         node = node[name]
     node[keys[-1]] = value
 
 
 def _full_key(key: str) -> str:
-    """method.guidance.weight -> method.terms.guidance.weight, where the resolved recipe holds it."""
+    """method.guidance.weight -> method.terms.guidance.weight, where the resolved recipe holds
+    it."""
     first, _, rest = key.partition(".")
     if first != "method" or not rest or rest.partition(".")[0] in ("terms", *_BESIDE_TERMS):
         return key
@@ -227,7 +248,8 @@ def _short_key(key: str) -> str:
 
 
 def _expand_method(node: Any) -> dict[str, Any]:
-    """Any spelling of `method` -> {name, terms: {term: {key: value}}, ...}. Values are not validated yet."""
+    """Any spelling of `method` -> {name, terms: {term: {key: value}}, ...}. Values are not
+    validated yet."""
     if isinstance(node, str):
         node = {"name": node}
     if not isinstance(node, Mapping):
@@ -243,7 +265,11 @@ def _expand_method(node: Any) -> dict[str, Any]:
     terms = base["terms"]
     if not isinstance(terms, Mapping) or not terms:
         raise InvalidKey("method.terms", "must be a mapping of at least one term")
-    changes = {str(key): value for key, value in node.items() if key not in ("name", "terms", *_BESIDE_TERMS)}
+    changes = {
+        str(key): value
+        for key, value in node.items()
+        if key not in ("name", "terms", *_BESIDE_TERMS)
+    }
     for term in changes:
         if term not in terms:
             raise InvalidKey(f"method.{term}", unknown("term", term, terms))
@@ -256,7 +282,11 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
-        both = isinstance(value, Mapping) and isinstance(old, Mapping) and value.get("kind") in (None, old.get("kind"))
+        both = (
+            isinstance(value, Mapping)
+            and isinstance(old, Mapping)
+            and value.get("kind") in (None, old.get("kind"))
+        )
         merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
     return merged
 
@@ -269,4 +299,6 @@ def _located(error: InvalidKey, source: str, overrides: Sequence[str]) -> Config
         if path == key or path.startswith(f"{key}."):
             where = "" if path == key else f"{path}: "
             return ConfigError(f"override {text!r}: {where}{error.problem}")
-    return ConfigError(f"{source}: {path}: {error.problem}" if path else f"{source}: {error.problem}")
+    return ConfigError(
+        f"{source}: {path}: {error.problem}" if path else f"{source}: {error.problem}"
+    )

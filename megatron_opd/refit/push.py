@@ -1,7 +1,8 @@
 """New weights into the rollout engine, every tensor verified.
 
-While a tensor streams past, the sender multiplies it with a few probe vectors; afterwards the engine multiplies what it
-holds with the same vectors, through its own kernels where they keep the weight in a form of their own.
+While a tensor streams past, the sender multiplies it with a few probe vectors; afterwards the
+engine multiplies what it holds with the same vectors, through its own kernels where they keep the
+weight in a form of their own.
 """
 
 import time
@@ -14,7 +15,8 @@ import torch
 from megatron_opd.errors import RunError
 from megatron_opd.weights.probes import Probes
 
-_ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}  # relative to the largest product
+# relative to the largest product
+_ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
 class Engine(Protocol):
@@ -33,14 +35,18 @@ class RefitReport:
     seconds: float
     tensors: int
     bytes: int  # of the tensors sent, in the engine's dtype
-    max_error: float  # the largest deviation of a product, relative to the tensor's largest; rounding only
+    # the largest deviation of a product, relative to the tensor's largest; rounding only
+    max_error: float
 
 
-def push(named_tensors: Iterator[tuple[str, torch.Tensor]], engine: Engine, version: int) -> RefitReport:
+def push(
+    named_tensors: Iterator[tuple[str, torch.Tensor]], engine: Engine, version: int
+) -> RefitReport:
     """Streams (Hugging Face name, full tensor) into the engine, which then holds policy `version`.
 
-    `named_tensors` may be a collective over the trainer's ranks: it is read to its end whatever happens to the engine.
-    Raises RunError naming the first tensor that is missing, unknown, or not in the engine what was sent.
+    `named_tensors` may be a collective over the trainer's ranks: it is read to its end whatever
+    happens to the engine. Raises RunError naming the first tensor that is missing, unknown, or not
+    in the engine what was sent.
     """
     start = time.perf_counter()
     sent: dict[str, _Products] = {}
@@ -82,10 +88,16 @@ def _verify(name: str, sent: _Products, engine: Engine) -> float:
     """The deviation of the engine's products, relative to the largest of them."""
     error, exact = 0.0, sent.probes.exact
     for held_KO in engine.project(name, sent.probes):
-        deviation = (held_KO - sent.products_KO).abs().max() / sent.products_KO.abs().max().clamp(min=1e-30)
-        if not (torch.equal(held_KO[:exact], sent.products_KO[:exact]) and deviation <= _ROUNDING[engine.dtype]):
+        deviation = (held_KO - sent.products_KO).abs().max() / sent.products_KO.abs().max().clamp(
+            min=1e-30
+        )
+        if not (
+            torch.equal(held_KO[:exact], sent.products_KO[:exact])
+            and deviation <= _ROUNDING[engine.dtype]
+        ):
             raise RunError(
-                f"refit: {name} in vLLM is not the tensor that was sent (relative deviation {deviation.item():.2g})"
+                f"refit: {name} in vLLM is not the tensor that was sent (relative deviation "
+                f"{deviation.item():.2g})"
             )
         error = max(error, deviation.item())
     return error

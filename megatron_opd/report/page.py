@@ -32,12 +32,15 @@ class Headline:
 def write_report(run_dir: str | Path) -> Path:
     """Writes `plots/*.png` and `report.html`, and returns the latter's path.
 
-    Reads a finished, a running or an interrupted run, of any method. Raises DataError naming the directory when it is
-    not a run directory, or the file that cannot be read.
+    Reads a finished, a running or an interrupted run, of any method. Raises DataError naming the
+    directory when it is not a run directory, or the file that cannot be read.
     """
     run_dir = Path(run_dir)
     if not (metrics_path(run_dir).exists() or (run_dir / "config.yaml").exists()):
-        raise DataError(f"{run_dir}: not a run directory (no config.yaml, no metrics.jsonl); name one that train wrote")
+        raise DataError(
+            f"{run_dir}: not a run directory (no config.yaml, no metrics.jsonl); name one that "
+            "train wrote"
+        )
     config = _read_config(run_dir / "config.yaml")
     rows = read_metrics(run_dir)
     groups = read_groups(run_dir, rows)
@@ -61,21 +64,28 @@ def write_report(run_dir: str | Path) -> Path:
             write_atomically(run_dir / "plots" / f"{plot.name}.png", plot.png)
         write_atomically(report, page.encode("utf-8", "replace"))
     except OSError as error:
-        raise DataError(f"{run_dir}: cannot write the report here ({error.strerror}); make it writable") from None
+        raise DataError(
+            f"{run_dir}: cannot write the report here ({error.strerror}); make it writable"
+        ) from None
     return report
 
 
 def _template() -> Any:
-    # Sampled text is untrusted: everything is escaped, and the page's own policy forbids scripts and the network.
+    # Sampled text is untrusted: everything is escaped, and the page's own policy forbids scripts
+    # and the network.
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["percent"] = _percent
     return environment.get_template("report.html.j2")
 
 
-# ------------------------------------------------------------------------------------------------ reading
+# ------------------------------------------------------------------------------------------ reading
 def _read_config(path: Path) -> dict[str, Any]:
     """As a plain mapping: the report of a run must not depend on today's schema."""
     if not path.exists():
@@ -95,15 +105,18 @@ def _read_environment(path: Path) -> list[tuple[str, str]]:
     try:
         return list(_flatten(json.loads(path.read_text(encoding="utf-8"))))
     except ValueError:
-        raise DataError(f"{path}: not valid JSON; delete it or restore the file that train wrote") from None
+        raise DataError(
+            f"{path}: not valid JSON; delete it or restore the file that train wrote"
+        ) from None
 
 
-# ------------------------------------------------------------------------------------------------ what the page says
+# ------------------------------------------------------------------------------- what the page says
 def _subtitle(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     method = config.get("method")
     names = {"method": method.get("name") if isinstance(method, Mapping) else method}
     for role in ("student", "teacher"):
-        names[role] = "/".join(Path((config.get(role) or {}).get("path", "")).parts[-2:])  # "hf" alone says nothing
+        # "hf" alone says nothing
+        names[role] = "/".join(Path((config.get(role) or {}).get("path", "")).parts[-2:])
     return [(role, str(name)) for role, name in names.items() if name]
 
 
@@ -125,21 +138,41 @@ def _headlines(config: Mapping[str, Any], rows: Sequence[Row]) -> list[Headline]
     if len(accuracy) >= 2:
         gain = f"{100 * (accuracy[-1] - accuracy[0]):+.1f} points"
         detail = ", ".join([gain, *_interval(rows)])
-        cards.append(Headline("Held-out accuracy", _percent(accuracy[-1]), _percent(accuracy[0]), detail))
+        cards.append(
+            Headline("Held-out accuracy", _percent(accuracy[-1]), _percent(accuracy[0]), detail)
+        )
     elif len(accuracy):
-        cards.append(Headline("Held-out accuracy", _percent(accuracy[0]), detail=", ".join(_interval(rows))))
+        cards.append(
+            Headline("Held-out accuracy", _percent(accuracy[0]), detail=", ".join(_interval(rows)))
+        )
     cards += _answer_headlines(rows)
     _, reward = series(rows, "reward/mean")
     if len(reward) >= 2:
-        cards.append(Headline("Training reward", f"{reward[-1]:.3f}", f"{reward[0]:.3f}", "first and last step"))
+        cards.append(
+            Headline(
+                "Training reward", f"{reward[-1]:.3f}", f"{reward[0]:.3f}", "first and last step"
+            )
+        )
     _, agreement = series(rows, "teacher/agreement/mean")
     if len(agreement) >= 2:
         detail = "tokens that are the teacher's argmax"
-        cards.append(Headline("Teacher agreement", _percent(agreement[-1]), _percent(agreement[0]), detail))
-    cards.append(Headline("Steps", f"{_steps_done(rows):,}", detail=f"of {config['num_steps']:,}" if config else ""))
+        cards.append(
+            Headline("Teacher agreement", _percent(agreement[-1]), _percent(agreement[0]), detail)
+        )
+    cards.append(
+        Headline(
+            "Steps",
+            f"{_steps_done(rows):,}",
+            detail=f"of {config['num_steps']:,}" if config else "",
+        )
+    )
     _, seconds = series(rows, _STEP_SECONDS)
     if len(seconds):
-        cards.append(Headline("Time in steps", _duration(seconds.sum()), detail=f"{seconds.mean():.2f} s per step"))
+        cards.append(
+            Headline(
+                "Time in steps", _duration(seconds.sum()), detail=f"{seconds.mean():.2f} s per step"
+            )
+        )
     return cards + _token_headline(config, rows)
 
 
@@ -151,10 +184,13 @@ def _interval(rows: Sequence[Row]) -> list[str]:
 
 
 def _answer_headlines(rows: Sequence[Row]) -> list[Headline]:
-    """Completions without an answer, held out where they were evaluated, else in training: first and last."""
+    """Completions without an answer, held out where they were evaluated, else in training: first
+    and last."""
     for place, prefix in (("held out", "eval"), ("in training", "reward")):
         _, unanswered = series(rows, f"{prefix}/unanswered/mean")
-        _, truncated = series(rows, "eval/truncated/mean" if prefix == "eval" else "rollout/truncated/mean")
+        _, truncated = series(
+            rows, "eval/truncated/mean" if prefix == "eval" else "rollout/truncated/mean"
+        )
         if len(unanswered) and len(truncated):
             before = _percent(unanswered[0]) if len(unanswered) >= 2 else ""
             detail = f"{place}, {_percent(truncated[-1])} cut off at the token limit"
@@ -170,7 +206,14 @@ def _token_headline(config: Mapping[str, Any], rows: Sequence[Row]) -> list[Head
     sampled = any("rollout/policy_version" in row for row in rows)
     responses = rollout["num_prompts"] * (rollout["samples_per_prompt"] if sampled else 1)
     detail = f"in {responses * len(mean_tokens):,} responses"
-    return [Headline("Tokens sampled" if sampled else "Tokens read", _count(mean_tokens.sum() * responses), "", detail)]
+    return [
+        Headline(
+            "Tokens sampled" if sampled else "Tokens read",
+            _count(mean_tokens.sum() * responses),
+            "",
+            detail,
+        )
+    ]
 
 
 def _warnings(rows: Sequence[Row]) -> list[str]:
@@ -190,11 +233,14 @@ def _reward_warnings(rows: Sequence[Row]) -> list[str]:
 
 
 def _settings(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(section, [(key, value)]): one section per top-level mapping of the recipe, after one with its plain keys."""
+    """(section, [(key, value)]): one section per top-level mapping of the recipe, after one with
+    its plain keys."""
     plain = [(key, _text(value)) for key, value in config.items() if not isinstance(value, Mapping)]
     sections = [("run", plain)] if plain else []
     return sections + [
-        (key, list(_flatten(value))) for key, value in config.items() if isinstance(value, Mapping) and value
+        (key, list(_flatten(value)))
+        for key, value in config.items()
+        if isinstance(value, Mapping) and value
     ]
 
 
@@ -223,7 +269,13 @@ def _percent(share: float) -> str:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+    return (
+        f"{hours} h {minutes:02d} min"
+        if hours
+        else f"{minutes} min {rest:02d} s"
+        if minutes
+        else f"{seconds:.1f} s"
+    )
 
 
 def _count(number: float) -> str:

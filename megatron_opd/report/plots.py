@@ -1,4 +1,5 @@
-"""The plots of a run: rows of `metrics.jsonl` -> PNG. A plot whose metrics the run does not have is left out."""
+"""The plots of a run: rows of `metrics.jsonl` -> PNG. A plot whose metrics the run does not have is
+left out."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -12,12 +13,35 @@ from matplotlib.ticker import MaxNLocator
 
 from megatron_opd.metrics.run_directory import Row
 
-STUDENT, TEACHER, HELDOUT, BAD, INK, GRID = "#2f6fdb", "#d9822b", "#0f8a5f", "#d13438", "#5b6472", "#e8ebef"
+STUDENT, TEACHER, HELDOUT, BAD, INK, GRID = (
+    "#2f6fdb",
+    "#d9822b",
+    "#0f8a5f",
+    "#d13438",
+    "#5b6472",
+    "#e8ebef",
+)
 _PHASES = {
-    "generate": "#2f6fdb", "reward": "#7fb2f0", "gather": "#c9b458", "teacher": "#d9822b", "train": "#0f8a5f",
-    "refit": "#8f6bd1", "checkpoint": "#c75b8c", "eval": "#8c96a3", "other": "#d5dae1",
-}  # fmt: skip
-_REASON_COLOURS = ("#5cb893", "#ea9a97", "#efc182", "#b9a2e4", "#8fb4ee", "#dfa0c0", "#a9b1bc", "#d5dae1")
+    "generate": "#2f6fdb",
+    "reward": "#7fb2f0",
+    "gather": "#c9b458",
+    "teacher": "#d9822b",
+    "train": "#0f8a5f",
+    "refit": "#8f6bd1",
+    "checkpoint": "#c75b8c",
+    "eval": "#8c96a3",
+    "other": "#d5dae1",
+}
+_REASON_COLOURS = (
+    "#5cb893",
+    "#ea9a97",
+    "#efc182",
+    "#b9a2e4",
+    "#8fb4ee",
+    "#dfa0c0",
+    "#a9b1bc",
+    "#d5dae1",
+)
 _MAX_BARS = 150
 
 
@@ -45,23 +69,38 @@ def draw_plots(rows: Sequence[Row]) -> list[Plot]:
 
 
 def series(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps int64 [N] and values float64 [N] of the rows that have `key`; NaN where the value was not finite."""
+    """Steps int64 [N] and values float64 [N] of the rows that have `key`; NaN where the value was
+    not finite."""
     pairs = [(row["step"], row[key]) for row in rows if key in row]
     values = [np.nan if value is None else value for _, value in pairs]
     return np.array([step for step, _ in pairs], dtype=np.int64), np.array(values, dtype=np.float64)
 
 
-# ------------------------------------------------------------------------------------------------ one function per plot
+# ---------------------------------------------------------------------------- one function per plot
 def _reward(axes: Axes, rows: Sequence[Row]) -> bool:
     drawn = _line(axes, rows, "reward/mean", STUDENT, "training reward")
     steps, accuracy = series(rows, "eval/accuracy")
     if len(steps):
-        axes.plot(steps, accuracy, "--o", color=HELDOUT, markersize=5, linewidth=1.2, label="held-out accuracy")
+        axes.plot(
+            steps,
+            accuracy,
+            "--o",
+            color=HELDOUT,
+            markersize=5,
+            linewidth=1.2,
+            label="held-out accuracy",
+        )
         for index in {0, len(steps) - 1}:
             axes.annotate(
-                f"{accuracy[index]:.1%}", (steps[index], accuracy[index]), xytext=(0, 6), textcoords="offset points",
-                ha="left" if index == 0 else "right", fontsize=8, color=HELDOUT, weight="bold",
-            )  # fmt: skip
+                f"{accuracy[index]:.1%}",
+                (steps[index], accuracy[index]),
+                xytext=(0, 6),
+                textcoords="offset points",
+                ha="left" if index == 0 else "right",
+                fontsize=8,
+                color=HELDOUT,
+                weight="bold",
+            )
         axes.margins(y=0.18)
     return drawn or bool(len(steps))
 
@@ -136,7 +175,9 @@ def _time(axes: Axes, rows: Sequence[Row]) -> bool:
     parts["other"] = np.maximum(total - sum(parts.values()), 0)
     parts = {name: values for name, values in parts.items() if values.any()}
     steps = np.array([row["step"] for row in timed])
-    _stacked_bars(axes, steps, np.array(list(parts.values())), list(parts), [_PHASES[name] for name in parts])
+    _stacked_bars(
+        axes, steps, np.array(list(parts.values())), list(parts), [_PHASES[name] for name in parts]
+    )
     axes.set_ylabel("seconds", fontsize=8, color=INK)
     height = np.sum(list(parts.values()), axis=0)
     usual = 1.8 * float(np.quantile(height, 0.9))
@@ -144,9 +185,14 @@ def _time(axes: Axes, rows: Sequence[Row]) -> bool:
         axes.set_ylim(0, usual)
         slowest = int(height.argmax())
         axes.annotate(
-            f"step {steps[slowest]}: {height[slowest]:.1f} s", (0.99, 0.97), xycoords="axes fraction",
-            ha="right", va="top", fontsize=8, color=INK,
-        )  # fmt: skip
+            f"step {steps[slowest]}: {height[slowest]:.1f} s",
+            (0.99, 0.97),
+            xycoords="axes fraction",
+            ha="right",
+            va="top",
+            fontsize=8,
+            color=INK,
+        )
     return True
 
 
@@ -165,9 +211,10 @@ _PLOTS: tuple[tuple[str, str, Callable[[Axes, Sequence[Row]], bool]], ...] = (
 _WIDE = ("reward", "time")
 
 
-# ------------------------------------------------------------------------------------------------ drawing
+# ------------------------------------------------------------------------------------------ drawing
 def _line(axes: Axes, rows: Sequence[Row], key: str, colour: str, label: str | None = None) -> bool:
-    """The values, pale under their moving average where there are many; a cross where one was not finite."""
+    """The values, pale under their moving average where there are many; a cross where one was not
+    finite."""
     steps, values = series(rows, key)
     window = len(steps) // 15
     smooth = window >= 2
@@ -178,7 +225,14 @@ def _line(axes: Axes, rows: Sequence[Row], key: str, colour: str, label: str | N
     if smooth:
         axes.plot(steps, _moving_average(values, window), color=colour, linewidth=2, label=label)
     bad = steps[np.isnan(values)]
-    axes.plot(bad, np.full(len(bad), 0.03), "x", color=BAD, markersize=6, transform=axes.get_xaxis_transform())
+    axes.plot(
+        bad,
+        np.full(len(bad), 0.03),
+        "x",
+        color=BAD,
+        markersize=6,
+        transform=axes.get_xaxis_transform(),
+    )
     return bool(len(steps))
 
 
@@ -193,8 +247,11 @@ def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
         return (sums[stop] - sums[start]) / (counts[stop] - counts[start])
 
 
-def _stacked_bars(axes: Axes, steps: np.ndarray, parts_PN: np.ndarray, names: list[str], colours: list[str]) -> None:
-    """One bar per step, or per group of consecutive steps (their mean) when there are more than fit."""
+def _stacked_bars(
+    axes: Axes, steps: np.ndarray, parts_PN: np.ndarray, names: list[str], colours: list[str]
+) -> None:
+    """One bar per step, or per group of consecutive steps (their mean) when there are more than
+    fit."""
     group = -(-len(steps) // _MAX_BARS)
     starts = np.arange(0, len(steps), group)
     sizes = np.diff(np.append(starts, len(steps)))
@@ -216,9 +273,15 @@ def _style(axes: Axes) -> None:
     axes.set_xlabel("step", fontsize=8, color=INK)
     if axes.get_legend_handles_labels()[1]:
         axes.figure.legend(
-            loc="outside upper left", ncols=8, fontsize=8, frameon=False, labelcolor=INK, handlelength=1.1,
-            columnspacing=1.2, borderaxespad=0.1,
-        )  # fmt: skip
+            loc="outside upper left",
+            ncols=8,
+            fontsize=8,
+            frameon=False,
+            labelcolor=INK,
+            handlelength=1.1,
+            columnspacing=1.2,
+            borderaxespad=0.1,
+        )
 
 
 def _marker(count: int) -> str:
@@ -227,4 +290,6 @@ def _marker(count: int) -> str:
 
 def _plain_text(text: str) -> str:
     """matplotlib reads $...$ as mathematics and refuses what no font can show."""
-    return "".join(character for character in text if character.isprintable())[:24].replace("$", r"\$")
+    return "".join(character for character in text if character.isprintable())[:24].replace(
+        "$", r"\$"
+    )

@@ -11,7 +11,8 @@ _PER_GROUP = 4  # samples shown of one step, half of them right where there are 
 _HEAD, _TAIL = 280, 60  # tokens shown of a longer response
 _MAX_PROBLEM = 800  # characters
 _MAX_ANSWER = 200
-_UNLIKELY = 0.1  # teacher's probability of the student's token under which a disagreement is drawn strong
+# teacher's probability of the student's token under which a disagreement is drawn strong
+_UNLIKELY = 0.1
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,29 @@ class Group:
 
 
 def read_groups(run_dir: Path, metrics: Sequence[Row]) -> list[Group]:
-    """Samples of the first and the last step that have any, or of the first and last the teacher scored if it did.
+    """Samples of the first and the last step that have any, or of the first and last the teacher
+    scored if it did.
 
-    An annealed guidance stops asking the teacher once its weight is 0. [] for a run without rollouts.
+    An annealed guidance stops asking the teacher once its weight is 0. [] for a run without
+    rollouts.
     """
     files = rollout_files(run_dir)
-    scored = [row["step"] for row in metrics if "teacher/entropy/mean" in row and row["step"] in files]
+    scored = [
+        row["step"] for row in metrics if "teacher/entropy/mean" in row and row["step"] in files
+    ]
     steps = scored or list(files)
     chosen = dict.fromkeys([steps[0], steps[-1]]) if steps else {}
     groups = ((step, read_rollouts(files[step])) for step in chosen)
-    return [Group(step, [_sample(row) for row in _choose(rows)], _disagreement(rows)) for step, rows in groups if rows]
+    return [
+        Group(step, [_sample(row) for row in _choose(rows)], _disagreement(rows))
+        for step, rows in groups
+        if rows
+    ]
 
 
 def _choose(rows: Sequence[Row]) -> list[Row]:
-    """Right and wrong samples in equal numbers where possible, of different prompts where possible."""
+    """Right and wrong samples in equal numbers where possible, of different prompts where
+    possible."""
     seen: dict[int, int] = {}
     ranked = []
     for order, row in enumerate(rows):
@@ -102,8 +112,15 @@ def _cell(row: Row, index: int) -> Cell:
         tip.append(f"teacher  {_logprob(logprob)}")
         tip.append(f"entropy  {_number(teacher['entropy'][index])} nats")
         if teacher["argmax_ids"][index] != row["token_ids"][index]:
-            css = "differs" if logprob is not None and math.exp(logprob) >= _UNLIKELY else "differs strongly"
-            tip.append(f"teacher's token  {_visible(_token(teacher['argmax_ids'], teacher['argmax_tokens'], index))}")
+            css = (
+                "differs"
+                if logprob is not None and math.exp(logprob) >= _UNLIKELY
+                else "differs strongly"
+            )
+            tip.append(
+                "teacher's token  "
+                f"{_visible(_token(teacher['argmax_ids'], teacher['argmax_tokens'], index))}"
+            )
     return Cell(_visible(text), css, "\n".join(tip), text.endswith("\n"))
 
 

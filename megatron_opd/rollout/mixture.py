@@ -1,7 +1,9 @@
-"""Completions whose tokens come from the student or from the teacher: MiniLLM's teacher-mixed sampling.
+"""Completions whose tokens come from the student or from the teacher: MiniLLM's teacher-mixed
+sampling.
 
-Every token is drawn from the mixture (1 - a) p_student + a p_teacher: a coin decides whose turn it is, and runs of
-equal turns are sampled at a time by that model's own engine. Source: MiniLLM, arXiv 2306.08543, section 2.2.
+Every token is drawn from the mixture (1 - a) p_student + a p_teacher: a coin decides whose turn it
+is, and runs of equal turns are sampled at a time by that model's own engine. Source: MiniLLM, arXiv
+2306.08543, section 2.2.
 """
 
 from dataclasses import dataclass, field, replace
@@ -39,7 +41,8 @@ class Draft:
 
     def extend(self, completion: Completion) -> None:
         self.token_ids += completion.token_ids
-        # The student's engine has not seen the teacher's tokens: like given ones, they have no logprob of its own.
+        # The student's engine has not seen the teacher's tokens: like given ones, they have no
+        # logprob of its own.
         of_teacher = self.by_teacher_L[len(self.logprobs)]
         self.logprobs += [0.0] * len(completion.token_ids) if of_teacher else completion.logprobs
         if completion.finish_reason == "stop" or len(self.token_ids) == len(self.by_teacher_L):
@@ -60,12 +63,14 @@ def generate_mixture(
     seed: int,
     merged: MergedIds | None = None,
 ) -> list[Rollout]:
-    """`samples_per_prompt` completions of each prompt, prompt-major; a token is the teacher's with probability
+    """`samples_per_prompt` completions of each prompt, prompt-major; a token is the teacher's with
+    probability
     `teacher_share`.
 
-    Seeds and errors are as in `VllmEngine.generate`. The engines alternate, once per change of turns of the sample
-    that has most; what they computed of a context is kept within the call. `Rollout.by_teacher` says whose a token is.
-    An end that the teacher alone has becomes the student's, as `merged` says; its engine must stop at the student's.
+    Seeds and errors are as in `VllmEngine.generate`. The engines alternate, once per change of
+    turns of the sample that has most; what they computed of a context is kept within the call.
+    `Rollout.by_teacher` says whose a token is. An end that the teacher alone has becomes the
+    student's, as `merged` says; its engine must stop at the student's.
     """
     drafts = []
     for prompt in prompts:

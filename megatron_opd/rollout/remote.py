@@ -1,4 +1,5 @@
-"""Engines in processes of their own: the student's side, and the loop of the processes that hold one each."""
+"""Engines in processes of their own: the student's side, and the loop of the processes that hold
+one each."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -44,7 +45,8 @@ class _Restart:
 
 
 class RemoteEngine:
-    """The engines of `config`, opened and asked across the channel. All calls are collective over the student's world.
+    """The engines of `config`, opened and asked across the channel. All calls are collective over
+    the student's world.
 
     They begin without weights. Raises what opening them raises.
     """
@@ -63,7 +65,8 @@ class RemoteEngine:
     def generate(self, prompts: list[Prompt], **settings: Any) -> list[Rollout]:
         """As `VllmEngine.generate`, for this process's share of the prompts.
 
-        Those of all processes are shared out anew, among the engines; where one of these fails, all processes learn it.
+        Those of all processes are shared out anew, among the engines; where one of these fails, all
+        processes learn it.
         """
         groups = self._channel.ask(_Generate(gather_shares(prompts), self.policy_version, settings))
         return [rollout for group in share(groups) for rollout in group]
@@ -84,17 +87,23 @@ class RemoteEngine:
 
 
 def serve(channel: Channel, open_engine: Callable[[RunConfig], VllmEngine]) -> None:
-    """In the processes of the engines: does what `RemoteEngine` asks, until the student's processes have ended."""
+    """In the processes of the engines: does what `RemoteEngine` asks, until the student's processes
+    have ended."""
     engines: list[VllmEngine] = []  # none, or one
     try:
-        channel.serve(lambda question: _together(lambda: _answer(question, channel, engines, open_engine)))
+        channel.serve(
+            lambda question: _together(lambda: _answer(question, channel, engines, open_engine))
+        )
     finally:
         for engine in engines:
             engine.close()
 
 
 def _answer(
-    question: Any, channel: Channel, engines: list[VllmEngine], open_engine: Callable[[RunConfig], VllmEngine]
+    question: Any,
+    channel: Channel,
+    engines: list[VllmEngine],
+    open_engine: Callable[[RunConfig], VllmEngine],
 ) -> list[Any]:
     """This process's part of the answer."""
     if isinstance(question, _Open):
@@ -104,7 +113,10 @@ def _answer(
     match question:
         case _Generate(prompts, holds, settings):
             engine.policy_version = holds
-            rollouts, size = engine.generate(share(prompts), **settings), settings["samples_per_prompt"]
+            rollouts, size = (
+                engine.generate(share(prompts), **settings),
+                settings["samples_per_prompt"],
+            )
             return [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
         case _Project(name, probes):
             sent = replace(probes, signs_I=probes.signs_I.to(engine.device))
@@ -126,7 +138,8 @@ def _reload(engine: VllmEngine, channel: Channel) -> None:
 
 
 def _together(work: Callable[[], list[Any]]) -> list[Any] | OpdError:
-    """What all processes of this role have made, in the order of what they share; or what the first of them raised."""
+    """What all processes of this role have made, in the order of what they share; or what the first
+    of them raised."""
     try:
         mine = work()
     except Exception as error:

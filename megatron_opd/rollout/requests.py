@@ -28,12 +28,14 @@ class Completion:
 
 
 def room(prompt: Prompt, max_completion_tokens: int, max_sequence_length: int) -> int:
-    """How many tokens the prompt's completion may have. Raises RunError where there is no room for one."""
+    """How many tokens the prompt's completion may have. Raises RunError where there is no room for
+    one."""
     left = max_sequence_length - len(prompt.token_ids)
     if left < 1:
         raise RunError(
-            f"prompt {prompt.index} has {len(prompt.token_ids)} tokens and leaves no room for a completion "
-            f"(max_sequence_length={max_sequence_length}); set data.long_prompts=drop or raise the limit"
+            f"prompt {prompt.index} has {len(prompt.token_ids)} tokens and leaves no room for a "
+            f"completion (max_sequence_length={max_sequence_length}); set data.long_prompts=drop "
+            "or raise the limit"
         )
     return min(max_completion_tokens, left)
 
@@ -44,5 +46,6 @@ def sample_numbers(prompt: Prompt, samples_per_prompt: int) -> range:
 
 
 def request_seed(*place: int) -> int:
-    """63 bits that depend on nothing but (seed, step, prompt, sample, ...), so any rank draws the same sample."""
+    """63 bits that depend on nothing but (seed, step, prompt, sample, ...), so any rank draws the
+    same sample."""
     return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)

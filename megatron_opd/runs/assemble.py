@@ -44,7 +44,8 @@ class Models:
         return {"model": self.student} | ({"process": self.process.model} if self.process else {})
 
     def signals(self, rollouts: list[Rollout], step: int) -> Signals:
-        """What the models beside the student say of the rollouts, as far as a term with a weight at `step` reads it."""
+        """What the models beside the student say of the rollouts, as far as a term with a weight at
+        `step` reads it."""
         needs = needs_of(active(self.config.method, step))
         teacher = self.teacher.score(rollouts, needs.topk) if self.teacher and needs.teacher else None
         reference = self.reference.score(rollouts).logprobs_T if self.reference and needs.reference else None
@@ -86,7 +87,8 @@ def load_teacher(config: RunConfig) -> Teacher:
 
 
 def shared_vocabulary(student: ModelConfig, teacher: ModelConfig) -> int:
-    """How many of the first ids are tokens of both: rows that only one of them has, tokens or padding, are left out."""
+    """How many of the first ids are tokens of both: rows that only one of them has, tokens or
+    padding, are left out."""
     sizes = [architecture_of(model).vocab_size for model in (student, teacher)]
     common = common_vocabulary(Path(student.path), Path(teacher.path))
     return min(*sizes, *([] if common is None else [common]))

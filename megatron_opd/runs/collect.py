@@ -18,8 +18,9 @@ from megatron_opd.runs.run import Run
 def collect(run: Run, step: int, clock: Clock) -> list[Rollout]:
     """`num_prompts` groups, in order of group and sample. Collective.
 
-    With `max_refills`, groups whose rewards are all equal are replaced with those of further prompts, as often as that;
-    then equal ones fill up what is missing (DAPO's dynamic sampling, arXiv 2503.14476, Eq. 11).
+    With `max_refills`, groups whose rewards are all equal are replaced with those of further
+    prompts, as often as that; then equal ones fill up what is missing (DAPO's dynamic sampling,
+    arXiv 2503.14476, Eq. 11).
     """
     if not is_on_policy(run.config.method, run.config.seed, step):
         # Every term of such a method is of the text at hand, whoever wrote it.
@@ -47,7 +48,8 @@ def _group_size(run: Run) -> int:
 
 
 def with_new_samples(prompts: list[Prompt], drawn: Counter[int], group_size: int) -> list[Prompt]:
-    """The prompts, those again that the step has `drawn` before: on few prompts, or where a refill begins an epoch."""
+    """The prompts, those again that the step has `drawn` before: on few prompts, or where a refill
+    begins an epoch."""
     fresh = []
     for prompt in prompts:
         fresh.append(replace(prompt, first_sample=drawn[prompt.index] * group_size))
@@ -59,7 +61,8 @@ def _scored(run: Run, prompts: list[Prompt], step: int, clock: Clock) -> list[Ro
     with clock("generate"):
         rollouts = run.sampled(lambda: sample(run, prompts, step)) if run.needs.rollouts else traces(prompts)
     with clock("reward"):
-        # A method that reads no rewards runs on prompts without gold answers too; there is nothing to score then.
+        # A method that reads no rewards runs on prompts without gold answers too; there is nothing
+        # to score then.
         if run.rewards and (run.needs.rewards or any(prompt.answer for prompt in prompts)):
             rollouts = run.rewards.score(rollouts)
     with clock("gather"):
@@ -76,7 +79,8 @@ def _groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
 
 
 def sample(run: Run, prompts: list[Prompt], step: int) -> list[Rollout]:
-    """Collective: a group for each prompt of this rank's share, completions and the traces that the method mixes in."""
+    """Collective: a group for each prompt of this rank's share, completions and the traces that the
+    method mixes in."""
     assert run.engine is not None, "a method that samples has an engine"
     settings, method, seed = run.config.rollout, run.config.method, run.config.seed
     asked: dict[str, Any] = {

@@ -1,9 +1,11 @@
-"""One process at a time works in a run directory: rank 0 of the run, which holds a lock on a file in it.
+"""One process at a time works in a run directory: rank 0 of the run, which holds a lock on a file
+in it.
 
-The lock is POSIX's (`fcntl.lockf`). The kernel takes it back however the process ends, and no process that it starts
-inherits it. Between nodes it is as good as the file system's locks: NFS 4 passes them to the server, NFS 3 too with its
-lock daemon (not where it is mounted with nolock or local_lock), Lustre where it is mounted with flock. A node that is
-lost keeps its locks until the server's lease ends, 90 s on Linux, so a job of Slurm waits longer than that.
+The lock is POSIX's (`fcntl.lockf`). The kernel takes it back however the process ends, and no
+process that it starts inherits it. Between nodes it is as good as the file system's locks: NFS 4
+passes them to the server, NFS 3 too with its lock daemon (not where it is mounted with nolock or
+local_lock), Lustre where it is mounted with flock. A node that is lost keeps its locks until the
+server's lease ends, 90 s on Linux, so a job of Slurm waits longer than that.
 """
 
 import contextlib
@@ -27,16 +29,18 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextlib.contextmanager
 def held(directory: Path, seconds: float = SECONDS) -> Iterator[None]:
-    """Makes the directory and holds its lock. What is empty but for the lock is removed again at the end.
+    """Makes the directory and holds its lock. What is empty but for the lock is removed again at
+    the end.
 
-    Raises ConfigError, after waiting for `seconds`, where another process has it. Where the file system has no locks it
-    says so and goes on.
+    Raises ConfigError, after waiting for `seconds`, where another process has it. Where the file
+    system has no locks it says so and goes on.
     """
     path, deadline = directory / RUN_LOCK, time.monotonic() + seconds
     while (descriptor := _take(path)) is None:
         if time.monotonic() > deadline:
             raise ConfigError(
-                f"run_dir: {directory} is in use by {_holder(path)}; wait for its end or stop it, or give run_dir=..."
+                f"run_dir: {directory} is in use by {_holder(path)}; wait for its end or stop it, "
+                "or give run_dir=..."
             )
         time.sleep(0.1)
     try:

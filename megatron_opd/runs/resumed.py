@@ -9,9 +9,11 @@ from megatron_opd.trainer import checkpoint
 
 
 def load_newest(config: RunConfig, models: checkpoint.Students) -> tuple[dict[str, Any], list[str]]:
-    """Fills the models from the newest whole checkpoint. Returns its state, and lines for the user. Collective.
+    """Fills the models from the newest whole checkpoint. Returns its state, and lines for the user.
+    Collective.
 
-    A run that was stopped before its first one starts again. Raises DataError where all are damaged.
+    A run that was stopped before its first one starts again. Raises DataError where all are
+    damaged.
     """
     directory = Path(config.directory) / "checkpoints"
     path, lines = groups.from_rank_0(lambda: checkpoint.newest(directory))
@@ -28,5 +30,6 @@ def _other_length(config: RunConfig, state: dict[str, Any]) -> list[str]:
         return []
     return [
         f"step {state['step']}: train.optimizer.schedule={settings.schedule} goes on as that of "
-        f"num_steps={config.num_steps}, at its rate for this step; until here it was that of num_steps={before}"
+        f"num_steps={config.num_steps}, at its rate for this step; until here it was that of "
+        f"num_steps={before}"
     ]

@@ -1,8 +1,9 @@
-"""What a process is for. Most run the algorithm on their share of the student; some may hold the teacher alone, or an
+"""What a process is for. Most run the algorithm on their share of the student; some may hold the
+teacher alone, or an
 engine.
 
-Each role is a world of its own: the default process group, and so whatever is collective over the world, is of the
-processes of one role.
+Each role is a world of its own: the default process group, and so whatever is collective over the
+world, is of the processes of one role.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,8 @@ _SERVE: dict[str, Callable[[Channel], None]] = {
 
 
 def run_in_role(config: RunConfig, work: Callable[[], None]) -> None:
-    """Joins the process groups and does `work`; a process set aside for a role serves the others while they work.
+    """Joins the process groups and does `work`; a process set aside for a role serves the others
+    while they work.
 
     Every process of a run calls this.
     """
@@ -32,7 +34,8 @@ def run_in_role(config: RunConfig, work: Callable[[], None]) -> None:
         role = groups.own_role()
         channel = groups.channel(role) if role else None
         if role and channel:
-            stop = StopRequest()  # Ctrl-C is for the others, who need this one until the step is done
+            # Ctrl-C is for the others, who need this one until the step is done
+            stop = StopRequest()
             try:
                 _SERVE[role](channel)
             finally:

@@ -1,4 +1,5 @@
-"""A run: its stations, assembled in the order in which they depend on each other, and its state between steps."""
+"""A run: its stations, assembled in the order in which they depend on each other, and its state
+between steps."""
 
 import contextlib
 import os
@@ -35,7 +36,8 @@ from megatron_opd.weights.export import export_hf, iter_hf_tensors
 
 @dataclass
 class Run(Models):
-    """Everything the loop works with, on this rank. Its `config` is the recipe with every k within the vocabulary."""
+    """Everything the loop works with, on this rank. Its `config` is the recipe with every k within
+    the vocabulary."""
 
     directory: Path
     engine: VllmEngine | RemoteEngine | None
@@ -46,7 +48,8 @@ class Run(Models):
     sinks: Sinks | None  # on rank 0
     stop: "StopRequest"
     step: int  # steps done; also the policy version of the weights
-    carried: dict[str, float] = field(default_factory=dict)  # metrics of work after a step's record was written
+    # metrics of work after a step's record was written
+    carried: dict[str, float] = field(default_factory=dict)
 
     @property
     def merged_ends(self) -> MergedIds | None:
@@ -66,15 +69,17 @@ class Run(Models):
         return {"refit/bytes": report.bytes, "refit/max_error": report.max_error}
 
     def rest_engine(self) -> None:
-        """The device's memory is for the models now, also in a step that sampled nothing after the last refit."""
+        """The device's memory is for the models now, also in a step that sampled nothing after the
+        last refit."""
         if self.engine:
             self.engine.sleep()
 
     def sampled[T](self, work: Callable[[], T]) -> T:
         """The result of `work`, which samples with the engines. Collective.
 
-        Where an engine fails in it, all are started again, once, with the student's present weights, and all ranks do
-        the work anew. With a second engine, for the teacher's tokens, the failure ends the run.
+        Where an engine fails in it, all are started again, once, with the student's present
+        weights, and all ranks do the work anew. With a second engine, for the teacher's tokens, the
+        failure ends the run.
         """
         failure = None
         try:
@@ -86,7 +91,8 @@ class Run(Models):
         if self.engine is None or self.teacher_engine:
             raise failure or RunError("the engine of another rank failed")
         self.note(f"step {self.step}: {failure or 'the engine of another rank failed'}; starting the engines again")
-        failure = None  # its traceback holds the engine that failed, whose memory the next one needs
+        # its traceback holds the engine that failed, whose memory the next one needs
+        failure = None
         self.engine.restart()
         self.carried["rollout/engine_restarts"] = self.carried.get("rollout/engine_restarts", 0) + 1
         self.refit(self.step)
@@ -103,7 +109,8 @@ class Run(Models):
             self.sinks.note(text)
 
     def finish_step(self, step: int) -> None:
-        """Saves when it is time or when asked to stop. Then raises Interrupted or OutOfTime, on every rank."""
+        """Saves when it is time or when asked to stop. Then raises Interrupted or OutOfTime, on
+        every rank."""
         self.step = step + 1
         settings, last = self.config.checkpoint, self.step == self.config.num_steps
         stopping = groups.any_rank(self.stop.asked, self.student.parallel.device)
@@ -122,12 +129,13 @@ class Run(Models):
             if groups.any_rank(self.stop.out_of_time, self.student.parallel.device):
                 raise OutOfTime(f"saved after step {step}, before the time limit")
             raise Interrupted(
-                f"stopped after step {step}; go on with: megatron-opd train {self.directory} --resume "
-                f"--nproc {os.environ.get('WORLD_SIZE', '1')}"
+                f"stopped after step {step}; go on with: megatron-opd train {self.directory} "
+                f"--resume --nproc {os.environ.get('WORLD_SIZE', '1')}"
             )
 
     def export(self) -> None:
-        """The student as a Hugging Face directory, `<run>/hf`, unless it is there. Collective, after the last save."""
+        """The student as a Hugging Face directory, `<run>/hf`, unless it is there. Collective,
+        after the last save."""
         origin = groups.from_rank_0(lambda: exported.due(self.directory, self.step))
         if origin:
             student, source, out = self.student, self.config.student.path, self.directory / "hf"
@@ -143,7 +151,8 @@ class Run(Models):
 
 
 class StopRequest:
-    """Ctrl-C and SIGTERM ask the loop to stop after the present step; a second one ends the process at once.
+    """Ctrl-C and SIGTERM ask the loop to stop after the present step; a second one ends the process
+    at once.
 
     SIGUSR1 asks for the same: it is what Slurm sends ahead of a time limit.
     """
@@ -166,7 +175,8 @@ class StopRequest:
 
 @contextlib.contextmanager
 def open_run(config: RunConfig, *, resume: bool) -> Iterator[Run]:
-    """Assembles the stations, hands out the run, and takes everything down again whatever happens."""
+    """Assembles the stations, hands out the run, and takes everything down again whatever
+    happens."""
     with disk_may_be_full(Path(config.directory)), contextlib.ExitStack() as closing:
         stop = StopRequest()
         closing.callback(stop.restore)
@@ -202,7 +212,7 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
     run = Run(
         **vars(models), directory=directory, engine=engine, teacher_engine=teacher_engine, rewards=rewards,
         source=source, heldout=heldout, sinks=sinks, stop=stop, step=state["step"],
-    )  # fmt: skip
+    )
     for line in warnings:
         run.note(line)
     if engine:
@@ -215,7 +225,8 @@ def _warned_before(text: str) -> None:
 
 
 def open_engine(config: RunConfig, closing: contextlib.ExitStack) -> VllmEngine | RemoteEngine:
-    """What samples from the student, without weights yet: in this process, or in those set aside for it. Collective."""
+    """What samples from the student, without weights yet: in this process, or in those set aside
+    for it. Collective."""
     channel = groups.channel("rollout")
     if channel:
         return RemoteEngine(channel, config)

@@ -1,1 +1,2 @@
-"""Prompts: the data set, rendered with the recipe's template, tokenised and drawn in a resumable random order."""
+"""Prompts: the data set, rendered with the recipe's template, tokenised and drawn in a resumable
+random order."""

@@ -1,7 +1,9 @@
-"""A model's chat template, rendered as transformers does, but with limits: it is a program of whoever made the model.
+"""A model's chat template, rendered as transformers does, but with limits: it is a program of
+whoever made the model.
 
-The sandbox keeps it from Python's internals, a time limit ends its loops, and a size limit what it writes and what
-its sums, products, powers and joined texts grow to. What a single filter allocates, such as `center`, has no limit.
+The sandbox keeps it from Python's internals, a time limit ends its loops, and a size limit what it
+writes and what its sums, products, powers and joined texts grow to. What a single filter allocates,
+such as `center`, has no limit.
 """
 
 import functools
@@ -26,14 +28,16 @@ _REMEDY = "set data.template.kind=raw, or mend the template"
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """The text of a template, where it comes from, and what it may write: the tokenizer's special tokens by name."""
+    """The text of a template, where it comes from, and what it may write: the tokenizer's special
+    tokens by name."""
 
     source: str
     text: str
     special_tokens: Mapping[str, str]
 
     def render(self, messages: Sequence[Message], day: date) -> str:
-        """The prompt text, which ends where the model's answer starts. `day` is what the template takes for today.
+        """The prompt text, which ends where the model's answer starts. `day` is what the template
+        takes for today.
 
         Raises DataError when the template fails in any way.
         """
@@ -49,7 +53,9 @@ class ChatTemplate:
                 return _joined(pieces)
         except Exception as error:  # whatever a program of others can raise
             what = " ".join(f"{type(error).__name__}: {error}".split())
-            raise DataError(f"{self.source}: the chat template fails ({what:.200}); {_REMEDY}") from error
+            raise DataError(
+                f"{self.source}: the chat template fails ({what:.200}); {_REMEDY}"
+            ) from error
 
 
 def only_template(templates: object, source: str) -> str:
@@ -61,14 +67,16 @@ def only_template(templates: object, source: str) -> str:
         if "default" not in templates:
             names = ", ".join(str(name) for name in templates)
             raise DataError(
-                f"{source}: its chat templates ({names}) have no default; write the one to use into "
-                f"{source}/chat_template.jinja"
+                f"{source}: its chat templates ({names}) have no default; write the one to use "
+                f"into {source}/chat_template.jinja"
             )
         templates = templates["default"]
     if not templates:
         raise DataError(f"{source}: the tokenizer has no chat template; set data.template.kind=raw")
     if not isinstance(templates, str):
-        raise DataError(f"{source}: the chat template is a {type(templates).__name__}, not a text; {_REMEDY}")
+        raise DataError(
+            f"{source}: the chat template is a {type(templates).__name__}, not a text; {_REMEDY}"
+        )
     return templates
 
 
@@ -85,7 +93,9 @@ def _compiled(text: str, day: date) -> Any:
         return datetime.combine(day, time()).strftime(form)
 
     extensions = [_generation_tag(), loopcontrols]
-    environment = _limited_environment()(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment = _limited_environment()(
+        trim_blocks=True, lstrip_blocks=True, extensions=extensions
+    )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = strftime_now
@@ -93,7 +103,8 @@ def _compiled(text: str, day: date) -> Any:
 
 
 def _limited_environment() -> Any:
-    """The class of jinja2's sandbox with a limit on what sums, products, powers and joined texts grow to."""
+    """The class of jinja2's sandbox with a limit on what sums, products, powers and joined texts
+    grow to."""
     from jinja2.compiler import CodeGenerator
     from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
@@ -121,7 +132,8 @@ def _limited_environment() -> Any:
 
 
 def _generation_tag() -> Any:
-    """`{% generation %}`: it marks what an assistant says, for those who train on it, and writes what is within."""
+    """`{% generation %}`: it marks what an assistant says, for those who train on it, and writes
+    what is within."""
     from jinja2 import nodes
     from jinja2.ext import Extension
 
@@ -146,7 +158,9 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _is_small(operator: str, left: Any, right: Any) -> bool:
@@ -172,7 +186,8 @@ def _joined(pieces: Iterable[str]) -> str:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in the block after this long. Only in the main thread, where signals arrive."""
+    """Raises TimeoutError in the block after this long. Only in the main thread, where signals
+    arrive."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -181,7 +196,8 @@ def _time_limit(seconds: float) -> Iterator[None]:
         raise TimeoutError(f"it takes more than {seconds:g} seconds")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # and again, should the template swallow the first
+    # and again, should the template swallow the first
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
     finally:

@@ -1,4 +1,5 @@
-"""The files that `data.train` and `data.heldout` name: paths and patterns -> files, and what is in them as hashes."""
+"""The files that `data.train` and `data.heldout` name: paths and patterns -> files, and what is in
+them as hashes."""
 
 import glob
 from pathlib import Path
@@ -11,7 +12,8 @@ KINDS = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 
 def data_files(paths: str | list[str], key: str) -> list[Path]:
-    """The files behind a path, a pattern such as `data/train-*.parquet`, or a list of both, in that order.
+    """The files behind a path, a pattern such as `data/train-*.parquet`, or a list of both, in that
+    order.
 
     What a pattern matches is sorted by name. `key` is where the recipe has them, for messages.
 
@@ -33,7 +35,8 @@ def shown(paths: str | list[str]) -> str:
 def data_sha256(data: DataConfig) -> dict[str, str]:
     """File -> SHA-256 of its bytes, for every file of the training and the held-out data.
 
-    It reads them whole, which takes a small part of the time that parsing them does. Raises DataError.
+    It reads them whole, which takes a small part of the time that parsing them does. Raises
+    DataError.
     """
     files = data_files(data.train, "data.train")
     if data.heldout_set is not None:
@@ -44,12 +47,15 @@ def data_sha256(data: DataConfig) -> dict[str, str]:
 def changed_data(stored: dict[str, str], data: DataConfig) -> str | None:
     """The first file that is not what it was when `stored` was made by `data_sha256`, or None.
 
-    A file more or fewer counts. `stored` empty: of a run that kept none, so nothing can be said. Raises DataError.
+    A file more or fewer counts. `stored` empty: of a run that kept none, so nothing can be said.
+    Raises DataError.
     """
     if not stored:
         return None
     now = data_sha256(data)
-    return next((name for name in sorted({*stored, *now}) if stored.get(name) != now.get(name)), None)
+    return next(
+        (name for name in sorted({*stored, *now}) if stored.get(name) != now.get(name)), None
+    )
 
 
 def _expand(path: str, key: str) -> list[Path]:

@@ -1,8 +1,8 @@
 """Where a row keeps its problem, its gold answer and its trace.
 
-`auto` reads plain files (prompt | problem | question, answer, response), OpenR1-Math (problem, answer, generations
-with correctness flags), DAPO-Math-17k and verl (prompt as messages, reward_model.ground_truth), and conversations
-(messages | conversations).
+`auto` reads plain files (prompt | problem | question, answer, response), OpenR1-Math (problem,
+answer, generations with correctness flags), DAPO-Math-17k and verl (prompt as messages,
+reward_model.ground_truth), and conversations (messages | conversations).
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,8 @@ _SHOWN_COLUMNS = 20
 
 @dataclass(frozen=True)
 class Fields:
-    """The columns chosen for a file. A dot is part of a column's name, or else reaches into a nested one.
+    """The columns chosen for a file. A dot is part of a column's name, or else reaches into a
+    nested one.
 
     None: not there and not needed.
     """
@@ -45,12 +46,18 @@ class Fields:
 
 
 def choose_columns(
-    path: Path, found: Sequence[str], config: DataConfig, key: str, *, need_answer: bool, need_trace: bool
+    path: Path,
+    found: Sequence[str],
+    config: DataConfig,
+    key: str,
+    *,
+    need_answer: bool,
+    need_trace: bool,
 ) -> Fields:
     """Chooses the columns of a file that has the columns `found`, nested ones as `outer.inner`.
 
-    `key` is where the recipe names the file. Raises DataError, naming the columns found and the key to set, when a
-    needed column is not there.
+    `key` is where the recipe names the file. Raises DataError, naming the columns found and the key
+    to set, when a needed column is not there.
     """
 
     def choose(field: str, configured: str, known: Sequence[str], needed: bool) -> str | None:
@@ -63,7 +70,10 @@ def choose_columns(
         remedy = f"set data.{field}_column"
         if key == "data.heldout":
             remedy = f"set data.heldout={{path: ..., {field}_column: ...}}"
-        raise DataError(f"{path}: no column {' | '.join(candidates)} among those found ({_shown(found)}); {remedy}")
+        raise DataError(
+            f"{path}: no column {' | '.join(candidates)} among those found ({_shown(found)}); "
+            f"{remedy}"
+        )
 
     problem = choose("problem", config.problem_column, PROBLEM_COLUMNS, needed=True)
     assert problem is not None
@@ -73,8 +83,12 @@ def choose_columns(
 
 
 def _shown(found: Sequence[str]) -> str:
-    names = ", ".join(name if name.isprintable() else ascii(name) for name in found[:_SHOWN_COLUMNS])
-    return names if len(found) <= _SHOWN_COLUMNS else f"{names} and {len(found) - _SHOWN_COLUMNS} more"
+    names = ", ".join(
+        name if name.isprintable() else ascii(name) for name in found[:_SHOWN_COLUMNS]
+    )
+    return (
+        names if len(found) <= _SHOWN_COLUMNS else f"{names} and {len(found) - _SHOWN_COLUMNS} more"
+    )
 
 
 def verified_columns(found: Sequence[str]) -> list[str]:
@@ -92,7 +106,9 @@ def read_problem(row: Row, columns: Fields) -> Problem:
     if value is None or value in ("", [], {}) or (isinstance(value, str) and not value.strip()):
         raise BadField(f"no problem text in column {name}; fill it or remove the row")
     if not isinstance(value, str):
-        raise BadField(f"column {name} holds {type(value).__name__}; it must be text or a list of messages")
+        raise BadField(
+            f"column {name} holds {type(value).__name__}; it must be text or a list of messages"
+        )
     return Problem(value)
 
 
@@ -108,13 +124,15 @@ def read_answer(row: Row, columns: Fields) -> str | None:
 
 
 def _digits(number: int | float | Decimal) -> str | None:
-    """Its digits without an exponent ("0.00001", not "1e-05", whose e reads as Euler's number); None if not finite."""
+    """Its digits without an exponent ("0.00001", not "1e-05", whose e reads as Euler's number);
+    None if not finite."""
     decimal = Decimal(str(number))
     return f"{decimal:f}" if decimal.is_finite() else None
 
 
 def read_trace(row: Row, columns: Fields) -> str | None:
-    """A worked response: a string, the last assistant message, or the first generation flagged as right.
+    """A worked response: a string, the last assistant message, or the first generation flagged as
+    right.
 
     Raises BadField for messages that cannot be read.
     """

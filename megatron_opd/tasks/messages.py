@@ -1,7 +1,7 @@
 """Conversations in a data file: what a row's list of messages says, whichever way it is written.
 
-Three ways are read: `role` and `content` (OpenAI, verl, TRL, LUFFY), `from` and `value` (ShareGPT), and either of them
-as a JSON string.
+Three ways are read: `role` and `content` (OpenAI, verl, TRL, LUFFY), `from` and `value` (ShareGPT),
+and either of them as a JSON string.
 """
 
 import json
@@ -9,14 +9,22 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Message = dict[str, object]  # role, content, and what else the row has for the template, such as tool_calls
+# role, content, and what else the row has for the template, such as tool_calls
+Message = dict[str, object]
 
-_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
+_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
 _PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'(role|content|from|value)'")
 
 
 class BadField(Exception):
-    """A field of a row cannot be used; the message ends a sentence that begins with the file and the row."""
+    """A field of a row cannot be used; the message ends a sentence that begins with the file and
+    the row."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,11 @@ def as_messages(value: object) -> list[Message] | None:
     """
     if isinstance(value, str):
         value = _from_json(value)
-    if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
+    if (
+        not isinstance(value, list)
+        or not value
+        or not all(isinstance(message, dict) for message in value)
+    ):
         return None
     return [_standard(message, number) for number, message in enumerate(value, start=1)]
 
@@ -42,8 +54,8 @@ def as_messages(value: object) -> list[Message] | None:
 def problem_of(messages: Sequence[Message], *, has_response: bool) -> Problem:
     """The messages up to the user's last one.
 
-    has_response: the conversation ends with the assistant's answer, which is not part of the problem.
-    Raises BadField when a conversation ends with any other role than the user's.
+    has_response: the conversation ends with the assistant's answer, which is not part of the
+    problem. Raises BadField when a conversation ends with any other role than the user's.
     """
     end = len(messages)
     while has_response and end and messages[end - 1]["role"] == "assistant":
@@ -51,7 +63,9 @@ def problem_of(messages: Sequence[Message], *, has_response: bool) -> Problem:
     last = messages[end - 1] if end else None
     if last is None or last["role"] != "user":
         role = last["role"] if last else "assistant"
-        raise BadField(f"the conversation ends with a message of {role}, where the user's must be; remove it")
+        raise BadField(
+            f"the conversation ends with a message of {role}, where the user's must be; remove it"
+        )
     if not isinstance(last["content"], str) or not last["content"].strip():
         raise BadField("no problem text in the last message; fill it or remove the row")
     return Problem(last["content"], tuple(messages[: end - 1]))
@@ -76,15 +90,26 @@ def _standard(message: Message, number: int) -> Message:
     role_key, content_key = ("role", "content") if "role" in message else ("from", "value")
     role = message.get(role_key)
     if not isinstance(role, str) or not role:
-        raise BadField(f"no problem text: message {number} has no role; give it role and content, or from and value")
+        raise BadField(
+            f"no problem text: message {number} has no role; give it role and content, or from and "
+            "value"
+        )
     content = message.get(content_key, message.get("content"))
     if isinstance(content, list):
         content = _joined(content, number)
     role = _ROLES.get(role.lower(), role.lower())
-    if not isinstance(content, str) and not (content is None and role == "assistant" and message.get("tool_calls")):
+    if not isinstance(content, str) and not (
+        content is None and role == "assistant" and message.get("tool_calls")
+    ):
         kind = "no" if content is None else f"{type(content).__name__} as its"
-        raise BadField(f"no problem text: message {number} ({role}) has {kind} content; it must be text")
-    further = {key: value for key, value in message.items() if key not in (role_key, content_key) and value is not None}
+        raise BadField(
+            f"no problem text: message {number} ({role}) has {kind} content; it must be text"
+        )
+    further = {
+        key: value
+        for key, value in message.items()
+        if key not in (role_key, content_key) and value is not None
+    }
     return {"role": role, "content": content, **further}
 
 
@@ -92,8 +117,15 @@ def _joined(parts: list[object], number: int) -> str:
     """The text of a content that is a list of parts."""
     texts = []
     for part in parts:
-        text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else None
+        text = (
+            part.get("text")
+            if isinstance(part, dict) and part.get("type", "text") == "text"
+            else None
+        )
         if not isinstance(text, str):
-            raise BadField(f"message {number} holds something that is not text; this project trains on text alone")
+            raise BadField(
+                f"message {number} holds something that is not text; this project trains on text "
+                "alone"
+            )
         texts.append(text)
     return "".join(texts)

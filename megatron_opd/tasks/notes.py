@@ -1,4 +1,5 @@
-"""What is odd about the rows of a data set without being wrong: counted, and said in a line each."""
+"""What is odd about the rows of a data set without being wrong: counted, and said in a line
+each."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ class _Count:
 
 
 class Notes:
-    """Counts prompts that repeat another, rows whose own system message is used, and messages that do not show."""
+    """Counts prompts that repeat another, rows whose own system message is used, and messages that
+    do not show."""
 
     def __init__(self, template: TemplateConfig) -> None:
         self._system = system_text(template)
@@ -37,25 +39,33 @@ class Notes:
         earlier = self._places.setdefault(prompt.text, where)
         if earlier != where:
             self._repeated.add(f"{where} is {earlier}")
-        own = [message["content"] for message in before if message["role"] in ("system", "developer")]
+        own = [
+            message["content"] for message in before if message["role"] in ("system", "developer")
+        ]
         if self._system is not None and own and own[0] != self._system:
             self._own_system.add(where)
-        if self._is_chat and not all(_shows(content, prompt.text) for content in (*own, prompt.problem)):
+        if self._is_chat and not all(
+            _shows(content, prompt.text) for content in (*own, prompt.problem)
+        ):
             self._left_out.add(where)
 
     def warn(self, key: str, warn: Callable[[str], None]) -> None:
         """A line for each count that is not 0."""
         if self._repeated.count:
-            warn(f"{key}: {self._repeated.count} of {self._rows} prompts repeat another; {self._repeated.first}")
+            warn(
+                f"{key}: {self._repeated.count} of {self._rows} prompts repeat another; "
+                f"{self._repeated.first}"
+            )
         if self._own_system.count:
             warn(
-                f"data.template.system: not used by {self._own_system.count} of {self._rows} prompts of {key}, which "
-                f"have a system message of their own; the first: {self._own_system.first}"
+                f"data.template.system: not used by {self._own_system.count} of {self._rows} "
+                f"prompts of {key}, which have a system message of their own; the first: "
+                f"{self._own_system.first}"
             )
         if self._left_out.count:
             warn(
-                f"{key}: the chat template leaves out the system message or the problem of {self._left_out.count} of "
-                f"{self._rows} prompts; the first: {self._left_out.first}"
+                f"{key}: the chat template leaves out the system message or the problem of "
+                f"{self._left_out.count} of {self._rows} prompts; the first: {self._left_out.first}"
             )
 
 

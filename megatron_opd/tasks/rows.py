@@ -28,7 +28,8 @@ NumberedRow = tuple[int, Row | RowError]  # the number counts from 1
 
 
 class BadRows:
-    """What becomes of rows that cannot be used: the first is an error, or all are left out and counted."""
+    """What becomes of rows that cannot be used: the first is an error, or all are left out and
+    counted."""
 
     def __init__(self, policy: str) -> None:
         self._policy = policy
@@ -54,10 +55,12 @@ class BadRows:
 
 
 def read_json(path: Path) -> Iterator[NumberedRow]:
-    """The rows of a .jsonl or .json file, also compressed. A row that cannot be read comes as its error.
+    """The rows of a .jsonl or .json file, also compressed. A row that cannot be read comes as its
+    error.
 
-    Lines are counted, blank ones too, so that an editor finds the row. A .json holds one array, or lines as a .jsonl.
-    Raises DataError when the file itself cannot be read, or is one array that is not valid JSON.
+    Lines are counted, blank ones too, so that an editor finds the row. A .json holds one array, or
+    lines as a .jsonl. Raises DataError when the file itself cannot be read, or is one array that is
+    not valid JSON.
     """
     with _open(path) as file:
         name = path.name.removesuffix(".gz")
@@ -66,7 +69,11 @@ def read_json(path: Path) -> Iterator[NumberedRow]:
             return
         for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), start=1):
             if len(line) > _MAX_LINE:
-                raise RowError(path, number, f"a line of more than {_MAX_LINE >> 20} MiB; put every row on its own")
+                raise RowError(
+                    path,
+                    number,
+                    f"a line of more than {_MAX_LINE >> 20} MiB; put every row on its own",
+                )
             if number == 1 and line.startswith(_UTF16):
                 raise RowError(path, number, "text in UTF-16; save the file as UTF-8")
             if line.removeprefix(_BOM).strip():
@@ -105,7 +112,8 @@ def parquet_columns(path: Path) -> list[str]:
 
 
 def read_parquet(path: Path, columns: list[str]) -> Iterator[NumberedRow]:
-    """The rows of a Parquet file with these top-level columns. A row that cannot be read comes as its error."""
+    """The rows of a Parquet file with these top-level columns. A row that cannot be read comes as
+    its error."""
     import pyarrow
 
     number = 0
@@ -115,7 +123,9 @@ def read_parquet(path: Path, columns: list[str]) -> Iterator[NumberedRow]:
                 number += 1
                 yield number, row
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: damaged after row {number} ({_first_line(error)}); write it again") from error
+        raise DataError(
+            f"{path}: damaged after row {number} ({_first_line(error)}); write it again"
+        ) from error
 
 
 @contextmanager
@@ -138,7 +148,9 @@ def _array(path: Path, file: BinaryIO) -> Iterator[NumberedRow]:
     try:
         rows = json.loads(file.read().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON ({error}); it must be one array of objects") from error
+        raise DataError(
+            f"{path}: not valid JSON ({error}); it must be one array of objects"
+        ) from error
     for number, row in enumerate(rows, start=1):
         yield number, row if isinstance(row, dict) else _no_object(path, number, row)
 
@@ -147,7 +159,9 @@ def _parse_line(path: Path, number: int, line: bytes) -> Row | RowError:
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        return RowError(path, number, f"not valid JSON ({error}); every line must be one JSON object")
+        return RowError(
+            path, number, f"not valid JSON ({error}); every line must be one JSON object"
+        )
     return row if isinstance(row, dict) else _no_object(path, number, row)
 
 
@@ -181,7 +195,9 @@ def _python_rows(path: Path, before: int, batch: Any) -> Iterator[Row | RowError
         try:
             yield batch.slice(index, 1).to_pylist()[0]
         except (ValueError, OverflowError) as error:
-            yield RowError(path, before + index + 1, f"cannot be read ({_first_line(error)}); remove the row")
+            yield RowError(
+                path, before + index + 1, f"cannot be read ({_first_line(error)}); remove the row"
+            )
 
 
 def _open_parquet(path: Path) -> Any:
@@ -191,7 +207,9 @@ def _open_parquet(path: Path) -> Any:
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a Parquet file ({_first_line(error)}); write it again") from error
+        raise DataError(
+            f"{path}: not a Parquet file ({_first_line(error)}); write it again"
+        ) from error
     if file.metadata.num_rows == 0:
         raise DataError(f"{path}: the file has no rows; give it at least one")
     return file

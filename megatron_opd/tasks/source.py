@@ -11,8 +11,8 @@ from megatron_opd.errors import DataError
 class PromptSource:
     """Draws prompts without end: every epoch is a permutation that depends on (seed, epoch) alone.
 
-    The state is therefore two integers, and a resumed run draws what the uninterrupted one would have drawn. A batch
-    may cross the border of an epoch, and may be larger than the data set.
+    The state is therefore two integers, and a resumed run draws what the uninterrupted one would
+    have drawn. A batch may cross the border of an epoch, and may be larger than the data set.
     """
 
     def __init__(self, prompts: Sequence[Prompt], *, seed: int, shuffle: bool) -> None:
@@ -41,8 +41,9 @@ class PromptSource:
         """Go on from a cursor. Raises DataError when it does not fit the data set."""
         if not 0 <= state["position"] <= len(self._prompts):
             raise DataError(
-                f"data.train: the checkpoint stands at prompt {state['position']} of an epoch, the data set now has "
-                f"{len(self._prompts)}; resume with the data set the run was started with"
+                f"data.train: the checkpoint stands at prompt {state['position']} of an epoch, the "
+                f"data set now has {len(self._prompts)}; resume with the data set the run was "
+                "started with"
             )
         self._start_epoch(state["epoch"], position=state["position"])
 
@@ -51,4 +52,6 @@ class PromptSource:
         self._position = position
         self._order = np.arange(len(self._prompts))
         if self._shuffle:
-            self._order = np.random.default_rng([self._seed % 2**32, epoch]).permutation(self._order)
+            self._order = np.random.default_rng([self._seed % 2**32, epoch]).permutation(
+                self._order
+            )

@@ -11,35 +11,44 @@ from megatron_opd.tasks.messages import Message
 from megatron_opd.tasks.tokenizer import Tokenizer
 
 SYSTEM_MESSAGES = {
-    # TGPO appendix B.2, the same as LUFFY's. Both start the response with `<think>\n` (template.prefill).
+    # TGPO appendix B.2, the same as LUFFY's. Both start the response with `<think>\n`
+    # (template.prefill).
     "tgpo": (
-        "Your task is to follow a systematic, thorough reasoning process before providing the final solution. "
-        "This involves analyzing, summarizing, exploring, reassessing, and refining your thought process through "
-        "multiple iterations. Structure your response into two sections: Thought and Solution. In the Thought section, "
-        "present your reasoning using the format: “<think>\\n thoughts </think>\\n”. Each thought should include "
-        "detailed analysis, brainstorming, verification, and refinement of ideas. After “</think>\\n” in the Solution "
-        "section, provide the final, logical, and accurate answer, clearly derived from the exploration in the Thought "
-        "section. If applicable, include the answer in \\boxed{} for closed-form results like multiple choices or "
-        "mathematical solutions."
+        "Your task is to follow a systematic, thorough reasoning process before providing the "
+        "final solution. This involves analyzing, summarizing, exploring, reassessing, and "
+        "refining your thought process through multiple iterations. Structure your response into "
+        "two sections: Thought and Solution. In the Thought section, present your reasoning using "
+        "the format: “<think>\\n thoughts </think>\\n”. Each thought should include detailed "
+        "analysis, brainstorming, verification, and refinement of ideas. After “</think>\\n” in "
+        "the Solution section, provide the final, logical, and accurate answer, clearly derived "
+        "from the exploration in the Thought section. If applicable, include the answer in "
+        "\\boxed{} for closed-form results like multiple choices or mathematical solutions."
     ),
 }
 _OPEN_TAG = re.compile(r"<(think|thinking|thought|reasoning)>\s*$")
 
 
-def render(template: TemplateConfig, tokenizer: Tokenizer, problem: str, before: Sequence[Message] = ()) -> str:
+def render(
+    template: TemplateConfig, tokenizer: Tokenizer, problem: str, before: Sequence[Message] = ()
+) -> str:
     """Return the prompt text of one problem, ending where the model's completion starts.
 
-    `before` are the messages ahead of the problem, in a chat. A system message among them stands in the place of
-    `template.system`.
+    `before` are the messages ahead of the problem, in a chat. A system message among them stands in
+    the place of `template.system`.
 
-    Raises DataError when the tokenizer has no chat template, or it fails on the messages, or there are messages
-    and no template for them. Raises ConfigError when the template already ends with `template.prefill`.
+    Raises DataError when the tokenizer has no chat template, or it fails on the messages, or there
+    are messages and no template for them. Raises ConfigError when the template already ends with
+    `template.prefill`.
     """
-    text = template.text.replace("{problem}", problem)  # not str.format: problems are full of braces
+    # not str.format: problems are full of braces
+    text = template.text.replace("{problem}", problem)
     if template.kind == "raw":
         if before:
             roles = ", ".join(str(message["role"]) for message in before)
-            raise DataError(f"the prompt has messages ahead of the problem ({roles}); set data.template.kind=chat")
+            raise DataError(
+                f"the prompt has messages ahead of the problem ({roles}); set "
+                "data.template.kind=chat"
+            )
         return text + template.prefill
     chat_template = chat_template_of(tokenizer)
     problem_message: Message = {"role": "user", "content": text}
@@ -53,23 +62,30 @@ def render(template: TemplateConfig, tokenizer: Tokenizer, problem: str, before:
 def chat_template_of(tokenizer: Tokenizer) -> ChatTemplate:
     """The chat template of a tokenizer. Raises DataError where it has none."""
     source = tokenizer.name_or_path
-    return ChatTemplate(source, only_template(tokenizer.chat_template, source), tokenizer.special_tokens_map)
+    return ChatTemplate(
+        source, only_template(tokenizer.chat_template, source), tokenizer.special_tokens_map
+    )
 
 
 def system_text(template: TemplateConfig) -> str | None:
     """The recipe's system message, in full."""
-    return None if template.system is None else SYSTEM_MESSAGES.get(template.system, template.system)
+    return (
+        None if template.system is None else SYSTEM_MESSAGES.get(template.system, template.system)
+    )
 
 
 def without_opening(trace: str, prompt: str, prefill: str) -> str:
     """A trace as it goes on after its prompt, without what the prompt ends with already.
 
-    That is the recipe's prefill, or the tag that the chat template opens the response with, such as `<think>`.
+    That is the recipe's prefill, or the tag that the chat template opens the response with, such as
+    `<think>`.
     """
     tag = _OPEN_TAG.search(prompt)
     opening = tag.group() if tag else ""
     starts = (prefill, opening, opening.rstrip())
-    return trace.removeprefix(next((start for start in starts if start and trace.startswith(start)), ""))
+    return trace.removeprefix(
+        next((start for start in starts if start and trace.startswith(start)), "")
+    )
 
 
 def _system_message(template: TemplateConfig, before: Sequence[Message]) -> list[Message]:
@@ -82,8 +98,8 @@ def _system_message(template: TemplateConfig, before: Sequence[Message]) -> list
 def _check_prefill(prefill: str, prompt: str, source: str) -> None:
     if prefill.strip() and prompt.rstrip().endswith(prefill.strip()):
         raise ConfigError(
-            f"data.template.prefill: {prefill!r} is how the chat template of {source} ends already; "
-            "remove data.template.prefill"
+            f"data.template.prefill: {prefill!r} is how the chat template of {source} ends "
+            "already; remove data.template.prefill"
         )
 
 
@@ -91,4 +107,6 @@ def _check_characters(prompt: str, source: str) -> None:
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{source}: the chat template writes half a character ({error.reason}); mend it") from None
+        raise DataError(
+            f"{source}: the chat template writes half a character ({error.reason}); mend it"
+        ) from None

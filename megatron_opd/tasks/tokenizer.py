@@ -16,29 +16,41 @@ def load_tokenizer(model_dir: str | Path) -> Tokenizer:
     Raises DataError, naming the directory, when it is missing or holds no usable tokenizer.
     """
     if not Path(model_dir).is_dir():
-        raise DataError(f"{model_dir}: no such model directory; it must hold config.json, weights and tokenizer files")
+        raise DataError(
+            f"{model_dir}: no such model directory; it must hold config.json, weights and "
+            "tokenizer files"
+        )
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError ... by kind of damage
+        return AutoTokenizer.from_pretrained(
+            str(model_dir), local_files_only=True, trust_remote_code=False
+        )
+    except (
+        Exception
+    ) as error:  # transformers raises OSError, ValueError, KeyError ... by kind of damage
         cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DataError(
-            f"{model_dir}: cannot load a tokenizer ({cause}); copy tokenizer.json and tokenizer_config.json there"
+            f"{model_dir}: cannot load a tokenizer ({cause}); copy tokenizer.json and "
+            "tokenizer_config.json there"
         ) from error
 
 
 def ends_of(tokenizer: Tokenizer) -> Ends:
-    """The tokens that end a response of the model beside the tokenizer. Raises DataError when there is none."""
+    """The tokens that end a response of the model beside the tokenizer. Raises DataError when there
+    is none."""
     if tokenizer.name_or_path and (Path(tokenizer.name_or_path) / "tokenizer.json").is_file():
         return read_ends(tokenizer.name_or_path)
     if tokenizer.eos_token_id is None:
-        raise DataError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token; set eos_token in its config")
+        raise DataError(
+            f"{tokenizer.name_or_path}: the tokenizer has no EOS token; set eos_token in its config"
+        )
     return Ends((int(tokenizer.eos_token_id),), int(tokenizer.eos_token_id))
 
 
 def tokenizer_for_checks(model_dir: str | Path) -> Tokenizer:
-    """One that renders and tokenises as that of `load_tokenizer` does, where possible without importing transformers.
+    """One that renders and tokenises as that of `load_tokenizer` does, where possible without
+    importing transformers.
 
     Raises DataError as `load_tokenizer` does.
     """

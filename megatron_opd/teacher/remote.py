@@ -1,4 +1,5 @@
-"""A teacher in processes of its own: the student's side, and the loop of the processes that hold it."""
+"""A teacher in processes of its own: the student's side, and the loop of the processes that hold
+it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ class _Score:
 
 
 class RemoteTeacher:
-    """The teacher of `config`, loaded and asked across the channel. Collective over the student's processes.
+    """The teacher of `config`, loaded and asked across the channel. Collective over the student's
+    processes.
 
     Raises what loading it raises.
     """
@@ -37,7 +39,8 @@ class RemoteTeacher:
 
 
 def serve(channel: Channel, load: Callable[[RunConfig], Teacher]) -> None:
-    """In the teacher's processes: does what `RemoteTeacher` asks, until the student's processes have ended."""
+    """In the teacher's processes: does what `RemoteTeacher` asks, until the student's processes
+    have ended."""
     teachers: list[Teacher] = []
 
     def answer(question: _Load | _Score) -> int | TeacherSignals:

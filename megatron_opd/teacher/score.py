@@ -25,8 +25,10 @@ class Teacher:
     Args:
         chunks: this rank's model chunks, with weights.
         student_vocab_size: ids from here on do not exist for the student and never become targets.
-        merged: ends that the student lacks, which count as one of its own in everything this teacher says.
-        offload: between calls of `score` the weights wait in host memory; `head` then is not to be used.
+        merged: ends that the student lacks, which count as one of its own in everything this
+        teacher says.
+        offload: between calls of `score` the weights wait in host memory; `head` then is not to be
+        used.
     """
 
     def __init__(
@@ -46,20 +48,28 @@ class Teacher:
         self._host_weights = HostWeights(chunks, parallel.device) if offload else None
         self.chunks, self.parallel = chunks, parallel
         self.vocab_size = min(arch.vocab_size, student_vocab_size)
-        self.micro_batch_tokens, self.temperature, self.merged = micro_batch_tokens, temperature, merged
+        self.micro_batch_tokens, self.temperature, self.merged = (
+            micro_batch_tokens,
+            temperature,
+            merged,
+        )
 
     @torch.no_grad()
     def score(self, rollouts: Sequence[Rollout], topk: int = 0) -> TeacherSignals:
         """Argmax id, logprob of the student's token, entropy and top-k at every completion token.
 
-        Every rank passes the same rollouts and receives all signals: collective over the world. The replicas of the
-        teacher score a share each; their results meet in one sum of [T, 3 + 2 topk] numbers, to which one rank per
-        replica contributes.
+        Every rank passes the same rollouts and receives all signals: collective over the world. The
+        replicas of the teacher score a share each; their results meet in one sum of [T, 3 + 2 topk]
+        numbers, to which one rank per replica contributes.
         """
         batches = micro_batches(rollouts, self.parallel, self.micro_batch_tokens)
         with self._host_weights.on_device() if self._host_weights else contextlib.nullcontext():
             scored = passes.forward_backward(
-                self.chunks, self.parallel, batches, self._signals(rollouts, topk), forward_only=True
+                self.chunks,
+                self.parallel,
+                batches,
+                self._signals(rollouts, topk),
+                forward_only=True,
             )
         total = int(token_offsets(rollouts)[-1])
         # float32 carries ids exactly up to 2**24.
@@ -77,7 +87,8 @@ class Teacher:
 
     @torch.no_grad()
     def head(self, batch: MicroBatch) -> Head:
-        """The model's head at the positions of a micro-batch, on every rank of a layout without pipeline stages."""
+        """The model's head at the positions of a micro-batch, on every rank of a layout without
+        pipeline stages."""
         heads: list[Head] = []
 
         def keep(_: MicroBatch, head: Head) -> tuple[Tensor, None]:
@@ -93,7 +104,9 @@ class Teacher:
         def signals(batch: MicroBatch, head: Head) -> tuple[Tensor, Tensor]:
             ids_T1 = ids_T[batch.rows_T, None].to(self.parallel.device)
             head = replace(head, merged=self.merged)
-            best = head.topk(max(topk, 1), ids_T1, temperature=self.temperature, valid_vocab_size=self.vocab_size)
+            best = head.topk(
+                max(topk, 1), ids_T1, temperature=self.temperature, valid_vocab_size=self.vocab_size
+            )
             columns = [best.ids_TK[:, :1], best.logprobs_TJ, best.entropy_T[:, None]]
             columns += [best.ids_TK[:, :topk], best.logprobs_TK[:, :topk]]
             out_TX = torch.cat([column.float() for column in columns], dim=1)

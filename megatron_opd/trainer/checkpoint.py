@@ -1,4 +1,5 @@
-"""Checkpoints that are whole or absent: written under a temporary name, listed with checksums, then renamed.
+"""Checkpoints that are whole or absent: written under a temporary name, listed with checksums, then
+renamed.
 
     checkpoints/step-000050/
       model/         Megatron distributed checkpoint: weights and optimizer
@@ -6,8 +7,8 @@
       state.json     step, data position, position in the learning-rate schedule, loss scale
       manifest.json  size and SHA-256 of every file; its presence under the final name makes the checkpoint complete
 
-Any layout on any number of processes loads what another one wrote.
-There is no generator state to keep: dropout is 0 and every draw is a function of (seed, step, prompt, sample).
+Any layout on any number of processes loads what another one wrote. There is no generator state to
+keep: dropout is 0 and every draw is a function of (seed, step, prompt, sample).
 """
 
 import json
@@ -36,7 +37,8 @@ Students = Mapping[str, Student]  # "model", the student, and what is trained be
 
 
 def save(directory: Path, step: int, models: Students, state: dict[str, Any], *, keep: int) -> Path:
-    """Writes checkpoint `step` (steps done) and removes all but the newest `keep`. Collective over the world.
+    """Writes checkpoint `step` (steps done) and removes all but the newest `keep`. Collective over
+    the world.
 
     Raises RunError where it cannot be written; those of before are still there then.
     """
@@ -49,8 +51,8 @@ def save(directory: Path, step: int, models: Students, state: dict[str, Any], *,
         shutil.rmtree(temporary, ignore_errors=True)
         free = shutil.disk_usage(directory).free / 2**30
         raise RunError(
-            f"{final}: cannot be written, with {free:.1f} GiB free there; earlier checkpoints are whole, make room and "
-            f"go on with --resume ({str(error).strip().splitlines()[-1]})"
+            f"{final}: cannot be written, with {free:.1f} GiB free there; earlier checkpoints are "
+            f"whole, make room and go on with --resume ({str(error).strip().splitlines()[-1]})"
         ) from error
     dist.barrier()
     return final
@@ -77,28 +79,37 @@ def _write(directory: Path, step: int, models: Students, state: dict[str, Any]) 
     dist.barrier()
     for name, model in models.items():
         with model.parallel.active():
-            dist_checkpointing.save(_sharded(model, loading=False), str(directory / name), async_strategy="mcore")
+            dist_checkpointing.save(
+                _sharded(model, loading=False), str(directory / name), async_strategy="mcore"
+            )
     dist.barrier()
     if dist.get_rank() == 0:
         schedulers = {name: model.scheduler.state_dict() for name, model in models.items()}
-        scales = {name: model.loss_scale.state_dict() for name, model in models.items() if model.loss_scale}
+        scales = {
+            name: model.loss_scale.state_dict()
+            for name, model in models.items()
+            if model.loss_scale
+        }
         full = {**state, "step": step, "schedulers": schedulers, "loss_scales": scales}
         (directory / _STATE).write_text(json.dumps(full, indent=1))
         write_manifest(directory)
 
 
 def load(checkpoint: Path, models: Students) -> dict[str, Any]:
-    """Fills the models from a checkpoint of any layout; returns the state given to `save`. Collective."""
+    """Fills the models from a checkpoint of any layout; returns the state given to `save`.
+    Collective."""
     state = read_state(checkpoint)
     for name, model in models.items():
         with model.parallel.active():
             loaded = stored.load(_sharded(model, loading=True), checkpoint / name, common=True)
             _put_weights(model.bare_chunks, loaded)
             optimizer_state.load_state(model.optimizer, loaded["optimizer"])
-        # Of the schedule only its position: the rates are those of the recipe, whose num_steps may have changed.
+        # Of the schedule only its position: the rates are those of the recipe, whose num_steps may
+        # have changed.
         model.scheduler.num_steps = 0
         model.scheduler.step(state["schedulers"][name]["num_steps"])
-        if model.loss_scale and (scale := state.get("loss_scales", {}).get(name)):  # none: it was another precision
+        # none: it was another precision
+        if model.loss_scale and (scale := state.get("loss_scales", {}).get(name)):
             model.loss_scale.load_state_dict(scale)
     return state
 
@@ -110,14 +121,18 @@ def load_weights(checkpoint: Path, chunks: list[torch.nn.Module], parallel: Para
         _put_weights(chunks, stored.load(wanted, checkpoint / "model"))
 
 
-def load_converted(model_dir: Path, chunks: list[torch.nn.Module], arch: Architecture, parallel: Parallel) -> None:
-    """The same from a directory that `convert` wrote. Raises DataError when it is not a whole model of `arch`."""
+def load_converted(
+    model_dir: Path, chunks: list[torch.nn.Module], arch: Architecture, parallel: Parallel
+) -> None:
+    """The same from a directory that `convert` wrote. Raises DataError when it is not a whole model
+    of `arch`."""
     DistributedCheckpoint(model_dir / "model").check(arch)
     load_weights(model_dir, chunks, parallel)
 
 
 def newest(directory: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is as it was written, and a line for each newer one that is damaged.
+    """The newest checkpoint that is as it was written, and a line for each newer one that is
+    damaged.
 
     None where there has not been one. Raises DataError where there are some and all are damaged.
     """
@@ -129,7 +144,8 @@ def newest(directory: Path) -> tuple[Path | None, list[str]]:
         problems.append(f"{candidate}: {problem}")
     if problems:
         raise DataError(
-            f"{'; '.join(problems)}; no whole checkpoint is left: bring one back, or start again with another run_dir"
+            f"{'; '.join(problems)}; no whole checkpoint is left: bring one back, or start again "
+            "with another run_dir"
         )
     return None, []
 
@@ -141,7 +157,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / _STATE).read_text())
 
 
-# ------------------------------------------------------------------------------------------------------- internals
+# ---------------------------------------------------------------------------------------- internals
 def _sharded_weights(chunks: list[torch.nn.Module], parallel: Parallel) -> dict[str, Any]:
     """One entry per chunk; the tensors in them are named by their place in the whole model."""
     parts: list[Any] = list(chunks)
@@ -156,7 +172,10 @@ def _put_weights(chunks: list[torch.nn.Module], loaded: dict[str, Any]) -> None:
 
 def _sharded(student: Student, *, loading: bool) -> dict[str, Any]:
     weights = _sharded_weights(student.bare_chunks, student.parallel)
-    return {**weights, "optimizer": optimizer_state.sharded_state(student.optimizer, weights, loading=loading)}
+    return {
+        **weights,
+        "optimizer": optimizer_state.sharded_state(student.optimizer, weights, loading=loading),
+    }
 
 
 def _problem_of_state(checkpoint: Path) -> str | None:

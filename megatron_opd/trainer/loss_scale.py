@@ -1,4 +1,5 @@
-"""The number that a float16 loss is multiplied with, so that small gradients are not 0 in float16."""
+"""The number that a float16 loss is multiplied with, so that small gradients are not 0 in
+float16."""
 
 from collections.abc import Mapping
 
@@ -10,9 +11,10 @@ from megatron_opd.recipe.keys import LossScaleConfig
 class LossScale(DynamicGradScaler):
     """Megatron's dynamic scale, one for all parts of an optimizer.
 
-    Megatron makes one for the dense parameters and one for experts, and multiplies the loss with the first. After an
-    overflow among the gradients of one part the two would differ, and the others' be divided by what they were not
-    multiplied with. Here every part reports what it found, and the scale changes once per update.
+    Megatron makes one for the dense parameters and one for experts, and multiplies the loss with
+    the first. After an overflow among the gradients of one part the two would differ, and the
+    others' be divided by what they were not multiplied with. Here every part reports what it found,
+    and the scale changes once per update.
     """
 
     def __init__(self, settings: LossScaleConfig) -> None:
@@ -46,8 +48,15 @@ class LossScale(DynamicGradScaler):
 
     def state_dict(self) -> dict[str, float]:
         """For state.json; equal on every rank."""
-        return {"scale": self.value, "growth": self._growth_tracker, "hysteresis": self._hysteresis_tracker}
+        return {
+            "scale": self.value,
+            "growth": self._growth_tracker,
+            "hysteresis": self._hysteresis_tracker,
+        }
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         self._scale.fill_(state["scale"])
-        self._growth_tracker, self._hysteresis_tracker = int(state["growth"]), int(state["hysteresis"])
+        self._growth_tracker, self._hysteresis_tracker = (
+            int(state["growth"]),
+            int(state["hysteresis"]),
+        )

@@ -1,4 +1,5 @@
-"""A model trained beside the student whose log-ratio to the reference is a reward of every token (PRIME)."""
+"""A model trained beside the student whose log-ratio to the reference is a reward of every token
+(PRIME)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,15 +27,24 @@ class ProcessModel:
     temperature: float
 
     def logprobs(self, rollouts: Sequence[Rollout]) -> np.ndarray:
-        """Of the completion tokens under the present weights, float32 [T], equal on every rank. Collective."""
+        """Of the completion tokens under the present weights, float32 [T], equal on every rank.
+        Collective."""
         settings = {"temperature": self.temperature, "micro_batch_tokens": self.micro_batch_tokens}
         return student_signals(self.model, rollouts, **settings).logprobs_T  # type: ignore[arg-type]
 
-    def learn(self, rollouts: Sequence[Rollout], columns: Columns, *, step: int) -> dict[str, float]:
-        """One update on a step's responses; its metrics. A non-finite one is skipped and counted. Collective."""
+    def learn(
+        self, rollouts: Sequence[Rollout], columns: Columns, *, step: int
+    ) -> dict[str, float]:
+        """One update on a step's responses; its metrics. A non-finite one is skipped and counted.
+        Collective."""
         sums, applied = update(
-            self.model, rollouts, columns, self.objective, step=step, micro_batch_tokens=self.micro_batch_tokens
-        )  # fmt: skip
+            self.model,
+            rollouts,
+            columns,
+            self.objective,
+            step=step,
+            micro_batch_tokens=self.micro_batch_tokens,
+        )
         return {
             "process_reward/loss": sums["loss"],
             "process_reward/accuracy": sums["accuracy"],
@@ -47,9 +57,14 @@ def prepare_process_model(
     chunks: list[torch.nn.Module], arch: Architecture, parallel: Parallel, config: RunConfig,
     advantage: ProcessRewardAdvantage,
 ) -> Student:  # fmt: skip
-    """Wraps loaded chunks: the student's optimizer settings, but for a constant learning rate and clip of its own."""
+    """Wraps loaded chunks: the student's optimizer settings, but for a constant learning rate and
+    clip of its own."""
     optimizer = replace(
-        config.train.optimizer, lr=advantage.lr, clip_grad=advantage.clip_grad, schedule="constant", min_lr=0.0
+        config.train.optimizer,
+        lr=advantage.lr,
+        clip_grad=advantage.clip_grad,
+        schedule="constant",
+        min_lr=0.0,
     )
     settings = replace(config.train, optimizer=optimizer, updates_per_step=1)
     return prepare(chunks, arch, parallel, replace(config, train=settings))

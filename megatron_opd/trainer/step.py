@@ -19,19 +19,28 @@ from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.trainer.student import Student
 
 # (head, columns, step, the teacher's head if a term asks) -> (loss, sums for the metrics)
-MicroBatchLoss = Callable[[Head, Columns, int, Callable[[], Head] | None], tuple[Tensor, dict[str, Tensor]]]
+MicroBatchLoss = Callable[
+    [Head, Columns, int, Callable[[], Head] | None], tuple[Tensor, dict[str, Tensor]]
+]
 TeacherHead = Callable[[MicroBatch], Head]
 
 
 def update(
-    student: Student, rollouts: Sequence[Rollout], columns: Columns, objective: MicroBatchLoss, *, step: int,
-    micro_batch_tokens: int, teacher_head: TeacherHead | None = None,
-) -> tuple[dict[str, float], bool]:  # fmt: skip
+    student: Student,
+    rollouts: Sequence[Rollout],
+    columns: Columns,
+    objective: MicroBatchLoss,
+    *,
+    step: int,
+    micro_batch_tokens: int,
+    teacher_head: TeacherHead | None = None,
+) -> tuple[dict[str, float], bool]:
     """Forward, backward and optimizer step on `rollouts`. Collective over the world.
 
-    Returns the metric sums over all micro-batches and replicas, with `train/grad_norm` (before clipping) and
-    `train/learning_rate`, equal on every rank; and whether the update was applied (False: non-finite, skipped). In
-    float16 also `train/loss_scale`, that of this update; the norm is that of the gradients without it.
+    Returns the metric sums over all micro-batches and replicas, with `train/grad_norm` (before
+    clipping) and `train/learning_rate`, equal on every rank; and whether the update was applied
+    (False: non-finite, skipped). In float16 also `train/loss_scale`, that of this update; the norm
+    is that of the gradients without it.
     """
     parallel = student.parallel
     for chunk in student.chunks:
@@ -45,10 +54,16 @@ def update(
 
     batches = micro_batches(rollouts, parallel, micro_batch_tokens)
     collected = passes.forward_backward(
-        student.chunks, parallel, batches, loss, forward_only=False, fused_output_layer=student.fused_output_layer
+        student.chunks,
+        parallel,
+        batches,
+        loss,
+        forward_only=False,
+        fused_output_layer=student.fused_output_layer,
     )
     sums = _sum_over_ranks(collected, parallel)
-    student.scheduler.step(1)  # before the update, so that a warm-up does not begin with a learning rate of 0
+    # before the update, so that a warm-up does not begin with a learning rate of 0
+    student.scheduler.step(1)
     if student.loss_scale:
         sums["train/loss_scale"] = student.loss_scale.value
     norm, applied = _apply(student)
@@ -69,7 +84,9 @@ def _apply(student: Student) -> tuple[float, bool]:
             return norm, False
         if optimizer.config.clip_grad > 0:
             parameters = optimizer.get_parameters()
-            clip_grad_by_total_norm_fp32(parameters, max_norm=optimizer.config.clip_grad, total_norm=norm)
+            clip_grad_by_total_norm_fp32(
+                parameters, max_norm=optimizer.config.clip_grad, total_norm=norm
+            )
         optimizer.step_with_ready_grads()
     return norm, True
 
@@ -90,14 +107,16 @@ def _sum_over_ranks(collected: list[dict[str, Tensor]], parallel: Parallel) -> d
 
 
 def _last_stage_rank(parallel: Parallel) -> int:
-    """A rank on the last pipeline stage, the same one everywhere: in every layout the last rank of the world is."""
+    """A rank on the last pipeline stage, the same one everywhere: in every layout the last rank of
+    the world is."""
     return dist.get_world_size() - 1
 
 
 def student_signals(
     student: Student, rollouts: Sequence[Rollout], *, temperature: float, micro_batch_tokens: int
 ) -> StudentSignals:
-    """Logprobs of the completion tokens and entropy under the present weights, equal on every rank."""
+    """Logprobs of the completion tokens and entropy under the present weights, equal on every
+    rank."""
     parallel = student.parallel
     ids_T = flatten([r.token_ids for r in rollouts], torch.long)
 
@@ -126,8 +145,17 @@ def student_signals(
 class Trainer:
     """The updates of a step, and the count of updates in a row that had to be skipped."""
 
-    def __init__(self, student: Student, objective: MicroBatchLoss, *, updates_per_step: int, micro_batch_tokens: int,
-                 temperature: float, max_skipped: int, teacher_head: TeacherHead | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        student: Student,
+        objective: MicroBatchLoss,
+        *,
+        updates_per_step: int,
+        micro_batch_tokens: int,
+        temperature: float,
+        max_skipped: int,
+        teacher_head: TeacherHead | None = None,
+    ) -> None:
         self.student, self.objective = student, objective
         self.updates_per_step, self.micro_batch_tokens = updates_per_step, micro_batch_tokens
         self.temperature = temperature
@@ -137,13 +165,17 @@ class Trainer:
     def signals(self, rollouts: Sequence[Rollout]) -> StudentSignals:
         """The student's view of the rollouts, before the updates."""
         return student_signals(
-            self.student, rollouts, temperature=self.temperature, micro_batch_tokens=self.micro_batch_tokens
-        )  # fmt: skip
+            self.student,
+            rollouts,
+            temperature=self.temperature,
+            micro_batch_tokens=self.micro_batch_tokens,
+        )
 
     def step(
         self, rollouts: Sequence[Rollout], build: Callable[[slice, slice], Columns], *, step: int
     ) -> list[dict[str, float]]:
-        """One update per equal part of `rollouts`; `build(rollout_slice, token_slice)` makes the columns of a part."""
+        """One update per equal part of `rollouts`; `build(rollout_slice, token_slice)` makes the
+        columns of a part."""
         offsets = token_offsets(rollouts)
         size = len(rollouts) // self.updates_per_step
         bounds = [(u * size, (u + 1) * size) for u in range(self.updates_per_step)]
@@ -160,7 +192,7 @@ class Trainer:
         self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + (not searching)
         if self.skipped_in_a_row > self.max_skipped:
             raise RunError(
-                f"step {step}: {self.skipped_in_a_row} updates in a row had non-finite gradients; lower "
-                "train.optimizer.lr or resume from an earlier checkpoint"
+                f"step {step}: {self.skipped_in_a_row} updates in a row had non-finite gradients; "
+                "lower train.optimizer.lr or resume from an earlier checkpoint"
             )
         return {**sums, "train/skipped_updates": float(not applied)}

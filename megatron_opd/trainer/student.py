@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
@@ -37,16 +41,23 @@ class Student:
 
 
 def data_parallel_config() -> DistributedDataParallelConfig:
-    """Gradients in float32; the optimizer state sharded over the replicas, even if there is but one: one format."""
+    """Gradients in float32; the optimizer state sharded over the replicas, even if there is but
+    one: one format."""
     return DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
 
 
-def prepare(chunks: list[torch.nn.Module], arch: Architecture, parallel: Parallel, config: RunConfig) -> Student:
-    """Wraps loaded chunks; all that the updates hold on to, the optimizer's state included, is there afterwards."""
+def prepare(
+    chunks: list[torch.nn.Module], arch: Architecture, parallel: Parallel, config: RunConfig
+) -> Student:
+    """Wraps loaded chunks; all that the updates hold on to, the optimizer's state included, is
+    there afterwards."""
     settings, dtype = config.train.optimizer, DTYPES[config.precision]
     with parallel.active():
         ddp = data_parallel_config()
-        wrapped = [DistributedDataParallel(get_model_config(c), ddp, c, pg_collection=parallel.groups) for c in chunks]
+        wrapped = [
+            DistributedDataParallel(get_model_config(c), ddp, c, pg_collection=parallel.groups)
+            for c in chunks
+        ]
         optimizer = get_megatron_optimizer(
             MegatronOptimizerConfig(
                 optimizer="adam",
@@ -76,19 +87,25 @@ def prepare(chunks: list[torch.nn.Module], arch: Architecture, parallel: Paralle
         model_config.grad_scale_func = optimizer.scale_loss
     updates = config.num_steps * config.train.updates_per_step
     scheduler = learning_rates(optimizer, settings, updates)
-    return Student(arch, parallel, wrapped, optimizer, scheduler, config.train.fused_output_layer, loss_scale)
+    return Student(
+        arch, parallel, wrapped, optimizer, scheduler, config.train.fused_output_layer, loss_scale
+    )
 
 
 def _finalize(chunks, num_tokens=None, pg_collection=None, **kwargs) -> None:
-    """Adds up gradients over replicas and shared parameters; they carry their global denominators already."""
+    """Adds up gradients over replicas and shared parameters; they carry their global denominators
+    already."""
     finalize_model_grads(chunks, None, pg_collection=pg_collection, **kwargs)
 
 
-def learning_rates(optimizer: MegatronOptimizer, settings: OptimizerConfig, updates: int) -> OptimizerParamScheduler:
+def learning_rates(
+    optimizer: MegatronOptimizer, settings: OptimizerConfig, updates: int
+) -> OptimizerParamScheduler:
     """The schedule, to be stepped before each update.
 
-    With W = max(warmup_steps, 1), update number u = 1 .. W has lr u / W; from there the rate falls so that the update
-    after the last one would have min_lr: with a min_lr of 0 the last update still learns.
+    With W = max(warmup_steps, 1), update number u = 1 .. W has lr u / W; from there the rate falls
+    so that the update after the last one would have min_lr: with a min_lr of 0 the last update
+    still learns.
     """
     warmup_steps = max(settings.warmup_steps, 1)
     return OptimizerParamScheduler(

@@ -1,16 +1,20 @@
-"""Which part of a completion is its answer, and what a gold answer says: linear in the text, no computer algebra."""
+"""Which part of a completion is its answer, and what a gold answer says: linear in the text, no
+computer algebra."""
 
 import re
 from typing import Literal
 
-TAIL_CHARACTERS = 1000  # boxed_or_last: without a box, the answer is looked for in the last characters
+# boxed_or_last: without a box, the answer is looked for in the last characters
+TAIL_CHARACTERS = 1000
 
 AnswerMode = Literal["boxed", "boxed_or_last"]
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?<=\s)(?P<word>[^\s{}$\\]+))")
 _BRACE_OR_ESCAPE = re.compile(r"\\.|[{}]", re.DOTALL)
 # What may lie between two boxes that are one answer: "\boxed{3}$ and $y=\boxed{4}".
-_JOINED = re.compile(r"[\s$]*(?:,|;|,?\s*(?:\\text\{\s*)?(?:and|or)\b(?:\s*\})?)[\s$]*(?:\w+\s*=)?[\s$]*")
+_JOINED = re.compile(
+    r"[\s$]*(?:,|;|,?\s*(?:\\text\{\s*)?(?:and|or)\b(?:\s*\})?)[\s$]*(?:\w+\s*=)?[\s$]*"
+)
 _LONGEST_JOINT = 60  # characters
 _OPENING_TAG = "<answer>"
 _CLOSING_TAG = "</answer>"
@@ -34,16 +38,34 @@ _NOT_UNITS = re.compile(
 )
 _LONGEST_SENTENCE = 300  # characters of a gold answer in words; a longer one is no answer
 _NO_WORDS = frozenset(
-    ("sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt", "and", "mod", "max", "min", "gcd", "lcm", "for")
+    (
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "log",
+        "exp",
+        "sqrt",
+        "and",
+        "mod",
+        "max",
+        "min",
+        "gcd",
+        "lcm",
+        "for",
+    )
 )
 
 
 def final_answer(text: str, mode: AnswerMode = "boxed", *, truncated: bool = False) -> str | None:
-    r"""Return the answer of a completion: its last `\boxed{...}` or `<answer>...</answer>`; None when it has none.
+    r"""Return the answer of a completion: its last `\boxed{...}` or `<answer>...</answer>`; None
+    when it has none.
 
-    Boxes joined by a comma, "and" or "or" are one answer. A last box that is empty or never closed is no answer: an
-    earlier box or number does not stand in for it. `boxed_or_last` takes the end of a completion without a box, unless
-    it was `truncated` by the token limit.
+    Boxes joined by a comma, "and" or "or" are one answer. A last box that is empty or never closed
+    is no answer: an earlier box or number does not stand in for it. `boxed_or_last` takes the end
+    of a completion without a box, unless it was `truncated` by the token limit.
     """
     boxes = list(_BOX.finditer(text))
     tag_end = text.rfind(_CLOSING_TAG)
@@ -62,8 +84,8 @@ def final_answer(text: str, mode: AnswerMode = "boxed", *, truncated: bool = Fal
 def read_gold(gold: str) -> str | None:
     """Return what a gold answer says as bare LaTeX, without its box, dollars, Markdown or sentence.
 
-    None when nothing can be compared with it: it is empty, its braces do not match, or it is a sentence around several
-    numbers or none that it states.
+    None when nothing can be compared with it: it is empty, its braces do not match, or it is a
+    sentence around several numbers or none that it states.
     """
     if _BOX.search(gold) or _CLOSING_TAG in gold:
         answer = final_answer(gold)
@@ -72,7 +94,8 @@ def read_gold(gold: str) -> str | None:
 
 
 def read_statement(text: str) -> str | None:
-    """The value that a short text states: "The answer is $5$." and "**5**" state 5. None when it states none."""
+    """The value that a short text states: "The answer is $5$." and "**5**" state 5. None when it
+    states none."""
     text = text.rpartition(_GSM8K_MARK)[2]
     stated = max(_STATEMENT.finditer(text), key=re.Match.end, default=None)
     text = _undecorated(text[stated.end() :] if stated else text)
@@ -92,7 +115,8 @@ def content_of(answer: str) -> str:
 
 
 def _joined_contents(text: str, boxes: list[re.Match[str]]) -> list[str] | None:
-    """The contents of the last box and of those before that are joined to it, in order, each once."""
+    """The contents of the last box and of those before that are joined to it, in order, each
+    once."""
     contents: list[str] = []
     next_start = len(text)
     for box in reversed(boxes):
@@ -129,13 +153,19 @@ def _undecorated(text: str) -> str:
         text = text.rstrip(".").strip(_DECORATION)
     for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         inner = text[len(opening) : -len(closing)]
-        if text.startswith(opening) and text.endswith(closing) and opening not in inner and inner.strip():
+        if (
+            text.startswith(opening)
+            and text.endswith(closing)
+            and opening not in inner
+            and inner.strip()
+        ):
             return inner.strip(_DECORATION).removesuffix(".")
     return text
 
 
 def _value_in_words(text: str) -> str | None:
-    """Return a text with digits as it is when it is a formula, the value that a sentence states, or None."""
+    """Return a text with digits as it is when it is a formula, the value that a sentence states, or
+    None."""
     around = _COMMAND.sub(" ", _INLINE.sub(" ", text))
     words = [word for word in _WORD.findall(around) if word.lower() not in _NO_WORDS]
     if len(max(words, key=len, default="")) < 3 or not re.search(r"\s", text):

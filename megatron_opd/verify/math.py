@@ -1,4 +1,5 @@
-"""math-verify's verdict on one answer. Runs in a worker's child process, which the kernel stops at the limits."""
+"""math-verify's verdict on one answer. Runs in a worker's child process, which the kernel stops at
+the limits."""
 
 import logging
 import re
@@ -19,19 +20,26 @@ from megatron_opd.verify.plain import (
     in_digits,
 )
 
-# math-verify warns that its signal-based time limits are off: here the worker's interval timer replaces them.
+# math-verify warns that its signal-based time limits are off: here the worker's interval timer
+# replaces them.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 _LATEX = LatexExtractionConfig(boxed_match_priority=0)
-_LATEX_WITHOUT_UNITS = replace(_LATEX, normalization_config=replace(_LATEX.normalization_config, units=False))
+_LATEX_WITHOUT_UNITS = replace(
+    _LATEX, normalization_config=replace(_LATEX.normalization_config, units=False)
+)
 _VERIFY_DIGITS = 15  # math-verify's precision for expressions that are not decimals
-# A letter at a coefficient or in a sum is a variable: math-verify takes the t of 3t for tonnes, the ab of 2ab too.
-_VARIABLE = re.compile(rf"(?:[\d)}}]|[-+*/=]\s*)(?!{UNIT}$)[a-zA-Z]{{1,3}}$|[a-zA-Z]\s*[-+*<>]|[a-zA-Z]\s*\^.*[a-zA-Z]")
+# A letter at a coefficient or in a sum is a variable: math-verify takes the t of 3t for tonnes, the
+# ab of 2ab too.
+_VARIABLE = re.compile(
+    rf"(?:[\d)}}]|[-+*/=]\s*)(?!{UNIT}$)[a-zA-Z]{{1,3}}$|[a-zA-Z]\s*[-+*<>]|[a-zA-Z]\s*\^.*[a-zA-Z]"
+)
 _COMMAND = re.compile(r"\\[a-zA-Z]+(?:\s*\{[^{}]*\})?")
 
 
 def grade(answer: str, gold: str) -> str:
-    """Return "correct", "wrong", "no_answer" (nothing to parse), "bad_gold" (the gold answer) or "error".
+    """Return "correct", "wrong", "no_answer" (nothing to parse), "bad_gold" (the gold answer) or
+    "error".
 
     answer: as `final_answer` returns it. gold: bare LaTeX, as `read_gold` returns it.
     """
@@ -44,13 +52,17 @@ def grade(answer: str, gold: str) -> str:
         if verdict == "wrong" and in_numbers != (answer, gold):
             verdict = math_verdict(answer, gold)  # 2e-3 is also 2e - 3
         return verdict
-    except Exception:  # a hostile answer may raise anything, MemoryError and RecursionError included
+    except (
+        Exception
+    ):  # a hostile answer may raise anything, MemoryError and RecursionError included
         return "error"
 
 
 def math_verdict(answer: str, gold: str) -> str:
     """`grade` by math-verify alone."""
-    with_units = not (_VARIABLE.search(_COMMAND.sub("}", gold)) or NUMBER_WORDS.search(answer + gold))
+    with_units = not (
+        _VARIABLE.search(_COMMAND.sub("}", gold)) or NUMBER_WORDS.search(answer + gold)
+    )
     gold_values = parse_gold(gold, with_units)
     if not gold_values:
         return "bad_gold"

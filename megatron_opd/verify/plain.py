@@ -1,4 +1,5 @@
-"""Numbers and words: answers that are compared without computer algebra, exactly and in microseconds."""
+"""Numbers and words: answers that are compared without computer algebra, exactly and in
+microseconds."""
 
 import re
 from dataclasses import dataclass
@@ -41,7 +42,9 @@ _NUMBER = re.compile(
     rf"(?P<sign>[+-]?)\s*(?:10\s*\^\s*(?:\{{\s*(?P<alone>[+-]?\d{{1,3}})\s*\}}|(?P<digit>\d))"
     rf"|{_MANTISSA}(?:[eE](?P<e>[+-]?\d{{1,3}})|\s*(?:\\times|\\cdot|\*|x)\s*{_POWER})?)\s*(?P<percent>\\?%)?"
 )
-_RATIO = re.compile(r"([+-]?)\s*(?:\\[dtc]?frac\s*\{\s*([+-]?\d+)\s*\}\s*\{\s*([+-]?\d+)\s*\}|(\d+)\s*/\s*(\d+))")
+_RATIO = re.compile(
+    r"([+-]?)\s*(?:\\[dtc]?frac\s*\{\s*([+-]?\d+)\s*\}\s*\{\s*([+-]?\d+)\s*\}|(\d+)\s*/\s*(\d+))"
+)
 UNIT = r"(?:[cdmk]m|[mk]g|m[lLs]|ft|lb|in|oz|yd|hr|min|sec|mph|kmh|gal|mi|Hz|kW|eV|mol)"
 # 12 cm^2, 5 m/s, 3\text{ apples}; a single letter that is not set off may be a variable.
 _UNIT_SUFFIX = re.compile(
@@ -52,7 +55,9 @@ _CURRENCY = re.compile(r"^([+-]?)\s*(?:\\?\$|€|£|¥)\s*(?=[\d.+-])")
 
 NUMBER_WORDS = re.compile(r"\b(?:hundred|thousand|million|billion|trillion|dozen)\b", re.IGNORECASE)
 _NOT_A_UNIT = re.compile(NUMBER_WORDS.pattern + r"|\b(?:percent|pi)\b|%", re.IGNORECASE)
-_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{([^{}]*)\}")
+_TEXT = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{([^{}]*)\}"
+)
 _WORDS = re.compile(r"[^\W\d_]+(?:[\s'\u2019-]+[^\W\d_]+)*")
 _CHOICE = re.compile(r"\(?([A-J])(?:\)|[.:])(?:\s.*)?|\[([A-J])\].*", re.DOTALL)
 _SCIENTIFIC = re.compile(
@@ -68,7 +73,8 @@ class Number:
 
 
 def compare_plain(content: str, gold: str) -> str | None:
-    """Return "correct" or "wrong" when both are numbers, or both are words; None: computer algebra must say.
+    """Return "correct" or "wrong" when both are numbers, or both are words; None: computer algebra
+    must say.
 
     Words are compared as text, whatever their case: as products of letters, `on` would equal `no`.
     """
@@ -86,14 +92,19 @@ def compare_plain(content: str, gold: str) -> str | None:
 
 
 def read_number(text: str) -> Number | None:
-    r"""A number: `-3`, `1{,}000.5`, `\$2`, `1e-5`, `4.5 \times 10^{33}`, `12\%`, `3/4`, `\frac{3}{4}`. None if not."""
+    r"""A number: `-3`, `1{,}000.5`, `\$2`, `1e-5`, `4.5 \times 10^{33}`, `12\%`, `3/4`,
+    `\frac{3}{4}`. None if not."""
     text = _SPACING.sub(" ", in_ascii(text)).strip().removesuffix(".").strip("$ ")
-    text = _GROUPED.sub(lambda match: match[1] + re.sub(r"\D", "", match[2]), _CURRENCY.sub(r"\1", text))
+    text = _GROUPED.sub(
+        lambda match: match[1] + re.sub(r"\D", "", match[2]), _CURRENCY.sub(r"\1", text)
+    )
     unit = _UNIT_SUFFIX.search(text)
     if unit and not _NOT_A_UNIT.search(unit["text"] or ""):
         text = text[: unit.start()]
     if match := _NUMBER.fullmatch(text):
-        exponent = next((match[name] for name in ("e", "braced", "bare", "alone", "digit") if match[name]), "0")
+        exponent = next(
+            (match[name] for name in ("e", "braced", "bare", "alone", "digit") if match[name]), "0"
+        )
         mantissa = match["mantissa"] or "1"
         value = Fraction(mantissa) * Fraction(10) ** int(exponent)
         is_decimal = "." in mantissa or int(exponent) < 0
@@ -112,13 +123,15 @@ def in_ascii(text: str) -> str:
 
 
 def decimals_to_compare(*texts: str) -> int:
-    """To how many decimals the numbers of these texts are compared: more than DECIMALS where one is tiny."""
+    """To how many decimals the numbers of these texts are compared: more than DECIMALS where one is
+    tiny."""
     smallest = min((size for text in texts for size in _magnitudes(text)), default=0)
     return max(DECIMALS, SIGNIFICANT_DIGITS - 1 - smallest)
 
 
 def in_digits(text: str) -> str:
-    r"""`4.5e3` and `4.5 \times 10^{3}` as `4500`: in LaTeX the one has Euler's number, the other is a product."""
+    r"""`4.5e3` and `4.5 \times 10^{3}` as `4500`: in LaTeX the one has Euler's number, the other is
+    a product."""
 
     def digits(match: re.Match[str]) -> str:
         exponent = match["e"] or match["braced"] or match["bare"]
@@ -164,5 +177,9 @@ def _read_words(text: str) -> str | None:
 
 def _without_text_commands(text: str) -> str:
     return (
-        _SPACING.sub(" ", _TEXT.sub(r"\1", text)).strip().strip("$").rstrip(".,)" if "(" not in text else ".,").strip()
+        _SPACING.sub(" ", _TEXT.sub(r"\1", text))
+        .strip()
+        .strip("$")
+        .rstrip(".,)" if "(" not in text else ".,")
+        .strip()
     )

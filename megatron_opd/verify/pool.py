@@ -29,18 +29,21 @@ logger = logging.getLogger(__name__)
 
 WORKER_MEMORY_BYTES = 2 * 1024**3
 START_SECONDS = 120  # importing math-verify takes 1 to 4 s on an idle machine
-GRACE_SECONDS = 10  # over the time limit that the worker itself enforces, before the worker counts as hung
+# over the time limit that the worker itself enforces, before the worker counts as hung
+GRACE_SECONDS = 10
 SHARE_OF_BUDGET = 0.2  # of what is left of a step's budget, which the next answer may take
-LEAST_SECONDS = 0.2  # for an answer when nothing is left; math-verify takes 1 to 50 ms, 150 for a first of its kind
+# for an answer when nothing is left; math-verify takes 1 to 50 ms, 150 for a first of its kind
+LEAST_SECONDS = 0.2
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 class VerifierPool:
     """Scores completions against gold answers with math-verify.
 
-    Workers are processes of their own (not forks: this process holds gloo threads and an inference engine). An answer
-    that hangs, exhausts memory or crashes its evaluator costs at most `timeout_seconds` and scores 0. Many of them cost
-    at most `budget_seconds` and a fifth of a second each; the others are not affected.
+    Workers are processes of their own (not forks: this process holds gloo threads and an inference
+    engine). An answer that hangs, exhausts memory or crashes its evaluator costs at most
+    `timeout_seconds` and scores 0. Many of them cost at most `budget_seconds` and a fifth of a
+    second each; the others are not affected.
     """
 
     def __init__(self, config: RewardConfig) -> None:
@@ -57,15 +60,19 @@ class VerifierPool:
             worker.start()
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """Return the rollouts, in order, with `reward` (1.0 for "correct", else 0.0) and `reward_reason` filled in.
+        """Return the rollouts, in order, with `reward` (1.0 for "correct", else 0.0) and
+        `reward_reason` filled in.
 
-        Reasons: correct, wrong, no_answer, truncated (by the token limit, before an answer), bad_gold, too_long,
-        timeout, over_budget, crashed, error. Equal answers to equal gold answers are evaluated once.
+        Reasons: correct, wrong, no_answer, truncated (by the token limit, before an answer),
+        bad_gold, too_long, timeout, over_budget, crashed, error. Equal answers to equal gold
+        answers are evaluated once.
 
         Raises RunError when a worker cannot start.
         """
         pairs = [(self._answer(rollout), rollout.prompt.answer.strip()) for rollout in rollouts]
-        answered = list(dict.fromkeys((answer, gold) for answer, gold in pairs if answer is not None))
+        answered = list(
+            dict.fromkeys((answer, gold) for answer, gold in pairs if answer is not None)
+        )
         verdicts = self._threads.map(partial(self._grade, budget=_Budget(self.config)), answered)
         reasons = dict(zip(answered, verdicts, strict=True))
         scored = [
@@ -74,7 +81,11 @@ class VerifierPool:
         ]
         if count := sum(r.reward_reason == "over_budget" for r in scored):
             seconds = self.config.budget_seconds
-            logger.warning("%d answers were not judged within reward.budget_seconds=%g and score 0", count, seconds)
+            logger.warning(
+                "%d answers were not judged within reward.budget_seconds=%g and score 0",
+                count,
+                seconds,
+            )
         return scored
 
     def close(self) -> None:
@@ -92,7 +103,9 @@ class VerifierPool:
         self.close()
 
     def _answer(self, rollout: Rollout) -> str | None:
-        return final_answer(rollout.text, self.config.answer, truncated=rollout.finish_reason == "length")
+        return final_answer(
+            rollout.text, self.config.answer, truncated=rollout.finish_reason == "length"
+        )
 
     def _grade(self, pair: tuple[str, str], budget: "_Budget") -> str:
         answer, gold_text = pair
@@ -113,8 +126,9 @@ class VerifierPool:
 class _Budget:
     """The time that the answers of one call may lose at their limits, of all workers together.
 
-    An answer may take a share of what is left, up to `timeout_seconds`. Answers that end by themselves are not charged:
-    the limits of an honest step never shrink, and a hostile answer takes little from those that follow it.
+    An answer may take a share of what is left, up to `timeout_seconds`. Answers that end by
+    themselves are not charged: the limits of an honest step never shrink, and a hostile answer
+    takes little from those that follow it.
     """
 
     def __init__(self, config: RewardConfig) -> None:
@@ -146,7 +160,8 @@ class _WorkerDied(Exception):
 
 
 class _Worker:
-    """One `megatron_opd.verify.worker` process, started when first needed and again when it dies."""
+    """One `megatron_opd.verify.worker` process, started when first needed and again when it
+    dies."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
@@ -157,8 +172,13 @@ class _Worker:
         if self.process is not None or self.closed:
             return
         search_path = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        # A fixed hash seed fixes the order in which sympy walks its sets: the same answer gets the same verdict.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search_path), "PYTHONHASHSEED": "0"}
+        # A fixed hash seed fixes the order in which sympy walks its sets: the same answer gets the
+        # same verdict.
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(search_path),
+            "PYTHONHASHSEED": "0",
+        }
         module = ["-P", "-m", "megatron_opd.verify.worker", str(WORKER_MEMORY_BYTES)]
         self.ready = False
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by end)
@@ -168,7 +188,8 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self.log,
             env=environment,
-            start_new_session=True,  # Ctrl-C is the training process's to handle; close() ends the group
+            # Ctrl-C is the training process's to handle; close() ends the group
+            start_new_session=True,
         )
 
     def grade(self, answer: str, gold: str, limit_seconds: float) -> str:
@@ -213,7 +234,9 @@ class _Worker:
             self.log.seek(0)
             lines = self.log.read().decode(errors="replace").strip().splitlines()
             self.end()
-            raise RunError(f"a reward worker did not start: {lines[-1] if lines else 'no output'}") from error
+            raise RunError(
+                f"a reward worker did not start: {lines[-1] if lines else 'no output'}"
+            ) from error
 
     def _read_line(self, seconds: float) -> str:
         process = self.process

@@ -1,9 +1,10 @@
 """A reward worker: `python -m megatron_opd.verify.worker MEMORY_BYTES`.
 
-Reads a JSON list [answer, gold, time limit in seconds] per line on stdin and writes one reason per line on stdout. This
-process only imports math-verify and forks; a child evaluates, under interval timers and a memory limit. At the limit
-the kernel ends the child even in the middle of a C loop, and the next fork costs milliseconds where a new process pays
-seconds of imports. The limit is one of processor time, so that a busy machine does not change rewards.
+Reads a JSON list [answer, gold, time limit in seconds] per line on stdin and writes one reason per
+line on stdout. This process only imports math-verify and forks; a child evaluates, under interval
+timers and a memory limit. At the limit the kernel ends the child even in the middle of a C loop,
+and the next fork costs milliseconds where a new process pays seconds of imports. The limit is one
+of processor time, so that a busy machine does not change rewards.
 """
 
 import gc
@@ -16,7 +17,8 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-AT_THE_LIMIT = (signal.SIGPROF, signal.SIGALRM)  # what ends an evaluator at its processor time, at its wall time
+# what ends an evaluator at its processor time, at its wall time
+AT_THE_LIMIT = (signal.SIGPROF, signal.SIGALRM)
 WALL_TIME_FACTOR = 4  # wall time that an answer may take on a busy machine, of its processor time
 LEAST_WALL_SECONDS = 3.0  # where its processor time is short: a share of a crowded core must do
 # Answers of every kind fill the parser's and sympy's caches, which every evaluator then inherits.
@@ -96,14 +98,16 @@ def evaluate_requests(stream: Any, memory_bytes: int) -> None:
 
 def main() -> None:
     memory_bytes = int(sys.argv[1])
-    for each in (signal.SIGUSR1, signal.SIGTERM):  # Slurm sends them to all; the trainer first finishes its step
+    # Slurm sends them to all; the trainer first finishes its step
+    for each in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     from megatron_opd.verify.answer import boxed
     from megatron_opd.verify.math import grade
 
     for answer, gold in WARM_UP:
         grade(boxed(answer), gold)
-    gc.freeze()  # a collection in an evaluator would touch, and so copy, every page of what it inherited
+    # a collection in an evaluator would touch, and so copy, every page of what it inherited
+    gc.freeze()
     replies = sys.stdout.buffer
     replies.write(b"ready\n")
     replies.flush()

@@ -1,7 +1,8 @@
 """One pass over a shard's logits in blocks that fit a cache, in torch; on any device.
 
-Nothing here communicates. A block is copied into a float32 scratch, where every further pass finds it in cache; the
-only tensors of size [T, V] are the caller's logits and, in the backward pass, their gradient.
+Nothing here communicates. A block is copied into a float32 scratch, where every further pass finds
+it in cache; the only tensors of size [T, V] are the caller's logits and, in the backward pass,
+their gradient.
 """
 
 from collections.abc import Iterator
@@ -11,13 +12,20 @@ from torch import Tensor
 
 from megatron_opd.vocab_parallel.shards import Shard, Statistics
 
-BLOCK_ELEMENTS = 2**20  # 4 MiB of float32: fits a usual last-level cache, and is long against the cost of a call
+# 4 MiB of float32: fits a usual last-level cache, and is long against the cost of a call
+BLOCK_ELEMENTS = 2**20
 CUDA_BLOCK_ELEMENTS = 2**24  # a call costs as much there, and a number a hundredth
 FINITE = -1e25  # in the place of -inf where it meets a probability of 0
 
 
 def statistics(
-    logits_TV: Tensor, columns_TK: Tensor, here_TK: Tensor, shard: Shard, temperature: float, *, with_entropy: bool
+    logits_TV: Tensor,
+    columns_TK: Tensor,
+    here_TK: Tensor,
+    shard: Shard,
+    temperature: float,
+    *,
+    with_entropy: bool,
 ) -> Statistics:
     """See `Statistics`. `columns_TK` and `here_TK` are from `Shard.columns`."""
     out = Statistics.empty(len(logits_TV), columns_TK.shape[1], logits_TV)
@@ -30,8 +38,11 @@ def statistics(
         z = scratch.logits(rows, temperature)
         max_B = z.amax(dim=1)
         out.max_T[rows] = max_B
-        z = torch.sub(z, max_B.masked_fill(max_B == -torch.inf, 0.0)[:, None], out=scratch.buffer(rows, 0))
-        exp = torch.exp(z, out=scratch.buffer(rows, -1))  # over z itself when no entropy is asked for
+        z = torch.sub(
+            z, max_B.masked_fill(max_B == -torch.inf, 0.0)[:, None], out=scratch.buffer(rows, 0)
+        )
+        # over z itself when no entropy is asked for
+        exp = torch.exp(z, out=scratch.buffer(rows, -1))
         torch.sum(exp, dim=1, out=out.sum_T[rows])
         if with_entropy:
             out.dot_T[rows] = _dot(exp, z)
@@ -39,7 +50,8 @@ def statistics(
 
 
 def _dot(exp: Tensor, z: Tensor) -> Tensor:
-    """Row sums of exp * z; a token of probability 0 contributes nothing, even where its logit is -inf."""
+    """Row sums of exp * z; a token of probability 0 contributes nothing, even where its logit is
+    -inf."""
     dot_B = torch.linalg.vecdot(exp, z)
     if dot_B.isnan().any():  # 0 times -inf, or a NaN that the second try keeps
         dot_B = exp.mul_(z.clamp_(min=FINITE)).sum(dim=1)
@@ -57,9 +69,11 @@ def gradient(
     grad_TK: Tensor,
     entropy: tuple[Tensor, Tensor] | None,
 ) -> None:
-    """Writes the gradient of sum_k grad_k log p(id_k) + grad_H H into `out_TV`, which may be `logits_TV` itself.
+    """Writes the gradient of sum_k grad_k log p(id_k) + grad_H H into `out_TV`, which may be
+    `logits_TV` itself.
 
-    `entropy` is (H, grad_H), each [T]. d/dz_v = sum_k grad_k [id_k = v] - p_v (sum_k grad_k + grad_H (log p_v + H)).
+    `entropy` is (H, grad_H), each [T]. d/dz_v = sum_k grad_k [id_k = v] - p_v (sum_k grad_k +
+    grad_H (log p_v + H)).
     """
     total_T = grad_TK.sum(dim=1)
     held_TK = grad_TK * here_TK
@@ -87,7 +101,8 @@ def gradient(
 
 
 def best(logits_TV: Tensor, k: int, shard: Shard, temperature: float) -> tuple[Tensor, Tensor]:
-    """The k largest z of each row and their global ids; equal values in order of the id. Fewer where the shard ends."""
+    """The k largest z of each row and their global ids; equal values in order of the id. Fewer
+    where the shard ends."""
     k = min(k, shard.valid)
     values_TK = Statistics.empty(len(logits_TV), k, logits_TV).at_TK
     ids_TK = torch.zeros((len(logits_TV), k), dtype=torch.long, device=logits_TV.device)
@@ -113,7 +128,8 @@ def by_value_then_id(values_TK: Tensor, ids_TK: Tensor) -> tuple[Tensor, Tensor]
 def blocks_of(
     logits_TV: Tensor, shard: Shard, temperature: float, dtype: torch.dtype
 ) -> Iterator[tuple[slice, Tensor]]:
-    """(rows, a copy of their logits over the temperature without padding columns, in one reused buffer)."""
+    """(rows, a copy of their logits over the temperature without padding columns, in one reused
+    buffer)."""
     scratch = _Scratch(logits_TV, shard, dtype, buffers=1)
     for rows in scratch.blocks():
         yield rows, scratch.buffer(rows, 0).copy_(scratch.logits(rows, temperature))
@@ -122,7 +138,9 @@ def blocks_of(
 class _Scratch:
     """Buffers of one block, made once: the allocator would fetch fresh pages for every block."""
 
-    def __init__(self, logits_TV: Tensor, shard: Shard, dtype: torch.dtype, *, buffers: int) -> None:
+    def __init__(
+        self, logits_TV: Tensor, shard: Shard, dtype: torch.dtype, *, buffers: int
+    ) -> None:
         self.logits_TV, self.valid, self.dtype = logits_TV, shard.valid, dtype
         elements = CUDA_BLOCK_ELEMENTS if logits_TV.is_cuda else BLOCK_ELEMENTS
         self.rows = max(1, min(elements // shard.valid, len(logits_TV)))
@@ -130,13 +148,16 @@ class _Scratch:
 
     def blocks(self) -> Iterator[slice]:
         tokens = len(self.logits_TV)
-        return (slice(start, min(start + self.rows, tokens)) for start in range(0, tokens, self.rows))
+        return (
+            slice(start, min(start + self.rows, tokens)) for start in range(0, tokens, self.rows)
+        )
 
     def buffer(self, rows: slice, index: int) -> Tensor:
         return self.buffers[index, : rows.stop - rows.start]
 
     def logits(self, rows: slice, temperature: float) -> Tensor:
-        """The logits themselves when they need no change, else a changed copy in the first buffer."""
+        """The logits themselves when they need no change, else a changed copy in the first
+        buffer."""
         logits = self.logits_TV[rows, : self.valid]
         if logits.dtype == self.dtype and temperature == 1.0:
             return logits

@@ -1,7 +1,8 @@
 """Divergences between a student and a frozen teacher over the whole sharded vocabulary.
 
-A divergence is a sum over ids of h(log p, log q), p the student's and q the teacher's probability. A kind is two lines:
-h and its derivative by log p. With h'_v that derivative, d/dz_v = h'_v - p_v sum_u h'_u.
+A divergence is a sum over ids of h(log p, log q), p the student's and q the teacher's probability.
+A kind is two lines: h and its derivative by log p. With h'_v that derivative, d/dz_v = h'_v - p_v
+sum_u h'_u.
 """
 
 from collections.abc import Callable
@@ -32,11 +33,12 @@ def divergence(
     temperature: float = 1.0,
     valid_vocab_size: int | None = None,
 ) -> Tensor:
-    """loss_T, float32 [T], in nats, equal on every rank; gradients flow to the student's logits alone.
+    """loss_T, float32 [T], in nats, equal on every rank; gradients flow to the student's logits
+    alone.
 
     Args:
-        student_logits_TV, teacher_logits_TV: [T, V/tp], contiguous, shards of the same ids; dtypes may differ.
-        kind: one of
+        student_logits_TV, teacher_logits_TV: [T, V/tp], contiguous, shards of the same ids; dtypes
+        may differ. kind: one of
             forward_kl       KL(q || p)
             reverse_kl       KL(p || q)
             jsd              beta KL(q || m) + (1 - beta) KL(p || m), m = beta q + (1 - beta) p    (GKD, 2306.13649)
@@ -44,24 +46,28 @@ def divergence(
             skew_reverse_kl  KL(p || alpha p + (1 - alpha) q)                                  (DistiLLM)
             tvd              half the sum of |p - q|
             alpha_beta       -1/(ab) sum [q^a p^b - a/(a+b) q^(a+b) - b/(a+b) p^(a+b)]             (ABKD, 2505.04560)
-        alpha, beta: parameters of the kinds that have them, within (0, 1) but for alpha_beta (a, b and a + b not 0).
-        temperature: of both distributions; the loss is not multiplied with its square.
-        valid_vocab_size: ids from here on have probability 0 on both sides.
+        alpha, beta: parameters of the kinds that have them, within (0, 1) but for alpha_beta (a, b
+        and a + b not 0). temperature: of both distributions; the loss is not multiplied with its
+        square. valid_vocab_size: ids from here on have probability 0 on both sides.
 
-    Communication: 3 collectives forward, 0 backward.
-    Raises ValueError: shapes that differ, an unknown kind, a parameter that is missing, superfluous or out of range.
+    Communication: 3 collectives forward, 0 backward. Raises ValueError: shapes that differ, an
+    unknown kind, a parameter that is missing, superfluous or out of range.
     """
     check_logits(student_logits_TV, "student_logits_TV")
     check_logits(teacher_logits_TV, "teacher_logits_TV")
     if student_logits_TV.shape != teacher_logits_TV.shape:
         shapes = f"{tuple(student_logits_TV.shape)} and {tuple(teacher_logits_TV.shape)}"
-        raise ValueError(f"student_logits_TV and teacher_logits_TV must have one shape, got {shapes}")
+        raise ValueError(
+            f"student_logits_TV and teacher_logits_TV must have one shape, got {shapes}"
+        )
     shard = Shard.of(student_logits_TV.shape[1], group, valid_vocab_size)
     pointwise = _kind(kind, alpha, beta)
-    return _Divergence.apply(student_logits_TV, teacher_logits_TV.detach(), group, shard, pointwise, temperature)
+    return _Divergence.apply(
+        student_logits_TV, teacher_logits_TV.detach(), group, shard, pointwise, temperature
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------- the kinds
+# ---------------------------------------------------------------------------------------- the kinds
 def _forward_kl(lp: Tensor, lq: Tensor) -> tuple[Tensor, Tensor]:
     q = lq.exp()
     return q * (lq - lp), -q
@@ -122,18 +128,25 @@ def _kind(kind: str, alpha: float | None, beta: float | None) -> Pointwise:
     if kind not in _KINDS:
         raise ValueError(f"kind={kind!r} is unknown; known: {', '.join(_KINDS)}")
     function, wanted = _KINDS[kind]
-    given = {name: value for name, value in {"alpha": alpha, "beta": beta}.items() if value is not None}
+    given = {
+        name: value for name, value in {"alpha": alpha, "beta": beta}.items() if value is not None
+    }
     if set(given) != set(wanted):
-        raise ValueError(f"kind={kind!r} takes {' and '.join(wanted) or 'no parameters'}, got {sorted(given)}")
+        raise ValueError(
+            f"kind={kind!r} takes {' and '.join(wanted) or 'no parameters'}, got {sorted(given)}"
+        )
     if kind == "alpha_beta" and 0 in (alpha, beta, (alpha or 0) + (beta or 0)):
-        raise ValueError(f"kind='alpha_beta' needs alpha, beta and their sum not 0, got alpha={alpha}, beta={beta}")
+        raise ValueError(
+            f"kind='alpha_beta' needs alpha, beta and their sum not 0, got alpha={alpha}, "
+            f"beta={beta}"
+        )
     for name, value in given.items():
         if kind != "alpha_beta" and not 0 < value < 1:
             raise ValueError(f"{name}={value} must lie between 0 and 1 for kind={kind!r}")
     return partial(function, **given)
 
 
-# ----------------------------------------------------------------------------------------------------------- the passes
+# --------------------------------------------------------------------------------------- the passes
 class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, student_TV, teacher_TV, group, shard, pointwise, temperature):
@@ -157,7 +170,9 @@ class _Divergence(torch.autograd.Function):
         pairs = _log_pairs(student_TV, teacher_TV, lse_T, teacher_lse_T, ctx.shard, ctx.temperature)
         for rows, lp, lq in pairs:
             _, derivative = ctx.pointwise(lp, lq)
-            grad = (derivative - lp.exp() * total_T[rows, None]) * (grad_T[rows, None] / ctx.temperature)
+            grad = (derivative - lp.exp() * total_T[rows, None]) * (
+                grad_T[rows, None] / ctx.temperature
+            )
             out_TV[rows, : ctx.shard.valid] = grad
         return out_TV, None, None, None, None, None
 
@@ -178,7 +193,8 @@ def _both_lse(
 
 
 def _log_pairs(student_TV, teacher_TV, lse_T, teacher_lse_T, shard, temperature):
-    """(rows, log p, log q) block by block; a probability of 0 has a finite log, so that 0 times it is 0."""
+    """(rows, log p, log q) block by block; a probability of 0 has a finite log, so that 0 times it
+    is 0."""
     if shard.valid == 0:
         return
     student = blocks_of(student_TV, shard, temperature, lse_T.dtype)

@@ -1,8 +1,10 @@
-"""The two passes of `blocks` as Triton kernels: the logits are read once forward, once backward, and nothing is kept.
+"""The two passes of `blocks` as Triton kernels: the logits are read once forward, once backward,
+and nothing is kept.
 
-One program per token walks along its row. Statistics are in float32. Ids are handled apart from the walk: with few
-loads from the row, and after the backward walk with stores of their full gradient over what the walk wrote there, so
-that ids which occur twice need no atomic addition in the logits' dtype.
+One program per token walks along its row. Statistics are in float32. Ids are handled apart from the
+walk: with few loads from the row, and after the backward walk with stores of their full gradient
+over what the walk wrote there, so that ids which occur twice need no atomic addition in the logits'
+dtype.
 """
 
 import torch
@@ -12,8 +14,8 @@ from torch import Tensor
 
 from megatron_opd.vocab_parallel.shards import Shard, Statistics
 
-# The fastest on an H200 of 2048, 4096, 8192 columns and 2, 4, 8 warps (docs/hardware.md): the first pass ends every
-# block with a reduction over its threads.
+# The fastest on an H200 of 2048, 4096, 8192 columns and 2, 4, 8 warps (docs/hardware.md): the first
+# pass ends every block with a reduction over its threads.
 BLOCK = 8192
 _STATISTICS_WARPS = 4
 _GRADIENT_WARPS = 8
@@ -22,7 +24,8 @@ CHUNK = 32  # columns that are represented by their maximum while the best are l
 
 @triton.jit
 def _scaled(logits, temperature, SCALED: tl.constexpr):
-    """The logits over the temperature in float32, rounded as torch rounds: `/` is off by a bit on CUDA."""
+    """The logits over the temperature in float32, rounded as torch rounds: `/` is off by a bit on
+    CUDA."""
     z = logits.to(tl.float32)
     if SCALED:
         z = tl.div_rn(z, tl.zeros_like(z) + temperature)
@@ -42,7 +45,9 @@ def _statistics_kernel(
     d = 0.0
     for start in range(0, valid, BLOCK):
         offsets = start + tl.arange(0, BLOCK)
-        z = _scaled(tl.load(row + offsets, mask=offsets < valid, other=minus_infinity), temperature, SCALED)
+        z = _scaled(
+            tl.load(row + offsets, mask=offsets < valid, other=minus_infinity), temperature, SCALED
+        )
         new_m = tl.maximum(m, tl.max(z, axis=0))
         base = tl.where(new_m == minus_infinity, 0.0, new_m)
         shift = tl.where(m == minus_infinity, 0.0, m - base)
@@ -84,7 +89,8 @@ def _gradient_kernel(
     held = tl.load(here + t * k + j, mask=j < k, other=0) != 0
     column = tl.load(columns + t * k + j, mask=j < k, other=0)
     log_p_at = _scaled(tl.load(row + column, mask=held, other=0.0), temperature, SCALED) - log_sum
-    tl.debug_barrier()  # in place, the walk overwrites these logits: every thread must have read them before
+    # in place, the walk overwrites these logits: every thread must have read them before
+    tl.debug_barrier()
     same = (column[:, None] == column[None, :]) & held[None, :]
     own = tl.sum(tl.where(same, grad[None, :], 0.0), axis=1)
     p_at = tl.exp(log_p_at)
@@ -117,17 +123,35 @@ def _maxima_kernel(logits, out, width, valid, chunks, BLOCK: tl.constexpr, CHUNK
 
 
 def statistics(
-    logits_TV: Tensor, columns_TK: Tensor, here_TK: Tensor, shard: Shard, temperature: float, *, with_entropy: bool
+    logits_TV: Tensor,
+    columns_TK: Tensor,
+    here_TK: Tensor,
+    shard: Shard,
+    temperature: float,
+    *,
+    with_entropy: bool,
 ) -> Statistics:
     """As `blocks.statistics`, of float32, bfloat16 or float16 logits."""
     result = Statistics.empty(len(logits_TV), columns_TK.shape[1], logits_TV)
     if len(logits_TV):
         _statistics_kernel[(len(logits_TV),)](
-            logits_TV, columns_TK.contiguous(), _bytes(here_TK), result.max_T, result.sum_T, result.dot_T, result.at_TK,
-            shard.width, shard.valid, float(temperature), columns_TK.shape[1],
-            K_PADDED=_padded(columns_TK), BLOCK=BLOCK, WITH_ENTROPY=with_entropy, SCALED=temperature != 1.0,
+            logits_TV,
+            columns_TK.contiguous(),
+            _bytes(here_TK),
+            result.max_T,
+            result.sum_T,
+            result.dot_T,
+            result.at_TK,
+            shard.width,
+            shard.valid,
+            float(temperature),
+            columns_TK.shape[1],
+            K_PADDED=_padded(columns_TK),
+            BLOCK=BLOCK,
+            WITH_ENTROPY=with_entropy,
+            SCALED=temperature != 1.0,
             num_warps=_STATISTICS_WARPS,
-        )  # fmt: skip
+        )
     return result
 
 
@@ -146,19 +170,32 @@ def gradient(
     entropy_T, entropy_grad_T = (lse_T, lse_T) if entropy is None else entropy
     if len(logits_TV):
         _gradient_kernel[(len(logits_TV),)](
-            logits_TV, out_TV, columns_TK.contiguous(), _bytes(here_TK), lse_T, grad_TK.contiguous(),
-            entropy_T.contiguous(), entropy_grad_T.contiguous(), shard.width, shard.valid, float(temperature),
+            logits_TV,
+            out_TV,
+            columns_TK.contiguous(),
+            _bytes(here_TK),
+            lse_T,
+            grad_TK.contiguous(),
+            entropy_T.contiguous(),
+            entropy_grad_T.contiguous(),
+            shard.width,
+            shard.valid,
+            float(temperature),
             columns_TK.shape[1],
-            K_PADDED=_padded(columns_TK), BLOCK=BLOCK, WITH_ENTROPY=entropy is not None, SCALED=temperature != 1.0,
+            K_PADDED=_padded(columns_TK),
+            BLOCK=BLOCK,
+            WITH_ENTROPY=entropy is not None,
+            SCALED=temperature != 1.0,
             num_warps=_GRADIENT_WARPS,
-        )  # fmt: skip
+        )
 
 
 def best(logits_TV: Tensor, k: int, shard: Shard, temperature: float) -> tuple[Tensor, Tensor]:
     """Do what `blocks.best` does, with a few large operations and no wait for the device.
 
-    The k best columns lie in the k chunks with the largest maxima, of equal ones the first: one column of each chunk
-    that is before another column's chunk is also before that column. So all columns are read once, for the maxima.
+    The k best columns lie in the k chunks with the largest maxima, of equal ones the first: one
+    column of each chunk that is before another column's chunk is also before that column. So all
+    columns are read once, for the maxima.
     """
     k = min(k, shard.valid)
     if k == 0 or len(logits_TV) == 0:
@@ -181,13 +218,16 @@ def best(logits_TV: Tensor, k: int, shard: Shard, temperature: float) -> tuple[T
 
 
 def _largest(values_TX: Tensor, k: int) -> Tensor:
-    """The places of the k largest numbers of each row, the largest first, equal ones in order of their place.
+    """The places of the k largest numbers of each row, the largest first, equal ones in order of
+    their place.
 
-    The number's bits, in an integer's order, and the place make one integer, so that no two are equal.
+    The number's bits, in an integer's order, and the place make one integer, so that no two are
+    equal.
     """
     half = values_TX.element_size() == 2 and values_TX.shape[1] <= 2**16
     bits, wide = (16, torch.int32) if half else (32, torch.int64)
-    values_TX = values_TX + 0.0 if half else values_TX.float() + 0.0  # of the zeros, -0 would come after +0
+    # of the zeros, -0 would come after +0
+    values_TX = values_TX + 0.0 if half else values_TX.float() + 0.0
     number_TX = values_TX.view(torch.int16 if half else torch.int32)
     number_TX = number_TX ^ ((number_TX >> (bits - 1)) & (2 ** (bits - 1) - 1))
     place_X = torch.arange(values_TX.shape[1], dtype=wide, device=values_TX.device)

@@ -1,7 +1,8 @@
-"""The same results from the hidden states and the output layer's weight, without ever holding all logits.
+"""The same results from the hidden states and the output layer's weight, without ever holding all
+logits.
 
-Logits exist for `chunk_tokens` tokens at a time. The forward pass keeps a few numbers per token; the backward pass
-makes each chunk's logits again and turns them into their gradient in place.
+Logits exist for `chunk_tokens` tokens at a time. The forward pass keeps a few numbers per token;
+the backward pass makes each chunk's logits again and turns them into their gradient in place.
 """
 
 import torch
@@ -14,8 +15,9 @@ from megatron_opd.vocab_parallel.merged import merge_logits, rows_of
 from megatron_opd.vocab_parallel.ops import TeacherTopK, grad_of_targets, merge_topk, no_ids, passes
 from megatron_opd.vocab_parallel.shards import Group, Shard, Statistics, combine, size
 
-# When the caller names no chunk: an eighth of the tokens, between these. Few tokens make slim products; many logits
-# (2**27 are 256 MiB in bfloat16) save nothing any more next to the weight's float32 gradient.
+# When the caller names no chunk: an eighth of the tokens, between these. Few tokens make slim
+# products; many logits (2**27 are 256 MiB in bfloat16) save nothing any more next to the weight's
+# float32 gradient.
 CHUNK_TOKENS, CHUNK_LOGITS = 256, 2**27
 
 
@@ -34,23 +36,34 @@ def linear_logprobs(
     """`logprobs` of logits = hidden @ weight.T; gradients flow to both.
 
     Args:
-        hidden_TD: [T, D], equal on every rank, in the dtype of the weight; logits are rounded to it.
-        weight_VD: [V/tp, D], this rank's rows. Its gradient is accumulated over the chunks in float32.
-        chunk_tokens: tokens whose logits exist at one time; the default is an eighth of them, at least 256, and at
-            most 256 MiB of logits in bfloat16.
-        reduce_hidden_grad: add up the hidden gradient over the group (one collective). False: each rank returns its
-            part, for a caller whose own backward pass sums, as the gather of sequence parallelism does.
+        hidden_TD: [T, D], equal on every rank, in the dtype of the weight; logits are rounded to
+        it.
+        weight_VD: [V/tp, D], this rank's rows. Its gradient is accumulated over the chunks in
+        float32.
+        chunk_tokens: tokens whose logits exist at one time; the default is an eighth of them, at
+            least 256, and at most 256 MiB of logits in bfloat16.
+        reduce_hidden_grad: add up the hidden gradient over the group (one collective). False: each
+            rank returns its part, for a caller whose own backward pass sums, as the gather of
+            sequence parallelism does.
         The rest as for `logprobs`.
 
     Returns: as `logprobs`.
-    Communication: at most 2 collectives forward, whatever the chunks; backward only the hidden gradient's.
-    Raises ValueError: as `logprobs`, and a chunk_tokens below 1.
+    Communication: at most 2 collectives forward, whatever the chunks; backward only the hidden
+    gradient's. Raises ValueError: as `logprobs`, and a chunk_tokens below 1.
     """
     check_hidden(hidden_TD, weight_VD)
     check_ids(ids_TK, len(hidden_TD), size(group) * len(weight_VD))
     shard = Shard.of(len(weight_VD), group, valid_vocab_size)
     chunk = _chunk(chunk_tokens, len(hidden_TD), len(weight_VD))
-    settings = (group, shard, temperature, valid_vocab_size, with_entropy, chunk, reduce_hidden_grad)
+    settings = (
+        group,
+        shard,
+        temperature,
+        valid_vocab_size,
+        with_entropy,
+        chunk,
+        reduce_hidden_grad,
+    )
     out_TK, entropy_T = _LinearLogprobs.apply(hidden_TD, weight_VD, ids_TK, *settings)
     return (out_TK, entropy_T) if with_entropy else out_TK
 
@@ -68,7 +81,8 @@ def linear_topk(
     chunk_tokens: int | None = None,
     merged: MergedIds | None = None,
 ) -> TeacherTopK:
-    """`topk` of logits = hidden @ weight.T, their `merged` ids as one. Arguments as for `linear_logprobs` and `topk`.
+    """`topk` of logits = hidden @ weight.T, their `merged` ids as one. Arguments as for
+    `linear_logprobs` and `topk`.
 
     One collective, and one more where ids are merged.
     """
@@ -84,19 +98,31 @@ def linear_topk(
     for rows in _chunks(len(hidden_TD), _chunk(chunk_tokens, *logits_shape)):
         logits_TV = hidden_TD[rows] @ weight_VD.T
         if merged and rows_ED is not None:
-            merge_logits(logits_TV, hidden_TD[rows], rows_ED, merged, first_id=shard.first_id, temperature=temperature)
+            merge_logits(
+                logits_TV,
+                hidden_TD[rows],
+                rows_ED,
+                merged,
+                first_id=shard.first_id,
+                temperature=temperature,
+            )
         local = passes(logits_TV).statistics
-        parts.append(local(logits_TV, columns_TJ[rows], here_TJ[rows], shard, temperature, with_entropy=True))
+        parts.append(
+            local(logits_TV, columns_TJ[rows], here_TJ[rows], shard, temperature, with_entropy=True)
+        )
         best.append(passes(logits_TV).best(logits_TV, k, shard, temperature))
     values_TK, ids_TK = (torch.cat(each) for each in zip(*best, strict=True))
-    return merge_topk(Statistics.joined(parts), (values_TK, ids_TK), ids_TJ, k, group, valid_vocab_size)
+    return merge_topk(
+        Statistics.joined(parts), (values_TK, ids_TK), ids_TJ, k, group, valid_vocab_size
+    )
 
 
-# ------------------------------------------------------------------------------------------------------- internals
+# ---------------------------------------------------------------------------------------- internals
 def default_chunk(tokens: int, width: int) -> int:
     """Tokens of a chunk where the caller names none: see CHUNK_TOKENS."""
     tokens = min(max(-(-tokens // 8), CHUNK_TOKENS), CHUNK_LOGITS // width)
-    return max(1, tokens // CHUNK_TOKENS * CHUNK_TOKENS or tokens)  # whole tiles of a matrix product, if it has one
+    # whole tiles of a matrix product, if it has one
+    return max(1, tokens // CHUNK_TOKENS * CHUNK_TOKENS or tokens)
 
 
 def _chunk(chunk_tokens: int | None, tokens: int, width: int) -> int:
@@ -114,21 +140,48 @@ def _chunks(tokens: int, chunk: int) -> list[slice]:
 
 class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_TD, weight_VD, ids_TK, group, shard, temperature, valid, with_entropy, chunk, reduce):
+    def forward(
+        ctx,
+        hidden_TD,
+        weight_VD,
+        ids_TK,
+        group,
+        shard,
+        temperature,
+        valid,
+        with_entropy,
+        chunk,
+        reduce,
+    ):
         columns_TK, here_TK = shard.columns(ids_TK)
         parts = []
         for rows in _chunks(len(hidden_TD), chunk):
             logits_TV = hidden_TD[rows] @ weight_VD.T
             local = passes(logits_TV).statistics
             parts.append(
-                local(logits_TV, columns_TK[rows], here_TK[rows], shard, temperature, with_entropy=with_entropy)
+                local(
+                    logits_TV,
+                    columns_TK[rows],
+                    here_TK[rows],
+                    shard,
+                    temperature,
+                    with_entropy=with_entropy,
+                )
             )
             del logits_TV  # before the next chunk's
         whole = combine(Statistics.joined(parts), ids_TK, group, valid)
         entropy_T = whole.entropy_T if with_entropy else whole.entropy_T.new_zeros(0)
-        ctx.save_for_backward(hidden_TD, weight_VD, columns_TK, here_TK, ids_TK, whole.lse_T, entropy_T)
+        ctx.save_for_backward(
+            hidden_TD, weight_VD, columns_TK, here_TK, ids_TK, whole.lse_T, entropy_T
+        )
         ctx.set_materialize_grads(False)
-        ctx.group, ctx.shard, ctx.temperature, ctx.chunk, ctx.reduce = group, shard, temperature, chunk, reduce
+        ctx.group, ctx.shard, ctx.temperature, ctx.chunk, ctx.reduce = (
+            group,
+            shard,
+            temperature,
+            chunk,
+            reduce,
+        )
         return whole.logprobs_TK, entropy_T
 
     @staticmethod
@@ -137,14 +190,23 @@ class _LinearLogprobs(torch.autograd.Function):
         grad_TK = grad_of_targets(grad_TK, ids_TK, lse_T)
         use_entropy = grad_entropy_T is not None and len(entropy_T) > 0
         grad_hidden_TD = torch.empty_like(hidden_TD) if ctx.needs_input_grad[0] else None
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=lse_T.dtype) if ctx.needs_input_grad[1] else None
+        grad_weight_VD = (
+            torch.zeros_like(weight_VD, dtype=lse_T.dtype) if ctx.needs_input_grad[1] else None
+        )
         for rows in _chunks(len(hidden_TD), ctx.chunk):
             logits_TV = hidden_TD[rows] @ weight_VD.T
             entropy = (entropy_T[rows], grad_entropy_T[rows]) if use_entropy else None
             passes(logits_TV).gradient(
-                logits_TV, logits_TV, columns_TK[rows], here_TK[rows], ctx.shard, ctx.temperature, lse_T[rows],
-                grad_TK[rows], entropy,
-            )  # fmt: skip
+                logits_TV,
+                logits_TV,
+                columns_TK[rows],
+                here_TK[rows],
+                ctx.shard,
+                ctx.temperature,
+                lse_T[rows],
+                grad_TK[rows],
+                entropy,
+            )
             if grad_hidden_TD is not None:
                 torch.mm(logits_TV, weight_VD, out=grad_hidden_TD[rows])
             if grad_weight_VD is not None:

@@ -4,8 +4,8 @@ With z the logits over the temperature, q their softmax, and A the ids that beco
 
     z'_b = log(e^z_b + sum_(a in A) e^z_a)        z'_a = -inf        all others as they are
 
-has the same sum of exponentials, so q'_b = q_b + sum_A q_a, q'_a = 0, and nothing else changes: entropy, top-k and
-divergences of the logits are those of q'.
+has the same sum of exponentials, so q'_b = q_b + sum_A q_a, q'_a = 0, and nothing else changes:
+entropy, top-k and divergences of the logits are those of q'.
 """
 
 import torch
@@ -17,7 +17,8 @@ from megatron_opd.vocab_parallel.shards import Group, size
 
 
 def rows_of(weight_VD: Tensor, merged: MergedIds, group: Group) -> Tensor:
-    """The rows of the output layer for the id that gets probability and those that give it, [1 + A, D], on every rank.
+    """The rows of the output layer for the id that gets probability and those that give it, [1 + A,
+    D], on every rank.
 
     One collective where the rows are split over a group.
     """
@@ -33,7 +34,13 @@ def rows_of(weight_VD: Tensor, merged: MergedIds, group: Group) -> Tensor:
 
 
 def merge_logits(
-    logits_TV: Tensor, hidden_TD: Tensor, rows_ED: Tensor, merged: MergedIds, *, first_id: int, temperature: float
+    logits_TV: Tensor,
+    hidden_TD: Tensor,
+    rows_ED: Tensor,
+    merged: MergedIds,
+    *,
+    first_id: int,
+    temperature: float,
 ) -> None:
     """Changes the logits of ids from `first_id` on in place; `rows_ED` is what `rows_of` gives."""
     width = logits_TV.shape[1]
@@ -43,4 +50,6 @@ def merge_logits(
     if first_id <= merged.into < first_id + width:
         wide = torch.float64 if logits_TV.dtype == torch.float64 else torch.float32
         z_TE = (hidden_TD @ rows_ED.T).to(wide) / temperature
-        logits_TV[:, merged.into - first_id] = (z_TE.logsumexp(dim=1) * temperature).to(logits_TV.dtype)
+        logits_TV[:, merged.into - first_id] = (z_TE.logsumexp(dim=1) * temperature).to(
+            logits_TV.dtype
+        )

@@ -1,8 +1,10 @@
-"""Log-probabilities, entropy and top-k over logits whose vocabulary is split across tensor-parallel ranks.
+"""Log-probabilities, entropy and top-k over logits whose vocabulary is split across tensor-parallel
+ranks.
 
-Rank r of a group of `tp` holds columns [r * V/tp, (r+1) * V/tp) of the logits; ids are global. `shards` derives how the
-shards meet in two reductions, docs/vocab_parallel.md the gradient and the bytes. The passes over the logits are in
-`blocks` (torch, any device) and `kernels` (Triton, CUDA); `passes` chooses.
+Rank r of a group of `tp` holds columns [r * V/tp, (r+1) * V/tp) of the logits; ids are global.
+`shards` derives how the shards meet in two reductions, docs/vocab_parallel.md the gradient and the
+bytes. The passes over the logits are in `blocks` (torch, any device) and `kernels` (Triton, CUDA);
+`passes` chooses.
 """
 
 from types import ModuleType
@@ -45,24 +47,29 @@ def logprobs(
     with_entropy: bool = False,
     reuse_logits_for_grad: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Log-probabilities of K ids per token, and the entropy if asked; gradients flow to `logits_TV` through both.
+    """Log-probabilities of K ids per token, and the entropy if asked; gradients flow to `logits_TV`
+    through both.
 
     Args:
-        logits_TV: float32, bfloat16, float16 or float64 [T, V/tp], contiguous: this rank's shard. Statistics are in
-            float32 (float64 for float64).
-        ids_TK: int64 [T, K], global ids; an id below 0 means "no target": logprob 0 and no gradient.
-        group: the tensor-parallel group, or None for one rank. Equal arguments but for the shard on every rank.
+        logits_TV: float32, bfloat16, float16 or float64 [T, V/tp], contiguous: this rank's shard.
+            Statistics are in float32 (float64 for float64).
+        ids_TK: int64 [T, K], global ids; an id below 0 means "no target": logprob 0 and no
+        gradient.
+        group: the tensor-parallel group, or None for one rank. Equal arguments but for the shard on
+        every rank.
         temperature: the logits are divided by it first.
         valid_vocab_size: ids from here on (padding, ids the other model lacks) have probability 0.
         with_entropy: return (logprobs_TK, entropy_T).
-        reuse_logits_for_grad: the backward pass writes the gradient into the storage of `logits_TV`. Only for logits
-            that nothing reads after the backward pass, and one backward pass.
+        reuse_logits_for_grad: the backward pass writes the gradient into the storage of
+            `logits_TV`. Only for logits that nothing reads after the backward pass, and one
+            backward pass.
 
     Returns:
-        logprobs_TK float32 [T, K]; with `with_entropy` also entropy_T float32 [T], in nats. Equal on every rank.
+        logprobs_TK float32 [T, K]; with `with_entropy` also entropy_T float32 [T], in nats. Equal
+        on every rank.
 
-    Communication: at most 2 collectives forward, 0 backward.
-    Raises ValueError: shapes or dtypes that do not fit, an id at or above the global vocabulary size.
+    Communication: at most 2 collectives forward, 0 backward. Raises ValueError: shapes or dtypes
+    that do not fit, an id at or above the global vocabulary size.
     """
     check_logits(logits_TV)
     check_ids(ids_TK, len(logits_TV), size(group) * logits_TV.shape[1])
@@ -82,10 +89,11 @@ def topk(
     temperature: float = 1.0,
     valid_vocab_size: int | None = None,
 ) -> TeacherTopK:
-    """The k most likely ids with their logprobs, the entropy, and the logprobs of ids the caller names. No gradient.
+    """The k most likely ids with their logprobs, the entropy, and the logprobs of ids the caller
+    names. No gradient.
 
-    Arguments as for `logprobs`; `k` may be 0. Ties go to the lowest id, so that the result does not depend on the
-    layout. One collective. Raises ValueError also when k exceeds the vocabulary.
+    Arguments as for `logprobs`; `k` may be 0. Ties go to the lowest id, so that the result does not
+    depend on the layout. One collective. Raises ValueError also when k exceeds the vocabulary.
     """
     check_logits(logits_TV)
     ids_TJ = no_ids(logits_TV) if ids_TJ is None else ids_TJ
@@ -93,7 +101,9 @@ def topk(
     check_k(k, logits_TV.shape[1], group, valid_vocab_size)
     shard = Shard.of(logits_TV.shape[1], group, valid_vocab_size)
     columns_TJ, here_TJ = shard.columns(ids_TJ)
-    local = passes(logits_TV).statistics(logits_TV, columns_TJ, here_TJ, shard, temperature, with_entropy=True)
+    local = passes(logits_TV).statistics(
+        logits_TV, columns_TJ, here_TJ, shard, temperature, with_entropy=True
+    )
     best = passes(logits_TV).best(logits_TV, k, shard, temperature)
     return merge_topk(local, best, ids_TJ, k, group, valid_vocab_size)
 
@@ -119,15 +129,25 @@ def merge_topk(
     group: Group,
     valid_vocab_size: int | None,
 ) -> TeacherTopK:
-    """Shards' statistics and best ids -> the whole vocabulary's, with one gather of a few numbers per token."""
+    """Shards' statistics and best ids -> the whole vocabulary's, with one gather of a few numbers
+    per token."""
     values_TK, ids_TK = best
     if size(group) == 1:
         return _signals(combine(local, ids_TJ, None, valid_vocab_size), values_TK, ids_TK)
     missing = k - values_TK.shape[1]  # a shard with fewer tokens than k
     values_TK = torch.nn.functional.pad(values_TK, (0, missing), value=-torch.inf)
-    ids_TK = torch.nn.functional.pad(ids_TK, (0, missing), value=torch.iinfo(torch.int32).max)  # after every real id
-    parts = [local.max_T[:, None], local.sum_T[:, None], local.dot_T[:, None], local.at_TK, values_TK, ids_TK]
-    packed = torch.cat([part.double() for part in parts], dim=1)  # float64 carries ids and float32 exactly
+    # after every real id
+    ids_TK = torch.nn.functional.pad(ids_TK, (0, missing), value=torch.iinfo(torch.int32).max)
+    parts = [
+        local.max_T[:, None],
+        local.sum_T[:, None],
+        local.dot_T[:, None],
+        local.at_TK,
+        values_TK,
+        ids_TK,
+    ]
+    # float64 carries ids and float32 exactly
+    packed = torch.cat([part.double() for part in parts], dim=1)
     gathered = [torch.empty_like(packed) for _ in range(size(group))]
     dist.all_gather(gathered, packed, group=group)
     max_RT, sum_RT, dot_RT, others_RTX = torch.stack(gathered).tensor_split((1, 2, 3), dim=-1)
@@ -142,7 +162,9 @@ def merge_topk(
 
 def _signals(whole: Distribution, values_TK: Tensor, ids_TK: Tensor) -> TeacherTopK:
     logprobs_TK = values_TK - whole.lse_T[:, None]
-    return TeacherTopK(ids_TK, logprobs_TK.float(), whole.entropy_T.float(), whole.logprobs_TK.float())
+    return TeacherTopK(
+        ids_TK, logprobs_TK.float(), whole.entropy_T.float(), whole.logprobs_TK.float()
+    )
 
 
 def grad_of_targets(grad_TK: Tensor | None, ids_TK: Tensor, lse_T: Tensor) -> Tensor:
@@ -153,7 +175,9 @@ def grad_of_targets(grad_TK: Tensor | None, ids_TK: Tensor, lse_T: Tensor) -> Te
 
 class _Logprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits_TV, ids_TK, group, shard, temperature, valid_vocab_size, with_entropy, reuse):
+    def forward(
+        ctx, logits_TV, ids_TK, group, shard, temperature, valid_vocab_size, with_entropy, reuse
+    ):
         columns_TK, here_TK = shard.columns(ids_TK)
         local = passes(logits_TV).statistics(
             logits_TV, columns_TK, here_TK, shard, temperature, with_entropy=with_entropy
@@ -161,7 +185,8 @@ class _Logprobs(torch.autograd.Function):
         whole = combine(local, ids_TK, group, valid_vocab_size)
         entropy_T = whole.entropy_T if with_entropy else whole.entropy_T.new_zeros(0)
         ctx.save_for_backward(logits_TV, columns_TK, here_TK, ids_TK, whole.lse_T, entropy_T)
-        ctx.set_materialize_grads(False)  # an entropy that is only logged costs nothing in the backward pass
+        # an entropy that is only logged costs nothing in the backward pass
+        ctx.set_materialize_grads(False)
         ctx.shard, ctx.temperature, ctx.reuse = shard, temperature, reuse
         return whole.logprobs_TK, entropy_T
 
@@ -169,10 +194,20 @@ class _Logprobs(torch.autograd.Function):
     def backward(ctx, grad_TK, grad_entropy_T):
         logits_TV, columns_TK, here_TK, ids_TK, lse_T, entropy_T = ctx.saved_tensors
         grad_TK = grad_of_targets(grad_TK, ids_TK, lse_T)
-        entropy = None if grad_entropy_T is None or not len(entropy_T) else (entropy_T, grad_entropy_T)
+        entropy = (
+            None if grad_entropy_T is None or not len(entropy_T) else (entropy_T, grad_entropy_T)
+        )
         # detach(): writing the gradient is not an operation that autograd should see
         out_TV = logits_TV.detach() if ctx.reuse else torch.empty_like(logits_TV)
         passes(logits_TV).gradient(
-            logits_TV, out_TV, columns_TK, here_TK, ctx.shard, ctx.temperature, lse_T, grad_TK, entropy
+            logits_TV,
+            out_TV,
+            columns_TK,
+            here_TK,
+            ctx.shard,
+            ctx.temperature,
+            lse_T,
+            grad_TK,
+            entropy,
         )
         return out_TV, None, None, None, None, None, None, None

@@ -1,12 +1,14 @@
 """What a vocabulary shard knows of its tokens, and how shards become one distribution.
 
-With z the logits over the temperature, a shard holds per token its maximum m_r, the sum s_r of exp(z - m_r), the sum
-d_r of exp(z - m_r) (z - m_r), and z at the ids that lie on it. With m the maximum over the shards,
+With z the logits over the temperature, a shard holds per token its maximum m_r, the sum s_r of
+exp(z - m_r), the sum d_r of exp(z - m_r) (z - m_r), and z at the ids that lie on it. With m the
+maximum over the shards,
 
     s = sum_r s_r exp(m_r - m)        d = sum_r exp(m_r - m) (d_r + s_r (m_r - m))
     log p(id) = z_id - m - log s      H = log s - d / s
 
-so one maximum and one sum over the group make every result, and the backward pass needs no communication.
+so one maximum and one sum over the group make every result, and the backward pass needs no
+communication.
 """
 
 from collections.abc import Sequence
@@ -34,7 +36,8 @@ class Shard:
         return Shard(first, width, valid)
 
     def columns(self, ids_TK: Tensor) -> tuple[Tensor, Tensor]:
-        """The ids as columns of this shard (0 where they are not), and which of them it holds as tokens."""
+        """The ids as columns of this shard (0 where they are not), and which of them it holds as
+        tokens."""
         columns_TK = ids_TK - self.first_id
         here_TK = (columns_TK >= 0) & (columns_TK < self.valid) & (ids_TK >= 0)
         return columns_TK.where(here_TK, 0), here_TK
@@ -53,7 +56,9 @@ class Statistics:
     def empty(tokens: int, ids: int, like: Tensor) -> "Statistics":
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         new = lambda *shape: torch.zeros(shape, dtype=dtype, device=like.device)  # noqa: E731
-        return Statistics(torch.full_like(new(tokens), -torch.inf), new(tokens), new(tokens), new(tokens, ids))
+        return Statistics(
+            torch.full_like(new(tokens), -torch.inf), new(tokens), new(tokens), new(tokens, ids)
+        )
 
     @staticmethod
     def joined(parts: Sequence["Statistics"]) -> "Statistics":
@@ -75,7 +80,9 @@ def size(group: Group) -> int:
     return 1 if group is None else group.size()
 
 
-def combine(local: Statistics, ids_TK: Tensor, group: Group, valid_vocab_size: int | None) -> Distribution:
+def combine(
+    local: Statistics, ids_TK: Tensor, group: Group, valid_vocab_size: int | None
+) -> Distribution:
     """One maximum and one sum over the group."""
     max_T = local.max_T
     if size(group) > 1:
@@ -88,7 +95,8 @@ def combine(local: Statistics, ids_TK: Tensor, group: Group, valid_vocab_size: i
 
 
 def rebased(shard: Statistics, max_T: Tensor) -> Tensor:
-    """What shards add up once they know the maximum over all: sum, dot, and z at the ids, [..., T, 2 + K]."""
+    """What shards add up once they know the maximum over all: sum, dot, and z at the ids, [..., T,
+    2 + K]."""
     absent_T = shard.sum_T == 0  # a shard without tokens of weight has maximum -inf
     shift_T = (shard.max_T - max_T).masked_fill(absent_T, 0.0)
     scale_T = shift_T.exp()
@@ -96,10 +104,15 @@ def rebased(shard: Statistics, max_T: Tensor) -> Tensor:
     return torch.cat([sum_T[..., None], dot_T[..., None], shard.at_TK], dim=-1)
 
 
-def distribution(max_T: Tensor, sums_TX: Tensor, ids_TK: Tensor, valid_vocab_size: int | None) -> Distribution:
-    """The whole vocabulary's, from the maximum and the sum over the shards of what `rebased` gives."""
+def distribution(
+    max_T: Tensor, sums_TX: Tensor, ids_TK: Tensor, valid_vocab_size: int | None
+) -> Distribution:
+    """The whole vocabulary's, from the maximum and the sum over the shards of what `rebased`
+    gives."""
     log_sum_T = sums_TX[:, 0].log()
-    logprobs_TK = (sums_TX[:, 2:] - max_T[:, None] - log_sum_T[:, None]).masked_fill(ids_TK < 0, 0.0)
+    logprobs_TK = (sums_TX[:, 2:] - max_T[:, None] - log_sum_T[:, None]).masked_fill(
+        ids_TK < 0, 0.0
+    )
     if valid_vocab_size is not None:
         logprobs_TK = logprobs_TK.masked_fill(ids_TK >= valid_vocab_size, -torch.inf)
     return Distribution(max_T + log_sum_T, logprobs_TK, log_sum_T - sums_TX[:, 1] / sums_TX[:, 0])

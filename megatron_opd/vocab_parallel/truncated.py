@@ -1,7 +1,9 @@
-"""Divergences on the teacher's top-k alone, from log-probabilities under the full softmax of both models.
+"""Divergences on the teacher's top-k alone, from log-probabilities under the full softmax of both
+models.
 
-With q_k the teacher's and p_k the student's probability of the teacher's K best ids, Q and P their sums. Plain torch on
-[T, K]: gradients flow through the student's log-probabilities, which `logprobs` and `linear_logprobs` give.
+With q_k the teacher's and p_k the student's probability of the teacher's K best ids, Q and P their
+sums. Plain torch on [T, K]: gradients flow through the student's log-probabilities, which
+`logprobs` and `linear_logprobs` give.
 """
 
 from typing import Literal, NamedTuple
@@ -18,7 +20,9 @@ class TruncatedKL(NamedTuple):
     student_mass_T: Tensor  # P, detached
 
 
-def truncated_forward_kl(student_logprobs_TK: Tensor, teacher_logprobs_TK: Tensor, *, tail: Tail) -> TruncatedKL:
+def truncated_forward_kl(
+    student_logprobs_TK: Tensor, teacher_logprobs_TK: Tensor, *, tail: Tail
+) -> TruncatedKL:
     """Forward KL on K ids per token, float32 [T], in nats.
 
     tail: what becomes of the rest of the vocabulary
@@ -31,7 +35,9 @@ def truncated_forward_kl(student_logprobs_TK: Tensor, teacher_logprobs_TK: Tenso
     """
     if student_logprobs_TK.shape != teacher_logprobs_TK.shape or student_logprobs_TK.dim() != 2:
         shapes = f"{tuple(student_logprobs_TK.shape)} and {tuple(teacher_logprobs_TK.shape)}"
-        raise ValueError(f"student_logprobs_TK and teacher_logprobs_TK must both be [T, K], got {shapes}")
+        raise ValueError(
+            f"student_logprobs_TK and teacher_logprobs_TK must both be [T, K], got {shapes}"
+        )
     lq_TK = teacher_logprobs_TK.detach()
     q_TK = lq_TK.exp()
     q_T, p_T = q_TK.sum(dim=1), student_logprobs_TK.exp().sum(dim=1)

@@ -1,1 +1,2 @@
-"""Weights between Hugging Face and Megatron: one table for checking, loading, export and refit. Imports no torch."""
+"""Weights between Hugging Face and Megatron: one table for checking, loading, export and refit.
+Imports no torch."""

@@ -1,9 +1,11 @@
-"""Tensors read, cast, compared and written a little at a time, in memory that is used again and stays in the cache.
+"""Tensors read, cast, compared and written a little at a time, in memory that is used again and
+stays in the cache.
 
-Where nothing changes on the way, the kernel copies an `Extent` from file to file; all else passes in blocks. A block is
-one-dimensional, holds `BLOCK` elements (the last one fewer) and is valid until the next one is taken.
-Memory lies within its page as the bytes lie in the file's: some processors copy five times slower to an address that is
-a few bytes further into its page than the source.
+Where nothing changes on the way, the kernel copies an `Extent` from file to file; all else passes
+in blocks. A block is one-dimensional, holds `BLOCK` elements (the last one fewer) and is valid
+until the next one is taken. Memory lies within its page as the bytes lie in the file's: some
+processors copy five times slower to an address that is a few bytes further into its page than the
+source.
 """
 
 import mmap
@@ -32,8 +34,8 @@ def blocks_of(tensor: Tensor) -> Iterator[Tensor]:
 class Extent:
     """Numbers that lie one after the other in a file, from byte `offset`: read in blocks, or whole.
 
-    `opened`: the file, where it is to be read through an object of the caller's, in order. Reading raises DataError
-    when the file ends before.
+    `opened`: the file, where it is to be read through an object of the caller's, in order. Reading
+    raises DataError when the file ends before.
     """
 
     path: Path
@@ -65,10 +67,17 @@ class Extent:
 
 
 def cast(block: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    """On the host and in `dtype`. Raises DataError when a number of tensor `name` is beyond float16's range."""
+    """On the host and in `dtype`. Raises DataError when a number of tensor `name` is beyond
+    float16's range."""
     result = block.to("cpu", dtype)
-    if dtype is torch.float16 and block.dtype is not dtype and not torch.equal(result.isinf(), block.cpu().isinf()):
-        raise DataError(f"tensor {name}: holds numbers beyond float16's range; choose bfloat16 or float32")
+    if (
+        dtype is torch.float16
+        and block.dtype is not dtype
+        and not torch.equal(result.isinf(), block.cpu().isinf())
+    ):
+        raise DataError(
+            f"tensor {name}: holds numbers beyond float16's range; choose bfloat16 or float32"
+        )
     return result
 
 
@@ -87,15 +96,22 @@ def write_blocks(file: NewFile, blocks: Iterable[Tensor], dtype: torch.dtype, na
     return count
 
 
-def equal_bits(ours: Iterable[Tensor], theirs: Iterable[Tensor], dtype: torch.dtype, name: str) -> bool:
-    """Whether two tensors are the same in `dtype`, bit for bit: a NaN equals itself, 0 does not equal -0."""
+def equal_bits(
+    ours: Iterable[Tensor], theirs: Iterable[Tensor], dtype: torch.dtype, name: str
+) -> bool:
+    """Whether two tensors are the same in `dtype`, bit for bit: a NaN equals itself, 0 does not
+    equal -0."""
     pairs = zip(ours, theirs, strict=True)
-    return all(np.array_equal(_words(cast(a, dtype, name)), _words(cast(b, dtype, name))) for a, b in pairs)
+    return all(
+        np.array_equal(_words(cast(a, dtype, name)), _words(cast(b, dtype, name))) for a, b in pairs
+    )
 
 
 def _buffer(count: int, offset: int, dtype: torch.dtype) -> Tensor:
     start = 0 if offset % dtype.itemsize else offset % PAGE
-    memory = torch.frombuffer(mmap.mmap(-1, start + max(1, count * dtype.itemsize)), dtype=torch.uint8)
+    memory = torch.frombuffer(
+        mmap.mmap(-1, start + max(1, count * dtype.itemsize)), dtype=torch.uint8
+    )
     return memory[start : start + count * dtype.itemsize].view(dtype)
 
 

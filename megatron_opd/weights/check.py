@@ -1,4 +1,5 @@
-"""Whether a model directory holds the whole model that its config.json describes. Imports no torch."""
+"""Whether a model directory holds the whole model that its config.json describes. Imports no
+torch."""
 
 import re
 from pathlib import Path
@@ -20,8 +21,9 @@ _COMPARED = 2**16  # bytes of a tied output layer
 def check_weights(model_dir: Path, arch: Architecture, *, sampled: bool = False) -> None:
     """Raises DataError when the weights in `model_dir` are not those of a whole model of `arch`.
 
-    Hugging Face directories are checked from the headers of their files, Megatron ones from the sizes in their
-    manifest. `sampled`: vLLM must be able to load the weights too, and it reads safetensors only.
+    Hugging Face directories are checked from the headers of their files, Megatron ones from the
+    sizes in their manifest. `sampled`: vLLM must be able to load the weights too, and it reads
+    safetensors only.
     """
     if not holds_megatron_weights(model_dir):
         if sampled:
@@ -38,21 +40,24 @@ def check_weights(model_dir: Path, arch: Architecture, *, sampled: bool = False)
 
 
 def check_headers(model_dir: Path, arch: Architecture) -> dict[str, TensorHeader]:
-    """Holds names, shapes and dtypes of a Hugging Face directory against the weight table; returns the headers.
+    """Holds names, shapes and dtypes of a Hugging Face directory against the weight table; returns
+    the headers.
 
-    Raises DataError naming a missing, unexpected, misshapen or quantised tensor, or an output layer that begins
-    otherwise than the embedding although the config ties them.
+    Raises DataError naming a missing, unexpected, misshapen or quantised tensor, or an output layer
+    that begins otherwise than the embedding although the config ties them.
     """
     headers = read_headers(model_dir)
     if adapter := next((name for name in headers if ".lora_" in name), None):
         raise DataError(
-            f"{model_dir}: tensor {adapter} is of a LoRA adapter; merge it with its base and save the model"
+            f"{model_dir}: tensor {adapter} is of a LoRA adapter; merge it with its base and save "
+            "the model"
         )
-    if arch.num_layers * (arch.experts.count if arch.experts else 1) > len(headers):  # the table may be vast
+    # the table may be vast
+    if arch.num_layers * (arch.experts.count if arch.experts else 1) > len(headers):
         experts = f" of {arch.experts.count} experts" if arch.experts else ""
         raise DataError(
-            f"{model_dir}: holds {len(headers)} tensors, too few for the {arch.num_layers} layers{experts} of its "
-            "config.json, which describes another model"
+            f"{model_dir}: holds {len(headers)} tensors, too few for the {arch.num_layers} "
+            f"layers{experts} of its config.json, which describes another model"
         )
     expected = hf_shapes(weight_table(arch))
     for name, shape in expected.items():
@@ -60,21 +65,33 @@ def check_headers(model_dir: Path, arch: Architecture) -> dict[str, TensorHeader
             raise DataError(f"{model_dir}: tensor {name} is missing; {_why_missing(name, headers)}")
         header = headers[name]
         if header.dtype not in READABLE:
-            raise DataError(f"{model_dir}: tensor {name} is {header.dtype}; save the model as BF16 or F32")
+            raise DataError(
+                f"{model_dir}: tensor {name} is {header.dtype}; save the model as BF16 or F32"
+            )
         if header.shape != shape:
-            raise DataError(f"{model_dir}: tensor {name} has shape {header.shape}; its config.json says {shape}")
+            raise DataError(
+                f"{model_dir}: tensor {name} has shape {header.shape}; its config.json says {shape}"
+            )
     for name in headers:
-        if name not in expected and not IGNORED.search(name) and not (arch.tie_word_embeddings and name == TIED_HEAD):
+        if (
+            name not in expected
+            and not IGNORED.search(name)
+            and not (arch.tie_word_embeddings and name == TIED_HEAD)
+        ):
             raise DataError(f"{model_dir}: tensor {name} is unexpected; {_why_unexpected(name)}")
-    if arch.tie_word_embeddings and TIED_HEAD in headers and not _begin_alike(headers[TIED_HEAD], headers[EMBEDDING]):
+    if (
+        arch.tie_word_embeddings
+        and TIED_HEAD in headers
+        and not _begin_alike(headers[TIED_HEAD], headers[EMBEDDING])
+    ):
         raise not_tied(model_dir)
     return headers
 
 
 def not_tied(model_dir: Path) -> DataError:
     return DataError(
-        f"{model_dir}: config.json ties the word embeddings, but {TIED_HEAD} differs from {EMBEDDING}; "
-        "set tie_word_embeddings to false there, or remove the tensor"
+        f"{model_dir}: config.json ties the word embeddings, but {TIED_HEAD} differs from "
+        f"{EMBEDDING}; set tie_word_embeddings to false there, or remove the tensor"
     )
 
 
@@ -87,7 +104,9 @@ def _why_missing(name: str, headers: dict[str, TensorHeader]) -> str:
 
 
 def _why_unexpected(name: str) -> str:
-    if name.endswith(("_scale", "_scale_inv", ".scales", ".qzeros", ".g_idx", ".absmax", ".quant_map")):
+    if name.endswith(
+        ("_scale", "_scale_inv", ".scales", ".qzeros", ".g_idx", ".absmax", ".quant_map")
+    ):
         return "the weights are quantised; give the model in BF16 or F32"
     return "its config.json describes another model"
 

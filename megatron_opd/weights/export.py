@@ -10,7 +10,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Module
 
-from megatron_opd.architectures.architecture import CHANGEABLE, Architecture, config_changes, read_architecture
+from megatron_opd.architectures.architecture import (
+    CHANGEABLE,
+    Architecture,
+    config_changes,
+    read_architecture,
+)
 from megatron_opd.architectures.ends import named_ends
 from megatron_opd.errors import DataError
 from megatron_opd.weights.hf import Origin, check_out_dir, write_hf
@@ -25,13 +30,16 @@ MAX_SHARD_BYTES = 4 * 10**9
 
 
 @torch.no_grad()
-def iter_hf_tensors(chunks: Sequence[Module], arch: Architecture, parallel: "Parallel") -> Iterator[tuple[str, Tensor]]:
-    """Every Hugging Face tensor of the model, whole, by name, in the table's order, on `parallel.device`.
+def iter_hf_tensors(
+    chunks: Sequence[Module], arch: Architecture, parallel: "Parallel"
+) -> Iterator[tuple[str, Tensor]]:
+    """Every Hugging Face tensor of the model, whole, by name, in the table's order, on
+    `parallel.device`.
 
-    Collective over the model-parallel group, and with experts over the ranks that share them: each of these must
-    exhaust the iterator, and gets the same tensors.
-    One Megatron tensor is in flight at a time. A tensor may share memory with a parameter: use or copy it before
-    taking the next one, and do not write to it.
+    Collective over the model-parallel group, and with experts over the ranks that share them: each
+    of these must exhaust the iterator, and gets the same tensors. One Megatron tensor is in flight
+    at a time. A tensor may share memory with a parameter: use or copy it before taking the next
+    one, and do not write to it.
     """
     table = [entry for entry in weight_table(arch) if not entry.is_copy]
     parameters = named_parameters(chunks)
@@ -61,14 +69,15 @@ def export_hf(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     origin: Origin | None = None,
 ) -> None:
-    """Writes the model as a directory that transformers and vLLM load; tokenizer and config come from `source_dir`,
-    but for what a recipe may change of the architecture, and the tokens that end a response: generation_config.json
-    names all at which the engine stopped.
+    """Writes the model as a directory that transformers and vLLM load; tokenizer and config come
+    from `source_dir`,
+    but for what a recipe may change of the architecture, and the tokens that end a response:
+    generation_config.json names all at which the engine stopped.
 
-    Every rank calls it: the first replica's ranks gather (all ranks where experts lie on several replicas), the first
-    rank writes, in `dtype` (None: the parameters'), and `origin` beside them.
-    The directory is complete when that rank returns; others may return earlier. Raises DataError when `out_dir`
-    exists or `source_dir` describes another model.
+    Every rank calls it: the first replica's ranks gather (all ranks where experts lie on several
+    replicas), the first rank writes, in `dtype` (None: the parameters'), and `origin` beside them.
+    The directory is complete when that rank returns; others may return earlier. Raises DataError
+    when `out_dir` exists or `source_dir` describes another model.
     """
     if parallel.copy_rank != 0 and parallel.ep_size * parallel.etp_group.size() == 1:
         return
@@ -79,7 +88,9 @@ def export_hf(
         dtype = dtype or next(chunks[0].parameters()).dtype
         shapes, changes = hf_shapes(weight_table(arch)), config_changes(source_dir, arch)
         ends = sorted(named_ends(source_dir))
-        write_hf(out_dir, source_dir, tensors, shapes, dtype, max_shard_bytes, changes, origin, ends)
+        write_hf(
+            out_dir, source_dir, tensors, shapes, dtype, max_shard_bytes, changes, origin, ends
+        )
     else:
         for _ in tensors:
             pass
@@ -96,12 +107,18 @@ def _gather(entry: Entry, shard: Tensor, parallel: "Parallel") -> Tensor:
     return entry.gather(shards).contiguous()
 
 
-def _owning_stages(table: Sequence[Entry], parameters: Mapping[str, Tensor], parallel: "Parallel") -> list[int]:
-    """The pipeline rank that holds each entry. A small reduction, so that any split into stages will do."""
+def _owning_stages(
+    table: Sequence[Entry], parameters: Mapping[str, Tensor], parallel: "Parallel"
+) -> list[int]:
+    """The pipeline rank that holds each entry. A small reduction, so that any split into stages
+    will do."""
     rank = parallel.pp_rank
     mine = [rank if entry.megatron_name in parameters else -1 for entry in table]
     owners = torch.tensor(mine, device=parallel.device)
-    for size, group in ((parallel.pp_size, parallel.pp_group), (parallel.ep_size, parallel.ep_group)):
+    for size, group in (
+        (parallel.pp_size, parallel.pp_group),
+        (parallel.ep_size, parallel.ep_group),
+    ):
         if size > 1:
             dist.all_reduce(owners, op=dist.ReduceOp.MAX, group=group)
     mine = owners.tolist()
@@ -114,4 +131,7 @@ def _check_source(source_dir: str | Path, arch: Architecture) -> None:
     source = asdict(read_architecture(source_dir))
     for field, value in asdict(arch).items():
         if source[field] != value and field not in CHANGEABLE:
-            raise DataError(f"{Path(source_dir) / 'config.json'}: {field} is {source[field]}, the model's is {value}")
+            raise DataError(
+                f"{Path(source_dir) / 'config.json'}: {field} is {source[field]}, the model's is "
+                f"{value}"
+            )

@@ -1,4 +1,5 @@
-"""The headers of a model directory's safetensors files: name, shape and dtype of every tensor. Imports no torch.
+"""The headers of a model directory's safetensors files: name, shape and dtype of every tensor.
+Imports no torch.
 
 Reading them takes milliseconds whatever the size of the model.
 """
@@ -27,7 +28,8 @@ _INSTEAD = {
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """One stored tensor: `dtype` as the format spells it ("BF16"), `offset` of its first byte in `path`."""
+    """One stored tensor: `dtype` as the format spells it ("BF16"), `offset` of its first byte in
+    `path`."""
 
     path: Path
     shape: Shape
@@ -36,32 +38,44 @@ class TensorHeader:
 
 
 def read_header(path: Path) -> dict[str, TensorHeader]:
-    """The tensors of one file by name. Raises DataError naming it when it is truncated, damaged or no such file."""
+    """The tensors of one file by name. Raises DataError naming it when it is truncated, damaged or
+    no such file."""
     try:
         with path.open("rb") as file:
             start = file.read(max(8, len(_LFS_POINTER)))
             if start == _LFS_POINTER:
-                raise DataError(f"{path}: a Git LFS pointer in the place of the weights; fetch them with git lfs pull")
+                raise DataError(
+                    f"{path}: a Git LFS pointer in the place of the weights; fetch them with git "
+                    "lfs pull"
+                )
             if not start:
                 raise DataError(f"{path}: truncated or damaged (it is empty); copy it again")
-            with safe_open(path, framework="numpy"):  # checks the header, and the file's size against it
+            # checks the header, and the file's size against it
+            with safe_open(path, framework="numpy"):
                 size = int.from_bytes(start[:8], "little")
                 file.seek(8)
                 header = json.loads(file.read(size))
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"{path}: truncated or damaged ({error}); copy it again") from None
-    return {name: _tensor(path, entry, 8 + size) for name, entry in header.items() if name != "__metadata__"}
+    return {
+        name: _tensor(path, entry, 8 + size)
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 def _tensor(path: Path, entry: Mapping[str, Any], data: int) -> TensorHeader:
-    return TensorHeader(path, tuple(entry["shape"]), entry["dtype"], data + entry["data_offsets"][0])
+    return TensorHeader(
+        path, tuple(entry["shape"]), entry["dtype"], data + entry["data_offsets"][0]
+    )
 
 
 def read_headers(model_dir: Path) -> dict[str, TensorHeader]:
     """Every tensor of a model directory by name.
 
-    A file that holds everything counts before an index. Raises DataError naming the file: missing, truncated, without
-    a tensor that the index promises, or with one that another file holds too and the index does not say which counts.
+    A file that holds everything counts before an index. Raises DataError naming the file: missing,
+    truncated, without a tensor that the index promises, or with one that another file holds too and
+    the index does not say which counts.
     """
     index = _read_index(model_dir)
     if (model_dir / SINGLE).is_file():
@@ -69,13 +83,16 @@ def read_headers(model_dir: Path) -> dict[str, TensorHeader]:
     files = {file: read_header(model_dir / file) for file in sorted(set(index.values()))}
     for name, file in index.items():
         if name not in files[file]:
-            raise DataError(f"{model_dir / file}: tensor {name} is missing, though {INDEX} lists it there")
+            raise DataError(
+                f"{model_dir / file}: tensor {name} is missing, though {INDEX} lists it there"
+            )
     headers: dict[str, TensorHeader] = {}
     for file, tensors in files.items():
         for name, header in tensors.items():
             if name in headers and name not in index:
                 raise DataError(
-                    f"{model_dir / file}: tensor {name} is in {headers[name].path.name} too; save them anew"
+                    f"{model_dir / file}: tensor {name} is in {headers[name].path.name} too; save "
+                    "them anew"
                 )
             if index.get(name, file) == file:
                 headers[name] = header
@@ -106,11 +123,13 @@ def _read_index(model_dir: Path) -> dict[str, str]:
 
 
 def check_unambiguous(model_dir: Path) -> None:
-    """Raises DataError when some readers take one file for the whole model and others those of an index."""
+    """Raises DataError when some readers take one file for the whole model and others those of an
+    index."""
     index = _read_index(model_dir)
     if (model_dir / SINGLE).is_file() and not set(index.values()) <= {SINGLE}:
         raise DataError(
-            f"{model_dir}: holds {SINGLE} beside the files of {INDEX}, which vLLM would read; remove those or the file"
+            f"{model_dir}: holds {SINGLE} beside the files of {INDEX}, which vLLM would read; "
+            "remove those or the file"
         )
 
 
@@ -130,5 +149,11 @@ def _no_weights(model_dir: Path) -> DataError:
         if any(model_dir.glob(pattern)):
             return DataError(f"{model_dir}: {problem}")
     if any(model_dir.glob("*.safetensors")):
-        return DataError(f"{model_dir}: holds neither {SINGLE} nor {INDEX}, which says what is where; copy it there")
-    return DataError(f"{model_dir}: no *.safetensors file; it holds neither {SINGLE} nor {INDEX}: save the model so")
+        return DataError(
+            f"{model_dir}: holds neither {SINGLE} nor {INDEX}, which says what is where; copy it "
+            "there"
+        )
+    return DataError(
+        f"{model_dir}: no *.safetensors file; it holds neither {SINGLE} nor {INDEX}: save the "
+        "model so"
+    )

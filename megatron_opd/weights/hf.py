@@ -1,4 +1,5 @@
-"""Hugging Face model directories: safetensors read tensor by tensor, and a directory written whole or not at all."""
+"""Hugging Face model directories: safetensors read tensor by tensor, and a directory written whole
+or not at all."""
 
 import json
 import os
@@ -29,11 +30,14 @@ class Origin(TypedDict):
 class HfCheckpoint:
     """The tensors of a model directory. Opening it reads file headers only.
 
-    `shapes` and `dtypes` have every tensor by name; a dtype that is not of `DTYPES` is its name in the file.
-    Opening raises DataError (see `read_headers`); `headers` are what it gave, where that was called before.
+    `shapes` and `dtypes` have every tensor by name; a dtype that is not of `DTYPES` is its name in
+    the file. Opening raises DataError (see `read_headers`); `headers` are what it gave, where that
+    was called before.
     """
 
-    def __init__(self, model_dir: str | Path, headers: Mapping[str, TensorHeader] | None = None) -> None:
+    def __init__(
+        self, model_dir: str | Path, headers: Mapping[str, TensorHeader] | None = None
+    ) -> None:
         self.model_dir = Path(model_dir)
         self._headers = read_headers(self.model_dir) if headers is None else headers
         self.shapes = {name: header.shape for name, header in self._headers.items()}
@@ -48,9 +52,12 @@ class HfCheckpoint:
         return extent(self._headers[name])
 
 
-# ------------------------------------------------------------------------------------------------------------ writing
-def plan_shards(shapes: Mapping[str, Shape], itemsize: int, max_shard_bytes: int) -> dict[str, list[str]]:
-    """File name -> names of its tensors, in order. A file exceeds the limit only when a single tensor does."""
+# ------------------------------------------------------------------------------------------ writing
+def plan_shards(
+    shapes: Mapping[str, Shape], itemsize: int, max_shard_bytes: int
+) -> dict[str, list[str]]:
+    """File name -> names of its tensors, in order. A file exceeds the limit only when a single
+    tensor does."""
     shards = group_by_size(shapes, itemsize, max_shard_bytes)
     return dict(zip(shard_names(len(shards)), shards, strict=True))
 
@@ -78,7 +85,9 @@ def shard_names(count: int) -> list[str]:
 def check_out_dir(out_dir: str | Path) -> None:
     """Raises DataError when the directory to be written is already there."""
     if Path(out_dir).exists():
-        raise DataError(f"{out_dir}: already exists and is not overwritten; name a new directory or remove it")
+        raise DataError(
+            f"{out_dir}: already exists and is not overwritten; name a new directory or remove it"
+        )
 
 
 def write_hf(
@@ -92,11 +101,12 @@ def write_hf(
     origin: Origin | None = None,
     ends: Sequence[int] = (),
 ) -> None:
-    """Writes `tensors`, which come in the order of `shapes`, beside the config and tokenizer files of `source_dir`.
+    """Writes `tensors`, which come in the order of `shapes`, beside the config and tokenizer files
+    of `source_dir`.
 
-    `config_changes`: keys of config.json that get other values. `origin`: what the weights are of. `ends`: the ids at
-    which generation_config.json stops; none: as it is.
-    Each tensor is written when it comes. The directory gets its name when it is complete and on disk; a failure leaves
+    `config_changes`: keys of config.json that get other values. `origin`: what the weights are of.
+    `ends`: the ids at which generation_config.json stops; none: as it is. Each tensor is written
+    when it comes. The directory gets its name when it is complete and on disk; a failure leaves
     nothing behind. Raises DataError when `out_dir` exists.
     """
     out_dir, source_dir = Path(out_dir), Path(source_dir)
@@ -133,7 +143,10 @@ def _blocks(name: str, tensor: Tensor, shapes: Mapping[str, Shape]) -> Iterator[
 
 
 def write_index(
-    directory: Path, shards: Mapping[str, list[str]], shapes: Mapping[str, Shape], dtype: torch.dtype
+    directory: Path,
+    shards: Mapping[str, list[str]],
+    shapes: Mapping[str, Shape],
+    dtype: torch.dtype,
 ) -> None:
     """Where each tensor is; a single file needs no index."""
     if len(shards) > 1:
@@ -153,14 +166,17 @@ def read_origin(model_dir: Path) -> Origin | None:
 
 
 def companions(model_dir: Path) -> Iterator[Path]:
-    """What lies beside the weights of a model: config, generation config, tokenizer and chat template."""
+    """What lies beside the weights of a model: config, generation config, tokenizer and chat
+    template."""
     for pattern in ("*.json", "*.jinja", "*.txt", "*.model"):
         for path in model_dir.glob(pattern):
             if not path.name.endswith(".index.json") and path.name not in (MANIFEST, _ORIGIN):
                 yield path
 
 
-def copy_companions(source_dir: Path, directory: Path, dtype: torch.dtype, changes: Mapping[str, Any]) -> None:
+def copy_companions(
+    source_dir: Path, directory: Path, dtype: torch.dtype, changes: Mapping[str, Any]
+) -> None:
     """The config gets the dtype that is written."""
     for path in companions(source_dir):
         shutil.copyfile(path, directory / path.name)

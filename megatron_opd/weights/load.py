@@ -1,4 +1,5 @@
-"""A Hugging Face checkpoint into a Megatron model: each rank reads the tensors of its stage and keeps its slices."""
+"""A Hugging Face checkpoint into a Megatron model: each rank reads the tensors of its stage and
+keeps its slices."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +17,14 @@ from megatron_opd.weights.hf import HfCheckpoint
 from megatron_opd.weights.names import named_parameters
 from megatron_opd.weights.table import Entry, weight_table
 
-if TYPE_CHECKING:  # a checkpoint is checked before Megatron, which takes seconds to import, is needed
+# a checkpoint is checked before Megatron, which takes seconds to import, is needed
+if TYPE_CHECKING:
     from megatron_opd.mcore.parallel import Parallel
 
 
 def check_hf(model_dir: str | Path, arch: Architecture) -> HfCheckpoint:
-    """Opens a checkpoint whose headers are those of `arch` (see `check_headers`). Needs no process group.
+    """Opens a checkpoint whose headers are those of `arch` (see `check_headers`). Needs no process
+    group.
 
     Raises DataError, also when the output layer is not the embedding although the config ties them.
     """
@@ -32,10 +35,14 @@ def check_hf(model_dir: str | Path, arch: Architecture) -> HfCheckpoint:
 
 
 @torch.no_grad()
-def load_hf(chunks: Sequence[Module], model_dir: str | Path, arch: Architecture, parallel: "Parallel") -> None:
-    """Fills every parameter of `chunks` exactly once, cast to its dtype. Each rank works for itself.
+def load_hf(
+    chunks: Sequence[Module], model_dir: str | Path, arch: Architecture, parallel: "Parallel"
+) -> None:
+    """Fills every parameter of `chunks` exactly once, cast to its dtype. Each rank works for
+    itself.
 
-    Raises DataError when the checkpoint is not a whole model of `arch` (see `check_hf`), or float16 cannot hold it.
+    Raises DataError when the checkpoint is not a whole model of `arch` (see `check_hf`), or float16
+    cannot hold it.
     """
     checkpoint = check_hf(model_dir, arch)
     parameters = named_parameters(chunks)
@@ -48,8 +55,8 @@ def load_hf(chunks: Sequence[Module], model_dir: str | Path, arch: Architecture,
         parameter.copy_(entry.shard(parts, group.rank(), group.size(), tuple(parameter.shape)))
         if parameter.dtype is torch.float16 and not parameter.isfinite().all():
             raise DataError(
-                f"{model_dir}: tensor {entry.hf_names[0]} holds numbers beyond float16's range; set "
-                "precision=bfloat16 or float32"
+                f"{model_dir}: tensor {entry.hf_names[0]} holds numbers beyond float16's range; "
+                "set precision=bfloat16 or float32"
             )
     refuse_unknown(parameters)
 
@@ -60,7 +67,8 @@ def slicing_group(entry: Entry, parallel: "Parallel") -> ProcessGroup:
 
 
 def refuse_unknown(parameters: Mapping[str, Tensor]) -> None:
-    """Raises ValueError when the model has parameters that the table does not: it is of another architecture."""
+    """Raises ValueError when the model has parameters that the table does not: it is of another
+    architecture."""
     if parameters:
         raise ValueError(f"no entry in the weight table for {', '.join(parameters)}")
 

@@ -1,7 +1,9 @@
-"""Reads `.metadata` of a distributed checkpoint, which is a pickle, without running any code that it names.
+"""Reads `.metadata` of a distributed checkpoint, which is a pickle, without running any code that
+it names.
 
-The pickle is opened with stand-ins: inert classes for the few that torch and Megatron write, and no others. From these
-the metadata is built anew, every value of the type that it must have. What is not needed to find tensors is dropped.
+The pickle is opened with stand-ins: inert classes for the few that torch and Megatron write, and no
+others. From these the metadata is built anew, every value of the type that it must have. What is
+not needed to find tensors is dropped.
 """
 
 import pickle
@@ -27,19 +29,32 @@ _DCP = "torch.distributed.checkpoint"
 _MEGATRON = "megatron.core.dist_checkpointing.strategies"
 _NAMES = {
     f"{_DCP}.metadata": (
-        "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "TensorProperties",
-        "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
+        "Metadata",
+        "TensorStorageMetadata",
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "TensorProperties",
+        "MetadataIndex",
+        "StorageMeta",
+        "_MEM_FORMAT_ENCODING",
     ),
     f"{_DCP}.filesystem": ("_StorageInfo", "_StoragePrefix"),
-    f"{_DCP}.planner": ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData"),
+    f"{_DCP}.planner": (
+        "SavePlan",
+        "WriteItem",
+        "WriteItemType",
+        "TensorWriteData",
+        "BytesIOWriteData",
+    ),
     f"{_MEGATRON}.torch": ("MCoreMetadata", "MCoreSavePlan"),
     "torch.serialization": ("_get_layout",),
     "pathlib": ("Path", "PosixPath"),
-}  # fmt: skip
+}
 
 
 def read_metadata(directory: Path) -> Metadata:
-    """Raises DataError where the file is missing, damaged, or names anything else than such metadata needs."""
+    """Raises DataError where the file is missing, damaged, or names anything else than such
+    metadata needs."""
     path = directory / METADATA
     try:
         with path.open("rb") as file:
@@ -48,11 +63,13 @@ def read_metadata(directory: Path) -> Metadata:
         raise DataError(f"{path}: missing; {directory} is not a distributed checkpoint") from None
     except _Refused as error:
         raise DataError(
-            f"{path}: names {error}, which the metadata of weights has no use for and which may run code; "
-            "nothing was run, get the model from another source"
+            f"{path}: names {error}, which the metadata of weights has no use for and which may "
+            "run code; nothing was run, get the model from another source"
         ) from None
     except Exception as error:  # whatever a damaged pickle leads to
-        raise DataError(f"{path}: truncated or damaged ({error}); copy the checkpoint again") from None
+        raise DataError(
+            f"{path}: truncated or damaged ({error}); copy the checkpoint again"
+        ) from None
 
 
 class _Refused(Exception):
@@ -77,7 +94,11 @@ class _StandIn(metaclass=_Fixed):
         self.state = state
 
 
-_STAND_INS = {(module, name): _Fixed(name, (_StandIn,), {}) for module, names in _NAMES.items() for name in names}
+_STAND_INS = {
+    (module, name): _Fixed(name, (_StandIn,), {})
+    for module, names in _NAMES.items()
+    for name in names
+}
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 
 
@@ -92,11 +113,16 @@ class _Restricted(pickle.Unpickler):
         return _STAND_INS[module, name]
 
 
-# ------------------------------------------------------------------------------------------- from stand-ins to the real
+# ----------------------------------------------------------------------- from stand-ins to the real
 def _metadata(root: object) -> Metadata:
     fields = _fields(root, "Metadata")
-    tensors = {_of(str, key): _stored(value) for key, value in _of(dict, fields["state_dict_metadata"]).items()}
-    storage = {_index(key): _place(value) for key, value in _of(dict, fields["storage_data"]).items()}
+    tensors = {
+        _of(str, key): _stored(value)
+        for key, value in _of(dict, fields["state_dict_metadata"]).items()
+    }
+    storage = {
+        _index(key): _place(value) for key, value in _of(dict, fields["storage_data"]).items()
+    }
     return Metadata(tensors, storage_data=storage)
 
 
@@ -114,7 +140,9 @@ def _stored(value: object) -> TensorStorageMetadata | BytesStorageMetadata:
 
 def _chunk(value: object) -> ChunkStorageMetadata:
     fields = _fields(value, "ChunkStorageMetadata")
-    return ChunkStorageMetadata(_of(torch.Size, fields["offsets"]), _of(torch.Size, fields["sizes"]))
+    return ChunkStorageMetadata(
+        _of(torch.Size, fields["offsets"]), _of(torch.Size, fields["sizes"])
+    )
 
 
 def _index(value: object) -> MetadataIndex:
@@ -129,7 +157,11 @@ def _index(value: object) -> MetadataIndex:
 
 def _place(value: object) -> _StorageInfo:
     fields = _fields(value, "_StorageInfo")
-    name, offset, length = _of(str, fields["relative_path"]), _of(int, fields["offset"]), _of(int, fields["length"])
+    name, offset, length = (
+        _of(str, fields["relative_path"]),
+        _of(int, fields["offset"]),
+        _of(int, fields["length"]),
+    )
     if Path(name).name != name:
         raise ValueError(f"{name!r} is not the name of a file beside it")
     if offset < 0 or length < 0:

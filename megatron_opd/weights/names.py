@@ -1,7 +1,9 @@
-"""The parameters of a model under the names of the weight table, whatever kind of layers it is made of.
+"""The parameters of a model under the names of the weight table, whatever kind of layers it is made
+of.
 
-The table follows Megatron's local layers. Transformer Engine's hold a norm's weight in the linear layer behind it, and
-each expert's weight under its number; grouped experts hold all of a rank's in one parameter.
+The table follows Megatron's local layers. Transformer Engine's hold a norm's weight in the linear
+layer behind it, and each expert's weight under its number; grouped experts hold all of a rank's in
+one parameter.
 """
 
 import re
@@ -11,7 +13,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-# The table's name of a norm -> that of the fused layer, under which checkpoints of either kind of layers store it.
+# The table's name of a norm -> that of the fused layer, under which checkpoints of either kind of
+# layers store it.
 FUSED = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
@@ -22,14 +25,16 @@ _EXPERTS = re.compile(r"mlp\.experts\.(linear_\w+\.weight)(\d*)$")
 
 
 def named_parameters(chunks: Sequence[Module]) -> dict[str, Tensor]:
-    """The parameters of this rank by the table's names: no wrapper's prefix, layers and experts count globally.
+    """The parameters of this rank by the table's names: no wrapper's prefix, layers and experts
+    count globally.
 
     The values share the parameters' memory and take no part in differentiation.
     """
     named: dict[str, Tensor] = {}
     for chunk in chunks:
         model: Any = chunk
-        while not hasattr(model, "decoder"):  # DistributedDataParallel and Float16Module hold it as `module`
+        # DistributedDataParallel and Float16Module hold it as `module`
+        while not hasattr(model, "decoder"):
             model = model.module
         for name, parameter in model.named_parameters():
             if match := _LAYER.match(name):

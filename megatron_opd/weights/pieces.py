@@ -1,9 +1,10 @@
 """How a Megatron distributed checkpoint stores the entries of the weight table.
 
-Layers of one kind are one stored tensor with the layer's number in front, experts of one kind with layer and expert. So
-the names say nothing of any layout, and any layout loads them. A `Piece` is the smallest block of a stored tensor that
-whole Hugging Face tensors make: the unit in which either format is turned into the other.
-Source of the names: megatron-core 0.19 `sharded_state_dict` of a GPT model of local layers; the tests compare.
+Layers of one kind are one stored tensor with the layer's number in front, experts of one kind with
+layer and expert. So the names say nothing of any layout, and any layout loads them. A `Piece` is
+the smallest block of a stored tensor that whole Hugging Face tensors make: the unit in which either
+format is turned into the other. Source of the names: megatron-core 0.19 `sharded_state_dict` of a
+GPT model of local layers; the tests compare.
 """
 
 import re
@@ -27,8 +28,9 @@ _LINEAR = re.compile(r"linear_\w+\.weight$")
 class Piece:
     """`hf_shapes` make, through `transform`, one block of a stored tensor.
 
-    The stored tensor has leading axes of `leading` sizes, then `full_shape`; the block is at `index` on the leading
-    axes and begins at `row`. A `padded` tensor may be stored with further rows, which mean nothing.
+    The stored tensor has leading axes of `leading` sizes, then `full_shape`; the block is at
+    `index` on the leading axes and begins at `row`. A `padded` tensor may be stored with further
+    rows, which mean nothing.
     """
 
     key: str
@@ -62,7 +64,9 @@ class Piece:
             (name,) = self.hf_shapes
             yield name, source.blocks(self)
         else:
-            for name, part in zip(self.hf_shapes, self.transform.split(source.read(self)), strict=True):
+            for name, part in zip(
+                self.hf_shapes, self.transform.split(source.read(self)), strict=True
+            ):
                 yield name, blocks_of(part)
 
 
@@ -73,7 +77,9 @@ class PieceReader(Protocol):
 
 def pieces_of(arch: Architecture) -> list[Piece]:
     """Every piece of a model, in the order of the weight table."""
-    return [piece for entry in weight_table(arch) if not entry.is_copy for piece in _split(entry, arch)]
+    return [
+        piece for entry in weight_table(arch) if not entry.is_copy for piece in _split(entry, arch)
+    ]
 
 
 def object_keys(arch: Architecture) -> list[str]:
@@ -104,7 +110,9 @@ def _split(entry: Entry, arch: Architecture) -> Iterator[Piece]:
     key, index, leading = _stored(entry, arch)
     padded = entry.partition.padded
     if not isinstance(entry.transform, Stacked):
-        yield Piece(key, leading, index, entry.full_shape, 0, entry.hf_shapes, entry.transform, padded)
+        yield Piece(
+            key, leading, index, entry.full_shape, 0, entry.hf_shapes, entry.transform, padded
+        )
         return
     row = 0
     for name, shape in entry.hf_shapes.items():

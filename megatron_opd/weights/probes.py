@@ -1,7 +1,8 @@
 """What a sender and an engine multiply a weight with, to tell whether both hold the same one.
 
-Unit vectors read whole columns of the weight, exactly in any dtype, so that a tensor one update old does not pass; a
-vector of signs covers the columns between them, up to rounding. Other columns are read at every version.
+Unit vectors read whole columns of the weight, exactly in any dtype, so that a tensor one update old
+does not pass; a vector of signs covers the columns between them, up to rounding. Other columns are
+read at every version.
 """
 
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ class Probes:
         return len(self.columns)
 
     def project(self, matrix_OI: Tensor) -> Tensor:
-        """float32 [exact + 1, O] (without the signs' row for a width of 1), computed in the matrix's dtype."""
+        """float32 [exact + 1, O] (without the signs' row for a width of 1), computed in the
+        matrix's dtype."""
         rows = [matrix_OI[:, list(self.columns)].T]
         if len(self.signs_I):
             rows.append((matrix_OI @ self.signs_I.to(matrix_OI.dtype))[None])

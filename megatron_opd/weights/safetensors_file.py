@@ -1,4 +1,5 @@
-"""One safetensors file: its header, its tensors in blocks, and a file written without ever holding its tensors."""
+"""One safetensors file: its header, its tensors in blocks, and a file written without ever holding
+its tensors."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +28,8 @@ def extent(header: TensorHeader, opened: FileIO | None = None) -> Extent:
 
 
 class SafetensorsFile:
-    """`shapes` and `dtypes` by tensor name; a dtype that is not of `DTYPES` is its name in the file.
+    """`shapes` and `dtypes` by tensor name; a dtype that is not of `DTYPES` is its name in the
+    file.
 
     Opening reads the header. Raises DataError naming the file when it is truncated or damaged.
     """
@@ -42,9 +44,13 @@ class SafetensorsFile:
 
 
 def write_safetensors(
-    file: NewFile, shapes: Mapping[str, Shape], dtype: torch.dtype, tensors: Iterator[tuple[str, Iterable[Tensor]]]
+    file: NewFile,
+    shapes: Mapping[str, Shape],
+    dtype: torch.dtype,
+    tensors: Iterator[tuple[str, Iterable[Tensor]]],
 ) -> None:
-    """Writes the next `len(shapes)` of `tensors`, each as its blocks, which come in the order of `shapes`."""
+    """Writes the next `len(shapes)` of `tensors`, each as its blocks, which come in the order of
+    `shapes`."""
     file.write(_header(shapes, dtype))
     for expected, shape in shapes.items():
         name, blocks = next(tensors)
@@ -59,7 +65,11 @@ def _header(shapes: Mapping[str, Shape], dtype: torch.dtype) -> bytes:
     offset = 0
     for name, shape in shapes.items():
         end = offset + dtype.itemsize * torch.Size(shape).numel()
-        entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        entries[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [offset, end],
+        }
         offset = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % PAGE)  # the tensors begin with a page

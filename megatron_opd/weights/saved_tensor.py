@@ -1,4 +1,5 @@
-"""One tensor as `torch.save` writes it, somewhere in a longer file: found and written without its numbers in memory.
+"""One tensor as `torch.save` writes it, somewhere in a longer file: found and written without its
+numbers in memory.
 
 Such a record is a zip archive of uncompressed files, one of which is the tensor's numbers.
 """
@@ -16,7 +17,8 @@ from torch import Tensor
 
 
 def open_record(path: Path, offset: int, length: int) -> tuple[Tensor, int, int]:
-    """The record's tensor on the meta device, and offset (in the file) and size of its numbers in bytes.
+    """The record's tensor on the meta device, and offset (in the file) and size of its numbers in
+    bytes.
 
     Raises what torch and zipfile raise of a damaged record.
     """
@@ -29,10 +31,12 @@ def open_record(path: Path, offset: int, length: int) -> tuple[Tensor, int, int]
 
 @functools.cache
 def envelope(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[bytes, bytes]:
-    """What `torch.save` writes before and after the numbers of a tensor; torch asks for no CRC of them, and it is 0."""
+    """What `torch.save` writes before and after the numbers of a tensor; torch asks for no CRC of
+    them, and it is 0."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "tensor")
-        tensor = torch.empty(shape, dtype=dtype)  # never touched: not in memory, and a hole in the file
+        # never touched: not in memory, and a hole in the file
+        tensor = torch.empty(shape, dtype=dtype)
         with torch.serialization.skip_data():
             torch.save(tensor, path)
         with path.open("rb") as file:
@@ -46,9 +50,12 @@ def envelope(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[bytes, bytes]:
 def _numbers_in(record: IO[bytes]) -> tuple[int, int]:
     with zipfile.ZipFile(record) as archive:
         (info,) = [each for each in archive.infolist() if each.filename.endswith("/data/0")]
-    record.seek(info.header_offset + 26)  # two lengths of two bytes end the 30 bytes of a file's header
+    # two lengths of two bytes end the 30 bytes of a file's header
+    record.seek(info.header_offset + 26)
     lengths = record.read(4)
-    return info.header_offset + 30 + sum(int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2)), info.file_size
+    return info.header_offset + 30 + sum(
+        int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2)
+    ), info.file_size
 
 
 class _Part(io.RawIOBase):

@@ -1,8 +1,10 @@
-"""What a distributed checkpoint holds, read into a sharded state dict without running code that its files name.
+"""What a distributed checkpoint holds, read into a sharded state dict without running code that its
+files name.
 
-`megatron.core.dist_checkpointing.load` (0.19.2) unpickles `.metadata` and `common.pt`, and loads every stored object
-with `torch.load(weights_only=False)`; it takes no other reader. This does the same steps with readers that refuse all
-but tensors and plain values. `common.pt`, of older checkpoints, is not read at all.
+`megatron.core.dist_checkpointing.load` (0.19.2) unpickles `.metadata` and `common.pt`, and loads
+every stored object with `torch.load(weights_only=False)`; it takes no other reader. This does the
+same steps with readers that refuse all but tensors and plain values. `common.pt`, of older
+checkpoints, is not read at all.
 """
 
 import io
@@ -13,11 +15,18 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from megatron.core.dist_checkpointing.dict_utils import merge, nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factory_merges
+from megatron.core.dist_checkpointing.mapping import (
+    ShardedObject,
+    ShardedTensor,
+    apply_factory_merges,
+)
 from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.dist_checkpointing.strategies import torch as strategy
 from megatron.core.dist_checkpointing.utils import extract_sharded_base
-from megatron.core.dist_checkpointing.validation import determine_global_metadata, validate_sharding_integrity
+from megatron.core.dist_checkpointing.validation import (
+    determine_global_metadata,
+    validate_sharding_integrity,
+)
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
@@ -29,10 +38,11 @@ _COMMON = ShardedObject("common_state", None, (1,), (0,)).unique_key
 
 
 def load(sharded_state: dict[str, Any], directory: Path, *, common: bool = False) -> dict[str, Any]:
-    """`sharded_state` with the stored values in the place of their descriptions. Collective over the world.
+    """`sharded_state` with the stored values in the place of their descriptions. Collective over
+    the world.
 
-    `common`: also the plain values that are the same on all ranks. Raises DataError naming the file that is missing,
-    damaged, or holds anything but tensors and plain values.
+    `common`: also the plain values that are the same on all ranks. Raises DataError naming the file
+    that is missing, damaged, or holds anything but tensors and plain values.
     """
     metadata = read_metadata(directory)
     described, state, factories = load_preprocess(sharded_state)
@@ -56,13 +66,20 @@ def _sharded(described: dict[str, Any], directory: Path, metadata: Metadata) -> 
 
 
 def _read(
-    wanted: dict[str, Any], directory: Path, metadata: Metadata, tensors: Sequence[ShardedTensor] = ()
+    wanted: dict[str, Any],
+    directory: Path,
+    metadata: Metadata,
+    tensors: Sequence[ShardedTensor] = (),
 ) -> dict[str, Any]:
     """`wanted`, its tensors filled and its streams replaced by the objects that were stored."""
     planner = _Planner(
         directory,
-        shapes_validation_sharded_tensors=[each for each in tensors if not each.allow_shape_mismatch],
-        allow_shape_mismatch_sharded_tensors={each.key: each for each in tensors if each.allow_shape_mismatch},
+        shapes_validation_sharded_tensors=[
+            each for each in tensors if not each.allow_shape_mismatch
+        ],
+        allow_shape_mismatch_sharded_tensors={
+            each.key: each for each in tensors if each.allow_shape_mismatch
+        },
         flatten_state_dict=False,
         flatten_sharded_tensors=False,
     )
@@ -72,7 +89,9 @@ def _read(
         (cause, _), *_ = error.failures.values()
         if isinstance(cause, DataError):
             raise cause from None
-        raise DataError(f"{directory}: truncated or damaged ({cause}); copy the checkpoint again") from error
+        raise DataError(
+            f"{directory}: truncated or damaged ({cause}); copy the checkpoint again"
+        ) from error
     return wanted
 
 
@@ -106,7 +125,9 @@ class _Planner(strategy.MCoreLoadPlanner):
                 "get the model from another source"
             ) from None
         if name != _COMMON and not all(_is_empty(part) for part in loaded):
-            raise DataError(f"{self._directory}: {name} is not empty; states of FP8 layers are not supported")
+            raise DataError(
+                f"{self._directory}: {name} is not empty; states of FP8 layers are not supported"
+            )
         self.state_dict[read_item.dest_index.fqn] = loaded
 
 

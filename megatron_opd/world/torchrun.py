@@ -2,8 +2,9 @@
 
 Three layers: this process (the command the user typed), torchrun's agent (`python -m
 megatron_opd.world.torchrun`, a session of its own, so a terminal's Ctrl-C reaches only us), and the
-workers. Ctrl-C and SIGTERM are passed to the workers themselves: torchrun would kill them after 30 s,
-and a step may take longer. torchrun also hides exit codes, so every worker leaves its own in a file.
+workers. Ctrl-C and SIGTERM are passed to the workers themselves: torchrun would kill them after 30
+s, and a step may take longer. torchrun also hides exit codes, so every worker leaves its own in a
+file.
 """
 
 import contextlib
@@ -19,20 +20,25 @@ from pathlib import Path
 from types import FrameType
 
 OUTCOMES = "MEGATRON_OPD_OUTCOMES"  # directory where each worker leaves its exit code and message
-PREFLIGHT_DONE = "MEGATRON_OPD_PREFLIGHT_DONE"  # the starting process has checked the recipe and the data
+# the starting process has checked the recipe and the data
+PREFLIGHT_DONE = "MEGATRON_OPD_PREFLIGHT_DONE"
 INTERRUPTED = 130
 _PR_SET_PDEATHSIG = 1
 
 
 def run_workers(nproc: int, argv: Sequence[str]) -> tuple[int, str]:
-    """Runs `torchrun ARGV` (a script or `-m module`, and its arguments) in `nproc` processes, and waits.
+    """Runs `torchrun ARGV` (a script or `-m module`, and its arguments) in `nproc` processes, and
+    waits.
 
-    The first SIGINT or SIGTERM is passed on to the workers, which finish the step and save; the second kills them.
-    Returns the exit code (that of the rank that failed first, 130 when interrupted) and its message.
+    The first SIGINT or SIGTERM is passed on to the workers, which finish the step and save; the
+    second kills them. Returns the exit code (that of the rank that failed first, 130 when
+    interrupted) and its message.
     """
     with tempfile.TemporaryDirectory(prefix="megatron-opd-") as outcomes:
         environment = dict(os.environ) | {OUTCOMES: outcomes, PREFLIGHT_DONE: "1"}
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
+        environment.setdefault(
+            "OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc))
+        )
         command = [sys.executable, "-m", "megatron_opd.world.torchrun", str(nproc), *argv]
         agent = subprocess.Popen(command, env=environment, start_new_session=True)
         signals = _Forwarder(agent.pid)
@@ -45,7 +51,11 @@ def run_workers(nproc: int, argv: Sequence[str]) -> tuple[int, str]:
                     agent.wait()
         code, message = _read_outcome(Path(outcomes))
         if code == 0 and status != 0:
-            return (INTERRUPTED, "interrupted") if signals.received else (1, "the training processes died")
+            return (
+                (INTERRUPTED, "interrupted")
+                if signals.received
+                else (1, "the training processes died")
+            )
         return code, message
 
 
@@ -65,7 +75,8 @@ def is_worker() -> bool:
 
 
 def die_with_parent(signum: int) -> None:
-    """Asks the kernel to send `signum` to this process when its parent ends, so that nothing is left behind."""
+    """Asks the kernel to send `signum` to this process when its parent ends, so that nothing is
+    left behind."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signum)
 
 
@@ -78,7 +89,9 @@ class _Forwarder:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        before = {each: signal.signal(each, self._handle) for each in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            each: signal.signal(each, self._handle) for each in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             yield
         finally:
@@ -96,7 +109,9 @@ class _Forwarder:
         if self.received > 1 or not workers:
             self.kill()
             return
-        print("megatron-opd: stopping after this step; once more kills", file=sys.stderr, flush=True)
+        print(
+            "megatron-opd: stopping after this step; once more kills", file=sys.stderr, flush=True
+        )
         for pid in workers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signum)
@@ -104,14 +119,20 @@ class _Forwarder:
 
 def _children(pid: int) -> list[int]:
     try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
     except OSError:
         return []
 
 
 def _read_outcome(outcomes: Path) -> tuple[int, str]:
-    """The failure of the lowest rank. A stop counts only when no rank failed: torchrun stops the others then."""
-    ended = [json.loads(path.read_text()) for path in sorted(outcomes.iterdir(), key=lambda path: int(path.name))]
+    """The failure of the lowest rank. A stop counts only when no rank failed: torchrun stops the
+    others then."""
+    ended = [
+        json.loads(path.read_text())
+        for path in sorted(outcomes.iterdir(), key=lambda path: int(path.name))
+    ]
     by_severity = sorted(ended, key=lambda each: (each["code"] == 0, each["code"] == INTERRUPTED))
     return (by_severity[0]["code"], by_severity[0]["message"]) if by_severity else (0, "")
 
@@ -127,8 +148,14 @@ def _agent(nproc: int, argv: Sequence[str]) -> int:
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the outcome says it in one line
-    rendezvous = ["--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    # the outcome says it in one line
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    rendezvous = [
+        "--nnodes=1",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=127.0.0.1:0",
+        "--local-addr=127.0.0.1",
+    ]
     try:
         torchrun.main([*rendezvous, f"--nproc-per-node={nproc}", *argv])
     except ChildFailedError as error:

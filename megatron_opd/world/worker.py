@@ -1,4 +1,5 @@
-"""What every process of ours does first, and how it ends: an exit code, and one line for the user."""
+"""What every process of ours does first, and how it ends: an exit code, and one line for the
+user."""
 
 import errno
 import logging
@@ -10,14 +11,22 @@ from collections.abc import Callable
 from megatron_opd.errors import ConfigError, DataError, Interrupted, OpdError, RunError
 from megatron_opd.world import torchrun
 
-# Whoever named the path can do something about it; nothing else that the system refuses is expected.
+# Whoever named the path can do something about it; nothing else that the system refuses is
+# expected.
 _WRONG_PATHS = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
-)  # fmt: skip
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+)
 
 
 def quieten_dependencies() -> None:
-    """Leaves out what packages say about each other; `doctor` says what is missing and what that costs."""
+    """Leaves out what packages say about each other; `doctor` says what is missing and what that
+    costs."""
     warnings.filterwarnings("ignore", category=SyntaxWarning)
     for package in ("megatron", "torch"):
         warnings.filterwarnings("ignore", module=rf"{package}\b")
@@ -26,7 +35,8 @@ def quieten_dependencies() -> None:
 
 
 def outcome(work: Callable[[], int | None]) -> tuple[int, str]:
-    """The exit code of `work` and the user's line: 0, 1 (failed), 2 (bad input) or 130 (interrupted)."""
+    """The exit code of `work` and the user's line: 0, 1 (failed), 2 (bad input) or 130
+    (interrupted)."""
     try:
         return work() or 0, ""
     except OpdError as error:
@@ -60,7 +70,8 @@ def say(code: int, message: str) -> None:
 
 
 def raise_outcome(code: int, message: str) -> None:
-    """What processes that were started elsewhere ended with, as the exception it was there; nothing where it is 0."""
+    """What processes that were started elsewhere ended with, as the exception it was there; nothing
+    where it is 0."""
     if code == Interrupted.exit_code:
         raise KeyboardInterrupt
     if code:

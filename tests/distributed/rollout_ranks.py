@@ -1,4 +1,5 @@
-"""Run in ranks by test_rollout_ranks.py: an engine in every rank, each generating its share of the prompts.
+"""Run in ranks by test_rollout_ranks.py: an engine in every rank, each generating its share of the
+prompts.
 
 Prints one line of JSON from rank 0.
 """
@@ -28,9 +29,13 @@ def gathered(rollouts: list[Rollout]) -> list[Rollout]:
 
 
 def largest_difference(split: list[Rollout], together: list[Rollout]) -> float:
-    assert [(r.prompt.index, r.sample) for r in split] == [(r.prompt.index, r.sample) for r in together]
+    assert [(r.prompt.index, r.sample) for r in split] == [
+        (r.prompt.index, r.sample) for r in together
+    ]
     assert [r.token_ids.tolist() for r in split] == [r.token_ids.tolist() for r in together]
-    return max(float(np.abs(a.logprobs - b.logprobs).max()) for a, b in zip(split, together, strict=True))
+    return max(
+        float(np.abs(a.logprobs - b.logprobs).max()) for a, b in zip(split, together, strict=True)
+    )
 
 
 def main(directory: str) -> None:
@@ -40,7 +45,11 @@ def main(directory: str) -> None:
     kept = {name: os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LD_PRELOAD")}
     start = time.perf_counter()
     engine = VllmEngine(
-        ModelConfig(directory), RolloutConfig(kv_cache_gib=0.0625), precision="float32", max_sequence_length=300, seed=0
+        ModelConfig(directory),
+        RolloutConfig(kv_cache_gib=0.0625),
+        precision="float32",
+        max_sequence_length=300,
+        seed=0,
     )
     seconds = time.perf_counter() - start
     assert {name: os.environ.get(name) for name in kept} == kept
@@ -64,7 +73,9 @@ def main(directory: str) -> None:
         )
         split = generate([prompts[i] for i in share])
         differences.append(largest_difference(gathered(split), generate(prompts)))
-        differences += [float(np.abs(r.logprobs - tiny_hf.logprobs(model, r, 1.0, 1.0)).max()) for r in split]
+        differences += [
+            float(np.abs(r.logprobs - tiny_hf.logprobs(model, r, 1.0, 1.0)).max()) for r in split
+        ]
 
     engine.restart()  # an engine that has failed, on every rank
     push(tiny_hf.tensors(model), engine, 1)
@@ -73,7 +84,8 @@ def main(directory: str) -> None:
     total = torch.tensor(float(rank))
     dist.all_reduce(total, group=trainer_group)
     dist.all_reduce(total)
-    assert total.item() == world * world * (world - 1) / 2  # the trainer's groups outlive the engine
+    # the trainer's groups outlive the engine
+    assert total.item() == world * world * (world - 1) / 2
     if rank == 0:
         print(json.dumps({"difference": max(differences), "start_seconds": seconds}), flush=True)
     dist.destroy_process_group()

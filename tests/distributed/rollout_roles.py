@@ -1,6 +1,7 @@
 """Run in four ranks by test_dedicated_rollouts.py: a student on two, engines on the other two.
 
-The student is a transformers model, so that its own logprobs are at hand. Prints one line of JSON from rank 0.
+The student is a transformers model, so that its own logprobs are at hand. Prints one line of JSON
+from rank 0.
 """
 
 import json
@@ -18,7 +19,14 @@ import torch
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.errors import OpdError
 from megatron_opd.mcore import parallel as groups
-from megatron_opd.recipe.keys import DataConfig, OptimizerConfig, RolloutConfig, RunConfig, TeacherConfig, TrainConfig
+from megatron_opd.recipe.keys import (
+    DataConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    RunConfig,
+    TeacherConfig,
+    TrainConfig,
+)
 from megatron_opd.refit.push import push
 from megatron_opd.rollout.remote import RemoteEngine
 from megatron_opd.rollout.vllm.engine import VllmEngine
@@ -32,10 +40,17 @@ FAILS_AT, LOST = 2, "model.layers.1.mlp.up_proj.weight"
 
 def config_of(directory: str) -> RunConfig:
     return RunConfig(
-        name="apart", num_steps=1, max_sequence_length=300, method=replayed.method_of("tgpo"), precision="float32",
-        student=ModelConfig(directory), teacher=TeacherConfig(directory), data=DataConfig(""),
-        train=TrainConfig(OptimizerConfig(lr=1e-2)), rollout=RolloutConfig(kv_cache_gib=0.0625, processes=ENGINES),
-    )  # fmt: skip
+        name="apart",
+        num_steps=1,
+        max_sequence_length=300,
+        method=replayed.method_of("tgpo"),
+        precision="float32",
+        student=ModelConfig(directory),
+        teacher=TeacherConfig(directory),
+        data=DataConfig(""),
+        train=TrainConfig(OptimizerConfig(lr=1e-2)),
+        rollout=RolloutConfig(kv_cache_gib=0.0625, processes=ENGINES),
+    )
 
 
 def refusal(call: Any) -> str:
@@ -53,15 +68,23 @@ def student(config: RunConfig) -> None:
         "too long": refusal(lambda: RemoteEngine(channel, replace(config, max_sequence_length=999)))
     }
     engine, model = RemoteEngine(channel, config), tiny_hf.build("qwen3", seed=0)
-    settings: dict[str, Any] = dict(step=0, samples_per_prompt=2, max_completion_tokens=16, temperature=1.0, seed=9)
+    settings: dict[str, Any] = dict(
+        step=0, samples_per_prompt=2, max_completion_tokens=16, temperature=1.0, seed=9
+    )
     prompts = tiny_hf.prompts(4, 9, 30, 140, 6)
     generate = partial(engine.generate, groups.share(prompts), version=1, **settings)
     found["without weights"] = refusal(generate)
     start = time.perf_counter()
     report = push(tiny_hf.tensors(model), engine, 1)
-    found |= {"refit seconds": time.perf_counter() - start, "tensors": report.tensors, "bytes": report.bytes}
+    found |= {
+        "refit seconds": time.perf_counter() - start,
+        "tensors": report.tensors,
+        "bytes": report.bytes,
+    }
     first = generate()
-    found["difference"] = max(float(np.abs(r.logprobs - tiny_hf.logprobs(model, r, 1.0, 1.0)).max()) for r in first)
+    found["difference"] = max(
+        float(np.abs(r.logprobs - tiny_hf.logprobs(model, r, 1.0, 1.0)).max()) for r in first
+    )
     found["order"] = [(r.prompt.index, r.sample) for r in first] == [
         (prompt.index, sample) for prompt in groups.share(prompts) for sample in range(2)
     ]
@@ -71,22 +94,34 @@ def student(config: RunConfig) -> None:
     push(tiny_hf.tensors(model), engine, 1)
     again = generate()
     found["the same"] = all(
-        np.array_equal(a.token_ids, b.token_ids) and np.array_equal(a.logprobs, b.logprobs) and a.text == b.text
+        np.array_equal(a.token_ids, b.token_ids)
+        and np.array_equal(a.logprobs, b.logprobs)
+        and a.text == b.text
         for a, b in zip(first, again, strict=True)
     )
-    missing = ((name, tensor) for name, tensor in tiny_hf.tensors(model) if name != "model.norm.weight")
+    missing = (
+        (name, tensor) for name, tensor in tiny_hf.tensors(model) if name != "model.norm.weight"
+    )
     found["missing"] = refusal(lambda: push(missing, engine, 2))
     other = tiny_hf.build("qwen3", seed=1)
     found["lost"] = refusal(lambda: push(tiny_hf.tensors(other), engine, 2))
-    found["unverified"] = refusal(lambda: engine.generate(groups.share(prompts), version=2, **settings))
+    found["unverified"] = refusal(
+        lambda: engine.generate(groups.share(prompts), version=2, **settings)
+    )
     everyone = groups.gather_shares([found])
     if torch.distributed.get_rank() == 0:
         print(json.dumps(everyone), flush=True)
 
 
 def spoil_the_last_engine() -> None:
-    """It fails once while it samples; the third refit that goes through it loses a tensor on the way."""
-    complete, tensors, samples, refits = VllmEngine.complete, Channel.tensors, iter(range(99)), iter(range(99))
+    """It fails once while it samples; the third refit that goes through it loses a tensor on the
+    way."""
+    complete, tensors, samples, refits = (
+        VllmEngine.complete,
+        Channel.tensors,
+        iter(range(99)),
+        iter(range(99)),
+    )
 
     def failing(self: VllmEngine, *args: Any, **kwargs: Any) -> Any:
         if self.policy_version == kwargs["version"] and next(samples) + 1 == FAILS_AT:

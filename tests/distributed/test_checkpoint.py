@@ -63,13 +63,21 @@ def one_update(student: Student) -> None:
 
 
 def state_of(student: Student) -> dict[str, Any]:
-    weights = {name: value.detach().clone() for name, value in student.bare_chunks[0].named_parameters()}
-    return {**weights, "scheduler": student.scheduler.state_dict(), "lr": student.optimizer.param_groups[0]["lr"]}
+    weights = {
+        name: value.detach().clone() for name, value in student.bare_chunks[0].named_parameters()
+    }
+    return {
+        **weights,
+        "scheduler": student.scheduler.state_dict(),
+        "lr": student.optimizer.param_groups[0]["lr"],
+    }
 
 
 def assert_equal(got: dict[str, Any], wanted: dict[str, Any]) -> None:
     for name, value in wanted.items():
-        assert torch.equal(got[name], value) if isinstance(value, torch.Tensor) else got[name] == value, name
+        assert (
+            torch.equal(got[name], value) if isinstance(value, torch.Tensor) else got[name] == value
+        ), name
 
 
 @pytest.fixture
@@ -109,7 +117,10 @@ def test_a_prolonged_run_has_the_rates_of_one_that_was_that_long(
         return trained
 
     settings = {"schedule": schedule, "warmup_steps": 2}
-    short, expected = new_student(num_steps=6, **settings), rates(new_student(num_steps=12, **settings), 12)
+    short, expected = (
+        new_student(num_steps=6, **settings),
+        rates(new_student(num_steps=12, **settings), 12),
+    )
     rates(short, 6)
     path = checkpoint.save(tmp_path, 6, {"model": short}, {}, keep=1)
     prolonged = new_student(num_steps=12, **settings)
@@ -149,21 +160,34 @@ def test_a_damaged_checkpoint_is_passed_over(saved: Path, damage: Any, said: str
         ("manifest.json", "{", "manifest.json is missing or unreadable"),
         ("manifest.json", "[1]", "manifest.json is missing or unreadable"),
         ("manifest.json", '{"state.json": 3}', "manifest.json is missing or unreadable"),
-        ("manifest.json", '{"state.json": {"bytes": "3", "sha256": ""}}', "manifest.json is missing or unreadable"),
+        (
+            "manifest.json",
+            '{"state.json": {"bytes": "3", "sha256": ""}}',
+            "manifest.json is missing or unreadable",
+        ),
         ("state.json", "{", "state.json is not what a save writes"),
         ("state.json", "[]", "state.json is not what a save writes"),
         ("state.json", '{"step": 6}', "state.json is not what a save writes"),
         ("state.json", '{"step": 5, "schedulers": {}}', "state.json is not what a save writes"),
-        ("state.json", '{"step": 6, "schedulers": {"model": {}}}', "state.json is not what a save writes"),
+        (
+            "state.json",
+            '{"step": 6, "schedulers": {"model": {}}}',
+            "state.json is not what a save writes",
+        ),
     ],
 )
-def test_a_damaged_description_is_passed_over(saved: Path, name: str, content: str, problem: str) -> None:
+def test_a_damaged_description_is_passed_over(
+    saved: Path, name: str, content: str, problem: str
+) -> None:
     newest = saved / "step-000006"
     (newest / name).write_text(content)
     if name == "state.json":
         (newest / "manifest.json").unlink()
         write_manifest(newest)  # it was written so
-    assert checkpoint.newest(saved) == (saved / "step-000004", [f"{newest}: {problem}; using the one before"])
+    assert checkpoint.newest(saved) == (
+        saved / "step-000004",
+        [f"{newest}: {problem}; using the one before"],
+    )
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(saved: Path) -> None:
@@ -172,7 +196,10 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(saved: Pat
     with pytest.raises(DataError) as caught:
         checkpoint.newest(saved)
     (line,) = str(caught.value).splitlines()
-    assert "step-000006: state.json is missing; " in line and "step-000004: state.json is missing; no whole" in line
+    assert (
+        "step-000006: state.json is missing; " in line
+        and "step-000004: state.json is missing; no whole" in line
+    )
 
 
 def test_other_names_beside_checkpoints_are_let_be(student: Student, saved: Path) -> None:
@@ -209,7 +236,8 @@ def test_a_full_disk_loses_nothing(student: Student, saved: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
         try:
             with pytest.raises(
-                RunError, match=r"step-000008: cannot be written, with .* GiB free there; earlier check"
+                RunError,
+                match=r"step-000008: cannot be written, with .* GiB free there; earlier check",
             ):
                 checkpoint.save(saved, 8, {"model": student}, {"note": "x" * 10_000}, keep=1)
         finally:
@@ -227,10 +255,12 @@ def test_layouts_of_the_same_sizes_share_their_groups(new_student: Callable[...,
     assert groups.create(LayoutConfig(sequence_parallel=True)).layout != parallel.layout
 
 
-# ------------------------------------------------------------------------------------------ directories of others
+# ---------------------------------------------------------------------------- directories of others
 @pytest.fixture
 def converted(tmp_path: Path) -> Path:
-    return convert.convert(str(write_source(tmp_path / "hf", torch.float32)), str(tmp_path / "megatron"))
+    return convert.convert(
+        str(write_source(tmp_path / "hf", torch.float32)), str(tmp_path / "megatron")
+    )
 
 
 def load_as_teacher(directory: Path, student: Student) -> None:
@@ -239,17 +269,26 @@ def load_as_teacher(directory: Path, student: Student) -> None:
     checkpoint.load_converted(directory, chunks, arch, student.parallel)
 
 
-def test_a_directory_of_others_runs_no_code(student: Student, converted: Path, tmp_path: Path) -> None:
+def test_a_directory_of_others_runs_no_code(
+    student: Student, converted: Path, tmp_path: Path
+) -> None:
     mark = tmp_path / "ran"
-    torch.save([Payload(mark)], converted / "model" / "common.pt")  # of older formats; it is not read
+    # of older formats; it is not read
+    torch.save([Payload(mark)], converted / "model" / "common.pt")
     store_payload(converted / "model", "rng_state/shard_0_1", mark)  # nor is what nobody asks for
     load_as_teacher(converted, student)
     store_payload(converted / "model", "decoder.layers.mlp.linear_fc1._extra_state/shard_0_4", mark)
-    with pytest.raises(DataError, match=r"fc1._extra_state/shard_0_4 is no plain value \(.*get the model from another"):
+    with pytest.raises(
+        DataError,
+        match=r"fc1._extra_state/shard_0_4 is no plain value \(.*get the model from another",
+    ):
         load_as_teacher(converted, student)
     for content in (PICKLES["reduce"](mark), PICKLES["dotted"](mark)):
         (converted / "model" / ".metadata").write_bytes(content)
-        with pytest.raises(DataError, match=r"\.metadata: names .*nothing was run, get the model from another source"):
+        with pytest.raises(
+            DataError,
+            match=r"\.metadata: names .*nothing was run, get the model from another source",
+        ):
             load_as_teacher(converted, student)
     assert not mark.exists()
 
@@ -266,19 +305,30 @@ def test_a_run_of_others_runs_no_code(student: Student, saved: Path, tmp_path: P
     assert not mark.exists()
 
 
-def test_states_that_transformer_engine_would_unpickle_are_refused(student: Student, converted: Path) -> None:
+def test_states_that_transformer_engine_would_unpickle_are_refused(
+    student: Student, converted: Path
+) -> None:
     directory = converted / "model"
     metadata = read_metadata(directory)
-    torch.save([torch.tensor(list(pickle.dumps({})), dtype=torch.uint8)], directory / "state.distcp")
+    torch.save(
+        [torch.tensor(list(pickle.dumps({})), dtype=torch.uint8)], directory / "state.distcp"
+    )
     key = MetadataIndex("decoder.layers.mlp.linear_fc1._extra_state/shard_0_4")
-    metadata.storage_data[key] = _StorageInfo("state.distcp", 0, (directory / "state.distcp").stat().st_size)
+    metadata.storage_data[key] = _StorageInfo(
+        "state.distcp", 0, (directory / "state.distcp").stat().st_size
+    )
     (directory / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(DataError, match=r"fc1._extra_state/shard_0_4 is not empty; states of FP8 layers are not supp"):
+    with pytest.raises(
+        DataError,
+        match=r"fc1._extra_state/shard_0_4 is not empty; states of FP8 layers are not supp",
+    ):
         load_as_teacher(converted, student)
 
 
 def test_records_that_end_early_are_one_line(student: Student, converted: Path) -> None:
     for path in (converted / "model").glob("*.distcp"):
         path.write_bytes(path.read_bytes()[:-400] + bytes(400))
-    with pytest.raises(DataError, match=r"truncated or damaged .*; copy the checkpoint again|is no plain value"):
+    with pytest.raises(
+        DataError, match=r"truncated or damaged .*; copy the checkpoint again|is no plain value"
+    ):
         load_as_teacher(converted, student)

@@ -1,4 +1,5 @@
-"""What convert writes is what Megatron would have saved: the same names, and any layout loads it."""
+"""What convert writes is what Megatron would have saved: the same names, and any layout loads
+it."""
 
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from tests.distributed.test_weights_parity import make_reference
 from tests.forked import REPOSITORY
 from tests.tiny_config import tiny_config
 
-# model -> (model_type, tied, heads, key-value heads, layers, RoPE type); 131 tokens: tensor parallelism has to pad them
+# model -> (model_type, tied, heads, key-value heads, layers, RoPE type); 131 tokens: tensor
+# parallelism has to pad them
 MODELS = {
     "dense": ("qwen3", False, 8, 2, 4, "default"),
     "tied": ("qwen2", True, 4, 2, 2, "default"),
@@ -46,18 +48,32 @@ def test_every_layout_loads_what_was_converted_and_saves_what_converts_back(
     for layout in LAYOUTS[nproc]:
         for name in names_of(layout):
             saved = tmp_path / layout / name
-            ours, theirs = described(models / f"{name}-megatron" / "model"), described(saved / "model")
+            ours, theirs = (
+                described(models / f"{name}-megatron" / "model"),
+                described(saved / "model"),
+            )
             assert ours.keys() == theirs.keys()
             assert ours == theirs or nproc > 1
             convert(str(saved), f"{saved}-hf")
             before, after = HfCheckpoint(models / name), HfCheckpoint(f"{saved}-hf")
             assert before.shapes == after.shapes
-            assert all(torch.equal(before.read(tensor), after.read(tensor)) for tensor in before.shapes)
+            assert all(
+                torch.equal(before.read(tensor), after.read(tensor)) for tensor in before.shapes
+            )
 
 
 def test_processes_that_the_command_starts_write_the_same(models: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "megatron_opd", "convert", str(models / "dense"), str(out), "--nproc", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "megatron_opd",
+        "convert",
+        str(models / "dense"),
+        str(out),
+        "--nproc",
+        "2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=240)
     assert done.returncode == 0, done.stderr
     written = out / "model" / "__0_1.distcp"
@@ -70,7 +86,8 @@ def names_of(layout: str) -> list[str]:
 
 
 def described(directory: Path) -> dict[str, Any]:
-    """Name -> shape, dtype and blocks of a tensor, or None of an object, as the format's metadata has them."""
+    """Name -> shape, dtype and blocks of a tensor, or None of an object, as the format's metadata
+    has them."""
     metadata = DistributedCheckpoint(directory).metadata.state_dict_metadata
     return {
         key: (each.size, each.properties.dtype, {(c.offsets, c.sizes) for c in each.chunks})
@@ -80,14 +97,15 @@ def described(directory: Path) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------------------ the program
+# -------------------------------------------------------------------------------------- the program
 def check_load(name: str, arch: Architecture, parallel: Any, models: Path) -> list[Any]:
     """Loads both forms as a run does: every parameter is the same."""
     from megatron_opd.architectures.config import ModelConfig
     from megatron_opd.runs.assemble import load
 
     hf, megatron = (
-        load(tiny_config(), ModelConfig(str(models / each)), arch, parallel) for each in (name, f"{name}-megatron")
+        load(tiny_config(), ModelConfig(str(models / each)), arch, parallel)
+        for each in (name, f"{name}-megatron")
     )
     expected = dict(hf[0].named_parameters())
     for parameter_name, parameter in megatron[0].named_parameters():
@@ -96,7 +114,9 @@ def check_load(name: str, arch: Architecture, parallel: Any, models: Path) -> li
     return megatron
 
 
-def save_as_runs_do(chunks: list[Any], parallel: Any, models: Path, name: str, out_dir: Path) -> None:
+def save_as_runs_do(
+    chunks: list[Any], parallel: Any, models: Path, name: str, out_dir: Path
+) -> None:
     import shutil
 
     from megatron.core import dist_checkpointing
@@ -109,7 +129,9 @@ def save_as_runs_do(chunks: list[Any], parallel: Any, models: Path, name: str, o
         shutil.copyfile(models / name / "config.json", out / "config.json")
     torch.distributed.barrier()
     with parallel.active():
-        state = {"model": chunks[0].sharded_state_dict(metadata={"dp_cp_group": parallel.groups.dp_cp})}
+        state = {
+            "model": chunks[0].sharded_state_dict(metadata={"dp_cp_group": parallel.groups.dp_cp})
+        }
         dist_checkpointing.save(state, str(out / "model"), async_strategy="mcore")
     torch.distributed.barrier()
     if rank == 0:

@@ -1,4 +1,5 @@
-"""A teacher on processes of its own: signals and updates are as on one, and neither side outlives the other."""
+"""A teacher on processes of its own: signals and updates are as on one, and neither side outlives
+the other."""
 
 import json
 import os
@@ -66,9 +67,13 @@ def results(directory: Path, run_distributed: Any) -> dict[str, Any]:
 def test_signals_and_updates_are_those_of_one_process(results: dict[str, Any], name: str) -> None:
     got, want = results[name], results[CASES[name].teacher]
     for column in ("argmax_ids_T", "topk_ids_TK"):
-        np.testing.assert_array_equal(getattr(got["signals"], column), getattr(want["signals"], column))
+        np.testing.assert_array_equal(
+            getattr(got["signals"], column), getattr(want["signals"], column)
+        )
     for column in SIGNALS:
-        np.testing.assert_allclose(getattr(got["signals"], column), getattr(want["signals"], column), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            getattr(got["signals"], column), getattr(want["signals"], column), rtol=0, atol=1e-5
+        )
     assert len(got["updates"]) == STEPS
     for mine, one in zip(got["updates"], want["updates"], strict=True):
         for key in ("train/loss", "train/grad_norm"):
@@ -81,10 +86,12 @@ def test_signals_and_updates_are_those_of_one_process(results: dict[str, Any], n
 def test_a_teacher_that_says_otherwise_is_seen(results: dict[str, Any]) -> None:
     first, second = (results[name]["signals"] for name in ALONE)
     assert np.abs(first.logprobs_T - second.logprobs_T).max() > 0.1
-    assert results["teacher"]["updates"][0]["train/loss"] != results["MoE"]["updates"][0]["train/loss"]
+    assert (
+        results["teacher"]["updates"][0]["train/loss"] != results["MoE"]["updates"][0]["train/loss"]
+    )
 
 
-# ------------------------------------------------------------------------------------------------ failures
+# ----------------------------------------------------------------------------------------- failures
 FAILURES = {
     "unreadable": (2, "tensor model.norm.weight is missing"),
     "teacher raises": (1, "ValueError: no room"),
@@ -103,7 +110,11 @@ def test_where_one_side_fails_the_other_ends(
 
         shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
         weights = tmp_path / "teacher" / "model.safetensors"
-        save_file({k: v for k, v in load_file(weights).items() if k != "model.norm.weight"}, weights, {"format": "pt"})
+        save_file(
+            {k: v for k, v in load_file(weights).items() if k != "model.norm.weight"},
+            weights,
+            {"format": "pt"},
+        )
         directory = tmp_path
     code, message = run_workers(3, [__file__, how, str(directory), str(tmp_path)])
     assert (code, FAILURES[how][1] in message) == (FAILURES[how][0], True), message
@@ -114,20 +125,34 @@ def test_where_one_side_fails_the_other_ends(
     assert time.time() - failed < 40  # torchrun's own grace is 30 s
 
 
-# ------------------------------------------------------------------------------------------------ the program
+# -------------------------------------------------------------------------------------- the program
 def config_of(directory: Path, case: Case) -> Any:
     from megatron_opd.architectures.config import LayoutConfig, ModelConfig
-    from megatron_opd.recipe.keys import DataConfig, OptimizerConfig, RunConfig, TeacherConfig, TrainConfig
+    from megatron_opd.recipe.keys import (
+        DataConfig,
+        OptimizerConfig,
+        RunConfig,
+        TeacherConfig,
+        TrainConfig,
+    )
 
     return RunConfig(
-        name="apart", num_steps=STEPS, max_sequence_length=64, method=replayed.method_of("tgpo"), precision="float32",
+        name="apart",
+        num_steps=STEPS,
+        max_sequence_length=64,
+        method=replayed.method_of("tgpo"),
+        precision="float32",
         student=ModelConfig(str(directory / "dense"), layout=LayoutConfig(**case.student_layout)),
         teacher=TeacherConfig(
-            str(directory / case.teacher), layout=LayoutConfig(**case.teacher_layout), processes=case.processes or None
+            str(directory / case.teacher),
+            layout=LayoutConfig(**case.teacher_layout),
+            processes=case.processes or None,
         ),
         data=DataConfig(""),
-        train=TrainConfig(OptimizerConfig(lr=1e-2, adam_eps=1e-3, weight_decay=0.1), micro_batch_tokens=60),
-    )  # fmt: skip
+        train=TrainConfig(
+            OptimizerConfig(lr=1e-2, adam_eps=1e-3, weight_decay=0.1), micro_batch_tokens=60
+        ),
+    )
 
 
 def compare(directory: Path, cases: dict[str, Case]) -> None:
@@ -193,7 +218,9 @@ def main(how: str, directory: Path, out: Path) -> int:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if how == "compare":
         cases = APART.get(world, ALONE)
-        run_in_role(config_of(directory, next(iter(cases.values()))), partial(compare, directory, cases))
+        run_in_role(
+            config_of(directory, next(iter(cases.values()))), partial(compare, directory, cases)
+        )
         return 0
     (out / f"pid{rank}").write_text(str(os.getpid()))
     fail_in_the_second_score(out, how)

@@ -24,13 +24,29 @@ def recipe(tmp_path: Path) -> str:
 def test_a_sound_recipe_passes_on_its_layout(recipe: str) -> None:
     """Two processes, a vLLM engine in each."""
     doctor = subprocess.run(
-        [sys.executable, "-m", "megatron_opd", "doctor", recipe, "student.layout.tensor_model_parallel_size=2"],
-        cwd=Path(__file__).parents[2], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "megatron_opd",
+            "doctor",
+            recipe,
+            "student.layout.tensor_model_parallel_size=2",
+        ],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
     lines = doctor.stdout.splitlines()
     assert doctor.returncode == 0, doctor.stdout + doctor.stderr[-3000:]
     found = {line[6:24].strip(): line[26:] for line in lines}
-    assert list(found)[-5:] == ["recipe tiny", "gradients", "teacher = student", "other teacher", "refit"]
+    assert list(found)[-5:] == [
+        "recipe tiny",
+        "gradients",
+        "teacher = student",
+        "other teacher",
+        "refit",
+    ]
     assert "2 updates of opd on 2 processes (student TP2, teacher TP1)" in found["gradients"]
     assert "of one process" in found["gradients"] and "distil: loss" in found["teacher = student"]
     assert "nats a token" in found["refit"]
@@ -45,7 +61,9 @@ def test_what_is_broken_on_purpose_fails(recipe: str, tmp_path: Path, run_distri
 
     def failing(**found: list) -> list[str]:
         on_layout = {"updates": sound, "other_teacher": other} | found
-        ours = judge(small, 1, on_layout | {"refit": {"mean": 0, "max": 0, "stale": 1, "tokens": 1}}, sound)
+        ours = judge(
+            small, 1, on_layout | {"refit": {"mean": 0, "max": 0, "stale": 1, "tokens": 1}}, sound
+        )
         return [finding.subject for finding in ours if finding.status == "fail"]
 
     assert failing() == []
@@ -54,7 +72,7 @@ def test_what_is_broken_on_purpose_fails(recipe: str, tmp_path: Path, run_distri
     assert failing(own_teacher=other, distance=sound) == ["teacher = student"]
 
 
-# ------------------------------------------------------------------------------------------------ the program
+# -------------------------------------------------------------------------------------- the program
 def main(folder: Path) -> int:
     from dataclasses import replace
 
@@ -79,7 +97,9 @@ def main(folder: Path) -> int:
     models.trainer.objective = twice  # a gradient of the wrong scale under the right loss
     doubled = updates(models, rollouts, steps=2)
     others = [
-        updates(assemble(replace(config, teacher=replace(config.teacher, path=path))), rollouts, steps=1)
+        updates(
+            assemble(replace(config, teacher=replace(config.teacher, path=path))), rollouts, steps=1
+        )
         for path in (config.teacher.path + OTHER, str(folder / "unchanged"))
     ]
     (folder / "found.json").write_text(json.dumps([sound, doubled, *others]))

@@ -1,7 +1,9 @@
-"""Every method of the catalogue takes a real update on Megatron models: the same one on every layout.
+"""Every method of the catalogue takes a real update on Megatron models: the same one on every
+layout.
 
-Student, teacher and reference are Megatron models. Some rollouts begin with tokens of a trace, and some are traces.
-What the formulas should give is in tests/unit/test_method_gradients.py; here splitting the work must not change it.
+Student, teacher and reference are Megatron models. Some rollouts begin with tokens of a trace, and
+some are traces. What the formulas should give is in tests/unit/test_method_gradients.py; here
+splitting the work must not change it.
 """
 
 import sys
@@ -23,7 +25,8 @@ from tests.tiny_config import tiny_config
 
 STEP = 1
 RATIOS = ClippedRatio, DetachedRatio, TeacherRatio  # to the student at the step's start
-# processes -> (name, TP, sequence parallel, CP, tokens of a micro-batch, fused output layer, the teacher's TP)
+# processes -> (name, TP, sequence parallel, CP, tokens of a micro-batch, fused output layer, the
+# teacher's TP)
 LAYOUTS = {
     1: [
         ("whole", 1, False, 1, 999, False, 1),
@@ -38,12 +41,18 @@ LAYOUTS = {
     ],
 }
 NAMES = [name for layouts in LAYOUTS.values() for name, *_ in layouts]
-OF_RATIOS = [name for name, entry in CATALOGUE.items() if any(isinstance(part, RATIOS) for part in parts(entry.method))]
+OF_RATIOS = [
+    name
+    for name, entry in CATALOGUE.items()
+    if any(isinstance(part, RATIOS) for part in parts(entry.method))
+]
 
 
 def cases(layout: str) -> list[tuple[str, str]]:
-    """Methods, each with the update of a step that is made: in a later one ratios are not 1, and some are clipped."""
-    later = OF_RATIOS if layout in ("whole", "2 micro-batches", "cp2") else []  # those that cut a batch or a sequence
+    """Methods, each with the update of a step that is made: in a later one ratios are not 1, and
+    some are clipped."""
+    # those that cut a batch or a sequence
+    later = OF_RATIOS if layout in ("whole", "2 micro-batches", "cp2") else []
     return [*((method, "first") for method in CATALOGUE), *((method, "later") for method in later)]
 
 
@@ -60,12 +69,19 @@ def test_an_update_is_finite_and_has_every_term(updates, method):
     metrics = updates["whole"]["first"][method]
     assert all(np.isfinite(value) for value in metrics.values())
     losses = {key for key in metrics if key.startswith("objective/") and key.endswith("/loss")}
-    assert losses == {f"objective/{name}/loss" for name in active(CATALOGUE[method].method, STEP).terms}
+    assert losses == {
+        f"objective/{name}/loss" for name in active(CATALOGUE[method].method, STEP).terms
+    }
     assert metrics["train/grad_norm"] > 0
 
 
 # A process reward is a sum over a sequence, which context parallelism cuts: the checks refuse it.
-SPLIT = [(layout, *case) for layout in NAMES[1:] for case in cases(layout) if (layout, case[0]) != ("cp2", "prime")]
+SPLIT = [
+    (layout, *case)
+    for layout in NAMES[1:]
+    for case in cases(layout)
+    if (layout, case[0]) != ("cp2", "prime")
+]
 
 
 @pytest.mark.parametrize(("layout", "method", "when"), SPLIT)
@@ -80,7 +96,9 @@ def test_the_figures_are_those_of_before(updates, check_golden):
     """Losses and gradient norms that were kept: what moves or renames code must not change them."""
     kept = ("loss", "train/grad_norm")
     first = updates["whole"]["first"]
-    check_golden("methods", {m: {k: v for k, v in f.items() if k.endswith(kept)} for m, f in first.items()})
+    check_golden(
+        "methods", {m: {k: v for k, v in f.items() if k.endswith(kept)} for m, f in first.items()}
+    )
 
 
 def test_a_sequences_ratio_makes_another_update_once_the_policy_has_moved(updates):
@@ -91,9 +109,14 @@ def test_a_sequences_ratio_makes_another_update_once_the_policy_has_moved(update
 
 
 def test_methods_differ(updates):
-    """No two methods make the same update, but those that are equal on policy, at this step, or on these rewards."""
-    equal = [{"grpo", "gspo"}, {"grpo++", "dapo", "cispo", "kdrl_group_mask"}, {"opd", "opd_then_rl"},
-             {"tgpo", "tgpo_annealing"}]  # fmt: skip
+    """No two methods make the same update, but those that are equal on policy, at this step, or on
+    these rewards."""
+    equal = [
+        {"grpo", "gspo"},
+        {"grpo++", "dapo", "cispo", "kdrl_group_mask"},
+        {"opd", "opd_then_rl"},
+        {"tgpo", "tgpo_annealing"},
+    ]
     norms: dict[float, set[str]] = {}
     for method, metrics in updates["whole"]["first"].items():
         norms.setdefault(round(metrics["train/grad_norm"], 6), set()).add(method)
@@ -101,9 +124,16 @@ def test_methods_differ(updates):
     assert all(any(methods <= each for each in equal) for methods in together), together
 
 
-# ------------------------------------------------------------------------------------------------ the program
+# -------------------------------------------------------------------------------------- the program
 def run(
-    directory: Path, layout_name: str, tp: int, sp: bool, cp: int, micro: int, fused: bool, teacher_tp: int
+    directory: Path,
+    layout_name: str,
+    tp: int,
+    sp: bool,
+    cp: int,
+    micro: int,
+    fused: bool,
+    teacher_tp: int,
 ) -> dict:
     from megatron_opd.architectures.config import LayoutConfig
     from megatron_opd.contracts.rows import Signals
@@ -119,7 +149,11 @@ def run(
     shared = {"context_parallel_size": cp}
     layout, frozen = LayoutConfig(tp, 1, sp, **shared), LayoutConfig(teacher_tp, **shared)
     model = lambda name, layout: replayed.load_model(directory / name, layout)  # noqa: E731
-    scoring = {"student_vocab_size": replayed.VOCAB, "micro_batch_tokens": micro, "temperature": 1.0}
+    scoring = {
+        "student_vocab_size": replayed.VOCAB,
+        "micro_batch_tokens": micro,
+        "temperature": 1.0,
+    }
     teacher, reference = (Teacher(*model("teacher", frozen), **scoring) for _ in range(2))
     chunks, arch, parallel = model("student", layout)
     config = tiny_config(1e-30, layout, fused_output_layer=fused)  # the weights stay as they are
@@ -131,17 +165,28 @@ def run(
     )  # fmt: skip
     learned = process.learn(
         recorded := replayed.recorded_rollouts(),
-        process_columns(Batch(recorded, Signals(None, reference.score(recorded).logprobs_T), 0, STEP)), step=STEP,
-    )  # fmt: skip
+        process_columns(
+            Batch(recorded, Signals(None, reference.score(recorded).logprobs_T), 0, STEP)
+        ),
+        step=STEP,
+    )
     out: dict = {"first": {}, "later": {}}
     for name, when in cases(layout_name):
-        method, samples = fit_topk(CATALOGUE[name].method, 8), as_read_by(CATALOGUE[name].method, recorded)
+        method, samples = (
+            fit_topk(CATALOGUE[name].method, 8),
+            as_read_by(CATALOGUE[name].method, recorded),
+        )
         needs = needs_of(active(method, STEP), updates_per_step=2 if when == "later" else 1)
         objective = Objective(method, arch.vocab_size, 1.0)
         trainer = Trainer(
-            student, objective, updates_per_step=1, micro_batch_tokens=micro, temperature=1.0, max_skipped=0,
+            student,
+            objective,
+            updates_per_step=1,
+            micro_batch_tokens=micro,
+            temperature=1.0,
+            max_skipped=0,
             teacher_head=teacher.head if needs.teacher_head else None,
-        )  # fmt: skip
+        )
         signals = Signals(
             teacher.score(samples, needs.topk) if needs.teacher else None,
             reference.score(samples).logprobs_T if needs.reference else None,

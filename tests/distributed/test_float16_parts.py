@@ -1,4 +1,5 @@
-"""Float16 on two processes: dense parameters and experts are two parts of the optimizer with one loss scale."""
+"""Float16 on two processes: dense parameters and experts are two parts of the optimizer with one
+loss scale."""
 
 import json
 import math
@@ -37,16 +38,21 @@ def test_an_overflow_of_one_rank_and_part_is_everybodys(tmp_path: Path, run_dist
         assert found["kept"] == [False, True, True]
 
 
-# ------------------------------------------------------------------------------------------------ the program
+# -------------------------------------------------------------------------------------- the program
 def updates(layout: LayoutConfig) -> dict:
-    """An update on gradients of 1, and two with an infinity on the last rank: in a dense parameter, in an expert."""
+    """An update on gradients of 1, and two with an infinity on the last rank: in a dense parameter,
+    in an expert."""
     from megatron_opd.mcore import parallel as groups
     from megatron_opd.mcore.model import build_model
     from megatron_opd.trainer import step
     from megatron_opd.trainer.student import prepare
 
     config = tiny_config(
-        1e-3, layout, precision="float16", clip_grad=0.0, loss_scale=LossScaleConfig(initial=SCALE, hysteresis=1)
+        1e-3,
+        layout,
+        precision="float16",
+        clip_grad=0.0,
+        loss_scale=LossScaleConfig(initial=SCALE, hysteresis=1),
     )
     parallel = groups.create(layout)
     chunks = build_model(EXPERTS, parallel, precision="float16")

@@ -1,4 +1,5 @@
-"""Starting workers under torchrun: exit codes arrive, Ctrl-C lets them save, and nothing is left behind."""
+"""Starting workers under torchrun: exit codes arrive, Ctrl-C lets them save, and nothing is left
+behind."""
 
 import os
 import signal
@@ -36,7 +37,12 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], "subprocess.Popen[str]"]]:
     def run(ending: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-c", STARTER, WORKER, ending, str(tmp_path)]
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        until(lambda: len(list(tmp_path.glob("pid*"))) == 2 and all(pid.read_text() for pid in tmp_path.glob("pid*")))
+        until(
+            lambda: (
+                len(list(tmp_path.glob("pid*"))) == 2
+                and all(pid.read_text() for pid in tmp_path.glob("pid*"))
+            )
+        )
         return started[-1]
 
     yield run
@@ -66,7 +72,10 @@ def test_the_failing_rank_is_the_one_reported(tmp_path: Path) -> None:
 
 
 def test_a_killed_rank_is_reported(tmp_path: Path) -> None:
-    assert run_workers(2, [WORKER, "crash", str(tmp_path)]) == (1, "the process of rank 1 was killed by SIGKILL")
+    assert run_workers(2, [WORKER, "crash", str(tmp_path)]) == (
+        1,
+        "the process of rank 1 was killed by SIGKILL",
+    )
     assert workers_gone(tmp_path)
 
 

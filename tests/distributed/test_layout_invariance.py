@@ -1,7 +1,9 @@
-"""Recorded rollouts replayed on every layout: teacher signals, loss and gradient norm are those of plain torch.
+"""Recorded rollouts replayed on every layout: teacher signals, loss and gradient norm are those of
+plain torch.
 
-The reference is `transformers` with dense autograd and the formulas of the papers, written out again here. Each
-layout then takes several optimizer steps (with Megatron's optimizer, distributed over replicas) on the same rollouts.
+The reference is `transformers` with dense autograd and the formulas of the papers, written out
+again here. Each layout then takes several optimizer steps (with Megatron's optimizer, distributed
+over replicas) on the same rollouts.
 """
 
 import sys
@@ -18,9 +20,14 @@ from tests.tiny_config import tiny_config
 
 STEPS = 3
 VOCAB = 61  # odd: the last tensor-parallel shard holds a padding row
-# processes -> (name, TP, PP, sequence parallel, tokens of a micro-batch); "fused" in a name: the fused output layer
+# processes -> (name, TP, PP, sequence parallel, tokens of a micro-batch); "fused" in a name: the
+# fused output layer
 LAYOUTS = {
-    1: [("tp1", 1, 1, False, 999), ("tp1 micro 70", 1, 1, False, 70), ("tp1 micro 20 fused", 1, 1, False, 20)],
+    1: [
+        ("tp1", 1, 1, False, 999),
+        ("tp1 micro 70", 1, 1, False, 70),
+        ("tp1 micro 20 fused", 1, 1, False, 20),
+    ],
     2: [
         ("tp2", 2, 1, False, 90),
         ("tp2 sp", 2, 1, True, 90),
@@ -35,7 +42,7 @@ LAYOUTS = {
 METHODS = ("tgpo", "grpo", "sft", "tgpo in 2 updates")
 
 
-# ------------------------------------------------------------------------------------------------ the replayed data
+# -------------------------------------------------------------------------------- the replayed data
 def make_models(directory: Path) -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -44,14 +51,19 @@ def make_models(directory: Path) -> None:
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
     }  # fmt: skip
     torch.manual_seed(0)
-    student = Qwen3ForCausalLM(Qwen3Config(**sizes, head_dim=16, tie_word_embeddings=False, initializer_range=0.2))
+    student = Qwen3ForCausalLM(
+        Qwen3Config(**sizes, head_dim=16, tie_word_embeddings=False, initializer_range=0.2)
+    )
     student.save_pretrained(directory / "student")
-    teacher = Qwen2ForCausalLM(Qwen2Config(**sizes, tie_word_embeddings=True, initializer_range=0.2))
+    teacher = Qwen2ForCausalLM(
+        Qwen2Config(**sizes, tie_word_embeddings=True, initializer_range=0.2)
+    )
     teacher.save_pretrained(directory / "teacher")
 
 
 def recorded_rollouts():
-    """24 completions of 6 prompts with rewards, lengths from 1 to 12, by a policy that is not the student's."""
+    """24 completions of 6 prompts with rewards, lengths from 1 to 12, by a policy that is not the
+    student's."""
     from megatron_opd.contracts.rows import Prompt, Rollout
 
     rng = np.random.default_rng(7)
@@ -82,12 +94,14 @@ def method_of(name):
         "tgpo",
         {
             "policy": PolicyGradientTerm("policy_gradient", ratio=ClippedRatio("old", 0.02, 0.03)),
-            "guidance": CrossEntropyTerm("cross_entropy", "teacher_argmax", 0.7, aggregate="seq-mean-token-mean"),
+            "guidance": CrossEntropyTerm(
+                "cross_entropy", "teacher_argmax", 0.7, aggregate="seq-mean-token-mean"
+            ),
         },
     )
 
 
-# ------------------------------------------------------------------------------------------------ the dense reference
+# ------------------------------------------------------------------------------ the dense reference
 def dense_reference(directory: Path) -> dict:
     from transformers import AutoModelForCausalLM
 
@@ -104,7 +118,9 @@ def dense_reference(directory: Path) -> dict:
         teacher_log_p = [log_p(teacher, r) for r in rollouts]
     targets = [lp.argmax(-1) for lp in teacher_log_p]
     rewards = torch.tensor([r.reward for r in rollouts]).double().view(6, 4)
-    advantages = ((rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-6)).flatten()
+    advantages = (
+        (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-6)
+    ).flatten()
     tokens = sum(r.num_tokens for r in rollouts)
     out = {
         "argmax": [int(v) for t in targets for v in t],
@@ -123,7 +139,8 @@ def dense_reference(directory: Path) -> dict:
             loss = (
                 loss
                 + {
-                    "tgpo": -(ratio * advantage).sum() / tokens - 0.7 * guided.mean() / len(rollouts),
+                    "tgpo": -(ratio * advantage).sum() / tokens
+                    - 0.7 * guided.mean() / len(rollouts),
                     "grpo": -(ratio * advantage).mean() / len(rollouts),
                     "sft": -sampled.sum() / tokens,
                 }[name]
@@ -134,7 +151,7 @@ def dense_reference(directory: Path) -> dict:
     return out
 
 
-# ------------------------------------------------------------------------------------------------ the tests
+# ---------------------------------------------------------------------------------------- the tests
 @pytest.fixture(scope="module")
 def replayed(run_distributed, tmp_path_factory):
     """layout -> what the program below wrote, and the reference."""
@@ -181,7 +198,7 @@ def test_clipping_is_active_once_the_policy_has_moved(replayed):
     assert second["objective/policy/clip_fraction"] > 0
 
 
-# ------------------------------------------------------------------------------------------------ the program
+# -------------------------------------------------------------------------------------- the program
 def load_model(model_dir, layout, recompute="none"):
     """(chunks with weights, architecture, groups) in float32. Collective over the world."""
     from megatron_opd.architectures.architecture import read_architecture
@@ -206,7 +223,13 @@ def replay(directory: Path, name: str, tp: int, pp: int, sp: bool, micro: int) -
     rollouts, layout, fused = recorded_rollouts(), LayoutConfig(tp, pp, sp), "fused" in name
     # The teacher's layout is another one wherever that is possible.
     frozen = load_model(directory / "teacher", LayoutConfig(pp, tp) if pp != tp else LayoutConfig())
-    teacher = Teacher(*frozen, student_vocab_size=VOCAB, micro_batch_tokens=micro + 10, temperature=1.0, offload=fused)
+    teacher = Teacher(
+        *frozen,
+        student_vocab_size=VOCAB,
+        micro_batch_tokens=micro + 10,
+        temperature=1.0,
+        offload=fused,
+    )
     signals = teacher.score(rollouts)
     out: dict = {
         "argmax": signals.argmax_ids_T.tolist(),
@@ -223,7 +246,12 @@ def replay(directory: Path, name: str, tp: int, pp: int, sp: bool, micro: int) -
         student = prepare(chunks, arch, parallel, config)
         objective = Objective(config.method, arch.vocab_size, 1.0)
         trainer = Trainer(
-            student, objective, updates_per_step=updates, micro_batch_tokens=micro, temperature=1.0, max_skipped=0
+            student,
+            objective,
+            updates_per_step=updates,
+            micro_batch_tokens=micro,
+            temperature=1.0,
+            max_skipped=0,
         )
 
         # Of supervised data no token is the student's own.
@@ -240,7 +268,9 @@ def columns_of(method, samples, signals, step, rows, tokens):
     from megatron_opd.objective.batch import Batch
     from megatron_opd.objective.columns import build_columns
 
-    return build_columns(method, Batch(samples[rows], signals.part(tokens), 0, step), max_completion_tokens=64)
+    return build_columns(
+        method, Batch(samples[rows], signals.part(tokens), 0, step), max_completion_tokens=64
+    )
 
 
 def main() -> int:

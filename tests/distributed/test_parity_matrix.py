@@ -1,4 +1,5 @@
-"""Three TGPO steps on every layout, dense and with experts: losses, gradient norms and every parameter are those of one
+"""Three TGPO steps on every layout, dense and with experts: losses, gradient norms and every
+parameter are those of one
 process. And a run saved on one layout goes on on another as if nothing had happened.
 
 The table is printed at the end of the test run.
@@ -16,8 +17,10 @@ from tests.distributed import test_layout_invariance as replayed
 from tests.tiny_config import tiny_config
 
 STEPS, SAVED_AFTER = 3, 2
-TOLERANCE = 2e-6  # relative: of a number, and of the norm of a tensor's difference to the norm of the tensor
-# processes -> (name, keys of LayoutConfig but for the sizes of 1, recompute_granularity); data parallelism is the rest
+# relative: of a number, and of the norm of a tensor's difference to the norm of the tensor
+TOLERANCE = 2e-6
+# processes -> (name, keys of LayoutConfig but for the sizes of 1, recompute_granularity); data
+# parallelism is the rest
 Row = tuple[str, dict[str, Any], str]
 TP2: dict[str, Any] = {"tensor_model_parallel_size": 2}
 SP2 = TP2 | {"sequence_parallel": True}
@@ -70,13 +73,20 @@ KINDS = ("dense", "MoE")
 
 
 def applies(kind: str, keys: dict[str, Any]) -> bool:
-    """Experts can be spread only where there are some; with them, Megatron trains TP with sequence parallelism only."""
+    """Experts can be spread only where there are some; with them, Megatron trains TP with sequence
+    parallelism only."""
     if kind == "dense":
         return not any(key.startswith("expert") for key in keys)
     return "tensor_model_parallel_size" not in keys or "sequence_parallel" in keys
 
 
-CASES = [(kind, name) for rows in LAYOUTS.values() for name, keys, _ in rows for kind in KINDS if applies(kind, keys)]
+CASES = [
+    (kind, name)
+    for rows in LAYOUTS.values()
+    for name, keys, _ in rows
+    for kind in KINDS
+    if applies(kind, keys)
+]
 CASES += [
     (kind, f"{saved} -> {name}")
     for saved, _, name, keys in RESHARDED
@@ -89,19 +99,34 @@ def make_models(directory: Path) -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     sizes = {
-        "vocab_size": replayed.VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64,
+        "vocab_size": replayed.VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 64,
         "initializer_range": 0.1,
-    }  # fmt: skip
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
+    }
+    experts = {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "norm_topk_prob": True,
+    }
     torch.manual_seed(0)
-    Qwen3ForCausalLM(Qwen3Config(**sizes, tie_word_embeddings=True)).save_pretrained(directory / "dense")
+    Qwen3ForCausalLM(Qwen3Config(**sizes, tie_word_embeddings=True)).save_pretrained(
+        directory / "dense"
+    )
     moe = Qwen3MoeConfig(**sizes, **experts, tie_word_embeddings=False)
     Qwen3MoeForCausalLM(moe).save_pretrained(directory / "MoE")
-    Qwen3ForCausalLM(Qwen3Config(**sizes, tie_word_embeddings=False)).save_pretrained(directory / "teacher")
+    Qwen3ForCausalLM(Qwen3Config(**sizes, tie_word_embeddings=False)).save_pretrained(
+        directory / "teacher"
+    )
 
 
-# ------------------------------------------------------------------------------------------------ the tests
+# ---------------------------------------------------------------------------------------- the tests
 @pytest.fixture(scope="module")
 def results(run_distributed, tmp_path_factory):
     directory = tmp_path_factory.mktemp("parity")
@@ -134,18 +159,21 @@ def test_three_steps_are_those_of_one_process(results, record_property, kind, na
 
 
 def test_the_steps_have_moved_the_parameters(results):
-    """Or else equality would say little: each tensor is further from its start than the tolerance by far."""
+    """Or else equality would say little: each tensor is further from its start than the tolerance
+    by far."""
     for kind in KINDS:
         start = results[kind, "start"]
         for name, value in results[kind, "TP1"]["parameters"].items():
             assert (value - start[name]).norm() / start[name].norm() > 100 * TOLERANCE, name
 
 
-# ------------------------------------------------------------------------------------------------ the program
+# -------------------------------------------------------------------------------------- the program
 class Case:
     """One student on one layout, and the teacher's signals."""
 
-    def __init__(self, directory: Path, kind: str, keys: dict[str, Any], recompute: str = "none") -> None:
+    def __init__(
+        self, directory: Path, kind: str, keys: dict[str, Any], recompute: str = "none"
+    ) -> None:
         from megatron_opd.architectures.config import LayoutConfig
         from megatron_opd.contracts.rows import Signals
         from megatron_opd.objective.loss import Objective
@@ -161,15 +189,26 @@ class Case:
             student_vocab_size=replayed.VOCAB, micro_batch_tokens=60, temperature=1.0,
         )  # fmt: skip
         self.signals = Signals(teacher.score(self.rollouts))
-        # A large epsilon: where a gradient is mere rounding, Adam would make a whole step of its sign.
+        # A large epsilon: where a gradient is mere rounding, Adam would make a whole step of its
+        # sign.
         config = tiny_config(
-            1e-2, layout, adam_eps=1e-3, weight_decay=0.1, num_steps=STEPS, method=replayed.method_of("tgpo")
+            1e-2,
+            layout,
+            adam_eps=1e-3,
+            weight_decay=0.1,
+            num_steps=STEPS,
+            method=replayed.method_of("tgpo"),
         )
         chunks, arch, parallel = replayed.load_model(directory / kind, layout, recompute)
         self.student, self.method = prepare(chunks, arch, parallel, config), config.method
         objective = Objective(config.method, arch.vocab_size, 1.0)
         self.trainer = Trainer(
-            self.student, objective, updates_per_step=1, micro_batch_tokens=60, temperature=1.0, max_skipped=0
+            self.student,
+            objective,
+            updates_per_step=1,
+            micro_batch_tokens=60,
+            temperature=1.0,
+            max_skipped=0,
         )
 
     def step(self, step: int) -> dict[str, float]:
@@ -214,7 +253,11 @@ def main() -> int:
                 updates.append(case.step(step))
                 if step + 1 == SAVED_AFTER and any(saved == name for saved, *_ in RESHARDED):
                     checkpoint.save(
-                        directory / f"saved-{kind}-{name}", SAVED_AFTER, {"model": case.student}, {}, keep=1
+                        directory / f"saved-{kind}-{name}",
+                        SAVED_AFTER,
+                        {"model": case.student},
+                        {},
+                        keep=1,
                     )
             case.write(directory, kind, name, updates)
         for saved, nproc, name, keys in RESHARDED:
@@ -223,7 +266,12 @@ def main() -> int:
                 continue
             case = Case(directory, kind, keys)
             checkpoint.load(found[0], {"model": case.student})
-            case.write(directory, kind, f"{saved} -> {name}", [case.step(step) for step in range(SAVED_AFTER, STEPS)])
+            case.write(
+                directory,
+                kind,
+                f"{saved} -> {name}",
+                [case.step(step) for step in range(SAVED_AFTER, STEPS)],
+            )
     groups.stop()
     return 0
 

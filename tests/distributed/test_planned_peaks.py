@@ -1,4 +1,5 @@
-"""The planner's peaks where ranks talk to each other: pipeline stages, replicas, experts on other ranks."""
+"""The planner's peaks where ranks talk to each other: pipeline stages, replicas, experts on other
+ranks."""
 
 import json
 import sys
@@ -12,15 +13,24 @@ from megatron_opd.architectures.config import LayoutConfig
 from megatron_opd.recipe.keys import RunConfig
 from tests.unit import test_planning_memory as measured
 
-STAGES, REPLICAS, SHARED = LayoutConfig(1, 2), LayoutConfig(), LayoutConfig(expert_model_parallel_size=2)
+STAGES, REPLICAS, SHARED = (
+    LayoutConfig(1, 2),
+    LayoutConfig(),
+    LayoutConfig(expert_model_parallel_size=2),
+)
 DEEP = replace(measured.QWEN3, num_layers=6)
 EXPERTS = measured.EXPERTS
 TRAINED = {"stages": (DEEP, STAGES), "replicas": (DEEP, REPLICAS), "experts": (EXPERTS, SHARED)}
-TRAINED |= {"experts of replicas": (EXPERTS, REPLICAS), "context": (DEEP, LayoutConfig(context_parallel_size=2))}
+TRAINED |= {
+    "experts of replicas": (EXPERTS, REPLICAS),
+    "context": (DEEP, LayoutConfig(context_parallel_size=2)),
+}
 
 
 def recipe(layout: LayoutConfig) -> RunConfig:
-    return measured.recipe(fused=True, predicted=100, layout=layout, precision="bfloat16", sequences=1)
+    return measured.recipe(
+        fused=True, predicted=100, layout=layout, precision="bfloat16", sequences=1
+    )
 
 
 def test_measured_peaks_are_within_a_tenth_of_the_planned_ones(tmp_path, run_distributed):
@@ -34,7 +44,9 @@ def test_measured_peaks_are_within_a_tenth_of_the_planned_ones(tmp_path, run_dis
     for name, (arch, layout) in TRAINED.items():
         case = Case(recipe(layout), {"student": arch}, hardware("cpu", 2), 2, 2)
         kinds = rank_kinds(case)
-        assert [in_flight(case, stage) for stage in range(len(kinds))] == ([2, 1] if name == "stages" else [1])
+        assert [in_flight(case, stage) for stage in range(len(kinds))] == (
+            [2, 1] if name == "stages" else [1]
+        )
         for rank in range(2):
             measured.assert_within_a_tenth(kinds[rank % len(kinds)], found[rank][name])
     batch = measured.micro_batch(EXPERTS, SHARED)
@@ -43,7 +55,7 @@ def test_measured_peaks_are_within_a_tenth_of_the_planned_ones(tmp_path, run_dis
         assert abs(planned - found[rank]["forward"]) < planned / 10
 
 
-# ------------------------------------------------------------------------------------------------ the program
+# -------------------------------------------------------------------------------------- the program
 def update_peak(arch: Architecture, layout: LayoutConfig) -> int:
     from megatron_opd.mcore import parallel as groups
     from megatron_opd.mcore.model import build_model

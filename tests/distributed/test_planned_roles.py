@@ -1,4 +1,5 @@
-"""What the planner says of roles with processes of their own, against those of a run: two ranks of a student, one of an
+"""What the planner says of roles with processes of their own, against those of a run: two ranks of
+a student, one of an
 engine, two of a teacher."""
 
 import gc
@@ -26,10 +27,21 @@ from tests.unit.live_bytes import LiveBytes
 PREDICTED, STUDENT, ENGINE, TEACHER = 100, range(2), 2, range(3, 5)
 # The vocabulary is a multiple of 64, to which vLLM pads.
 SIZES = {
-    "vocab_size": 1024, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512,
-}  # fmt: skip
-EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True}
+    "vocab_size": 1024,
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+}
+EXPERTS = {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "norm_topk_prob": True,
+}
 MODELS = {
     "student": ("qwen3", {"tie_word_embeddings": False}),
     "dense": ("qwen3", {}),
@@ -73,7 +85,9 @@ def recipe(directory: Path, case: str) -> RunConfig:
         base,
         method=replayed.method_of("tgpo"),
         student=ModelConfig(str(directory / "student"), layout=student_layout),
-        teacher=TeacherConfig(str(directory / teacher), layout=teacher_layout, processes=len(TEACHER)),
+        teacher=TeacherConfig(
+            str(directory / teacher), layout=teacher_layout, processes=len(TEACHER)
+        ),
         rollout=replace(base.rollout, processes=1, kv_cache_gib=0.0625),
     )
 
@@ -88,7 +102,9 @@ def planned(directory: Path) -> dict[str, dict[int, Any]]:
     kinds: dict[str, dict[int, Any]] = {}
     for name in CASES:
         config = recipe(directory, name)
-        sizes = {role: read_architecture(getattr(config, role).path) for role in ("student", "teacher")}
+        sizes = {
+            role: read_architecture(getattr(config, role).path) for role in ("student", "teacher")
+        }
         case = Case(config, sizes, hardware("cpu", 5), 5, 5)
         case.check()
         of_ranks = [kind for kind in rank_kinds(case) for _ in range(kind.ranks)]
@@ -97,16 +113,22 @@ def planned(directory: Path) -> dict[str, dict[int, Any]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_role_holds_what_is_planned_and_nothing_else(found: Found, planned: Any, case: str) -> None:
+def test_each_role_holds_what_is_planned_and_nothing_else(
+    found: Found, planned: Any, case: str
+) -> None:
     assert found[case].keys() == planned[case].keys()
     for rank in STUDENT:
         kind = planned[case][rank]
         held = [found[case][other] for other in STUDENT if planned[case][other] is kind]
         # Shards of replicas differ by padding: the fullest is planned.
-        states = {item: max(each[item] for each in held) for item in ("parameters", "gradients", "optimizer")}
+        states = {
+            item: max(each[item] for each in held)
+            for item in ("parameters", "gradients", "optimizer")
+        }
         assert states == kind.phases["generate"]
         for each in held:
-            assert each["all"] == pytest.approx(kind.total("generate"), rel=0.01)  # no engine, no teacher
+            # no engine, no teacher
+            assert each["all"] == pytest.approx(kind.total("generate"), rel=0.01)
     engine, kind = found[case][ENGINE], planned[case][ENGINE]
     assert {"engine": engine["engine"], "KV cache": engine["KV cache"]} == kind.phases["train"]
     for rank in TEACHER:
@@ -116,7 +138,9 @@ def test_each_role_holds_what_is_planned_and_nothing_else(found: Found, planned:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_so_are_the_peaks_of_scoring_and_of_taking_weights(found: Found, planned: Any, case: str) -> None:
+def test_so_are_the_peaks_of_scoring_and_of_taking_weights(
+    found: Found, planned: Any, case: str
+) -> None:
     received = planned[case][ENGINE].phases["refit"]["received weights"]
     assert found[case][ENGINE]["received weights"] == pytest.approx(received, rel=0.01)
     for rank in TEACHER:
@@ -127,11 +151,15 @@ def test_so_are_the_peaks_of_scoring_and_of_taking_weights(found: Found, planned
         assert peak < 1.1 * working
 
 
-# ------------------------------------------------------------------------------------------------ the program
+# -------------------------------------------------------------------------------------- the program
 def everything() -> int:
     """Bytes of all tensors of this process."""
     gc.collect()
-    return storages(each for each in gc.get_objects() if isinstance(each, torch.Tensor) and each.device.type == "cpu")
+    return storages(
+        each
+        for each in gc.get_objects()
+        if isinstance(each, torch.Tensor) and each.device.type == "cpu"
+    )
 
 
 def write(directory: Path, case: str, rank: int, values: dict[str, Any]) -> None:
@@ -154,13 +182,20 @@ def student(directory: Path) -> None:
         models.teacher.score(rollouts)
         held = held_by(models.student) | {"all": everything() - before}
         engine = engine or RemoteEngine(groups.channel("rollout"), config)
-        push(iter_hf_tensors(models.student.bare_chunks, models.student.arch, models.student.parallel), engine, 1)
+        push(
+            iter_hf_tensors(
+                models.student.bare_chunks, models.student.arch, models.student.parallel
+            ),
+            engine,
+            1,
+        )
         write(directory, case, torch.distributed.get_rank(), held)
         del models
 
 
 def observe(directory: Path) -> None:
-    """In the processes set aside for a role: writes what each question of the student's has found there."""
+    """In the processes set aside for a role: writes what each question of the student's has found
+    there."""
     from megatron_opd.rollout.vllm.engine import VllmEngine
     from megatron_opd.teacher.score import Teacher
 
@@ -182,8 +217,11 @@ def observe(directory: Path) -> None:
             live.ignore(*model.parameters())
             reload(self, tensors)
         held = {
-            "engine": sum(math.prod(shape) for shape in self._weights.shapes.values()) * self.dtype.itemsize,
-            "KV cache": storages(module.kv_cache for module in model.modules() if "kv_cache" in vars(module)),
+            "engine": sum(math.prod(shape) for shape in self._weights.shapes.values())
+            * self.dtype.itemsize,
+            "KV cache": storages(
+                module.kv_cache for module in model.modules() if "kv_cache" in vars(module)
+            ),
             "received weights": live.peak,
         }
         write(directory, next(cases), ENGINE, held)

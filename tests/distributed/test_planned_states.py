@@ -1,4 +1,5 @@
-"""The planner's bytes of parameters, gradients and optimizer states are those of really built models, exactly."""
+"""The planner's bytes of parameters, gradients and optimizer states are those of really built
+models, exactly."""
 
 import itertools
 import json
@@ -15,25 +16,50 @@ from megatron_opd.architectures.config import LayoutConfig
 from tests.tiny_config import tiny_config
 from tests.unit.tiny_model_files import write_model
 
-# Sizes that no alignment divides, so that padding shows: tied embeddings, biases, an odd vocabulary.
+# Sizes that no alignment divides, so that padding shows: tied embeddings, biases, an odd
+# vocabulary.
 MODELS = {
-    "student": {"model_type": "qwen2", "vocab_size": 101, "hidden_size": 24, "head_dim": 6, "intermediate_size": 38,
-                "tie_word_embeddings": True},
+    "student": {
+        "model_type": "qwen2",
+        "vocab_size": 101,
+        "hidden_size": 24,
+        "head_dim": 6,
+        "intermediate_size": 38,
+        "tie_word_embeddings": True,
+    },
     "untied": {"vocab_size": 67, "hidden_size": 12, "intermediate_size": 22},
-    "experts": {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 14},
-}  # fmt: skip
+    "experts": {
+        "model_type": "qwen3_moe",
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 14,
+    },
+}
 PRECISIONS = ("bfloat16", "float32")
 SHAPES = {  # processes -> TP, PP, EP, CP, ETP
     1: [(1, 1, 1, 1, 1)],
     2: [
-        (1, 1, 1, 1, 1), (2, 1, 1, 1, 1), (1, 2, 1, 1, 1), (1, 1, 2, 1, 1), (2, 1, 2, 1, 1), (1, 1, 1, 2, 1),
-        (2, 1, 1, 1, 2), (1, 1, 1, 1, 2),
+        (1, 1, 1, 1, 1),
+        (2, 1, 1, 1, 1),
+        (1, 2, 1, 1, 1),
+        (1, 1, 2, 1, 1),
+        (2, 1, 2, 1, 1),
+        (1, 1, 1, 2, 1),
+        (2, 1, 1, 1, 2),
+        (1, 1, 1, 1, 2),
     ],
     4: [  # with experts on several replicas
-        (1, 1, 2, 1, 1), (2, 1, 1, 1, 1), (2, 1, 2, 1, 1), (2, 1, 4, 1, 1), (1, 2, 2, 1, 1), (2, 2, 2, 1, 1),
-        (2, 1, 2, 2, 1), (1, 1, 1, 1, 2), (2, 1, 2, 1, 2),
+        (1, 1, 2, 1, 1),
+        (2, 1, 1, 1, 1),
+        (2, 1, 2, 1, 1),
+        (2, 1, 4, 1, 1),
+        (1, 2, 2, 1, 1),
+        (2, 2, 2, 1, 1),
+        (2, 1, 2, 2, 1),
+        (1, 1, 1, 1, 2),
+        (2, 1, 2, 1, 2),
     ],
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +96,13 @@ def layout_of(shape: list[int]) -> LayoutConfig:
 
 
 def planned(
-    directory: Path, world: int, trained: bool, name: str, precision: str, shape: list[int], rank: int
+    directory: Path,
+    world: int,
+    trained: bool,
+    name: str,
+    precision: str,
+    shape: list[int],
+    rank: int,
 ) -> dict[str, int]:
     from megatron_opd.planning.states import stages, trained_bytes
 
@@ -82,8 +114,10 @@ def planned(
     return asdict(trained_bytes(stage, layout, ranks_of_stage)[rank % ranks_of_stage])
 
 
-# ------------------------------------------------------------------------------------------------ the program
-def held_bytes(trained: bool, arch: Architecture, shape: list[int], precision: str) -> dict[str, int]:
+# -------------------------------------------------------------------------------------- the program
+def held_bytes(
+    trained: bool, arch: Architecture, shape: list[int], precision: str
+) -> dict[str, int]:
     """Of a trained model after one update, from which on the moments exist."""
     from megatron_opd.mcore import parallel as groups
     from megatron_opd.mcore.model import build_model
@@ -109,7 +143,9 @@ def held_by(student: Any) -> dict[str, int]:
         inner = optimizer.optimizer
         main = [each for group in inner.param_groups for each in group["params"]]
         state += [each for each in main if each.untyped_storage().data_ptr() not in own]
-        state += [inner.state[each][moment] for each in main for moment in ("exp_avg", "exp_avg_sq")]
+        state += [
+            inner.state[each][moment] for each in main for moment in ("exp_avg", "exp_avg_sq")
+        ]
     buffers = [*student.chunks[0].buffers, *student.chunks[0].expert_parallel_buffers]
     return {
         "parameters": storages(chunk.parameters()),
@@ -120,7 +156,11 @@ def held_by(student: Any) -> dict[str, int]:
 
 def storages(tensors) -> int:
     """Bytes, each storage once."""
-    return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
+    return sum(
+        {
+            each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors
+        }.values()
+    )
 
 
 def main() -> int:
@@ -132,7 +172,9 @@ def main() -> int:
     results = {}
     for trained, name, precision, shape in cases(world):
         arch = read_architecture(directory / name)
-        results[json.dumps([trained, name, precision, shape])] = held_bytes(trained, arch, shape, precision)
+        results[json.dumps([trained, name, precision, shape])] = held_bytes(
+            trained, arch, shape, precision
+        )
     (directory / f"{world}-{rank}.json").write_text(json.dumps(results))
     groups.stop()
     return 0

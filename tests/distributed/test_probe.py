@@ -1,4 +1,5 @@
-"""Nodes that reach each other, or do not: real all-reduces of processes that are told their place as Slurm does it."""
+"""Nodes that reach each other, or do not: real all-reduces of processes that are told their place
+as Slurm does it."""
 
 import json
 import os
@@ -29,14 +30,22 @@ print(probe.unreachable(place, place.node, Path(sys.argv[1]), float(sys.argv[2])
 
 def variables(index: int, per_node: int, nodes: list[str], **more: str) -> dict[str, str]:
     own = {
-        "SLURM_PROCID": index, "SLURM_NTASKS": per_node * len(nodes), "SLURM_LOCALID": index % per_node,
-        "SLURMD_NODENAME": nodes[index // per_node], "SLURM_JOB_NODELIST": ",".join(nodes), "SLURM_JOB_ID": 1,
-    }  # fmt: skip
+        "SLURM_PROCID": index,
+        "SLURM_NTASKS": per_node * len(nodes),
+        "SLURM_LOCALID": index % per_node,
+        "SLURMD_NODENAME": nodes[index // per_node],
+        "SLURM_JOB_NODELIST": ",".join(nodes),
+        "SLURM_JOB_ID": 1,
+    }
     return os.environ | {name: str(value) for name, value in own.items()} | more
 
 
 def probes(
-    path: Path, seconds: float, bad: dict[int, dict[str, str]], nodes: list[str] = NODES, per_node: int = 1
+    path: Path,
+    seconds: float,
+    bad: dict[int, dict[str, str]],
+    nodes: list[str] = NODES,
+    per_node: int = 1,
 ) -> list[tuple[str, str]]:
     """What each rank printed and complained of. `bad`: node -> variables that it alone has."""
     running = [
@@ -67,7 +76,9 @@ def test_a_node_that_hangs_among_others_is_named_by_all(tmp_path: Path) -> None:
                     argv, own = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
                 except OSError:
                     continue
-                is_probe = b"megatron_opd.cluster.probe\0" in argv and str(tmp_path).encode() in argv
+                is_probe = (
+                    b"megatron_opd.cluster.probe\0" in argv and str(tmp_path).encode() in argv
+                )
                 if b"/probe-1/" in argv:  # alone
                     continue
                 if is_probe and f"SLURMD_NODENAME={NODES[1]}\0".encode() in own:
@@ -100,11 +111,13 @@ def test_a_node_without_its_network_is_left_out_of_the_next_job(tmp_path: Path) 
     (job.directory / "recipe.yaml").write_text(write_recipe(tmp_path).read_text())
     running = [
         subprocess.Popen(
-            job.command(), env=variables(index, 1, NODES, **(ABSENT if index == 2 else {})), stderr=subprocess.PIPE,
+            job.command(),
+            env=variables(index, 1, NODES, **(ABSENT if index == 2 else {})),
+            stderr=subprocess.PIPE,
             text=True,
         )
         for index in range(3)
-    ]  # fmt: skip
+    ]
     said = [each.communicate(timeout=200)[1] for each in running]
     assert [each.returncode for each in running] == [3, 0, 0], said
     assert f"{NODES[2]} is unfit: " in said[0] and "absent0" in said[0]
@@ -115,7 +128,10 @@ def test_a_node_without_its_network_is_left_out_of_the_next_job(tmp_path: Path) 
 
 def test_two_nodes_of_which_one_fails_alone_are_told_apart(tmp_path: Path) -> None:
     said = probes(tmp_path, 60, {0: ABSENT}, NODES[:2])
-    assert all(out.startswith(f"{{'{NODES[0]}': ") and NODES[1] not in out and "absent0" in out for out, _ in said)
+    assert all(
+        out.startswith(f"{{'{NODES[0]}': ") and NODES[1] not in out and "absent0" in out
+        for out, _ in said
+    )
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3, 4, 7, 8])
@@ -130,7 +146,9 @@ def test_every_neighbour_is_tried_and_no_node_is_in_two_pairs_at_once(nodes: int
 
 
 def test_who_is_at_fault() -> None:
-    assert probe.at_fault({(0, 1): "a", (1, 2): "b"}, 4) == {1: "no all-reduce with its neighbours comes through: a"}
+    assert probe.at_fault({(0, 1): "a", (1, 2): "b"}, 4) == {
+        1: "no all-reduce with its neighbours comes through: a"
+    }
     assert probe.at_fault({(0, 1): "a"}, 4) == {}
     assert set(probe.at_fault({(0, 1): "a"}, 2)) == {0, 1}  # nobody can say which
     assert probe.at_fault({}, 1) == {}

@@ -55,7 +55,9 @@ def check(group, vocab, valid, temperature, k):
     assert (forward, backward) == (2, 0)
     torch.testing.assert_close(out, expected, rtol=1e-6, atol=2e-6)
     torch.testing.assert_close(entropy, expected_entropy, rtol=1e-6, atol=2e-6)
-    torch.testing.assert_close(shard_TV.grad, whole_TV.grad[:, rank * width : (rank + 1) * width], rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(
+        shard_TV.grad, whole_TV.grad[:, rank * width : (rank + 1) * width], rtol=1e-5, atol=2e-6
+    )
     got, collectives = count_collectives(lambda: topk(shard_TV, k, group, **arguments))
     want = topk(whole_TV, k, None, **arguments)
     assert collectives == 1
@@ -81,25 +83,43 @@ def check_output_layer_and_divergence(group, vocab, valid, dtype, tolerance):
         h_here, w_here = hidden.clone().requires_grad_(), weight[mine].clone().requires_grad_()
         (out, entropy), forward = count_collectives(
             lambda h=h_here, w=w_here, reduce=reduce: linear_logprobs(
-                h, w, ids_TK, group, with_entropy=True, chunk_tokens=3, reduce_hidden_grad=reduce, **arguments
+                h,
+                w,
+                ids_TK,
+                group,
+                with_entropy=True,
+                chunk_tokens=3,
+                reduce_hidden_grad=reduce,
+                **arguments,
             )
         )
-        _, backward = count_collectives(lambda out=out, entropy=entropy: (out.sum() + 2 * entropy.sum()).backward())
+        _, backward = count_collectives(
+            lambda out=out, entropy=entropy: (out.sum() + 2 * entropy.sum()).backward()
+        )
         assert (forward, backward) == (2, int(reduce))
         if not reduce:
             dist.all_reduce(h_here.grad, group=group)
         for got, expected in (
-            (out, want), (entropy, want_entropy), (h_here.grad, h.grad), (w_here.grad, w.grad[mine]),
-        ):  # fmt: skip
+            (out, want),
+            (entropy, want_entropy),
+            (h_here.grad, h.grad),
+            (w_here.grad, w.grad[mine]),
+        ):
             error = (got.double() - expected).norm() / expected.norm().clamp(min=1e-12)
             assert error < tolerance or expected.norm() < 1e-9, (tp, vocab, valid, dtype, error)
-    best, count = count_collectives(lambda: linear_topk(hidden, weight[mine], 3, group, chunk_tokens=4, **arguments))
+    best, count = count_collectives(
+        lambda: linear_topk(hidden, weight[mine], 3, group, chunk_tokens=4, **arguments)
+    )
     whole = linear_topk(hidden, weight, 3, None, **arguments)
     assert count == 1
     assert torch.equal(best.ids_TK, whole.ids_TK)
-    # An id of the last shard and one of the first become one of the second; the teacher's rows may be padding to us.
+    # An id of the last shard and one of the first become one of the second; the teacher's rows may
+    # be padding to us.
     merged = MergedIds((1, vocab - 1), vocab // 2 if vocab // 2 < valid else 2)
-    moved = lambda rows, over: linear_topk(hidden, rows, 3, over, ids_TJ=ids_TK, merged=merged, **arguments)  # noqa: E731
+
+    def moved(rows, over):
+        return linear_topk(hidden, rows, 3, over, ids_TJ=ids_TK, merged=merged, **arguments)
+
     best, count = count_collectives(lambda: moved(weight[mine], group))
     assert count == 2
     for got, expected in zip(best, moved(weight, None), strict=True):
@@ -109,7 +129,9 @@ def check_output_layer_and_divergence(group, vocab, valid, dtype, tolerance):
     whole_TV, shard_TV = student.clone().requires_grad_(), student[:, mine].clone().requires_grad_()
     kind = {"kind": "jsd", "beta": 0.4, **arguments}
     expected = divergence(whole_TV, teacher, None, **kind)
-    got, count = count_collectives(lambda: divergence(shard_TV, teacher[:, mine].contiguous(), group, **kind))
+    got, count = count_collectives(
+        lambda: divergence(shard_TV, teacher[:, mine].contiguous(), group, **kind)
+    )
     assert count == 3
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
     expected.sum().backward()
@@ -119,7 +141,8 @@ def check_output_layer_and_divergence(group, vocab, valid, dtype, tolerance):
 
 
 def check_heads(group, vocab):
-    """A divergence of a sharded student from a teacher with ends of its own: sharded too, or whole and of more rows."""
+    """A divergence of a sharded student from a teacher with ends of its own: sharded too, or whole
+    and of more rows."""
     from megatron_opd.contracts.merged_ids import MergedIds
     from megatron_opd.mcore.head import Head
 
@@ -130,7 +153,13 @@ def check_heads(group, vocab):
     student_VD, teacher_VD = torch.randn(vocab, 8), torch.randn(vocab + 4, 8)
     hidden_TD, teacher_TD = torch.randn(2, 11, 8).unbind()
     merged = MergedIds((1, vocab - 1), vocab // 2)
-    settings = {"kind": "reverse_kl", "alpha": None, "beta": None, "temperature": 1.3, "valid_vocab_size": vocab}
+    settings = {
+        "kind": "reverse_kl",
+        "alpha": None,
+        "beta": None,
+        "temperature": 1.3,
+        "valid_vocab_size": vocab,
+    }
 
     def gradient(weight_VD, over, teacher):
         leaf_TD = hidden_TD.clone().requires_grad_()
@@ -159,10 +188,14 @@ def main() -> int:
     for vocab, valid in ((16, 16), (16, 15), (16, 3), (64, 41)):  # 3: whole shards are padding
         for temperature in (1.0, 0.7):
             for k in (1, 2, min(valid, 7)):
-                check(dist.group.WORLD, vocab * tp // 2, min(valid, vocab * tp // 2), temperature, k)
+                check(
+                    dist.group.WORLD, vocab * tp // 2, min(valid, vocab * tp // 2), temperature, k
+                )
     for vocab, valid in ((16, 16), (16, 5), (52, 41)):
         for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
-            check_output_layer_and_divergence(dist.group.WORLD, vocab * tp // 2, valid, dtype, tolerance)
+            check_output_layer_and_divergence(
+                dist.group.WORLD, vocab * tp // 2, valid, dtype, tolerance
+            )
     check_heads(dist.group.WORLD, 8 * tp)
     dist.destroy_process_group()
     return 0

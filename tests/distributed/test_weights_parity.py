@@ -1,4 +1,5 @@
-"""Every layout gives transformers' logits from transformers' weights, and gives the weights back bit for bit."""
+"""Every layout gives transformers' logits from transformers' weights, and gives the weights back
+bit for bit."""
 
 import hashlib
 import itertools
@@ -27,27 +28,53 @@ MODELS = {
     "qwen3": ("qwen3", False, 8, 2, 4, "default"),
     "qwen3-tied": ("qwen3", True, 4, 2, 2, "linear"),
     "qwen3_moe": ("qwen3_moe", False, 4, 2, 4, "default"),
-    "qwen3_moe-tied": ("qwen3_moe", True, 4, 2, 2, "yarn-mscale"),  # a token's experts do not add up to 1
+    # a token's experts do not add up to 1
+    "qwen3_moe-tied": ("qwen3_moe", True, 4, 2, 2, "yarn-mscale"),
     "llama": ("llama", False, 4, 2, 2, "llama3"),
     "llama-tied": ("llama", True, 8, 2, 4, "default"),
 }
-# The fixed tokens are more than the original context; between the types, frequencies are kept, divided and mixed.
+# The fixed tokens are more than the original context; between the types, frequencies are kept,
+# divided and mixed.
 ROPES = {
     "default": {},
     "linear": {"factor": 2.0},
-    "llama3": {"factor": 4.0, "low_freq_factor": 0.5, "high_freq_factor": 1.2, "original_max_position_embeddings": 8},
-    "yarn": {"factor": 4.0, "beta_fast": 1, "beta_slow": 0.2, "original_max_position_embeddings": 8},
+    "llama3": {
+        "factor": 4.0,
+        "low_freq_factor": 0.5,
+        "high_freq_factor": 1.2,
+        "original_max_position_embeddings": 8,
+    },
+    "yarn": {
+        "factor": 4.0,
+        "beta_fast": 1,
+        "beta_slow": 0.2,
+        "original_max_position_embeddings": 8,
+    },
     "yarn-mscale": {
-        "factor": 8.0, "beta_fast": 1, "beta_slow": 0.3, "truncate": False, "original_max_position_embeddings": 8,
-        "mscale": 3.0, "mscale_all_dim": 0.5,
+        "factor": 8.0,
+        "beta_fast": 1,
+        "beta_slow": 0.3,
+        "truncate": False,
+        "original_max_position_embeddings": 8,
+        "mscale": 3.0,
+        "mscale_all_dim": 0.5,
     },
     "yarn-given": {"factor": 8.0, "attention_factor": 1.5, "original_max_position_embeddings": 8},
-}  # fmt: skip
+}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
 LAYOUTS = [  # TP, PP, EP, ETP
-    (1, 1, 1, 1), (2, 1, 1, 1), (1, 2, 1, 1), (2, 2, 1, 1), (1, 1, 2, 1), (2, 1, 2, 1), (2, 2, 2, 1), (1, 2, 2, 1),
-    (2, 1, 1, 2), (1, 2, 1, 2), (2, 1, 2, 2),
-]  # fmt: skip
+    (1, 1, 1, 1),
+    (2, 1, 1, 1),
+    (1, 2, 1, 1),
+    (2, 2, 1, 1),
+    (1, 1, 2, 1),
+    (2, 1, 2, 1),
+    (2, 2, 2, 1),
+    (1, 2, 2, 1),
+    (2, 1, 1, 2),
+    (1, 2, 1, 2),
+    (2, 1, 2, 2),
+]
 
 
 @dataclass(frozen=True)
@@ -67,9 +94,16 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reference]
 
 @torch.no_grad()
 def make_reference(
-    directory: Path, model_type: str, tied: bool, heads: int, key_value_heads: int, layers: int, rope: str
+    directory: Path,
+    model_type: str,
+    tied: bool,
+    heads: int,
+    key_value_heads: int,
+    layers: int,
+    rope: str,
 ) -> Reference:
-    """Saves a random model; norms and biases are random too, else one that is lost or swapped would not show."""
+    """Saves a random model; norms and biases are random too, else one that is lost or swapped would
+    not show."""
     torch.manual_seed(0)
     config = make_config(model_type, tied, heads, key_value_heads, layers, rope)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -80,7 +114,9 @@ def make_reference(
     return Reference(directory, read_all(directory), model(tokens_BS(VOCAB_SIZE)).logits)
 
 
-def make_config(model_type: str, tied: bool, heads: int, key_value_heads: int, layers: int, rope: str) -> Any:
+def make_config(
+    model_type: str, tied: bool, heads: int, key_value_heads: int, layers: int, rope: str
+) -> Any:
     return transformers.AutoConfig.for_model(
         model_type,
         vocab_size=VOCAB_SIZE,
@@ -118,35 +154,54 @@ def test_logits_refit_stream_and_export_equal_transformers(
     run_distributed: Callable[..., CompletedProcess],
 ) -> None:
     num_ranks, experts = max(tp_size, ep_size * etp_size) * pp_size, ep_size * etp_size > 1
-    models = {name: each for name, each in references.items() if not experts or name.startswith("qwen3_moe")}
+    models = {
+        name: each
+        for name, each in references.items()
+        if not experts or name.startswith("qwen3_moe")
+    }
     directories = [reference.directory for reference in models.values()]
     run_distributed(WORKER, num_ranks, tp_size, pp_size, ep_size, etp_size, tmp_path, *directories)
     for name, reference in models.items():
         logits_BSV = load_file(tmp_path / f"{name}.safetensors")["logits_BSV"]
         torch.testing.assert_close(logits_BSV, reference.logits_BSV, atol=2e-5, rtol=0)
 
-        expected = {tensor_name: checksum(tensor) for tensor_name, tensor in reference.tensors.items()}
-        streams = [json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in range(num_ranks)]
+        expected = {
+            tensor_name: checksum(tensor) for tensor_name, tensor in reference.tensors.items()
+        }
+        streams = [
+            json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in range(num_ranks)
+        ]
         assert all(stream == streams[0] for stream in streams), "the ranks' streams differ"
         assert sorted(streams[0]) == sorted(map(list, expected.items()))
 
         exported = read_all(tmp_path / name)
-        assert {tensor_name: checksum(tensor) for tensor_name, tensor in exported.items()} == expected
+        assert {
+            tensor_name: checksum(tensor) for tensor_name, tensor in exported.items()
+        } == expected
         model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name)
         with torch.no_grad():
             assert torch.equal(model(tokens_BS(VOCAB_SIZE)).logits, reference.logits_BSV)
 
 
-def test_every_architecture_has_every_rope(tmp_path: Path, run_distributed: Callable[..., CompletedProcess]) -> None:
-    """On one process; and the logits of another RoPE are far away, so that a scaling that is lost shows."""
+def test_every_architecture_has_every_rope(
+    tmp_path: Path, run_distributed: Callable[..., CompletedProcess]
+) -> None:
+    """On one process; and the logits of another RoPE are far away, so that a scaling that is lost
+    shows."""
     logits, references = {}, {}
     for model_type, rope, tied in itertools.product(SUPPORTED, ROPES, (False, True)):
         name = f"{model_type}-{rope}-{tied}"
-        references[name] = make_reference(tmp_path / "models" / name, model_type, tied, 4, 2, 1, rope)
-    run_distributed(WORKER, 1, 1, 1, 1, 1, tmp_path, *(reference.directory for reference in references.values()))
+        references[name] = make_reference(
+            tmp_path / "models" / name, model_type, tied, 4, 2, 1, rope
+        )
+    run_distributed(
+        WORKER, 1, 1, 1, 1, 1, tmp_path, *(reference.directory for reference in references.values())
+    )
     for name, reference in references.items():
         logits[name] = load_file(tmp_path / f"{name}.safetensors")["logits_BSV"]
         torch.testing.assert_close(logits[name], reference.logits_BSV, atol=1e-5, rtol=0)
     for model_type, rope, other in itertools.product(SUPPORTED, ROPES, ROPES):
-        difference = (logits[f"{model_type}-{rope}-True"] - logits[f"{model_type}-{other}-True"]).abs().max()
+        difference = (
+            (logits[f"{model_type}-{rope}-True"] - logits[f"{model_type}-{other}-True"]).abs().max()
+        )
         assert rope == other or difference > 0.02, (model_type, rope, other, difference)

@@ -1,7 +1,8 @@
-"""In every rank: weights_worker.py TP PP OUT_DIR MODEL_DIR...; what it finds is left in OUT_DIR for the test.
+"""In every rank: weights_worker.py TP PP OUT_DIR MODEL_DIR...; what it finds is left in OUT_DIR for
+the test.
 
-For every model: logits of fixed tokens (from the last stage), the exported directory, and from every rank a checksum of
-each tensor that the refit's stream yields.
+For every model: logits of fixed tokens (from the last stage), the exported directory, and from
+every rank a checksum of each tensor that the refit's stream yields.
 """
 
 import hashlib
@@ -32,11 +33,15 @@ def tokens_BS(vocab_size: int) -> torch.Tensor:
     return torch.randint(vocab_size, (2, NUM_TOKENS), generator=torch.Generator().manual_seed(1))
 
 
-def logits_BSV(chunks: list, arch: Architecture, parallel: Parallel, tokens: torch.Tensor) -> torch.Tensor | None:
+def logits_BSV(
+    chunks: list, arch: Architecture, parallel: Parallel, tokens: torch.Tensor
+) -> torch.Tensor | None:
     """Unpadded logits of `tokens` [B, S], on every rank of the last stage."""
     every = torch.arange(tokens.numel())
     packing = Packing.of([tokens.shape[1]] * len(tokens), 1, 0, parallel.device)
-    batch = MicroBatch(tokens.view(1, -1).to(parallel.device), packing, every.to(parallel.device), every)
+    batch = MicroBatch(
+        tokens.view(1, -1).to(parallel.device), packing, every.to(parallel.device), every
+    )
 
     def keep(_: MicroBatch, head: Head) -> tuple[torch.Tensor, torch.Tensor]:
         return head.hidden_TD.sum() * 0, head.hidden_TD @ head.weight_VD.T
@@ -46,7 +51,12 @@ def logits_BSV(chunks: list, arch: Architecture, parallel: Parallel, tokens: tor
         return None
     shards = [torch.empty_like(outputs[0]) for _ in range(parallel.tp_size)]
     dist.all_gather(shards, outputs[0].contiguous(), group=parallel.tp_group)
-    return torch.cat(shards, dim=-1)[:, : arch.vocab_size].unflatten(0, tokens.shape).contiguous().cpu()
+    return (
+        torch.cat(shards, dim=-1)[:, : arch.vocab_size]
+        .unflatten(0, tokens.shape)
+        .contiguous()
+        .cpu()
+    )
 
 
 @torch.no_grad()
@@ -56,7 +66,8 @@ def main(tp: int, pp: int, ep: int, etp: int, out_dir: Path, model_dirs: list[Pa
     for model_dir in model_dirs:
         arch = read_architecture(model_dir)
         chunks = build_model(arch, parallel, precision="float32")
-        chunks[0].eval()  # Megatron trains experts under tensor parallelism with sequence parallelism alone
+        # Megatron trains experts under tensor parallelism with sequence parallelism alone
+        chunks[0].eval()
         for parameter in chunks[0].parameters():
             parameter.fill_(float("nan"))  # so that one left unfilled shows
         load_hf(chunks, model_dir, arch, parallel)
@@ -66,10 +77,14 @@ def main(tp: int, pp: int, ep: int, etp: int, out_dir: Path, model_dirs: list[Pa
             save_file({"logits_BSV": logits}, out_dir / f"{model_dir.name}.safetensors")
 
         stream = iter_hf_tensors(chunks, arch, parallel)
-        checksums = [[name, hashlib.sha256(t.cpu().numpy().tobytes()).hexdigest()] for name, t in stream]
+        checksums = [
+            [name, hashlib.sha256(t.cpu().numpy().tobytes()).hexdigest()] for name, t in stream
+        ]
         (out_dir / f"{model_dir.name}-{dist.get_rank()}.json").write_text(json.dumps(checksums))
 
-        export_hf(chunks, arch, parallel, model_dir, out_dir / model_dir.name, max_shard_bytes=60_000)
+        export_hf(
+            chunks, arch, parallel, model_dir, out_dir / model_dir.name, max_shard_bytes=60_000
+        )
     dist.barrier()
     process_groups.stop()
 

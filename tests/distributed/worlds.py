@@ -12,7 +12,9 @@ from typing import Any
 Layouts = Mapping[int, Sequence[tuple]]
 
 
-def measured(run_distributed: Callable, program: str, directory: Path, layouts: Layouts) -> dict[str, Any]:
+def measured(
+    run_distributed: Callable, program: str, directory: Path, layouts: Layouts
+) -> dict[str, Any]:
     """The test's half: a layout's name -> what the program has found on it."""
     results: dict[str, Any] = {}
     for nproc in layouts:
@@ -22,7 +24,8 @@ def measured(run_distributed: Callable, program: str, directory: Path, layouts: 
 
 
 def measure(layouts: Layouts, work: Callable[..., Any]) -> int:
-    """The program's half: `work(directory, *row)` of every row; rank 0 writes what it returns, which JSON can hold."""
+    """The program's half: `work(directory, *row)` of every row; rank 0 writes what it returns,
+    which JSON can hold."""
     import torch.distributed as dist
 
     from megatron_opd.mcore import parallel as groups

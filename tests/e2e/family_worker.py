@@ -1,7 +1,9 @@
-"""In one process, as torchrun starts it: family_worker.py OUT_DIR MODEL_DIR...; MODEL_DIR-other has other weights.
+"""In one process, as torchrun starts it: family_worker.py OUT_DIR MODEL_DIR...; MODEL_DIR-other has
+other weights.
 
-For every model: what an engine without weights samples after one refit and after another, and what the trainer says of
-it; a refit after which a tied output layer is not packed anew; and the second weights, exported.
+For every model: what an engine without weights samples after one refit and after another, and what
+the trainer says of it; a refit after which a tied output layer is not packed anew; and the second
+weights, exported.
 """
 
 import json
@@ -36,13 +38,22 @@ def main(out_dir: Path, model_dirs: list[Path]) -> None:
     process_groups.stop()
 
 
-def measure(model_dir: Path, arch: Architecture, parallel: Parallel, out_dir: Path) -> dict[str, Any]:
+def measure(
+    model_dir: Path, arch: Architecture, parallel: Parallel, out_dir: Path
+) -> dict[str, Any]:
     model, config = ModelConfig(str(model_dir)), RolloutConfig(kv_cache_gib=0.0625)
     chunks = build_model(arch, parallel, precision="float32")
     trainer = Teacher(
-        chunks, arch, parallel, student_vocab_size=arch.vocab_size, micro_batch_tokens=512, temperature=1.0
+        chunks,
+        arch,
+        parallel,
+        student_vocab_size=arch.vocab_size,
+        micro_batch_tokens=512,
+        temperature=1.0,
     )
-    engine = VllmEngine(model, config, precision="float32", max_sequence_length=64, seed=0, empty=True)
+    engine = VllmEngine(
+        model, config, precision="float32", max_sequence_length=64, seed=0, empty=True
+    )
     asked = dict(step=0, samples_per_prompt=8, max_completion_tokens=12, temperature=1.0, seed=5)
     measured: dict[str, Any] = {"from_trainer": [], "from_transformers": [], "tokens": []}
     try:
@@ -52,8 +63,12 @@ def measure(model_dir: Path, arch: Architecture, parallel: Parallel, out_dir: Pa
             rollouts = engine.generate(tiny_hf.prompts(3, 40), version=version, **asked)
             logprobs_T = np.concatenate([rollout.logprobs for rollout in rollouts])
             hf_model = transformers.AutoModelForCausalLM.from_pretrained(weights)
-            hf_logprobs_T = np.concatenate([tiny_hf.logprobs(hf_model, rollout, 1.0, 1.0) for rollout in rollouts])
-            measured["from_trainer"].append(float(np.abs(logprobs_T - trainer.score(rollouts).logprobs_T).max()))
+            hf_logprobs_T = np.concatenate(
+                [tiny_hf.logprobs(hf_model, rollout, 1.0, 1.0) for rollout in rollouts]
+            )
+            measured["from_trainer"].append(
+                float(np.abs(logprobs_T - trainer.score(rollouts).logprobs_T).max())
+            )
             measured["from_transformers"].append(float(np.abs(logprobs_T - hf_logprobs_T).max()))
             measured["tokens"].append([rollout.token_ids.tolist() for rollout in rollouts])
         measured["stale"] = refit_without_packing(engine, model_dir, arch, parallel, chunks)
@@ -67,7 +82,8 @@ def measure(model_dir: Path, arch: Architecture, parallel: Parallel, out_dir: Pa
 def refit_without_packing(
     engine: VllmEngine, model_dir: Path, arch: Architecture, parallel: Parallel, chunks: list[Any]
 ) -> str | None:
-    """What is said when the first weights come again, and the modules that vLLM's loaders do not reach stay behind."""
+    """What is said when the first weights come again, and the modules that vLLM's loaders do not
+    reach stay behind."""
     load_hf(chunks, model_dir, arch, parallel)
     engine._weights.pack_tied = lambda: None  # type: ignore[method-assign]
     try:

@@ -1,9 +1,9 @@
 """killed_runs.py OUT RECIPE KEY=VALUE...: runs that are killed in a phase of a step, and resumed.
 
-For every phase a process trains into OUT/<phase> and kills itself (SIGKILL) in that phase of step `KILLED_AT`; a second
-one resumes. OUT/whole is a run that nothing disturbs. All are forked from this process, which has imported everything,
-so that a run costs seconds; as many at a time as there are cores. OUT/<phase>.ended has the signal that ended the first
-and the exit code of the other.
+For every phase a process trains into OUT/<phase> and kills itself (SIGKILL) in that phase of step
+`KILLED_AT`; a second one resumes. OUT/whole is a run that nothing disturbs. All are forked from
+this process, which has imported everything, so that a run costs seconds; as many at a time as there
+are cores. OUT/<phase>.ended has the signal that ended the first and the exit code of the other.
 """
 
 import contextlib
@@ -157,7 +157,10 @@ def main(out: Path, recipe: str, *overrides: str) -> None:
     config = load_config(recipe, list(overrides))
     load_tokenizer(config.student.path)
     works = [partial(train, replace(config, run_dir=str(out / "whole")))]
-    works += [partial(killed_and_resumed, replace(config, run_dir=str(out / phase)), phase) for phase in PHASES]
+    works += [
+        partial(killed_and_resumed, replace(config, run_dir=str(out / phase)), phase)
+        for phase in PHASES
+    ]
     running = 0
     for work in works:
         if running == len(os.sched_getaffinity(0)):

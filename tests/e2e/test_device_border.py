@@ -12,7 +12,8 @@ from tools import make_demo
 
 ROOT = Path(__file__).parents[2]
 
-# In every process, workers included: CUDA looks usable wherever it is not hidden, and what starts it leaves a trace.
+# In every process, workers included: CUDA looks usable wherever it is not hidden, and what starts
+# it leaves a trace.
 SITE = """
 import importlib.util, os, sys, traceback
 
@@ -60,27 +61,46 @@ def machine(tmp_path: Path) -> dict[str, str]:
 
 def run(machine: dict[str, str], *argv: object) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, *map(str, argv)]
-    return subprocess.run(command, env=machine, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    return subprocess.run(
+        command, env=machine, cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
 
 
 def test_the_border_is_real(machine: dict[str, str]) -> None:
-    """Without the decision torch's optimizer would start CUDA, though every parameter is on the host."""
+    """Without the decision torch's optimizer would start CUDA, though every parameter is on the
+    host."""
     step = "import torch; p = torch.ones(1, requires_grad=True); p.sum().backward(); torch.optim.AdamW([p]).step()"
     assert "CUDA was started" in run(machine, "-c", step).stderr
     assert Path(machine["CUDA_STARTED"]).exists()
 
 
-def test_two_processes_sample_and_train_on_the_host(machine: dict[str, str], tmp_path: Path) -> None:
+def test_two_processes_sample_and_train_on_the_host(
+    machine: dict[str, str], tmp_path: Path
+) -> None:
     make_demo.write_assets(tmp_path / "assets", seed=0)
     assets, directory = tmp_path / "assets", tmp_path / "run"
     done = run(
-        machine, "-m", "megatron_opd", "train", ROOT / "recipes" / "demo.yaml", f"run_dir={directory}", "num_steps=1",
-        f"student.path={assets / 'student'}", f"teacher.path={assets / 'teacher'}",
-        f"data.train={assets / 'train.jsonl'}", f"data.heldout={assets / 'heldout.jsonl'}", "rollout.num_prompts=2",
-        "train.optimizer.warmup_steps=0", "eval.num_prompts=10", "--nproc", "2",
-    )  # fmt: skip
+        machine,
+        "-m",
+        "megatron_opd",
+        "train",
+        ROOT / "recipes" / "demo.yaml",
+        f"run_dir={directory}",
+        "num_steps=1",
+        f"student.path={assets / 'student'}",
+        f"teacher.path={assets / 'teacher'}",
+        f"data.train={assets / 'train.jsonl'}",
+        f"data.heldout={assets / 'heldout.jsonl'}",
+        "rollout.num_prompts=2",
+        "train.optimizer.warmup_steps=0",
+        "eval.num_prompts=10",
+        "--nproc",
+        "2",
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert not Path(machine["CUDA_STARTED"]).exists(), Path(machine["CUDA_STARTED"]).read_text()[-3000:]
+    assert not Path(machine["CUDA_STARTED"]).exists(), Path(machine["CUDA_STARTED"]).read_text()[
+        -3000:
+    ]
     assert json.loads((directory / "env.json").read_text())["accelerators"] == []
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert any("train/loss" in row for row in rows)

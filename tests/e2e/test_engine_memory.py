@@ -1,6 +1,8 @@
-"""When the engine gives up the device's memory, and that one which failed does: what happens on CUDA alone.
+"""When the engine gives up the device's memory, and that one which failed does: what happens on
+CUDA alone.
 
-vLLM sleeps on CUDA alone, so that a stand-in takes its place here; the engine, the run and the step are the real ones.
+vLLM sleeps on CUDA alone, so that a stand-in takes its place here; the engine, the run and the step
+are the real ones.
 """
 
 import gc
@@ -50,7 +52,14 @@ class StandIn:
 
 def asleep(llm: StandIn) -> VllmEngine:
     engine = object.__new__(VllmEngine)
-    vars(engine).update(_llm=llm, _sleeps=True, _asleep=True, _ends=[2], device=torch.device("cuda"), policy_version=0)
+    vars(engine).update(
+        _llm=llm,
+        _sleeps=True,
+        _asleep=True,
+        _ends=[2],
+        device=torch.device("cuda"),
+        policy_version=0,
+    )
     return engine
 
 
@@ -83,18 +92,25 @@ def test_an_engine_that_fails_to_sample_sleeps_again() -> None:
 def test_an_engine_that_failed_is_gone_before_the_next_one_starts(
     world: None, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    """Nothing holds it: not the engine, not the error that is reported, whose traceback goes through it."""
+    """Nothing holds it: not the engine, not the error that is reported, whose traceback goes
+    through it."""
     engine = asleep(StandIn(fails=call))
     failed = weakref.ref(engine._llm)
-    engine._llm.itself = engine._llm  # vLLM's objects hold each other, and are frozen once it has started
+    # vLLM's objects hold each other, and are frozen once it has started
+    engine._llm.itself = engine._llm
     gc.freeze()
     alive: list[bool] = []
     monkeypatch.setattr(engine, "_start", lambda: alive.append(failed() is not None))
     notes: list[str] = []
     run: Any = SimpleNamespace(
-        engine=engine, teacher_engine=None, student=SimpleNamespace(parallel=SimpleNamespace(device="cpu")), step=3,
-        carried={}, note=notes.append, refit=lambda version: {},
-    )  # fmt: skip
+        engine=engine,
+        teacher_engine=None,
+        student=SimpleNamespace(parallel=SimpleNamespace(device="cpu")),
+        step=3,
+        carried={},
+        note=notes.append,
+        refit=lambda version: {},
+    )
     assert Run.sampled(run, lambda: complete(engine) if not alive else "samples") == "samples"
     assert alive == [False]
     assert "out of memory" in notes[0] and run.carried == {"rollout/engine_restarts": 1}
@@ -121,10 +137,15 @@ def test_the_engine_sleeps_while_models_work_also_in_a_step_without_samples(
 
     monkeypatch.setattr(loop, "collect", lambda run, step, clock: [])
     run: Any = SimpleNamespace(
-        engine=engine, rest_engine=lambda: Run.rest_engine(run), evaluates_at=lambda step: False, signals=work,
-        trainer=SimpleNamespace(step=work), plan=SimpleNamespace(student_pass=False, rollouts=True), process=None,
+        engine=engine,
+        rest_engine=lambda: Run.rest_engine(run),
+        evaluates_at=lambda step: False,
+        signals=work,
+        trainer=SimpleNamespace(step=work),
+        plan=SimpleNamespace(student_pass=False, rollouts=True),
+        process=None,
         refit=refit,
-    )  # fmt: skip
+    )
     with pytest.raises(Refitted):
         loop.one_step(run, 0)
     assert seen == [True, True]

@@ -1,4 +1,5 @@
-"""A refit of a mixture of experts. In a file of its own: vLLM makes the groups it needs only for a first engine."""
+"""A refit of a mixture of experts. In a file of its own: vLLM makes the groups it needs only for a
+first engine."""
 
 from pathlib import Path
 
@@ -17,17 +18,24 @@ from tests.e2e.test_rollout import CONFIG, Tampered, assert_logprobs_of, replace
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("precision", "width"), [("float32", 24), ("bfloat16", 32), ("float16", 32)])  # 24: widened
-def test_experts_are_refitted_and_every_stale_one_is_found(precision: str, width: int, tmp_path: Path) -> None:
+# 24: widened
+@pytest.mark.parametrize(
+    ("precision", "width"), [("float32", 24), ("bfloat16", 32), ("float16", 32)]
+)
+def test_experts_are_refitted_and_every_stale_one_is_found(
+    precision: str, width: int, tmp_path: Path
+) -> None:
     """vLLM packs the experts of a layer into one tensor, in the order its kernel wants."""
     model = tiny_hf.build("qwen3_moe", seed=0, tied=False, moe_intermediate_size=width)
     directory = tiny_hf.write(model, tmp_path / "model")
     on_disk = load_file(directory / "model.safetensors")
     previous = {name: tensor.to(getattr(torch, precision)) for name, tensor in on_disk.items()}
-    # As small as an update with a learning rate of 1e-6; in 16 bits the next numbers of a tenth of the elements.
+    # As small as an update with a learning rate of 1e-6; in 16 bits the next numbers of a tenth of
+    # the elements.
     step = 1e-6 if precision == "float32" else 2**-8
     updated = {
-        name: tensor + step * torch.sign(tensor) * tensor.abs().clamp(min=0.1) for name, tensor in previous.items()
+        name: tensor + step * torch.sign(tensor) * tensor.abs().clamp(min=0.1)
+        for name, tensor in previous.items()
     }
     settings = dict(precision=precision, max_sequence_length=64, seed=0, empty=True)
     engine = VllmEngine(ModelConfig(str(directory)), CONFIG, **settings)
@@ -41,8 +49,12 @@ def test_experts_are_refitted_and_every_stale_one_is_found(precision: str, width
         push(iter(updated.items()), engine, 3)
         if precision == "float32":
             save_file(updated, directory / "model.safetensors", {"format": "pt"})
-            changed = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-            asked = dict(step=0, samples_per_prompt=4, max_completion_tokens=16, temperature=1.0, seed=5)
+            changed = transformers.AutoModelForCausalLM.from_pretrained(
+                directory, dtype=torch.float32
+            )
+            asked = dict(
+                step=0, samples_per_prompt=4, max_completion_tokens=16, temperature=1.0, seed=5
+            )
             assert_logprobs_of(changed, engine.generate(tiny_hf.prompts(3, 20), version=3, **asked))
     finally:
         engine.close()

@@ -1,6 +1,8 @@
-"""Every family, tied and untied, through all that a run does with weights: load, refit, export, convert.
+"""Every family, tied and untied, through all that a run does with weights: load, refit, export,
+convert.
 
-Real models tie their embeddings where they are small (Qwen2.5 up to 3B, Qwen3 up to 4B, Llama 3.2, SmolLM2).
+Real models tie their embeddings where they are small (Qwen2.5 up to 3B, Qwen3 up to 4B, Llama 3.2,
+SmolLM2).
 """
 
 import json
@@ -23,7 +25,9 @@ KINDS = {"tied": True, "untied": False}
 
 
 @pytest.fixture(scope="module", params=list(SUPPORTED))
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
+def family(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, Path]:
     """(model_type, folder of the models, folder of what a trainer and an engine made of them)."""
     models, out = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("out")
     for kind, tied in KINDS.items():
@@ -37,7 +41,8 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_refit(family: tuple[str, Path, Path], kind: str) -> None:
-    """An engine samples from the weights that were pushed last, as trainer and transformers know them, and a copy in
+    """An engine samples from the weights that were pushed last, as trainer and transformers know
+    them, and a copy in
     it that is older is noticed."""
     _, _, out = family
     measured = json.loads((out / f"{kind}.json").read_text())
@@ -45,20 +50,27 @@ def test_refit(family: tuple[str, Path, Path], kind: str) -> None:
     assert max(measured["from_transformers"]) < 1e-4
     first, second = measured["tokens"]
     assert first != second
-    if KINDS[kind]:  # vLLM has two modules with one parameter, and its loaders leave the second as it was
-        assert "model.embed_tokens.weight in vLLM is not the tensor that was sent" in measured["stale"]
+    # vLLM has two modules with one parameter, and its loaders leave the second as it was
+    if KINDS[kind]:
+        assert (
+            "model.embed_tokens.weight in vLLM is not the tensor that was sent" in measured["stale"]
+        )
     else:
         assert measured["stale"] is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_hugging_face_round_trip(family: tuple[str, Path, Path], kind: str) -> None:
-    """Loaded into Megatron and exported: the same names and bits, and a directory that transformers reads."""
+    """Loaded into Megatron and exported: the same names and bits, and a directory that transformers
+    reads."""
     _, models, out = family
     assert_same_tensors(other(models / kind), out / kind)
-    tokens_BS = torch.randint(tiny_hf.VOCAB_SIZE, (2, 9), generator=torch.Generator().manual_seed(1))
+    tokens_BS = torch.randint(
+        tiny_hf.VOCAB_SIZE, (2, 9), generator=torch.Generator().manual_seed(1)
+    )
     before, after = (
-        transformers.AutoModelForCausalLM.from_pretrained(directory) for directory in (other(models / kind), out / kind)
+        transformers.AutoModelForCausalLM.from_pretrained(directory)
+        for directory in (other(models / kind), out / kind)
     )
     assert (before.lm_head.weight is before.model.embed_tokens.weight) == KINDS[kind]
     with torch.no_grad():

@@ -1,4 +1,5 @@
-"""`make gpu-check SMALL=1` on the host: everything runs, rows are kept, a wrong kernel does not pass."""
+"""`make gpu-check SMALL=1` on the host: everything runs, rows are kept, a wrong kernel does not
+pass."""
 
 import json
 import os
@@ -33,7 +34,12 @@ def gpu_check(*command: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     environment.pop("MEGATRON_OPD_DEVICE", None)
     return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
 
 
@@ -50,7 +56,9 @@ def test_the_whole_check_runs_small_on_the_host(tmp_path: Path) -> None:
     for section in SECTIONS:
         outcomes = {row["outcome"] for row in rows if row["section"] == section}
         assert ("measured" if section in ("device", "speed") else "passed") in outcomes, section
-    assert all(row["limit"].startswith("needs a GPU") for row in rows if row["outcome"] == "skipped")
+    assert all(
+        row["limit"].startswith("needs a GPU") for row in rows if row["outcome"] == "skipped"
+    )
     assert "no GPU is used: kernels are interpreted" in done.stdout
     assert done.stdout.splitlines()[-1].endswith(f"wrote {path}")
 
@@ -66,14 +74,19 @@ def test_a_wrong_kernel_is_reported(tmp_path: Path) -> None:
         source = source.replace(right, wrong)
     kernels, path = tmp_path / "kernels.py", tmp_path / "check.json"
     kernels.write_text(source)
-    done = gpu_check("-c", WITH_OTHER_KERNELS, str(kernels), "--small", "--only", "kernels", "--json", str(path))
+    done = gpu_check(
+        "-c", WITH_OTHER_KERNELS, str(kernels), "--small", "--only", "kernels", "--json", str(path)
+    )
     assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
     rows = rows_of(path)
     wrong = [row["what"] for row in rows if row["outcome"] == "FAILED"]
     assert "host's passes, float32, logits of 1e4 at T 1.3: other quotients" in wrong
     assert any("gradient" in what for what in wrong) and not any("best" in what for what in wrong)
     last = done.stdout.splitlines()[-len(wrong) :]
-    assert all(line.startswith(f"FAILED kernels: {what} = ") for line, what in zip(last, wrong, strict=True))
+    assert all(
+        line.startswith(f"FAILED kernels: {what} = ")
+        for line, what in zip(last, wrong, strict=True)
+    )
 
 
 def test_without_a_gpu_only_small_sizes_are_checked(tmp_path: Path) -> None:
@@ -86,6 +99,10 @@ def test_without_a_gpu_only_small_sizes_are_checked(tmp_path: Path) -> None:
 
 def test_a_section_that_the_time_is_too_short_for_has_failed(tmp_path: Path) -> None:
     report = Report(tmp_path / "check.json")
-    report.take("probes", rows_of_section("probes", Machine(torch.device("cpu"), small=True, deadline=0.0)))
-    assert [(row["value"], row["outcome"]) for row in rows_of(report.path)] == [("left out", "FAILED")]
+    report.take(
+        "probes", rows_of_section("probes", Machine(torch.device("cpu"), small=True, deadline=0.0))
+    )
+    assert [(row["value"], row["outcome"]) for row in rows_of(report.path)] == [
+        ("left out", "FAILED")
+    ]
     assert len(report.failures) == 1

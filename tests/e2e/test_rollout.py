@@ -39,7 +39,9 @@ class Student:
     version: int = 0
 
     def generate(self, prompts: list, **changes: Any) -> list[Rollout]:
-        defaults = dict(step=0, samples_per_prompt=4, max_completion_tokens=32, temperature=1.0, seed=5)
+        defaults = dict(
+            step=0, samples_per_prompt=4, max_completion_tokens=32, temperature=1.0, seed=5
+        )
         return self.engine.generate(prompts, version=self.version, **(defaults | changes))
 
     def refit(self, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
@@ -52,30 +54,38 @@ class Student:
 
 
 @pytest.fixture(scope="module", params=["qwen3", "qwen2-tied"])
-def student(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Student]:
+def student(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Student]:
     model_type, _, tied = request.param.partition("-")
     model = tiny_hf.build(model_type, seed=0, tied=bool(tied))
     directory = tiny_hf.write(model, tmp_path_factory.mktemp("model"))
-    engine = VllmEngine(ModelConfig(str(directory)), CONFIG, precision="float32", max_sequence_length=300, seed=0)
+    engine = VllmEngine(
+        ModelConfig(str(directory)), CONFIG, precision="float32", max_sequence_length=300, seed=0
+    )
     yield Student(engine, model)
     engine.close()
     assert not torch.distributed.is_initialized()
 
 
 def assert_same(ours: list[Rollout], theirs: list[Rollout], logprob_atol: float) -> None:
-    assert [(r.prompt.index, r.sample) for r in ours] == [(r.prompt.index, r.sample) for r in theirs]
+    assert [(r.prompt.index, r.sample) for r in ours] == [
+        (r.prompt.index, r.sample) for r in theirs
+    ]
     for a, b in zip(ours, theirs, strict=True):
         assert a.token_ids.tolist() == b.token_ids.tolist()
         np.testing.assert_allclose(a.logprobs, b.logprobs, rtol=0, atol=logprob_atol)
 
 
-def assert_logprobs_of(model: Any, rollouts: list[Rollout], temperature: float = 1.0, top_p: float = 1.0) -> None:
+def assert_logprobs_of(
+    model: Any, rollouts: list[Rollout], temperature: float = 1.0, top_p: float = 1.0
+) -> None:
     for rollout in rollouts:
         expected = tiny_hf.logprobs(model, rollout, temperature, top_p)
         np.testing.assert_allclose(rollout.logprobs, expected, rtol=0, atol=1e-4)
 
 
-# ---------------------------------------------------------------------------------------------------------- sampling
+# ----------------------------------------------------------------------------------------- sampling
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.8)])
 def test_logprobs_are_those_of_the_distribution_sampled_from(
     student: Student, temperature: float, top_p: float
@@ -97,7 +107,9 @@ def test_temperature_zero_is_greedy(student: Student) -> None:
 
 
 def test_a_completion_ends_with_eos_or_at_the_limit(student: Student) -> None:
-    rollouts = student.generate(tiny_hf.prompts(4, 9), samples_per_prompt=32, max_completion_tokens=24)
+    rollouts = student.generate(
+        tiny_hf.prompts(4, 9), samples_per_prompt=32, max_completion_tokens=24
+    )
     assert {r.finish_reason for r in rollouts} == {"stop", "length"}
     for rollout in rollouts:
         ends = rollout.token_ids == tiny_hf.EOS_ID
@@ -106,15 +118,25 @@ def test_a_completion_ends_with_eos_or_at_the_limit(student: Student) -> None:
         assert rollout.finish_reason == "stop" or rollout.num_tokens == 24
         words = [f"w{i}" for i in rollout.token_ids if i not in tiny_hf.SPECIAL_IDS]
         assert rollout.text.replace(" ", "") == "".join(words)
-        assert len(rollout.logprobs) == rollout.num_tokens and rollout.policy_version == student.version
+        assert (
+            len(rollout.logprobs) == rollout.num_tokens
+            and rollout.policy_version == student.version
+        )
 
 
 def test_sampling_stops_at_every_end_of_the_model(tmp_path: Path) -> None:
-    """The tokenizer's, which vLLM knows by itself, those of the generation config, and further ones."""
+    """The tokenizer's, which vLLM knows by itself, those of the generation config, and further
+    ones."""
     directory = tiny_hf.write(tiny_hf.build("qwen3", seed=0), tmp_path / "model")
     tiny_hf.set_ends(directory, [5, 7])
-    engine = VllmEngine(ModelConfig(str(directory)), CONFIG, precision="float32", max_sequence_length=300, seed=0,
-                           further_ends=(11,))  # fmt: skip
+    engine = VllmEngine(
+        ModelConfig(str(directory)),
+        CONFIG,
+        precision="float32",
+        max_sequence_length=300,
+        seed=0,
+        further_ends=(11,),
+    )
     try:
         rollouts = Student(engine, None).generate(tiny_hf.prompts(4, 9), samples_per_prompt=64)
     finally:
@@ -129,11 +151,18 @@ def test_sampling_stops_at_every_end_of_the_model(tmp_path: Path) -> None:
 
 def test_a_completion_may_begin_with_given_tokens(student: Student) -> None:
     given = {0: np.array([5, 9, 7], np.int32), 1: np.array([], np.int32)}
-    rollouts = student.generate(tiny_hf.prompts(4, 9), prefix_of=lambda prompt, sample: given[prompt.index][:sample])
+    rollouts = student.generate(
+        tiny_hf.prompts(4, 9), prefix_of=lambda prompt, sample: given[prompt.index][:sample]
+    )
     for rollout in rollouts:
         prefix = given[rollout.prompt.index][: rollout.sample]
-        assert rollout.given == len(prefix) and rollout.token_ids[: len(prefix)].tolist() == prefix.tolist()
-        assert (rollout.logprobs[: len(prefix)] == 0).all() and len(rollout.logprobs) == rollout.num_tokens
+        assert (
+            rollout.given == len(prefix)
+            and rollout.token_ids[: len(prefix)].tolist() == prefix.tolist()
+        )
+        assert (rollout.logprobs[: len(prefix)] == 0).all() and len(
+            rollout.logprobs
+        ) == rollout.num_tokens
         assert len(prefix) < rollout.num_tokens <= 32
         expected = tiny_hf.logprobs(student.model, rollout, 1.0, 1.0)[len(prefix) :]
         np.testing.assert_allclose(rollout.logprobs[len(prefix) :], expected, rtol=0, atol=1e-4)
@@ -166,10 +195,15 @@ def test_samples_do_not_depend_on_how_prompts_are_split(student: Student) -> Non
 
 
 def test_prompts_of_more_tokens_than_a_step_takes(student: Student) -> None:
-    """64 x 4 samples of 60 tokens are 15,360: no prompt is cut, which a seeded request on a CPU does not survive."""
+    """64 x 4 samples of 60 tokens are 15,360: no prompt is cut, which a seeded request on a CPU
+    does not survive."""
     prompts = tiny_hf.prompts(*[60] * 64)
     together = student.generate(prompts, max_completion_tokens=4)
-    assert_same(student.generate(prompts[40:41], max_completion_tokens=4), together[160:164], logprob_atol=1e-5)
+    assert_same(
+        student.generate(prompts[40:41], max_completion_tokens=4),
+        together[160:164],
+        logprob_atol=1e-5,
+    )
 
 
 def test_a_prompt_that_is_drawn_again_gets_further_samples(student: Student) -> None:
@@ -190,7 +224,11 @@ def test_a_call_that_is_interrupted_leaves_nothing_behind(student: Student) -> N
     with pytest.raises(KeyboardInterrupt):
         student.generate(prompts, on_progress=interrupt)
     seen: list[int] = []
-    assert_same(student.generate(prompts, on_progress=lambda done, _: seen.append(done)), before, logprob_atol=0)
+    assert_same(
+        student.generate(prompts, on_progress=lambda done, _: seen.append(done)),
+        before,
+        logprob_atol=0,
+    )
     assert seen == sorted(seen) and seen[-1] == 8
 
 
@@ -214,18 +252,34 @@ def test_no_prompts_no_rollouts(student: Student) -> None:
 def test_a_sequence_length_beyond_the_model_is_refused(tmp_path: Path) -> None:
     directory = tiny_hf.write(tiny_hf.build("qwen3", seed=0), tmp_path)
     with pytest.raises(ConfigError, match="max_sequence_length=513"):
-        VllmEngine(ModelConfig(str(directory)), CONFIG, precision="float32", max_sequence_length=513, seed=0)
+        VllmEngine(
+            ModelConfig(str(directory)),
+            CONFIG,
+            precision="float32",
+            max_sequence_length=513,
+            seed=0,
+        )
 
 
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 128}  # fmt: skip
-# Another attention factor than the one that goes with the factor; vLLM does not read it under this name.
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 160, "attention_factor": 1.6}
+# Another attention factor than the one that goes with the factor; vLLM does not read it under this
+# name.
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 160,
+    "attention_factor": 1.6,
+}
 
 
 @pytest.mark.parametrize(
     ("model_type", "scaling", "spelling"),  # of transformers 4 and 5
-    [("qwen2", {}, "rope_theta"), ("llama", LLAMA3, "rope_scaling"), ("qwen3", YARN, "rope_parameters")],
+    [
+        ("qwen2", {}, "rope_theta"),
+        ("llama", LLAMA3, "rope_scaling"),
+        ("qwen3", YARN, "rope_parameters"),
+    ],
 )
 def test_a_recipe_may_change_the_rotary_base_and_the_context(
     model_type: str, scaling: dict, spelling: str, tmp_path: Path
@@ -233,7 +287,11 @@ def test_a_recipe_may_change_the_rotary_base_and_the_context(
     directory = tiny_hf.write(tiny_hf.build(model_type, seed=0, rope=scaling), tmp_path)
     config = json.loads((directory / "config.json").read_text())
     rope = config.pop("rope_parameters")
-    old = {"rope_parameters": rope} if spelling == "rope_parameters" else {"rope_theta": rope.pop("rope_theta")}
+    old = (
+        {"rope_parameters": rope}
+        if spelling == "rope_parameters"
+        else {"rope_theta": rope.pop("rope_theta")}
+    )
     old |= {"rope_scaling": rope} if spelling == "rope_scaling" else {}
     (directory / "config.json").write_text(json.dumps(config | old))
     changed = ModelConfig(str(directory), rope_theta=30.0, max_position_embeddings=700)
@@ -247,39 +305,52 @@ def test_a_recipe_may_change_the_rotary_base_and_the_context(
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, config=expected)
     assert_logprobs_of(model, rollouts)
     unscaled = {"rope_type": "default", "rope_theta": 30.0}
-    for other in [transformers.AutoConfig.from_pretrained(directory).rope_parameters] + [unscaled] * bool(scaling):
+    for other in [transformers.AutoConfig.from_pretrained(directory).rope_parameters] + [
+        unscaled
+    ] * bool(scaling):
         expected.rope_parameters = other
         with pytest.raises(AssertionError):  # or base and scaling make no difference here
             assert_logprobs_of(
-                transformers.AutoModelForCausalLM.from_pretrained(directory, config=expected), rollouts
-            )  # fmt: skip
+                transformers.AutoModelForCausalLM.from_pretrained(directory, config=expected),
+                rollouts,
+            )
 
 
 def test_an_engine_in_float16_takes_new_weights_and_samples_from_them(tmp_path: Path) -> None:
     model = tiny_hf.build("qwen3", seed=0)
     directory = tiny_hf.write(model, tmp_path)
-    engine = VllmEngine(ModelConfig(str(directory)), CONFIG, precision="float16", max_sequence_length=300, seed=0)
+    engine = VllmEngine(
+        ModelConfig(str(directory)), CONFIG, precision="float16", max_sequence_length=300, seed=0
+    )
     student = Student(engine, model)
     try:
-        report = student.refit(lambda name, parameter: (parameter + 0.01 * parameter.sign()).half().float())
+        report = student.refit(
+            lambda name, parameter: (parameter + 0.01 * parameter.sign()).half().float()
+        )
         rollouts = student.generate(tiny_hf.prompts(3, 40, 200))
     finally:
         engine.close()
     assert report.max_error < 1e-3 and len(rollouts) == 12
     for rollout in rollouts:  # some twenty operations of a layer, each rounded to 2**-11
-        np.testing.assert_allclose(rollout.logprobs, tiny_hf.logprobs(model, rollout, 1.0, 1.0), rtol=0, atol=0.03)
+        np.testing.assert_allclose(
+            rollout.logprobs, tiny_hf.logprobs(model, rollout, 1.0, 1.0), rtol=0, atol=0.03
+        )
 
 
-# ---------------------------------------------------------------------------------------------- the teacher's tokens
+# ----------------------------------------------------------------------------- the teacher's tokens
 def test_tokens_of_a_mixture_come_from_both_models(tmp_path: Path) -> None:
     """Two engines in one process; a token is likelier under the model whose turn it was."""
     models = {"student": tiny_hf.build("qwen3", seed=0), "teacher": tiny_hf.build("qwen2", seed=1)}
     engines = []
     for name, model in models.items():
         directory = ModelConfig(str(tiny_hf.write(model, tmp_path / name)))
-        engines.append(VllmEngine(directory, CONFIG, precision="float32", max_sequence_length=300, seed=0))
+        engines.append(
+            VllmEngine(directory, CONFIG, precision="float32", max_sequence_length=300, seed=0)
+        )
     student, teacher = engines
-    asked = dict(version=0, step=3, samples_per_prompt=64, max_completion_tokens=12, temperature=1.0, seed=5)
+    asked = dict(
+        version=0, step=3, samples_per_prompt=64, max_completion_tokens=12, temperature=1.0, seed=5
+    )
     try:
         rollouts = generate_mixture(*engines, tiny_hf.prompts(3, 40), teacher_share=0.3, **asked)
         again = generate_mixture(*engines, tiny_hf.prompts(3, 40), teacher_share=0.3, **asked)
@@ -293,9 +364,14 @@ def test_tokens_of_a_mixture_come_from_both_models(tmp_path: Path) -> None:
     assert not any(r.by_teacher.any() for r in none)
     by_teacher = np.concatenate([r.by_teacher for r in rollouts])
     assert abs(by_teacher.mean() - 0.3) < 4 * (0.21 / len(by_teacher)) ** 0.5
-    of = {name: [tiny_hf.logprobs(model, r, 1.0, 1.0) for r in rollouts] for name, model in models.items()}
+    of = {
+        name: [tiny_hf.logprobs(model, r, 1.0, 1.0) for r in rollouts]
+        for name, model in models.items()
+    }
     for rollout, expected in zip(rollouts, of["student"], strict=True):
-        np.testing.assert_allclose(rollout.logprobs, np.where(rollout.by_teacher, 0, expected), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            rollout.logprobs, np.where(rollout.by_teacher, 0, expected), rtol=0, atol=1e-4
+        )
         ends = rollout.token_ids == tiny_hf.EOS_ID
         assert not ends[:-1].any() and ends[-1] == (rollout.finish_reason == "stop")
         assert rollout.finish_reason == "stop" or rollout.num_tokens == 12
@@ -309,20 +385,34 @@ def test_the_first_token_of_a_mixture_has_its_frequencies(tmp_path: Path) -> Non
     """Also where the teacher has an end of its own, which becomes the student's."""
     models = [tiny_hf.build("qwen3", seed=0), tiny_hf.build("qwen3", seed=1)]
     engines = [
-        VllmEngine(ModelConfig(str(tiny_hf.write(model, tmp_path / str(i)))), CONFIG, precision="float32",
-                      max_sequence_length=300, seed=0)
+        VllmEngine(
+            ModelConfig(str(tiny_hf.write(model, tmp_path / str(i)))),
+            CONFIG,
+            precision="float32",
+            max_sequence_length=300,
+            seed=0,
+        )
         for i, model in enumerate(models)
-    ]  # fmt: skip
+    ]
     (prompt,) = tiny_hf.prompts(9)
     with torch.no_grad():
         context = torch.from_numpy(prompt.token_ids.astype(np.int64))[None]
         student, teacher = (model(context).logits[0, -1].softmax(0).numpy() for model in models)
     likely = int(teacher.argmax())
-    asked = dict(teacher_share=0.4, version=0, step=0, samples_per_prompt=4000, max_completion_tokens=1,
-                 temperature=1.0, seed=1)  # fmt: skip
+    asked = dict(
+        teacher_share=0.4,
+        version=0,
+        step=0,
+        samples_per_prompt=4000,
+        max_completion_tokens=1,
+        temperature=1.0,
+        seed=1,
+    )
     try:
         rollouts = generate_mixture(*engines, [prompt], **asked)
-        ended = generate_mixture(*engines, [prompt], merged=MergedIds((likely,), tiny_hf.EOS_ID), **asked)
+        ended = generate_mixture(
+            *engines, [prompt], merged=MergedIds((likely,), tiny_hf.EOS_ID), **asked
+        )
     finally:
         engines[1].close(groups_too=False)
         engines[0].close()
@@ -342,7 +432,7 @@ def test_the_first_token_of_a_mixture_has_its_frequencies(tmp_path: Path) -> Non
     assert min(chi_squared(student), chi_squared(teacher)) > 95 + 20 * 14
 
 
-# ------------------------------------------------------------------------------------------------------------- refit
+# -------------------------------------------------------------------------------------------- refit
 def test_refit_changes_the_policy(student: Student) -> None:
     prompts = tiny_hf.prompts(3, 290)  # longer than two blocks of the prefix cache
     before = student.generate(prompts)
@@ -356,12 +446,20 @@ def test_refit_changes_the_policy(student: Student) -> None:
     with pytest.raises(AssertionError):
         assert_logprobs_of(student.model, before)
     with pytest.raises(RunError, match="policy version"):
-        student.engine.generate(prompts, version=0, step=0, samples_per_prompt=1, max_completion_tokens=1,
-                                temperature=1.0, seed=0)  # fmt: skip
+        student.engine.generate(
+            prompts,
+            version=0,
+            step=0,
+            samples_per_prompt=1,
+            max_completion_tokens=1,
+            temperature=1.0,
+            seed=0,
+        )
 
 
 def test_an_engine_without_weights_takes_nothing_less_than_all_of_them(tmp_path: Path) -> None:
-    """As in a run: only config and tokenizer are there to read, and nothing is sampled before the trainer's weights."""
+    """As in a run: only config and tokenizer are there to read, and nothing is sampled before the
+    trainer's weights."""
     model = tiny_hf.build("qwen2", seed=0)
     directory = tiny_hf.write(model, tmp_path)
     (directory / "model.safetensors").unlink()
@@ -429,7 +527,9 @@ def test_every_tensor_of_the_previous_version_is_found(student: Student) -> None
     """The update is as small as an optimizer step of learning rate 1e-6."""
     student.refit(lambda _, old: old)
     previous = {name: tensor.detach().clone() for name, tensor in tiny_hf.tensors(student.model)}
-    updated = [(name, Parameter(tensor + 1e-6 * torch.sign(tensor))) for name, tensor in previous.items()]
+    updated = [
+        (name, Parameter(tensor + 1e-6 * torch.sign(tensor))) for name, tensor in previous.items()
+    ]
     for stale in previous:
         tampered = Tampered(student.engine, replaced({stale: previous[stale]}))
         with pytest.raises(RunError, match=f"{stale} in vLLM is not"):
@@ -437,7 +537,9 @@ def test_every_tensor_of_the_previous_version_is_found(student: Student) -> None
     student.refit(lambda _, old: old)
 
 
-@pytest.mark.parametrize("lost", ["lm_head.weight", f"{LAYER}.self_attn.k_proj.weight", "model.norm.weight"])
+@pytest.mark.parametrize(
+    "lost", ["lm_head.weight", f"{LAYER}.self_attn.k_proj.weight", "model.norm.weight"]
+)
 def test_a_missing_tensor_is_named(student: Student, lost: str) -> None:
     if lost not in dict(tiny_hf.tensors(student.model)):
         lost = "model.embed_tokens.weight"  # the tied model's output layer
@@ -451,7 +553,9 @@ def test_a_missing_tensor_is_named(student: Student, lost: str) -> None:
 @pytest.mark.parametrize(
     "wrong", [("model.extra.weight", torch.ones(3)), (f"{LAYER}.mlp.up_proj.weight", torch.ones(3))]
 )
-def test_an_unknown_tensor_is_named_and_the_rest_is_read(student: Student, wrong: tuple[str, torch.Tensor]) -> None:
+def test_an_unknown_tensor_is_named_and_the_rest_is_read(
+    student: Student, wrong: tuple[str, torch.Tensor]
+) -> None:
     sent = iter([wrong, *tiny_hf.tensors(student.model)])
     with pytest.raises(RunError, match=wrong[0]):
         push(sent, student.engine, student.version + 1)

@@ -1,4 +1,5 @@
-"""Tiny random models in Hugging Face format, with a word tokenizer, that transformers and vLLM read."""
+"""Tiny random models in Hugging Face format, with a word tokenizer, that transformers and vLLM
+read."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ VOCAB_SIZE = 96  # not a multiple of 64, to which vLLM pads
 EOS_ID = 1
 SPECIAL_IDS = (0, EOS_ID)
 MAX_POSITIONS = 512
-# Heads of 32: vLLM's attention on the host wants at least that. Qwen2's heads are hidden_size / heads wide.
+# Heads of 32: vLLM's attention on the host wants at least that. Qwen2's heads are hidden_size /
+# heads wide.
 HEADS = {
     "qwen2": {"num_attention_heads": 2, "num_key_value_heads": 1},
     "qwen3": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
@@ -58,7 +60,8 @@ def build(
     )
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for name, parameter in model.named_parameters():
-        if name.endswith("bias"):  # transformers initialises them to zero, which would hide a bias that is not loaded
+        # transformers initialises them to zero, which would hide a bias that is not loaded
+        if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.1)
     return model
 
@@ -68,7 +71,9 @@ def write(model: transformers.PreTrainedModel, directory: Path) -> Path:
     words = {"<pad>": 0, "<eos>": EOS_ID} | {f"w{i}": i for i in range(2, VOCAB_SIZE)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>").save_pretrained(directory)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>"
+    ).save_pretrained(directory)
     return directory
 
 
@@ -88,18 +93,30 @@ def prompts(*lengths: int) -> list[Prompt]:
     token_ids = np.random.default_rng(7).integers(2, VOCAB_SIZE, max(lengths)).astype(np.int32)
     return [
         Prompt(
-            index=index, problem="", answer="", text="", token_ids=np.append(token_ids[: n - 1], np.int32(2 + index))
+            index=index,
+            problem="",
+            answer="",
+            text="",
+            token_ids=np.append(token_ids[: n - 1], np.int32(2 + index)),
         )
         for index, n in enumerate(lengths)
     ]
 
 
 @torch.no_grad()
-def logprobs(model: transformers.PreTrainedModel, rollout: Rollout, temperature: float, top_p: float) -> np.ndarray:
+def logprobs(
+    model: transformers.PreTrainedModel, rollout: Rollout, temperature: float, top_p: float
+) -> np.ndarray:
     """transformers' logprobs of the completion's tokens under temperature and nucleus sampling."""
-    token_ids = torch.from_numpy(np.concatenate([rollout.prompt.token_ids, rollout.token_ids]).astype(np.int64))
-    logits_TV = model(token_ids[None]).logits[0, len(rollout.prompt.token_ids) - 1 : -1] / temperature
+    token_ids = torch.from_numpy(
+        np.concatenate([rollout.prompt.token_ids, rollout.token_ids]).astype(np.int64)
+    )
+    logits_TV = (
+        model(token_ids[None]).logits[0, len(rollout.prompt.token_ids) - 1 : -1] / temperature
+    )
     probabilities_TV, order_TV = logits_TV.softmax(-1).sort(descending=True)
     outside_TV = probabilities_TV.cumsum(-1) - probabilities_TV >= top_p
     logits_TV = logits_TV.masked_fill(outside_TV.scatter(-1, order_TV, outside_TV), -torch.inf)
-    return logits_TV.log_softmax(-1).gather(-1, token_ids[-rollout.num_tokens :, None])[:, 0].numpy()
+    return (
+        logits_TV.log_softmax(-1).gather(-1, token_ids[-rollout.num_tokens :, None])[:, 0].numpy()
+    )

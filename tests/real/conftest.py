@@ -1,4 +1,5 @@
-"""The language model of these tests, made once by tools/make_real_model.py and kept in its cache."""
+"""The language model of these tests, made once by tools/make_real_model.py and kept in its
+cache."""
 
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from tests.forked import REPOSITORY
 def model_dir() -> Path:
     """SmolLM2-135M-Instruct in bfloat16. The first time it takes a minute, and the network."""
     tool = REPOSITORY / "tools" / "make_real_model.py"
-    done = subprocess.run([sys.executable, str(tool)], capture_output=True, text=True, cwd=REPOSITORY, timeout=280)
+    done = subprocess.run(
+        [sys.executable, str(tool)], capture_output=True, text=True, cwd=REPOSITORY, timeout=280
+    )
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip())

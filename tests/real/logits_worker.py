@@ -1,4 +1,5 @@
-"""In every rank: logits_worker.py TP PP OUT_DIR MODEL_DIR; OUT_DIR/tokens.safetensors has the tokens [B, S].
+"""In every rank: logits_worker.py TP PP OUT_DIR MODEL_DIR; OUT_DIR/tokens.safetensors has the
+tokens [B, S].
 
 For both precisions: the logits, from the last stage, in OUT_DIR/TP-PP-PRECISION.safetensors.
 """

@@ -1,4 +1,5 @@
-"""Two steps of real runs on a real language model, on two processes, and twenty word problems before and after."""
+"""Two steps of real runs on a real language model, on two processes, and twenty word problems
+before and after."""
 
 import json
 from pathlib import Path
@@ -18,7 +19,8 @@ PROBLEMS = Path(__file__).with_name("word_problems.jsonl")
 TEMPLATE = "<|im_start|>user\n{problem} Answer in \\boxed{}.<|im_end|>\n<|im_start|>assistant\n"
 # Tokens of a completion. A CPU without instructions for bfloat16 multiplies it seven times slower.
 LONGEST = {"float32": 40, "bfloat16": 10}
-# How far below the largest logit of transformers, in float32, a greedy token's may lie: what rounding is worth.
+# How far below the largest logit of transformers, in float32, a greedy token's may lie: what
+# rounding is worth.
 GAP = {"float32": 1e-3, "bfloat16": 0.5}
 KL = {"float32": 1e-6, "bfloat16": 0.02}  # of the engine to the trainer
 
@@ -26,7 +28,8 @@ KL = {"float32": 1e-6, "bfloat16": 0.02}  # of the engine to the trainer
 def run(
     directory: Path, model_dir: Path, precision: str, rollout: dict[str, int], **changes: Any
 ) -> list[dict[str, float]]:
-    """Trains the model with itself as teacher; returns the metrics of both steps, and what follows the last."""
+    """Trains the model with itself as teacher; returns the metrics of both steps, and what follows
+    the last."""
     recipe: dict[str, Any] = {
         "name": "real",
         "num_steps": 2,
@@ -34,7 +37,11 @@ def run(
         "precision": precision,
         "student": {"path": str(model_dir)},
         "teacher": {"path": str(model_dir)},
-        "data": {"train": str(PROBLEMS), "heldout": str(PROBLEMS), "template": {"kind": "raw", "text": TEMPLATE}},
+        "data": {
+            "train": str(PROBLEMS),
+            "heldout": str(PROBLEMS),
+            "template": {"kind": "raw", "text": TEMPLATE},
+        },
         "rollout": {"max_completion_tokens": LONGEST[precision], "kv_cache_gib": 0.25} | rollout,
         "train": {"optimizer": {"lr": 1e-5}},
         "checkpoint": {"every": 0},
@@ -45,7 +52,9 @@ def run(
         YAML(typ="safe", pure=True).dump(recipe | changes, file)
     done = forked.run("megatron_opd", 2, "train", path, timeout=800)
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = [json.loads(line) for line in (directory / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (directory / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert len(rows) == 3
     return rows
 
@@ -56,7 +65,9 @@ def test_a_model_learns_nothing_from_itself_and_answers_as_in_transformers(
 ) -> None:
     """OPD with the student as teacher; word problems are evaluated before and after it."""
     two_samples = {"num_prompts": 2, "samples_per_prompt": 1}
-    *steps, after = run(tmp_path, model_dir, precision, two_samples, method="opd", eval={"temperature": 0.0})
+    *steps, after = run(
+        tmp_path, model_dir, precision, two_samples, method="opd", eval={"temperature": 0.0}
+    )
     for step in steps:
         assert step["objective/distil/loss"] == 0
         assert step["train/grad_norm"] == 0
@@ -68,7 +79,8 @@ def test_a_model_learns_nothing_from_itself_and_answers_as_in_transformers(
 
 
 def assert_greedy(model_dir: Path, rows: list[dict[str, Any]], gap: float) -> None:
-    """Every token is transformers' choice, or has a logit there, in float32, less than `gap` below its choice's."""
+    """Every token is transformers' choice, or has a logit there, in float32, less than `gap` below
+    its choice's."""
     model = transformers.AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     for row in rows:
         ids_T = torch.tensor(row["token_ids"])

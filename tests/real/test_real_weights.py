@@ -1,4 +1,5 @@
-"""A real language model's weights: what it says, the logits of every layout, and the way there and back."""
+"""A real language model's weights: what it says, the logits of every layout, and the way there and
+back."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ from tests.real.logits_worker import PRECISIONS
 
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("logits_worker.py")
-LAYOUTS = {"tp1": (1, 1), "tp3": (3, 1), "pp2": (1, 2)}  # 9 heads, of which 3 are of keys and values
+# 9 heads, of which 3 are of keys and values
+LAYOUTS = {"tp1": (1, 1), "tp3": (3, 1), "pp2": (1, 2)}
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 ANSWER = "The capital of France is Paris.<|im_end|>"
 PROSE = "Photosynthesis is the process by which green plants turn sunlight, water and carbon dioxide into sugar."
@@ -33,7 +35,9 @@ def tokens_BS(model_dir: Path) -> torch.Tensor:
 def logits_of_transformers(model_dir: Path, tokens_BS: torch.Tensor) -> dict[str, torch.Tensor]:
     logits = {}
     for precision in PRECISIONS:
-        model = transformers.AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, precision))
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=getattr(torch, precision)
+        )
         with torch.no_grad():
             logits[precision] = model(tokens_BS).logits.float()
     return logits
@@ -43,7 +47,12 @@ def test_the_model_is_one_and_its_end_is_the_end_of_a_turn(model_dir: Path) -> N
     """Its GGUF names the beginning of a turn as the end of text: a sampler would never stop."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir)
     model = transformers.AutoModelForCausalLM.from_pretrained(model_dir)
-    assert tokenizer.eos_token_id == model.config.eos_token_id == model.generation_config.eos_token_id == 2
+    assert (
+        tokenizer.eos_token_id
+        == model.config.eos_token_id
+        == model.generation_config.eos_token_id
+        == 2
+    )
     assert tokenizer.decode(2) == "<|im_end|>"
     assert tokenizer.decode(tokenizer(PROSE)["input_ids"]) == PROSE
     prompt_1S = tokenizer(QUESTION, return_tensors="pt")["input_ids"]
@@ -66,12 +75,15 @@ def test_logits_are_those_of_transformers(
     save_file({"tokens_BS": tokens_BS}, tmp_path / "tokens.safetensors")
     run_distributed(WORKER, tp_size * pp_size, tp_size, pp_size, tmp_path, model_dir)
     ours = {
-        precision: load_file(tmp_path / f"{tp_size}-{pp_size}-{precision}.safetensors")["logits_BSV"].float()
+        precision: load_file(tmp_path / f"{tp_size}-{pp_size}-{precision}.safetensors")[
+            "logits_BSV"
+        ].float()
         for precision in PRECISIONS
     }
     exact_BSV = logits_of_transformers["float32"]
     torch.testing.assert_close(ours["float32"], exact_BSV, atol=5e-4, rtol=0)
-    # Rounding to bfloat16 goes another way in each implementation; it must cost ours no more than theirs.
+    # Rounding to bfloat16 goes another way in each implementation; it must cost ours no more than
+    # theirs.
     error, theirs = (
         float((logits_BSV - exact_BSV).square().mean().sqrt())
         for logits_BSV in (ours["bfloat16"], logits_of_transformers["bfloat16"])
@@ -89,5 +101,10 @@ def test_conversion_both_ways_bit_for_bit(precision: str, model_dir: Path, tmp_p
     for name in before.shapes:
         assert after.dtypes[name] is dtype
         assert torch.equal(before.read(name).to(dtype), after.read(name)), name
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "chat_template.jinja",
+    ):
         assert (model_dir / name).read_bytes() == (tmp_path / "back" / name).read_bytes()

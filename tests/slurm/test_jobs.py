@@ -1,6 +1,7 @@
 """Jobs on a real Slurm of two virtual nodes: `make test-slurm` sets it up. Every wait has an end.
 
-All runs have the same recipe. Whatever happens to a job, the run it leaves equals that of two local processes.
+All runs have the same recipe. Whatever happens to a job, the run it leaves equals that of two local
+processes.
 """
 
 import json
@@ -39,27 +40,39 @@ def run(*argv: object, code: int = 0, seconds: float = 240, **environment: str) 
 
 
 def slurm(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=60
+    ).stdout.strip()
 
 
 def wait(what: str, condition: Callable[[], Any], seconds: float = 180) -> None:
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, f"waited {seconds} s for: {what}\n{slurm('squeue')}\n{slurm('sinfo', '-N')}"
+        assert time.monotonic() < until, (
+            f"waited {seconds} s for: {what}\n{slurm('squeue')}\n{slurm('sinfo', '-N')}"
+        )
         time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The demo with models that have learned nothing: guidance moves the student from the first step on."""
+    """The demo with models that have learned nothing: guidance moves the student from the first
+    step on."""
     assets = tmp_path_factory.mktemp("slurm") / "assets"
     make_demo.write_assets(assets, seed=0)
     return [
-        str(ROOT / "recipes" / "demo.yaml"), f"num_steps={STEPS}", f"student.path={assets / 'student'}",
-        f"teacher.path={assets / 'teacher'}", f"data.train={assets / 'train.jsonl'}",
-        f"data.heldout={assets / 'heldout.jsonl'}", "rollout.num_prompts=8", "train.optimizer.warmup_steps=2",
-        "checkpoint.every=2", "eval={every: 3, num_prompts: 40}", TP2,
-    ]  # fmt: skip
+        str(ROOT / "recipes" / "demo.yaml"),
+        f"num_steps={STEPS}",
+        f"student.path={assets / 'student'}",
+        f"teacher.path={assets / 'teacher'}",
+        f"data.train={assets / 'train.jsonl'}",
+        f"data.heldout={assets / 'heldout.jsonl'}",
+        "rollout.num_prompts=8",
+        "train.optimizer.warmup_steps=2",
+        "checkpoint.every=2",
+        "eval={every: 3, num_prompts: 40}",
+        TP2,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +95,9 @@ def nothing_is_left() -> Iterator[None]:
 
 def launch(recipe: list[str], run_dir: Path, *overrides: str, **environment: str) -> str:
     """Returns the job's number."""
-    stdout, _ = run("launch", *recipe, f"run_dir={run_dir}", *overrides, "--cluster", "cpu-test", **environment)
+    stdout, _ = run(
+        "launch", *recipe, f"run_dir={run_dir}", *overrides, "--cluster", "cpu-test", **environment
+    )
     return stdout.split()[1].rstrip(":")
 
 
@@ -103,7 +118,10 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
 def assert_same(run_dir: Path, expected: Path) -> None:
     """Every number but times."""
     one, other = (
-        [{key: value for key, value in row.items() if not key.startswith("timing/")} for row in rows(each)]
+        [
+            {key: value for key, value in row.items() if not key.startswith("timing/")}
+            for row in rows(each)
+        ]
         for each in (run_dir, expected)
     )
     assert one == other
@@ -133,11 +151,13 @@ def ranks(run_dir: Path) -> dict[str, list[int]]:
             if b"megatron_opd.cluster.rank" in argv and str(job_dir(run_dir)).encode() in argv:
                 names = [each for each in environment if each.startswith(b"SLURMD_NODENAME=")]
                 if b"srun" not in argv[0] and names:
-                    found.setdefault(names[0].partition(b"=")[2].decode(), []).append(int(entry.name))
+                    found.setdefault(names[0].partition(b"=")[2].decode(), []).append(
+                        int(entry.name)
+                    )
     return found
 
 
-# ------------------------------------------------------------------------------------------------ nodes
+# -------------------------------------------------------------------------------------------- nodes
 def pid_of(node: str) -> int | None:
     path = CLUSTER / f"slurmd-{node}.pid"
     if not path.exists():
@@ -176,20 +196,29 @@ def start_node(node: str) -> None:
         "comp",
         "alloc",
     )  # a lost message can leave a node "completing" for minutes, which hurts nobody
-    wait(f"{node} to be up", lambda: slurm("sinfo", "-h", "-p", "test", "-n", node, "-o", "%t") in up)
+    wait(
+        f"{node} to be up", lambda: slurm("sinfo", "-h", "-p", "test", "-n", node, "-o", "%t") in up
+    )
 
 
 def assert_outlives_node2(job: str, run_dir: Path, expected: Path) -> None:
-    wait("the first checkpoint", lambda: (run_dir / "checkpoints" / "step-000002" / "manifest.json").exists())
+    wait(
+        "the first checkpoint",
+        lambda: (run_dir / "checkpoints" / "step-000002" / "manifest.json").exists(),
+    )
     kill_node("node2", run_dir)
-    wait("the job to leave the lost node", lambda: slurm("squeue", "-h", "-j", job, "-o", "%T") != "RUNNING", 120)
+    wait(
+        "the job to leave the lost node",
+        lambda: slurm("squeue", "-h", "-j", job, "-o", "%T") != "RUNNING",
+        120,
+    )
     start_node("node2")
     finish(run_dir)
     assert_same(run_dir, expected)
     assert len(list((job_dir(run_dir) / "attempts").iterdir())) == 2
 
 
-# ------------------------------------------------------------------------------------------------ the tests
+# ---------------------------------------------------------------------------------------- the tests
 def test_tensor_parallelism_across_nodes_trains_as_two_local_processes(
     recipe: list[str], expected: Path, tmp_path: Path
 ) -> None:
@@ -205,10 +234,13 @@ def test_tensor_parallelism_across_nodes_trains_as_two_local_processes(
     stdout, _ = run("logs", tmp_path / "run")
     assert f"step {STEPS - 1}/{STEPS}" in stdout
     nodes = {
-        json.loads(path.read_text())["node"] for path in (job_dir(tmp_path / "run") / "attempts").glob("*/n*.json")
+        json.loads(path.read_text())["node"]
+        for path in (job_dir(tmp_path / "run") / "attempts").glob("*/n*.json")
     }
     assert nodes == {"node1", "node2"}
-    _, stderr = run("launch", *recipe, f"run_dir={tmp_path / 'run'}", "--cluster", "cpu-test", code=2)
+    _, stderr = run(
+        "launch", *recipe, f"run_dir={tmp_path / 'run'}", "--cluster", "cpu-test", code=2
+    )
     assert f"{tmp_path / 'run'} is finished, {STEPS} steps; give num_steps=... to go on" in stderr
 
 
@@ -221,7 +253,10 @@ def test_a_lost_node_costs_no_step(recipe: list[str], expected: Path, tmp_path: 
 def test_a_killed_process_costs_no_step(recipe: list[str], expected: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     launch(recipe, run_dir)
-    wait("the first checkpoint", lambda: (run_dir / "checkpoints" / "step-000002" / "manifest.json").exists())
+    wait(
+        "the first checkpoint",
+        lambda: (run_dir / "checkpoints" / "step-000002" / "manifest.json").exists(),
+    )
     os.kill(ranks(run_dir)["node2"][0], signal.SIGKILL)
     finish(run_dir)
     assert_same(run_dir, expected)
@@ -233,37 +268,57 @@ def test_a_killed_process_costs_no_step(recipe: list[str], expected: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("role", "layout"), [("rollout", "{}"), ("teacher", "{tensor_model_parallel_size: 2}")], ids=["rollout", "teacher"]
+    ("role", "layout"),
+    [("rollout", "{}"), ("teacher", "{tensor_model_parallel_size: 2}")],
+    ids=["rollout", "teacher"],
 )
 def test_a_node_with_a_role_of_its_own_is_lost_and_costs_no_step(
     recipe: list[str], tmp_path: Path, role: str, layout: str
 ) -> None:
-    """Two a node: the student's two replicas on one, two engines or the teacher's two ranks on the other."""
-    run_dir, apart = tmp_path / "run", ["student.layout={}", f"teacher.layout={layout}", f"{role}.processes=2"]
+    """Two a node: the student's two replicas on one, two engines or the teacher's two ranks on the
+    other."""
+    run_dir, apart = (
+        tmp_path / "run",
+        ["student.layout={}", f"teacher.layout={layout}", f"{role}.processes=2"],
+    )
     run("train", *recipe, *apart, f"run_dir={tmp_path / 'local'}", "--nproc", 4)
     job = launch(recipe, run_dir, *apart, "cluster.processes_per_node=2")
     assert_outlives_node2(job, run_dir, tmp_path / "local")
 
 
-def test_a_job_makes_room_for_another_and_costs_no_step(recipe: list[str], expected: Path, tmp_path: Path) -> None:
+def test_a_job_makes_room_for_another_and_costs_no_step(
+    recipe: list[str], expected: Path, tmp_path: Path
+) -> None:
     """Slurm asks it to end, and would start it again had it not ended by itself."""
     run_dir = tmp_path / "run"
     job = launch(recipe, run_dir, "cluster.exclusive=true")
     wait("a step", lambda: len(rows(run_dir)) > 0)
-    slurm("srun", "--partition=urgent", "--account=megatron-opd", "--nodes=2", "--exclusive", "true")
+    slurm(
+        "srun", "--partition=urgent", "--account=megatron-opd", "--nodes=2", "--exclusive", "true"
+    )
     finish(run_dir)
     assert_same(run_dir, expected)
-    assert {each.name for each in (job_dir(run_dir) / "attempts").iterdir()} == {f"{job}-0", f"{job}-1"}
+    assert {each.name for each in (job_dir(run_dir) / "attempts").iterdir()} == {
+        f"{job}-0",
+        f"{job}-1",
+    }
 
 
 def test_a_run_outlives_its_time_limit(recipe: list[str], tmp_path: Path) -> None:
-    """Slurm's own signal, ahead of its own limit. More steps than a job has time for; only scancel ends it."""
+    """Slurm's own signal, ahead of its own limit. More steps than a job has time for; only scancel
+    ends it."""
     run_dir = tmp_path / "run"
     steps = 2000
     job = launch(
-        recipe, run_dir, f"num_steps={steps}", "eval=null", "log={rollouts_per_step: 0, tensorboard: false}",
-        "checkpoint.every=0", "cluster.time=00:02:00", "cluster.save_before_seconds=75",
-    )  # fmt: skip
+        recipe,
+        run_dir,
+        f"num_steps={steps}",
+        "eval=null",
+        "log={rollouts_per_step: 0, tensorboard: false}",
+        "checkpoint.every=0",
+        "cluster.time=00:02:00",
+        "cluster.save_before_seconds=75",
+    )
     wait("a second job", lambda: len(list((job_dir(run_dir) / "attempts").iterdir())) == 2, 180)
     wait("its first step", lambda: len(rows(run_dir)) > json_step(run_dir), 120)
     log = "".join(path.read_text() for path in (job_dir(run_dir) / "logs").glob("*_0_0.out"))
@@ -277,7 +332,9 @@ def test_a_run_outlives_its_time_limit(recipe: list[str], tmp_path: Path) -> Non
 
 def json_step(run_dir: Path) -> int:
     """Of the checkpoint the first job left."""
-    (name,) = [path.name for path in (run_dir / "checkpoints").iterdir() if path.name.startswith("step-")][:1]
+    (name,) = [
+        path.name for path in (run_dir / "checkpoints").iterdir() if path.name.startswith("step-")
+    ][:1]
     return int(name.removeprefix("step-"))
 
 
@@ -306,7 +363,9 @@ def test_an_unfit_node_is_named_and_left_out(recipe: list[str], tmp_path: Path) 
     assert "excluded nodes: node1" in run("status", run_dir)[0]
 
 
-def test_two_jobs_on_the_same_nodes_do_not_meet(recipe: list[str], expected: Path, tmp_path: Path) -> None:
+def test_two_jobs_on_the_same_nodes_do_not_meet(
+    recipe: list[str], expected: Path, tmp_path: Path
+) -> None:
     both = [tmp_path / "one", tmp_path / "two"]
     with ThreadPoolExecutor() as pool:
         list(pool.map(partial(launch, recipe), both))
@@ -317,7 +376,8 @@ def test_two_jobs_on_the_same_nodes_do_not_meet(recipe: list[str], expected: Pat
 
 
 def test_a_job_is_launched_from_outside_over_ssh(recipe: list[str], tmp_path: Path) -> None:
-    """The cluster's checkout is a folder of links to this one; what is launched from has no Slurm in its PATH."""
+    """The cluster's checkout is a folder of links to this one; what is launched from has no Slurm
+    in its PATH."""
     there, here = tmp_path / "cluster", tmp_path / "here"
     there.mkdir()
     here.mkdir()
@@ -334,7 +394,9 @@ def test_a_job_is_launched_from_outside_over_ssh(recipe: list[str], tmp_path: Pa
     _, stderr = run(*command, "cluster.partition=tset", code=2, PATH=str(here))
     assert "127.0.0.1: cluster.partition: tset is none of this cluster's: test" in stderr
     _, stderr = run(*command, "cluster.tunnel.port=1", code=2, PATH=str(here))
-    assert stderr.splitlines()[-1].startswith("megatron-opd: error: 127.0.0.1: ssh: connect to host 127.0.0.1 port 1")
+    assert stderr.splitlines()[-1].startswith(
+        "megatron-opd: error: 127.0.0.1: ssh: connect to host 127.0.0.1 port 1"
+    )
     assert not (there / "runs").exists()
     script, _ = run(*command, "--dry-run", PATH=str(here))
     assert f"{there}/runs/far.job" in script
@@ -348,14 +410,22 @@ def test_a_job_is_launched_from_outside_over_ssh(recipe: list[str], tmp_path: Pa
 
 
 def test_nemo_runs_script_has_what_ours_has(recipe: list[str], tmp_path: Path) -> None:
-    """In a container, with a variable whose name has small letters, and a longer wait than nemo-run's own."""
+    """In a container, with a variable whose name has small letters, and a longer wait than
+    nemo-run's own."""
     container = "cluster.container={image: registry#image, mounts: ['/data:/data']}"
-    where = [f"run_dir={tmp_path / 'run'}", container, "cluster.environment.small_letters=two words"]
+    where = [
+        f"run_dir={tmp_path / 'run'}",
+        container,
+        "cluster.environment.small_letters=two words",
+    ]
     shown, _ = run("launch", *recipe, *where, "--cluster", "cpu-test", "--dry-run")
     (srun,) = [line for line in shown.splitlines() if line.startswith("srun ")]
     assert [each for each in srun.split() if each.startswith("--wait=")][-1] == "--wait=1800"
     names = "OMP_NUM_THREADS,SRUN_CPUS_PER_TASK,PYTHONUNBUFFERED,small_letters"
-    assert f"--container-image registry#image --container-mounts /data:/data,{tmp_path}/run.job/" in srun
+    assert (
+        f"--container-image registry#image --container-mounts /data:/data,{tmp_path}/run.job/"
+        in srun
+    )
     assert f"--container-env {names} " in srun and "\nexport small_letters='two words'\n" in shown
     assert srun.endswith(f"python -m megatron_opd.cluster.rank {tmp_path}/run.job")
     assert list(tmp_path.iterdir()) == []
@@ -364,22 +434,33 @@ def test_nemo_runs_script_has_what_ours_has(recipe: list[str], tmp_path: Path) -
 def test_what_cannot_be_submitted_is_one_line(recipe: list[str], tmp_path: Path) -> None:
     def refused(*overrides: str, cluster: object = "cpu-test", **environment: str) -> str:
         run_dir = f"run_dir={tmp_path / 'run'}"
-        _, stderr = run("launch", *recipe, run_dir, *overrides, "--cluster", cluster, code=2, **environment)
+        _, stderr = run(
+            "launch", *recipe, run_dir, *overrides, "--cluster", cluster, code=2, **environment
+        )
         line = stderr.strip().splitlines()[-1]
         assert line.startswith("megatron-opd: error: ") and stderr.count("error:") == 1, stderr
         return line.removeprefix("megatron-opd: error: ")
 
-    assert refused("cluster.partition=tset").startswith("cluster.partition: tset is none of this cluster's: test")
-    assert refused("cluster.account=nobody").startswith("cluster.account: nobody is none of yours: megatron-opd")
+    assert refused("cluster.partition=tset").startswith(
+        "cluster.partition: tset is none of this cluster's: test"
+    )
+    assert refused("cluster.account=nobody").startswith(
+        "cluster.account: nobody is none of yours: megatron-opd"
+    )
     too_long = "cluster.time: 02:00:00 is more than the 1:00:00 of partition test"
     assert refused("cluster.time=02:00:00") == too_long
     too_many = "cluster.nodes: 4 are more than the 2 of partition test"
     assert refused("cluster.partition=''", "cluster.nodes=4") == too_many
-    assert refused(f"student.path={tmp_path / 'absent'}").startswith(f"{tmp_path / 'absent'}: no such model directory")
+    assert refused(f"student.path={tmp_path / 'absent'}").startswith(
+        f"{tmp_path / 'absent'}: no such model directory"
+    )
     profile = tmp_path / "container.yaml"
     text = (ROOT / "slurm" / "cpu-test.yaml").read_text()
     profile.write_text(text + f"container: {{image: {tmp_path / 'image.sqsh'}}}\n")
-    assert refused(cluster=profile) == f"cluster.container.image: {tmp_path / 'image.sqsh'} does not exist"
+    assert (
+        refused(cluster=profile)
+        == f"cluster.container.image: {tmp_path / 'image.sqsh'} does not exist"
+    )
     bare = tmp_path / "bin"
     bare.mkdir()
     (bare / "bash").symlink_to(shutil.which("bash") or "")

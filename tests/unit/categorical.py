@@ -1,4 +1,5 @@
-"""One state, seven tokens: a student, a teacher and a reference whose expected gradients can be enumerated."""
+"""One state, seven tokens: a student, a teacher and a reference whose expected gradients can be
+enumerated."""
 
 from dataclasses import dataclass, replace
 
@@ -45,7 +46,14 @@ def every_token(step: int = 0, rewards: torch.Tensor = REWARDS) -> Batch:
     student = STUDENT_LOGITS.log_softmax(0)
     rollouts = [
         Rollout(
-            prompt, v, np.array([v], np.int32), student[v : v + 1].numpy(), "", "length", 0, reward=float(rewards[v])
+            prompt,
+            v,
+            np.array([v], np.int32),
+            student[v : v + 1].numpy(),
+            "",
+            "length",
+            0,
+            reward=float(rewards[v]),
         )
         for v in range(V)
     ]
@@ -58,14 +66,22 @@ def every_token(step: int = 0, rewards: torch.Tensor = REWARDS) -> Batch:
     )  # fmt: skip
     return Batch(
         rollouts,
-        Signals(teacher, REFERENCE.numpy(), StudentSignals(student.numpy(), entropy(student)), PROCESS.numpy()),
+        Signals(
+            teacher,
+            REFERENCE.numpy(),
+            StudentSignals(student.numpy(), entropy(student)),
+            PROCESS.numpy(),
+        ),
         0,
         step,
     )
 
 
-def expected_gradient(method: MethodConfig, step: int = 0, rewards: torch.Tensor = REWARDS) -> torch.Tensor:
-    """Of the loss by the student's logits, the expectation over the token the student samples; float64 [V]."""
+def expected_gradient(
+    method: MethodConfig, step: int = 0, rewards: torch.Tensor = REWARDS
+) -> torch.Tensor:
+    """Of the loss by the student's logits, the expectation over the token the student samples;
+    float64 [V]."""
     batch = every_token(step, rewards)
     columns = build_columns(small(method), batch, max_completion_tokens=V)
     logits_TV = STUDENT_LOGITS.repeat(V, 1).requires_grad_()

@@ -27,7 +27,9 @@ class Payload:
 
 def call(module: str, name: str, mark: Path) -> bytes:
     """Protocol 4: STACK_GLOBAL may name an attribute of an attribute."""
-    names = b"".join(b"X" + len(part).to_bytes(4, "little") + part.encode() for part in (module, name))
+    names = b"".join(
+        b"X" + len(part).to_bytes(4, "little") + part.encode() for part in (module, name)
+    )
     return b"\x80\x04" + names + b"\x93" + argument(mark) + b"\x85R."
 
 
@@ -42,9 +44,15 @@ def inside(mark: Path) -> bytes:
 
 
 def later(mark: Path) -> bytes:
-    """A class of the format learns, by BUILD with a state for slots, to call what is done to it next."""
+    """A class of the format learns, by BUILD with a state for slots, to call what is done to it
+    next."""
     state = b"N}" + argument(Path("__setstate__")) + b"cos\nmkdir\ns\x86b"
-    return b"\x80\x02ctorch.distributed.checkpoint.metadata\nMetadata\n" + state + argument(mark) + b"b."
+    return (
+        b"\x80\x02ctorch.distributed.checkpoint.metadata\nMetadata\n"
+        + state
+        + argument(mark)
+        + b"b."
+    )
 
 
 def extension(mark: Path) -> bytes:

@@ -1,4 +1,5 @@
-"""The Triton kernels against the torch passes: interpreted on the CPU, or compiled on a GPU. See test_vocab_kernels."""
+"""The Triton kernels against the torch passes: interpreted on the CPU, or compiled on a GPU. See
+test_vocab_kernels."""
 
 import os
 
@@ -51,11 +52,16 @@ def test_kernels_equal_the_torch_passes(tokens, width, valid, k, temperature, dt
     arguments = (*arguments, lse_T, grad_TK, entropy)
     same_storage = logits_TV.clone()
     kernels.gradient(same_storage, same_storage, *arguments)
-    # On the host, where torch divides by the temperature as IEEE 754 says; on CUDA it multiplies with the inverse.
-    logits_TV, columns_TK, here_TK, lse_T, grad_TK = (x.cpu() for x in (logits_TV, columns_TK, here_TK, lse_T, grad_TK))
+    # On the host, where torch divides by the temperature as IEEE 754 says; on CUDA it multiplies
+    # with the inverse.
+    logits_TV, columns_TK, here_TK, lse_T, grad_TK = (
+        x.cpu() for x in (logits_TV, columns_TK, here_TK, lse_T, grad_TK)
+    )
     entropy = entropy and (entropy[0].cpu(), entropy[1].cpu())
     wanted = torch.empty_like(logits_TV)
-    blocks.gradient(logits_TV, wanted, columns_TK, here_TK, shard, temperature, lse_T, grad_TK, entropy)
+    blocks.gradient(
+        logits_TV, wanted, columns_TK, here_TK, shard, temperature, lse_T, grad_TK, entropy
+    )
     same_storage = same_storage.cpu()
     rounding = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
     torch.testing.assert_close(same_storage, wanted, rtol=rounding, atol=rounding)
@@ -71,7 +77,9 @@ def test_nan_is_not_silenced():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("tokens", "width", "valid", "k"), [(2, 160, 150, 64), (1, 33, 33, 65), (1, 31, 0, 9)])
+@pytest.mark.parametrize(
+    ("tokens", "width", "valid", "k"), [(2, 160, 150, 64), (1, 33, 33, 65), (1, 31, 0, 9)]
+)
 @pytest.mark.parametrize("kind", ["distinct", "many ties", "zeros of both signs", "masked"])
 def test_the_best_columns_are_those_of_a_stable_sort(tokens, width, valid, k, dtype, kind):
     torch.manual_seed(width + k)
@@ -94,4 +102,6 @@ def test_more_chunks_than_half_a_key_counts(monkeypatch):
     monkeypatch.setattr(kernels, "BLOCK", 2**14)
     values_TK, ids_TK = kernels.best(logits_TV, 3, Shard(0, 70_000, 70_000), 1.0)  # keys of 64 bits
     ordered = logits_TV.float().sort(dim=1, descending=True, stable=True)
-    assert torch.equal(values_TK, ordered.values[:, :3]) and torch.equal(ids_TK, ordered.indices[:, :3])
+    assert torch.equal(values_TK, ordered.values[:, :3]) and torch.equal(
+        ids_TK, ordered.indices[:, :3]
+    )

@@ -9,7 +9,8 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """`peak`: the most bytes alive at once in storages made inside the mode, transient buffers of a kernel apart.
+    """`peak`: the most bytes alive at once in storages made inside the mode, transient buffers of a
+    kernel apart.
 
     Tensors on the meta device have no bytes.
     """
@@ -24,9 +25,13 @@ class LiveBytes(TorchDispatchMode):
         """Do not count what the caller holds."""
         self._known |= {tensor.untyped_storage()._cdata for tensor in tensors}
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
-        self._storages = {key: kept for key, kept in self._storages.items() if not kept[0].expired()}
+        self._storages = {
+            key: kept for key, kept in self._storages.items() if not kept[0].expired()
+        }
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 storage = leaf.untyped_storage()

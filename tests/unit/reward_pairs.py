@@ -1,4 +1,5 @@
-"""(what is in the box, gold answer, right?): the kinds of pairs that reports about math rewards are about."""
+"""(what is in the box, gold answer, right?): the kinds of pairs that reports about math rewards are
+about."""
 
 PAIRS: dict[str, list[tuple[str, str, bool]]] = {
     "integers": [
@@ -246,7 +247,11 @@ PAIRS: dict[str, list[tuple[str, str, bool]]] = {
     "matrices": [
         (r"\begin{bmatrix}1\\2\end{bmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}", True),
         (r"\begin{pmatrix}2\\1\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}", False),
-        (r"\begin{pmatrix}0.5&2\\3&4\end{pmatrix}", r"\begin{pmatrix}\frac12&2\\3&4\end{pmatrix}", True),
+        (
+            r"\begin{pmatrix}0.5&2\\3&4\end{pmatrix}",
+            r"\begin{pmatrix}\frac12&2\\3&4\end{pmatrix}",
+            True,
+        ),
         (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&3\\2&4\end{pmatrix}", False),
     ],
     "golds as they are written": [

@@ -59,7 +59,8 @@ Help.<|im_end|>
     "loop controls": "{% for m in messages %}{% if loop.index == 3 %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
     "generation": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
     "macro": "{% macro say(m) %}<{{ m.role }}>{{ caller() }}{% endmacro %}"
-    "{% for m in messages %}{% call say(m) %}{{ m.content | upper ~ m.role ~ 1 }}{% endcall %}{% endfor %}",
+    "{% for m in messages %}{% call say(m) %}{{ m.content | upper ~ m.role ~ 1 }}{% endcall %}{% "
+    "endfor %}",
 }
 
 
@@ -78,7 +79,9 @@ def rendered(text: str, messages: list[Any] | None = None) -> str:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-@pytest.mark.parametrize("messages", [CONVERSATION, CONVERSATION[1:2]], ids=["conversation", "one message"])
+@pytest.mark.parametrize(
+    "messages", [CONVERSATION, CONVERSATION[1:2]], ids=["conversation", "one message"]
+)
 def test_rendered_as_transformers_does(tokenizer: Any, name: str, messages: list[Any]) -> None:
     tokenizer.chat_template = TEMPLATES[name]
     expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -106,11 +109,13 @@ def test_rendered_as_transformers_does(tokenizer: Any, name: str, messages: list
         ("{{ 10 ** 10 * messages }}", r"SecurityError: the result of \* is too large"),
         ("{{ 10 ** (10 ** 10) }}", r"SecurityError: the result of \*\* is too large"),
         (
-            "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+            "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% "
+            "endfor %}",
             "OverflowError: it writes more than",
         ),
         (
-            "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
+            "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% "
+            "endfor %}",
             r"SecurityError: the result of \+ is too large",
         ),
         ("{{ '(' * 9999 }}{{ " + "(" * 9999 + " }}", "RecursionError|TemplateSyntaxError|SyntaxError|MemoryError"),
@@ -128,7 +133,9 @@ def test_a_template_that_fails_or_never_ends_is_one_line(
     assert str(caught.value).endswith("; set data.template.kind=raw, or mend the template")
 
 
-def test_the_time_limit_leaves_no_alarm_and_needs_the_main_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_limit_leaves_no_alarm_and_needs_the_main_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "MAX_SECONDS", 0.05)
     assert rendered("{{ messages[0].role }}") == "system"
     time.sleep(0.1)  # an alarm that was left would end the test
@@ -145,7 +152,9 @@ def edit(model_dir: Path, target: Path, template: object, jinja: str | None) -> 
     if jinja is not None:
         (target / "chat_template.jinja").write_text(jinja)
     settings = json.loads((target / "tokenizer_config.json").read_text())
-    (target / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    (target / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"chat_template": template})
+    )
     return target
 
 
@@ -158,7 +167,11 @@ NAMED = [{"name": "rag", "template": "rag"}, {"name": "tool_use", "template": "t
         (None, CHAT_TEMPLATE, "<user>q</s><assistant>"),
         (CHAT_TEMPLATE, None, "<user>q</s><assistant>"),
         ("config {{ messages[0].content }}", "file {{ messages[0].content }}", "file q"),
-        ([*NAMED, {"name": "default", "template": "default {{ messages[0].content }}"}], None, "default q"),
+        (
+            [*NAMED, {"name": "default", "template": "default {{ messages[0].content }}"}],
+            None,
+            "default q",
+        ),
     ],
 )
 def test_where_a_template_lies(
@@ -175,13 +188,15 @@ def test_where_a_template_lies(
         (NAMED, r"its chat templates \(rag, tool_use\) have no default; write the one to use into .*\.jinja"),
     ],
 )  # fmt: skip
-def test_no_template_to_use(tmp_path: Path, model_dir: Path, template: object, message: str) -> None:
+def test_no_template_to_use(
+    tmp_path: Path, model_dir: Path, template: object, message: str
+) -> None:
     tokenizer = load_tokenizer(edit(model_dir, tmp_path / "m", template, None))
     with pytest.raises(DataError, match=message):
         render(TemplateConfig(), tokenizer, "q")
 
 
-# ------------------------------------------------------------------------------------------------ opening a response
+# ------------------------------------------------------------------------------- opening a response
 THINKING = CHAT_TEMPLATE.replace("<assistant>", "<assistant><think>\n")
 
 
@@ -193,23 +208,34 @@ def test_a_prefill_that_the_template_has_already_is_refused(tokenizer: Any) -> N
     for prefill in ("<think>\n", "<think>", "\n<think>\n\n"):
         with pytest.raises(ConfigError, match=r"data\.template\.prefill: .* ends already; remove"):
             render(replace(prefilled, prefill=prefill), tokenizer, "q")
-    assert render(replace(prefilled, prefill="So,"), tokenizer, "q").endswith("<assistant><think>\nSo,")
+    assert render(replace(prefilled, prefill="So,"), tokenizer, "q").endswith(
+        "<assistant><think>\nSo,"
+    )
 
 
 def test_a_trace_goes_on_after_the_tag_of_the_template(tmp_path: Path, tokenizer: Any) -> None:
     tokenizer.chat_template = THINKING
     path = tmp_path / "a.jsonl"
     responses = ["<think>\nhm", "<think>hm", "hm", "<thinker>hm"]
-    path.write_text("".join(json.dumps({"problem": "q", "response": response}) + "\n" for response in responses))
+    path.write_text(
+        "".join(json.dumps({"problem": "q", "response": response}) + "\n" for response in responses)
+    )
     prompts = load_prompts(
-        path, DataConfig(""), tokenizer, max_prompt_tokens=99, max_sequence_length=100, need_answer=False,
+        path,
+        DataConfig(""),
+        tokenizer,
+        max_prompt_tokens=99,
+        max_sequence_length=100,
+        need_answer=False,
         need_trace=True,
-    )  # fmt: skip
-    traces = [tokenizer.decode(prompt.trace_ids) for prompt in prompts if prompt.trace_ids is not None]
+    )
+    traces = [
+        tokenizer.decode(prompt.trace_ids) for prompt in prompts if prompt.trace_ids is not None
+    ]
     assert traces == ["hm</s>", "hm</s>", "hm</s>", "<thinker>hm</s>"]
 
 
-# ------------------------------------------------------------------------------------------------ the date
+# ----------------------------------------------------------------------------------------- the date
 class OtherDay(date):
     @classmethod
     def today(cls) -> "OtherDay":
@@ -222,12 +248,16 @@ def test_a_template_sees_the_day_of_the_run(tokenizer: Any) -> None:
     assert render(TemplateConfig(), tokenizer, "q") == date.today().strftime("%d %b %Y 00:00 q")
 
 
-def test_a_run_that_goes_on_keeps_its_day_and_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_goes_on_keeps_its_day_and_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Started on one day and resumed on the next, by the recipe or by its own config.yaml."""
     path = tmp_path / "a.jsonl"
     path.write_text('{"problem": "q"}\n')
     recipe = tiny_config(data=DataConfig(str(path)))
-    monkeypatch.setattr(pin_module, "date", type("FirstDay", (date,), {"today": classmethod(lambda cls: DAY)}))
+    monkeypatch.setattr(
+        pin_module, "date", type("FirstDay", (date,), {"today": classmethod(lambda cls: DAY)})
+    )
     started = pin(recipe)
     assert started.data.template.date == DAY and list(started.data.sha256) == [str(path)]
     stored = tmp_path / "config.yaml"
@@ -245,5 +275,7 @@ def test_a_run_is_told_of_changed_data(tmp_path: Path) -> None:
     started = pin(tiny_config(data=DataConfig(str(path))))
     pin_module.check_unchanged(started)
     path.write_text('{"problem": "p"}\n')
-    with pytest.raises(DataError, match=r"a\.jsonl: has changed since data\.sha256 of config\.yaml was made"):
+    with pytest.raises(
+        DataError, match=r"a\.jsonl: has changed since data\.sha256 of config\.yaml was made"
+    ):
         pin_module.check_unchanged(started)

@@ -38,7 +38,7 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
     return printed.err
 
 
-# ------------------------------------------------------------------------------------------------ cheap commands
+# ----------------------------------------------------------------------------------- cheap commands
 def test_cheap_commands_import_nothing_heavy(recipe: str) -> None:
     heavy = "{'torch', 'transformers', 'vllm', 'megatron.core'} & set(sys.modules)"
     refused = [recipe, "--nproc", "3"]
@@ -68,7 +68,9 @@ def test_recipes_lists_method_and_first_comment(
     assert "demo" in rows
 
 
-def test_show_prints_a_recipe(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_a_recipe(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["show", recipe, "seed=3"]) == 0
     shown = tmp_path / "shown.yaml"
     shown.write_text(capsys.readouterr().out)
@@ -77,11 +79,16 @@ def test_show_prints_a_recipe(recipe: str, tmp_path: Path, capsys: pytest.Captur
 
 def test_overrides_may_surround_options(recipe: str) -> None:
     arguments = cli._parse(["train", recipe, "a=1", "--nproc", "2", "b=2", "--resume", "c=3"])
-    assert (arguments.overrides, arguments.nproc, arguments.resume) == (["a=1", "b=2", "c=3"], 2, True)
+    assert (arguments.overrides, arguments.nproc, arguments.resume) == (
+        ["a=1", "b=2", "c=3"],
+        2,
+        True,
+    )
 
 
 @pytest.mark.parametrize(
-    "argv", [["train"], ["train", "x", "--nproc", "0"], ["show", "x", "--nope"], ["report", "a", "b"]]
+    "argv",
+    [["train"], ["train", "x", "--nproc", "0"], ["show", "x", "--nope"], ["report", "a", "b"]],
 )
 def test_wrong_usage_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -91,17 +98,24 @@ def test_wrong_usage_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for option, expected in {"--version": __version__, "--help": "torchrun --nproc-per-node"}.items():
+    for option, expected in {
+        "--version": __version__,
+        "--help": "torchrun --nproc-per-node",
+    }.items():
         with pytest.raises(SystemExit) as caught:
             cli.main([option])
         assert caught.value.code == 0
         assert expected in capsys.readouterr().out
 
 
-# ------------------------------------------------------------------------------------------------ errors
-def test_bad_input_is_one_line_and_exit_code_2(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+# ------------------------------------------------------------------------------------------- errors
+def test_bad_input_is_one_line_and_exit_code_2(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["show", recipe, "rollout.num_promts=3"]) == 2
-    assert error_line(capsys).startswith("megatron-opd: error: override 'rollout.num_promts=3': unknown key")
+    assert error_line(capsys).startswith(
+        "megatron-opd: error: override 'rollout.num_promts=3': unknown key"
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +130,11 @@ def test_bad_input_is_one_line_and_exit_code_2(recipe: str, capsys: pytest.Captu
     ],
 )
 def test_each_error_is_printed_once(
-    error: BaseException, rank: int, printed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: BaseException,
+    rank: int,
+    printed: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(arguments: object) -> None:
         raise error
@@ -127,16 +145,29 @@ def test_each_error_is_printed_once(
     assert capsys.readouterr().err == printed
 
 
-# ------------------------------------------------------------------------------------------------ check and train
-def test_check_reads_models_and_data(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+# ---------------------------------------------------------------------------------- check and train
+def test_check_reads_models_and_data(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["check", recipe, "--nproc", "2"]) == 0
-    assert capsys.readouterr().out == f"OK: tiny: tgpo, --nproc 1 or a multiple, into {tmp_path / 'run'}\n"
+    assert (
+        capsys.readouterr().out
+        == f"OK: tiny: tgpo, --nproc 1 or a multiple, into {tmp_path / 'run'}\n"
+    )
     assert cli.main(["check", recipe, "teacher.processes=2", "--nproc", "3"]) == 0
     assert "--nproc 1 or a multiple plus 2 for the teacher, into" in capsys.readouterr().out
-    assert cli.main(["check", recipe, "rollout.processes=1", "teacher.processes=2", "--nproc", "4"]) == 0
-    assert "--nproc 1 or a multiple plus 1 for the rollout plus 2 for the teacher, into" in capsys.readouterr().out
+    assert (
+        cli.main(["check", recipe, "rollout.processes=1", "teacher.processes=2", "--nproc", "4"])
+        == 0
+    )
+    assert (
+        "--nproc 1 or a multiple plus 1 for the rollout plus 2 for the teacher, into"
+        in capsys.readouterr().out
+    )
     assert not (tmp_path / "run").exists()
-    (tmp_path / "train.jsonl").write_text('{"problem": "1+1=", "answer": "2"}\n{"problem": "1+2="}\n')
+    (tmp_path / "train.jsonl").write_text(
+        '{"problem": "1+1=", "answer": "2"}\n{"problem": "1+2="}\n'
+    )
     assert cli.main(["check", recipe]) == 2
     assert f"{tmp_path / 'train.jsonl'}" in error_line(capsys)
     (tmp_path / "train.jsonl").unlink()
@@ -147,11 +178,15 @@ def test_check_reads_models_and_data(recipe: str, tmp_path: Path, capsys: pytest
 def test_check_warns_of_a_data_set_smaller_than_a_step(recipe: str) -> None:
     warnings = check_data(load_config(recipe, ["rollout.num_prompts=9"]))
     assert [text.split(":")[0] for text in warnings] == ["rollout.num_prompts"]
-    refilled = check_data(load_config(recipe, ["method=dapo", "teacher=null", "rollout.num_prompts=5"]))
+    refilled = check_data(
+        load_config(recipe, ["method=dapo", "teacher=null", "rollout.num_prompts=5"])
+    )
     assert [text.split(":")[0] for text in refilled] == ["method.max_refills"]
 
 
-def test_check_counts_gold_answers_that_nothing_can_be_compared_with(recipe: str, tmp_path: Path) -> None:
+def test_check_counts_gold_answers_that_nothing_can_be_compared_with(
+    recipe: str, tmp_path: Path
+) -> None:
     config = load_config(recipe, ["method=grpo", "teacher=null"])
     golds = ["5"] * 39 + ["less than 7"]
     rows = [{"problem": f"{i}+1=", "answer": gold} for i, gold in enumerate(golds)]
@@ -159,9 +194,13 @@ def test_check_counts_gold_answers_that_nothing_can_be_compared_with(recipe: str
     bad = "data.train: bad_gold: 1 of 40 gold answers state no value to compare with, first row 40 ('less than 7')"
     assert f"{bad}; every answer to them scores 0" in check_data(config)
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[-4:]))
-    with pytest.raises(DataError, match=r"data\.train: bad_gold: 1 of 4 gold answers .* name another answer_column"):
+    with pytest.raises(
+        DataError, match=r"data\.train: bad_gold: 1 of 4 gold answers .* name another answer_column"
+    ):
         check_data(config)
-    assert not [text for text in check_data(load_config(recipe, ["method=opd"])) if "bad_gold" in text]
+    assert not [
+        text for text in check_data(load_config(recipe, ["method=opd"])) if "bad_gold" in text
+    ]
 
 
 @pytest.mark.parametrize(
@@ -177,13 +216,21 @@ def test_check_warns_of_answers_that_are_asked_for_and_not_read(
     """DAPO's data ask for "Answer: $Answer"."""
     rows = [{"problem": f"{i}+1= {asks}", "answer": "5"} for i in range(4)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = load_config(recipe, ["method=grpo", "teacher=null", f"reward.answer={mode}", "max_sequence_length=512"])
-    warnings = [text for text in check_data(config) if text.startswith("reward.answer: 4 of 4 prompts of data.train")]
+    config = load_config(
+        recipe, ["method=grpo", "teacher=null", f"reward.answer={mode}", "max_sequence_length=512"]
+    )
+    warnings = [
+        text
+        for text in check_data(config)
+        if text.startswith("reward.answer: 4 of 4 prompts of data.train")
+    ]
     assert bool(warnings) == warned
     assert all(text.endswith("set reward.answer=boxed_or_last") for text in warnings)
 
 
-def test_train_names_nproc_when_the_layout_needs_more(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_names_nproc_when_the_layout_needs_more(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["train", recipe, "student.layout.tensor_model_parallel_size=2"]) == 2
     assert "needs at least 2 processes, there would be 1; start 2 in all" in error_line(capsys)
 
@@ -198,21 +245,27 @@ def test_under_torchrun_every_rank_refuses_and_rank_0_says_so(
     assert "does not divide" in error_line(capsys)
 
 
-def test_train_does_not_overwrite_a_run(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_does_not_overwrite_a_run(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("name: x\n")
     assert cli.main(["train", recipe]) == 2
     assert f"run_dir: {tmp_path / 'run'} exists already; use --resume" in error_line(capsys)
 
 
-def test_a_resumed_run_keeps_its_recipe(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_run_keeps_its_recipe(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["train", recipe, "--resume"]) == 2
     assert "holds no run to resume" in error_line(capsys)
     (tmp_path / "run").mkdir()
     assert cli.main(["show", recipe]) == 0
     (tmp_path / "run" / "config.yaml").write_text(capsys.readouterr().out)
     for run in (recipe, str(tmp_path / "run")):
-        check_resumed(load_config(run, ["num_steps=9", "checkpoint.keep=1", "log.tensorboard=false"]))
+        check_resumed(
+            load_config(run, ["num_steps=9", "checkpoint.keep=1", "log.tensorboard=false"])
+        )
         assert cli.main(["train", run, "--resume", "train.optimizer.lr=1.0"]) == 2
         assert "train.optimizer.lr: differs from" in error_line(capsys)
 
@@ -220,12 +273,18 @@ def test_a_resumed_run_keeps_its_recipe(recipe: str, tmp_path: Path, capsys: pyt
 def test_a_recipe_leaves_open_what_its_run_has_pinned(recipe: str, tmp_path: Path) -> None:
     config = load_config(recipe)
     template = replace(config.data.template, date=date(2024, 2, 29))
-    pinned = replace(config, data=replace(config.data, template=template, sha256={"a.jsonl": "0" * 64}))
+    pinned = replace(
+        config, data=replace(config.data, template=template, sha256={"a.jsonl": "0" * 64})
+    )
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(dump_config(pinned))
     check_resumed(config)
     with pytest.raises(ConfigError, match=r"data\.template\.date: differs from"):
-        check_resumed(replace(config, data=replace(config.data, template=replace(template, date=date(2024, 3, 1)))))
+        check_resumed(
+            replace(
+                config, data=replace(config.data, template=replace(template, date=date(2024, 3, 1)))
+            )
+        )
 
 
 def test_a_resumed_run_is_not_shortened_below_what_it_has_done(
@@ -244,17 +303,21 @@ def test_a_resumed_run_is_not_shortened_below_what_it_has_done(
     with pytest.raises(ConfigError) as caught:
         check_resumed(load_config(str(run), ["num_steps=3"]))
     assert str(caught.value) == (
-        f"num_steps: 3 is below the 4 steps that {run} has done; give num_steps=4 or more (the weights of an earlier "
-        f"step: megatron-opd convert {run}/checkpoints/step-000002 OUT)"
+        f"num_steps: 3 is below the 4 steps that {run} has done; give num_steps=4 or more (the "
+        f"weights of an earlier step: megatron-opd convert {run}/checkpoints/step-000002 OUT)"
     )
     (run / "checkpoints" / "step-000004" / "state.json").unlink()
     check_resumed(load_config(str(run)))  # the one before will do
     (run / "checkpoints" / "step-000002" / "state.json").write_text("{}  ")
-    with pytest.raises(DataError, match=r"step-000004: state.json is missing; no whole checkpoint is left"):
+    with pytest.raises(
+        DataError, match=r"step-000004: state.json is missing; no whole checkpoint is left"
+    ):
         check_resumed(load_config(str(run)))
 
 
-def test_a_moved_run_resumes_where_it_is(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_moved_run_resumes_where_it_is(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     moved = tmp_path / "moved"
     moved.mkdir()
     cli.main(["show", recipe])

@@ -20,7 +20,14 @@ from megatron_opd.cluster import rank, script
 from megatron_opd.cluster.job import Job
 from megatron_opd.cluster.nodes import Report, interface, report, unfit
 from megatron_opd.cluster.place import Place, expand
-from megatron_opd.cluster.profile import PROFILES, ClusterConfig, ContainerConfig, check_present, load_profile, seconds
+from megatron_opd.cluster.profile import (
+    PROFILES,
+    ClusterConfig,
+    ContainerConfig,
+    check_present,
+    load_profile,
+    seconds,
+)
 from megatron_opd.cluster.submit import unmounted
 from megatron_opd.cluster.watch import in_words
 from megatron_opd.errors import ConfigError
@@ -30,7 +37,7 @@ from tests.unit.tiny_model_files import write_recipe
 CPU = ClusterConfig(gpu="cpu", processes_per_node=2)
 
 
-# ------------------------------------------------------------------------------------------------ profiles
+# ----------------------------------------------------------------------------------------- profiles
 def test_every_packaged_profile_loads() -> None:
     names = [path.stem for path in PROFILES.glob("*.yaml")]
     assert {"a100", "h800", "cpu-test"} <= set(names)
@@ -42,21 +49,34 @@ def test_every_packaged_profile_loads() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("gpu: a100\nprocesses_per_node: 8\nparttion: x", "parttion: unknown key; did you mean partition?"),
+        (
+            "gpu: a100\nprocesses_per_node: 8\nparttion: x",
+            "parttion: unknown key; did you mean partition?",
+        ),
         ("gpu: v100\nprocesses_per_node: 8", "gpu: "),
         ("gpu: a100", "processes_per_node: missing"),
-        ("gpu: a100\nprocesses_per_node: 4\ngpus_per_node: 8", "processes_per_node: 4 is not gpus_per_node=8"),
-        ("gpu: cpu\nprocesses_per_node: 4\ngpus_per_node: 8", "gpus_per_node: no effect with gpu=cpu"),
+        (
+            "gpu: a100\nprocesses_per_node: 4\ngpus_per_node: 8",
+            "processes_per_node: 4 is not gpus_per_node=8",
+        ),
+        (
+            "gpu: cpu\nprocesses_per_node: 4\ngpus_per_node: 8",
+            "gpus_per_node: no effect with gpu=cpu",
+        ),
         (
             "gpu: cpu\nprocesses_per_node: 1\ntunnel: {host: h, user: u, directory: opd}",
             "tunnel.directory: opd is no absol",
         ),
         (
-            "gpu: cpu\nprocesses_per_node: 1\ntunnel: {host: h, user: u, directory: /opd, identity: /absent}",
+            "gpu: cpu\nprocesses_per_node: 1\ntunnel: {host: h, user: u, directory: /opd, "
+            "identity: /absent}",
             "tunnel.identity: /absent does not exist",
         ),
         ("gpu: cpu\nprocesses_per_node: 1\ntime: 4h", "time: 4h is no time as Slurm writes it"),
-        ("gpu: cpu\nprocesses_per_node: 1\ntime: '5'", "save_before_seconds: 300 are not less than time=5"),
+        (
+            "gpu: cpu\nprocesses_per_node: 1\ntime: '5'",
+            "save_before_seconds: 300 are not less than time=5",
+        ),
         ("gpu: [", "cannot be read as YAML"),
         ("", "must be a mapping"),
     ],
@@ -72,17 +92,32 @@ def test_a_wrong_profile_is_one_line(tmp_path: Path, text: str, problem: str) ->
 
 def test_times_are_read_as_slurm_writes_them() -> None:
     texts = ["30", "30:15", "4:00:00", "1-12", "1-12:30", "01-12:30:15", "0", "UNLIMITED"]
-    assert [seconds(text) for text in texts] == [1800, 1815, 14400, 129600, 131400, 131415, math.inf, math.inf]
+    assert [seconds(text) for text in texts] == [
+        1800,
+        1815,
+        14400,
+        129600,
+        131400,
+        131415,
+        math.inf,
+        math.inf,
+    ]
 
 
 def test_what_a_job_brings_along_must_be_there() -> None:
     absent = {
-        "cluster.secrets: NOT_SET_ANYWHERE is not set in your environment; export it first": ["NOT_SET_ANYWHERE"],
+        "cluster.secrets: NOT_SET_ANYWHERE is not set in your environment; export it first": [
+            "NOT_SET_ANYWHERE"
+        ],
         "cluster.container.image: /absent.sqsh does not exist": ContainerConfig("/absent.sqsh"),
-        "cluster.container.mounts: /absent does not exist": ContainerConfig("registry#image:1", ["/:/", "/absent:/b"]),
+        "cluster.container.mounts: /absent does not exist": ContainerConfig(
+            "registry#image:1", ["/:/", "/absent:/b"]
+        ),
     }
     for problem, each in absent.items():
-        profile = replace(CPU, secrets=each) if isinstance(each, list) else replace(CPU, container=each)
+        profile = (
+            replace(CPU, secrets=each) if isinstance(each, list) else replace(CPU, container=each)
+        )
         with pytest.raises(ConfigError) as error:
             check_present(profile)
         assert str(error.value) == problem
@@ -90,12 +125,20 @@ def test_what_a_job_brings_along_must_be_there() -> None:
 
 def test_what_no_mount_shows_is_a_warning(tmp_path: Path) -> None:
     config = load_config(str(write_recipe(tmp_path)))
-    job_of = lambda *mounts: jobs.make(config, replace(CPU, container=ContainerConfig("x", list(mounts))), "python")  # noqa: E731
-    assert unmounted(config, job_of(f"{tmp_path}:{tmp_path}:rw", f"{Path.cwd()}:{Path.cwd()}")) == []
+
+    def job_of(*mounts: str) -> Job:
+        container = ContainerConfig("x", list(mounts))
+        return jobs.make(config, replace(CPU, container=container), "python")
+
+    assert (
+        unmounted(config, job_of(f"{tmp_path}:{tmp_path}:rw", f"{Path.cwd()}:{Path.cwd()}")) == []
+    )
     assert unmounted(config, jobs.make(config, CPU, "python")) == []
     (line,) = unmounted(config, job_of(f"{tmp_path}:{tmp_path}"))
     assert line.startswith(f"cluster.container.mounts: {Path.cwd()} is below none of them")
-    assert len(unmounted(config, job_of(f"{tmp_path}:/elsewhere", f"{Path.cwd()}:{Path.cwd()}"))) >= 3
+    assert (
+        len(unmounted(config, job_of(f"{tmp_path}:/elsewhere", f"{Path.cwd()}:{Path.cwd()}"))) >= 3
+    )
 
 
 def test_a_wrong_override_of_a_profile_names_itself() -> None:
@@ -120,19 +163,29 @@ def test_a_recipe_that_the_allocation_cannot_hold_is_refused(
 ) -> None:
     profile = tmp_path / "cluster.yaml"
     profile.write_text("gpu: cpu\nprocesses_per_node: 3\n")
-    command = ["launch", str(write_recipe(tmp_path)), *arguments, "--cluster", str(profile), "--prepare"]
+    command = [
+        "launch",
+        str(write_recipe(tmp_path)),
+        *arguments,
+        "--cluster",
+        str(profile),
+        "--prepare",
+    ]
     assert cli.main(command) == 2
     assert capsys.readouterr().err.startswith(f"megatron-opd: error: {problem}")
     assert not list(tmp_path.glob("**/*.job"))
 
 
-# ------------------------------------------------------------------------------------------------ the batch script
+# --------------------------------------------------------------------------------- the batch script
 def job(tmp_path: Path, cluster: ClusterConfig = CPU) -> Job:
     return Job("tiny", str(tmp_path / "run"), str(tmp_path), "/shared/python", cluster)
 
 
 def test_a_job_is_read_as_it_was_written(tmp_path: Path) -> None:
-    for cluster in (CPU, replace(CPU, container=ContainerConfig("image", ["/a:/b"]), secrets=["X"])):
+    for cluster in (
+        CPU,
+        replace(CPU, container=ContainerConfig("image", ["/a:/b"]), secrets=["X"]),
+    ):
         written = job(tmp_path, cluster)
         written.directory.mkdir(exist_ok=True)
         written.write()
@@ -144,13 +197,17 @@ def test_a_job_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_jobs_number_is_noted_once_and_after_the_next_ones(tmp_path: Path) -> None:
     jobs.note_id(tmp_path, "7")
     assert jobs.job_ids(tmp_path) == ["7"]
-    (tmp_path / "job_id").write_text("8\n9\n")  # the batch script was there first, and has submitted again
+    (tmp_path / "job_id").write_text(
+        "8\n9\n"
+    )  # the batch script was there first, and has submitted again
     jobs.note_id(tmp_path, "8")
     assert jobs.job_ids(tmp_path) == ["8", "9"]
 
 
 def test_a_path_with_a_space_is_refused(tmp_path: Path) -> None:
-    config = replace(load_config(str(write_recipe(tmp_path))), run_dir=str(tmp_path / "my runs" / "a"))
+    config = replace(
+        load_config(str(write_recipe(tmp_path))), run_dir=str(tmp_path / "my runs" / "a")
+    )
     with pytest.raises(ConfigError, match=r"run_dir: .* has a space"):
         jobs.make(config, CPU, "/shared/python")
 
@@ -158,20 +215,34 @@ def test_a_path_with_a_space_is_refused(tmp_path: Path) -> None:
 def test_flags_are_those_that_the_profile_has() -> None:
     cluster = replace(CPU, account="me", memory="0", exclusive=True, nodes=2, cpus_per_process=3)
     assert script.flags(job(Path("/shared"), cluster)) == {
-        "account": "me", "nodes": 2, "ntasks-per-node": 2, "cpus-per-task": 3, "mem": "0", "exclusive": True,
-        "time": "04:00:00", "signal": "USR1@300", "open-mode": "append",
-    }  # fmt: skip
+        "account": "me",
+        "nodes": 2,
+        "ntasks-per-node": 2,
+        "cpus-per-task": 3,
+        "mem": "0",
+        "exclusive": True,
+        "time": "04:00:00",
+        "signal": "USR1@300",
+        "open-mode": "append",
+    }
 
 
 def test_the_batch_script_is_shell_and_runs_in_a_container(tmp_path: Path) -> None:
     cluster = replace(
-        CPU, container=ContainerConfig("/images/opd.sqsh", ["/data:/data", "/runs:/runs"]), setup=["module load cuda"],
+        CPU,
+        container=ContainerConfig("/images/opd.sqsh", ["/data:/data", "/runs:/runs"]),
+        setup=["module load cuda"],
         environment={"NOTE": "two words"},
-    )  # fmt: skip
+    )
     text = script.sbatch(job(tmp_path, cluster))
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=True).returncode == 0
-    assert "--container-image=/images/opd.sqsh --container-mounts=/data:/data,/runs:/runs --container-env=OMP_" in text
-    assert "srun --kill-on-bad-exit=1 --wait=1800 " in text  # rank 0 may be the last to be done by minutes
+    assert (
+        "--container-image=/images/opd.sqsh --container-mounts=/data:/data,/runs:/runs "
+        "--container-env=OMP_" in text
+    )
+    assert (
+        "srun --kill-on-bad-exit=1 --wait=1800 " in text
+    )  # rank 0 may be the last to be done by minutes
     assert "export NOTE='two words'\n" in text and "\nmodule load cuda\n" in text
 
 
@@ -211,7 +282,8 @@ def test_nothing_starts_a_cancelled_run_again(tmp_path: Path) -> None:
 
 
 def test_a_job_that_slurm_ends_starts_again_only_after_its_time_limit(tmp_path: Path) -> None:
-    """What scontrol of 22.05 shows then; the verdict may be late, or that of a process that was asked to end."""
+    """What scontrol of 22.05 shows then; the verdict may be late, or that of a process that was
+    asked to end."""
     for verdict in (None, "stopped"):
         ended(tmp_path, verdict, 0, "JobId=7 JobState=COMPLETING Reason=None Dependency=(null)")
         assert calls(tmp_path) == []
@@ -221,18 +293,31 @@ def test_a_job_that_slurm_ends_starts_again_only_after_its_time_limit(tmp_path: 
 
 def test_a_job_that_made_room_for_another_starts_again(tmp_path: Path) -> None:
     for made_room, wanted in (("None", []), ("2026-11-22T02:52:55", ["scontrol requeue 7"])):
-        ended(tmp_path, "stopped", 0, f"JobId=7 JobState=RUNNING Reason=None PreemptTime={made_room} Dependency=(null)")
+        ended(
+            tmp_path,
+            "stopped",
+            0,
+            f"JobId=7 JobState=RUNNING Reason=None PreemptTime={made_room} Dependency=(null)",
+        )
         assert calls(tmp_path) == wanted
 
 
-def ended(tmp_path: Path, verdict: str | None, code: int, shown: str = "JobId=7 JobState=RUNNING Reason=None") -> None:
-    """Runs the script's own lines, with commands in the place of Slurm's that note what they are asked to do."""
+def ended(
+    tmp_path: Path,
+    verdict: str | None,
+    code: int,
+    shown: str = "JobId=7 JobState=RUNNING Reason=None",
+) -> None:
+    """Runs the script's own lines, with commands in the place of Slurm's that note what they are
+    asked to do."""
     directory, commands = job(tmp_path).directory, tmp_path / "bin"
     directory.mkdir(exist_ok=True)
     commands.mkdir(exist_ok=True)
     for command in ("scontrol", "sbatch"):
         answer = f'[ "$1" = show ] && echo "{shown}" && exit'
-        (commands / command).write_text(f'#!/bin/sh\n{answer}\necho "{command} $*" >>{tmp_path}/calls\n')
+        (commands / command).write_text(
+            f'#!/bin/sh\n{answer}\necho "{command} $*" >>{tmp_path}/calls\n'
+        )
         (commands / command).chmod(0o755)
     (directory / "excluded").write_text("gpu1\ngpu3\n")
     leaves = f"echo {verdict} >{directory}/verdict\n" if verdict else ""
@@ -248,7 +333,7 @@ def calls(tmp_path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-# ------------------------------------------------------------------------------------------------ nodes
+# -------------------------------------------------------------------------------------------- nodes
 @pytest.mark.parametrize(
     ("nodelist", "names"),
     [
@@ -271,8 +356,10 @@ def test_unfit_nodes_are_found(tmp_path: Path) -> None:
     for node, each in reports.items():
         (tmp_path / f"{node}.json").write_text(json.dumps(vars(each)))
     assert unfit(tmp_path, ["fit", "ill", "old", "away"], seconds=0.3) == {
-        "away": "did not report within 0 s", "ill": "7 of 8 GPUs are visible", "old": "has torch 1, fit has 2",
-    }  # fmt: skip
+        "away": "did not report within 0 s",
+        "ill": "7 of 8 GPUs are visible",
+        "old": "has torch 1, fit has 2",
+    }
     assert unfit(tmp_path, ["fit"], seconds=5) == {}
 
 
@@ -290,16 +377,25 @@ def test_a_node_that_lacks_a_gpu_or_fails_the_sites_check_says_so(tmp_path: Path
         "ill": replace(CPU, node_check="echo too hot >&2; exit 1"),
         "silent": replace(CPU, node_check="exit 1"),
     }
-    problems = {node: report(job(tmp_path, cluster), tmp_path, node).problem for node, cluster in found.items()}
+    problems = {
+        node: report(job(tmp_path, cluster), tmp_path, node).problem
+        for node, cluster in found.items()
+    }
     assert problems == {
-        "fit": "", "lacks": f"the check of its GPUs failed: {there} of {there + 1} GPUs are visible",
-        "ill": "cluster.node_check failed: too hot", "silent": "cluster.node_check failed",
-    }  # fmt: skip
-    assert unfit(tmp_path, list(found), seconds=5) == {node: text for node, text in problems.items() if text}
+        "fit": "",
+        "lacks": f"the check of its GPUs failed: {there} of {there + 1} GPUs are visible",
+        "ill": "cluster.node_check failed: too hot",
+        "silent": "cluster.node_check failed",
+    }
+    assert unfit(tmp_path, list(found), seconds=5) == {
+        node: text for node, text in problems.items() if text
+    }
 
 
-# ------------------------------------------------------------------------------------------------ the heartbeat
-def test_a_heartbeat_says_how_long_a_step_has_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# ------------------------------------------------------------------------------------ the heartbeat
+def test_a_heartbeat_says_how_long_a_step_has_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rank, "HEARTBEAT_SECONDS", 0.01)
     each, place = job(tmp_path), Place(0, 1, 0, "n1", ["n1"], "7", "7-0")
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -325,10 +421,15 @@ def test_a_heartbeat_says_how_long_a_step_has_taken(tmp_path: Path, monkeypatch:
     assert in_words(first | {"time": first["since"] + 9}, first["since"] + 12) == (
         "last heartbeat: running before its first step for 9 s, 3 s ago on n1 (attempt 7-0)"
     )
-    assert in_words(last, last["time"]) == "last heartbeat: finished at step 5, 0 s ago on n1 (attempt 7-0)"
+    assert (
+        in_words(last, last["time"])
+        == "last heartbeat: finished at step 5, 0 s ago on n1 (attempt 7-0)"
+    )
 
 
-def test_a_heartbeat_that_the_disk_refuses_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heartbeat_that_the_disk_refuses_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(path: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -1,4 +1,5 @@
-"""Conversions on one process: exact in both directions, verified, continued after a crash, and bad input refused."""
+"""Conversions on one process: exact in both directions, verified, continued after a crash, and bad
+input refused."""
 
 import errno
 import json
@@ -83,7 +84,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-# ------------------------------------------------------------------------------------------------------ there and back
+# ----------------------------------------------------------------------------------- there and back
 @pytest.mark.parametrize("name", MODELS)
 def test_there_and_back_is_the_same_bit_for_bit(name: str, tmp_path: Path) -> None:
     source = write_source(tmp_path / "hf", **MODELS[name])
@@ -96,7 +97,9 @@ def test_there_and_back_is_the_same_bit_for_bit(name: str, tmp_path: Path) -> No
     for directory in (there, back):
         assert find_damage(directory) is None
         check_weights(directory, read_architecture(directory))
-        assert (directory / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+        assert (directory / "tokenizer.json").read_bytes() == (
+            source / "tokenizer.json"
+        ).read_bytes()
         assert json.loads((directory / "config.json").read_text())["dtype"] == "bfloat16"
     assert not list(tmp_path.glob(".*"))
 
@@ -148,19 +151,27 @@ def test_tensors_of_more_than_one_block_are_the_same(tmp_path: Path) -> None:
     assert same_tensors(source, tmp_path / "back", torch.bfloat16)
 
 
-def test_numbers_that_float16_cannot_hold_are_refused_by_tensor(source: Path, tmp_path: Path) -> None:
-    assert convert.convert(str(source), str(tmp_path / "half"), dtype="float16").is_dir()  # an infinity stays one
+def test_numbers_that_float16_cannot_hold_are_refused_by_tensor(
+    source: Path, tmp_path: Path
+) -> None:
+    # an infinity stays one
+    assert convert.convert(str(source), str(tmp_path / "half"), dtype="float16").is_dir()
     big = write_source(tmp_path / "big", torch.float32)
     tensors = {name: HfCheckpoint(big).read(name) for name in HfCheckpoint(big).shapes}
     tensors["model.norm.weight"][3] = 1e5
     save_file(tensors, big / "model.safetensors")
-    with pytest.raises(DataError, match=r"model.norm.weight|final_layernorm.weight: holds numbers beyond float16"):
+    with pytest.raises(
+        DataError, match=r"model.norm.weight|final_layernorm.weight: holds numbers beyond float16"
+    ):
         convert.convert(str(big), str(tmp_path / "out"), dtype="float16")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["big", "half", "hf"]
 
 
 def test_several_processes_share_the_files_out(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Each process by itself; tests/distributed starts them."""
 
@@ -194,7 +205,7 @@ def test_how_the_processes_end_is_how_the_conversion_ends(
     assert (tmp_path / ".out.partial").exists() == (kind is not DataError)
 
 
-# ------------------------------------------------------------------------------------------------------- interruptions
+# ------------------------------------------------------------------------------------ interruptions
 KILLED = """
 import os, signal, sys
 from megatron_opd.conversion import convert, directions, sealed
@@ -220,16 +231,24 @@ def test_a_killed_conversion_goes_on_with_its_whole_files(
     killed = subprocess.run([sys.executable, "-c", KILLED, source, out], stdout=subprocess.DEVNULL)
     assert killed.returncode == -signal.SIGKILL
     assert not out.exists()
-    whole = sorted(path.with_suffix("") for path in partial.rglob("*.done") if path.read_text().endswith("}"))
+    whole = sorted(
+        path.with_suffix("") for path in partial.rglob("*.done") if path.read_text().endswith("}")
+    )
     assert 3 <= len(whole) < len(convert.open_job(source, None).conversion.files)
     flip_a_bit(whole[0])
     written_at = {path.name: path.stat().st_mtime_ns for path in whole}
     capsys.readouterr()
     convert.convert(str(source), str(out))
-    kept = [line.split()[1].rstrip(":") for line in capsys.readouterr().out.splitlines() if "was there" in line]
+    kept = [
+        line.split()[1].rstrip(":")
+        for line in capsys.readouterr().out.splitlines()
+        if "was there" in line
+    ]
     assert [Path(name).name for name in kept] == [path.name for path in whole[1:]]
     now = {path.name: path.stat().st_mtime_ns for path in out.rglob("*") if path.name in written_at}
-    assert [name for name in now if now[name] == written_at[name]] and now[whole[0].name] != written_at[whole[0].name]
+    assert [name for name in now if now[name] == written_at[name]] and now[
+        whole[0].name
+    ] != written_at[whole[0].name]
     assert find_damage(out) is None
     assert not partial.exists()
 
@@ -270,7 +289,7 @@ def test_a_file_that_does_not_read_back_is_an_error(
     assert not (tmp_path / "out").exists()
 
 
-# ----------------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 def refused(capsys: pytest.CaptureFixture[str], source: Path, *options: str) -> str:
     """The one line that a refusal prints; nothing is left of it."""
     out = source.parent / "refused"
@@ -309,22 +328,42 @@ BAD_HF = {
         lambda s: change_index(s, lambda index: index.update({NORM: "no.safetensors"})),
         "no.safetensors: missing",
     ),
-    "a tensor is missing": (lambda s: change_config(s, num_hidden_layers=5), "model.layers.4.input_layernorm.weight"),
-    "a tensor is unknown": (lambda s: store(s, "model.extra", torch.zeros(1)), "model.extra is unexpected"),
-    "a tensor has another shape": (lambda s: change_config(s, vocab_size=17), "embed_tokens.weight has shape"),
+    "a tensor is missing": (
+        lambda s: change_config(s, num_hidden_layers=5),
+        "model.layers.4.input_layernorm.weight",
+    ),
+    "a tensor is unknown": (
+        lambda s: store(s, "model.extra", torch.zeros(1)),
+        "model.extra is unexpected",
+    ),
+    "a tensor has another shape": (
+        lambda s: change_config(s, vocab_size=17),
+        "embed_tokens.weight has shape",
+    ),
     "a tensor has a dtype of its own": (
         lambda s: store(s, NORM, torch.zeros(16)),
         "holds tensors of bfloat16, float32; choose what to write with --dtype",
     ),
-    "a dtype is not supported": (lambda s: store(s, NORM, torch.zeros(16, dtype=torch.int8)), f"{NORM} is I8"),
-    "the architecture is not supported": (lambda s: change_config(s, model_type="gpt9"), "'gpt9' is not supported"),
+    "a dtype is not supported": (
+        lambda s: store(s, NORM, torch.zeros(16, dtype=torch.int8)),
+        f"{NORM} is I8",
+    ),
+    "the architecture is not supported": (
+        lambda s: change_config(s, model_type="gpt9"),
+        "'gpt9' is not supported",
+    ),
     "there is no config": (lambda s: (s / "config.json").unlink(), "config.json: missing"),
-    "there are no weights": (lambda s: [path.unlink() for path in s.glob("model*")], "holds neither safetensors"),
+    "there are no weights": (
+        lambda s: [path.unlink() for path in s.glob("model*")],
+        "holds neither safetensors",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", BAD_HF)
-def test_a_bad_hugging_face_directory_is_refused(case: str, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_hugging_face_directory_is_refused(
+    case: str, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     damage, said = BAD_HF[case]
     damage(source)
     line = refused(capsys, source)
@@ -338,11 +377,17 @@ def largest(source: Path) -> Path:
 
 BAD_MEGATRON = {
     "a bit of a file": (lambda s: flip_a_bit(largest(s)), "does not match its checksum"),
-    "a bit of the metadata": (lambda s: flip_a_bit(s / "model" / ".metadata"), "model/.metadata does not match"),
+    "a bit of the metadata": (
+        lambda s: flip_a_bit(s / "model" / ".metadata"),
+        "model/.metadata does not match",
+    ),
     "the end of a file": (lambda s: truncate(largest(s)), "bytes instead of"),
     "a file": (lambda s: largest(s).unlink(), "is missing"),
     "the metadata": (lambda s: (s / "model" / ".metadata").unlink(), "model/.metadata is missing"),
-    "the manifest": (lambda s: (s / "manifest.json").unlink(), "manifest.json is missing or unreadable"),
+    "the manifest": (
+        lambda s: (s / "manifest.json").unlink(),
+        "manifest.json is missing or unreadable",
+    ),
 }
 
 
@@ -370,8 +415,14 @@ def test_a_bit_of_a_converted_shard_is_noticed(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"num_hidden_layers": 3}, "linear_qkv.layer_norm_weight has shape (4, 16); config.json says (3, 16)"),
-        ({"vocab_size": 15}, "embedding.word_embeddings.weight has shape (16, 16); config.json says (15, 16)"),
+        (
+            {"num_hidden_layers": 3},
+            "linear_qkv.layer_norm_weight has shape (4, 16); config.json says (3, 16)",
+        ),
+        (
+            {"vocab_size": 15},
+            "embedding.word_embeddings.weight has shape (16, 16); config.json says (15, 16)",
+        ),
         ({"tie_word_embeddings": True}, "output_layer.weight is unexpected"),
         ({"model_type": "qwen2"}, "linear_qkv.bias is missing"),
     ],
@@ -397,7 +448,10 @@ def test_blocks_that_metadata_does_not_have_are_missed(source: Path, tmp_path: P
 
 
 def test_no_source_an_existing_out_and_torchrun_are_refused(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert "no such directory" in refused(capsys, tmp_path / "nothing")
     assert cli.main(["convert", str(source), str(source)]) == 2
@@ -406,7 +460,7 @@ def test_no_source_an_existing_out_and_torchrun_are_refused(
     assert "leave out torchrun" in refused(capsys, source)
 
 
-# ------------------------------------------------------------------------------------------------------------- recipes
+# ------------------------------------------------------------------------------------------ recipes
 def test_a_recipe_may_name_converted_models_but_none_that_vllm_itself_has_to_load(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -417,7 +471,10 @@ def test_a_recipe_may_name_converted_models_but_none_that_vllm_itself_has_to_loa
     refusal = r"megatron: holds Megatron weights, and vLLM samples from this model"
     with pytest.raises(DataError, match=refusal):  # the teacher's engine reads them from disk
         preflight(load_config(recipe, ["method=minillm", f"teacher.path={megatron}"]), world_size=1)
-    for command in (["eval", "--model"], ["traces", "--out", str(tmp_path / "traces.parquet"), "--model"]):
+    for command in (
+        ["eval", "--model"],
+        ["traces", "--out", str(tmp_path / "traces.parquet"), "--model"],
+    ):
         capsys.readouterr()
         data = f"data.heldout={tmp_path / 'train.jsonl'}"
         assert cli.main([command[0], recipe, data, *command[1:], str(megatron)]) == 2

@@ -1,4 +1,5 @@
-"""Data files of every kind and damage: prompts, or one line with the file, the row and the remedy."""
+"""Data files of every kind and damage: prompts, or one line with the file, the row and the
+remedy."""
 
 import gzip
 import json
@@ -39,7 +40,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def load(paths: Any, tokenizer: Any, config: DataConfig = CHAT, **changes: Any) -> list[Prompt]:
-    limits = {"max_prompt_tokens": 1000, "max_sequence_length": 1500, "need_answer": True, "need_trace": False}
+    limits = {
+        "max_prompt_tokens": 1000,
+        "max_sequence_length": 1500,
+        "need_answer": True,
+        "need_trace": False,
+    }
     return load_prompts(paths, config, tokenizer, **(limits | changes))
 
 
@@ -48,7 +54,9 @@ def write(path: Path, *rows: object) -> Path:
     if path.suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
     else:
-        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+        path.write_text(
+            "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+        )
     return path
 
 
@@ -61,7 +69,9 @@ def parquet(**columns: Any) -> bytes:
 def two_columns_of_one_name() -> bytes:
     sink = pyarrow.BufferOutputStream()
     column = pyarrow.array(["1"])
-    pyarrow.parquet.write_table(pyarrow.Table.from_arrays([column, column], ["problem", "problem"]), sink)
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_arrays([column, column], ["problem", "problem"]), sink
+    )
     return sink.getvalue().to_pybytes()
 
 
@@ -73,7 +83,9 @@ def not_utf8() -> Any:
 
 def prompt(value: object) -> bytes:
     """A good row, and one with this prompt."""
-    return LINE.replace(b"problem", b"prompt") + json.dumps({"prompt": value, "answer": "2"}).encode()
+    return (
+        LINE.replace(b"problem", b"prompt") + json.dumps({"prompt": value, "answer": "2"}).encode()
+    )
 
 
 PARQUET = parquet(problem=["a", "b"], answer=["1", "2"])
@@ -81,8 +93,12 @@ GZIP = gzip.compress(LINE * 50)
 
 # name, bytes, and the number of prompts or what the line says
 FILES: list[tuple[str, bytes, int | str]] = [
-    # ------------------------------------------------------------------------------------------- files as a whole
-    ("a.csv", b"problem,answer", r"a\.csv: unknown kind of file '\.csv'; give a \.jsonl .* \(or a \.json,"),
+    # ----------------------------------------------------------------------------- files as a whole
+    (
+        "a.csv",
+        b"problem,answer",
+        r"a\.csv: unknown kind of file '\.csv'; give a \.jsonl .* \(or a \.json,",
+    ),
     ("a", LINE, r"a: unknown kind of file ''"),
     ("a.jsonl", b"", r"a\.jsonl: the file has no rows"),
     ("a.jsonl", b"\n \r\n\t\n", r"a\.jsonl: the file has no rows"),
@@ -92,12 +108,20 @@ FILES: list[tuple[str, bytes, int | str]] = [
     ("a.jsonl", LINE.replace(b"\n", b"\r\n") * 2, 2),
     ("a.jsonl", LINE.replace(b"\n", b"\r") * 2, r"a\.jsonl:1: not valid JSON \(Extra data"),
     ("a.jsonl", LINE.strip(), 1),
-    ("a.jsonl", LINE.decode().encode("utf-16"), r"a\.jsonl:1: text in UTF-16; save the file as UTF-8"),
+    (
+        "a.jsonl",
+        LINE.decode().encode("utf-16"),
+        r"a\.jsonl:1: text in UTF-16; save the file as UTF-8",
+    ),
     ("a.jsonl", b"\xfe\xff" + LINE.decode().encode("utf-16-be"), r"a\.jsonl:1: text in UTF-16"),
-    ("a.jsonl", LINE + b'{"problem": "caf\xe9", "answer": "2"}', r"a\.jsonl:2: not valid JSON \('utf-8'"),
+    (
+        "a.jsonl",
+        LINE + b'{"problem": "caf\xe9", "answer": "2"}',
+        r"a\.jsonl:2: not valid JSON \('utf-8'",
+    ),
     ("a.jsonl", b"\0" * 100, r"a\.jsonl:1: not valid JSON"),
     ("a.jsonl", LINE + b"\0" * 100, r"a\.jsonl:2: not valid JSON"),
-    # ------------------------------------------------------------------------------------------- lines
+    # ---------------------------------------------------------------------------------------- lines
     ("a.jsonl", LINE + LINE[:-8], r"a\.jsonl:2: not valid JSON \(Unterminated"),
     ("a.jsonl", LINE + b'{"problem": "a",}', r"a\.jsonl:2: not valid JSON"),
     ("a.jsonl", b"{'problem': 'a'}", r"a\.jsonl:1: not valid JSON"),
@@ -106,19 +130,43 @@ FILES: list[tuple[str, bytes, int | str]] = [
     ("a.jsonl", LINE + b"null", r"a\.jsonl:2: a JSON NoneType"),
     ("a.jsonl", json.dumps([GOOD], indent=1).encode(), r"a\.jsonl:1: not valid JSON"),
     ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: not valid JSON"),
-    ("a.jsonl", b'{"problem": "a", "answer": ' + b"9" * 5000 + b"}", r"a\.jsonl:1: not valid JSON \(Exceeds"),
+    (
+        "a.jsonl",
+        b'{"problem": "a", "answer": ' + b"9" * 5000 + b"}",
+        r"a\.jsonl:1: not valid JSON \(Exceeds",
+    ),
     ("a.jsonl", b'{"problem": "a", "answer": "2", "score": NaN}', 1),
     ("a.jsonl", LINE + b"{}", r"a\.jsonl:2: no problem text"),
-    ("a.jsonl", b'{"text": "a"}', r"a\.jsonl: no column prompt .* \(text\); set data\.problem_column"),
+    (
+        "a.jsonl",
+        b'{"text": "a"}',
+        r"a\.jsonl: no column prompt .* \(text\); set data\.problem_column",
+    ),
     ("a.jsonl", b'{"te\\nxt": "a"}', r"a\.jsonl: no column prompt .* \('te\\nxt'\)"),
-    # ------------------------------------------------------------------------------------------- characters
-    ("a.jsonl", LINE + b'{"problem": "a\\ud835", "answer": "2"}', r"a\.jsonl:2: '\\ud835' is half a character"),
-    ("a.jsonl", LINE + b'{"problem": "a", "answer": "\\udc00"}', r"a\.jsonl:2: '\\udc00' is half a character"),
+    # ----------------------------------------------------------------------------------- characters
+    (
+        "a.jsonl",
+        LINE + b'{"problem": "a\\ud835", "answer": "2"}',
+        r"a\.jsonl:2: '\\ud835' is half a character",
+    ),
+    (
+        "a.jsonl",
+        LINE + b'{"problem": "a", "answer": "\\udc00"}',
+        r"a\.jsonl:2: '\\udc00' is half a character",
+    ),
     ("a.jsonl", b'{"problem": "\\ud835\\udd38", "answer": "2"}', 1),
     ("a.jsonl", LINE + b'{"problem": "a\\u0000", "answer": "2"}', r"a\.jsonl:2: a NUL character"),
-    ("a.jsonl", LINE + json.dumps(GOOD | {"problem": "x" * 200_000}).encode(), r":2: the prompt has 200018 tokens"),
-    # ------------------------------------------------------------------------------------------- problems
-    ("a.jsonl", prompt(5), r"a\.jsonl:2: column prompt holds int; it must be text or a list of messages"),
+    (
+        "a.jsonl",
+        LINE + json.dumps(GOOD | {"problem": "x" * 200_000}).encode(),
+        r":2: the prompt has 200018 tokens",
+    ),
+    # ------------------------------------------------------------------------------------- problems
+    (
+        "a.jsonl",
+        prompt(5),
+        r"a\.jsonl:2: column prompt holds int; it must be text or a list of messages",
+    ),
     ("a.jsonl", prompt(["a"]), r"a\.jsonl:2: column prompt holds list"),
     ("a.jsonl", prompt({"role": "user"}), r"a\.jsonl:2: column prompt holds dict"),
     ("a.jsonl", prompt(None), r"a\.jsonl:2: no problem text in column prompt"),
@@ -126,29 +174,73 @@ FILES: list[tuple[str, bytes, int | str]] = [
     ("a.jsonl", prompt([]), r"a\.jsonl:2: no problem text"),
     ("a.jsonl", prompt("[1, 2] and [3]: the union?"), 2),
     ("a.jsonl", prompt('[{"a": 1}]'), 2),
-    # ------------------------------------------------------------------------------------------- messages
+    # ------------------------------------------------------------------------------------- messages
     ("a.jsonl", prompt([USER]), 2),
     ("a.jsonl", prompt([{"content": "a"}]), r"a\.jsonl:2: no problem text: message 1 has no role"),
-    ("a.jsonl", prompt([{"role": 5, "content": "a"}]), r"a\.jsonl:2: no problem text: message 1 has no role"),
-    ("a.jsonl", prompt([USER, {"role": "user"}]), r":2: no problem text: message 2 \(user\) has no content"),
-    ("a.jsonl", prompt([USER, {"role": "user", "content": 5}]), r":2: .* message 2 \(user\) has int as its content"),
+    (
+        "a.jsonl",
+        prompt([{"role": 5, "content": "a"}]),
+        r"a\.jsonl:2: no problem text: message 1 has no role",
+    ),
+    (
+        "a.jsonl",
+        prompt([USER, {"role": "user"}]),
+        r":2: no problem text: message 2 \(user\) has no content",
+    ),
+    (
+        "a.jsonl",
+        prompt([USER, {"role": "user", "content": 5}]),
+        r":2: .* message 2 \(user\) has int as its content",
+    ),
     ("a.jsonl", prompt([USER, "a"]), r"a\.jsonl:2: column prompt holds list"),
-    ("a.jsonl", prompt([{"role": "system", "content": "a"}]), r":2: the conversation ends with a message of system"),
-    ("a.jsonl", prompt([USER, {"role": "assistant", "content": "a"}]), r":2: the conversation ends with .* assistant"),
-    ("a.jsonl", prompt([{"role": "user", "content": " "}]), r"a\.jsonl:2: no problem text in the last message"),
+    (
+        "a.jsonl",
+        prompt([{"role": "system", "content": "a"}]),
+        r":2: the conversation ends with a message of system",
+    ),
+    (
+        "a.jsonl",
+        prompt([USER, {"role": "assistant", "content": "a"}]),
+        r":2: the conversation ends with .* assistant",
+    ),
+    (
+        "a.jsonl",
+        prompt([{"role": "user", "content": " "}]),
+        r"a\.jsonl:2: no problem text in the last message",
+    ),
     ("a.jsonl", prompt([{"role": "user", "content": [{"type": "text", "text": "a"}]}]), 2),
-    ("a.jsonl", prompt([{"role": "user", "content": [{"type": "image"}]}]), r":2: message 1 holds something that is"),
-    ("a.jsonl", prompt([{"role": "user", "content": "\ud835"}]), r"a\.jsonl:2: '\\ud835' is half a character"),
-    ("a.jsonl", prompt([{"role": "system", "content": "\0"}, USER]), r"a\.jsonl:2: a NUL character"),
-    ("a.jsonl", prompt("[{'role': 'user', 'content': 'a'}]"), r"a\.jsonl:2: messages written as a Python list"),
-    # ------------------------------------------------------------------------------------------- .json, .gz
+    (
+        "a.jsonl",
+        prompt([{"role": "user", "content": [{"type": "image"}]}]),
+        r":2: message 1 holds something that is",
+    ),
+    (
+        "a.jsonl",
+        prompt([{"role": "user", "content": "\ud835"}]),
+        r"a\.jsonl:2: '\\ud835' is half a character",
+    ),
+    (
+        "a.jsonl",
+        prompt([{"role": "system", "content": "\0"}, USER]),
+        r"a\.jsonl:2: a NUL character",
+    ),
+    (
+        "a.jsonl",
+        prompt("[{'role': 'user', 'content': 'a'}]"),
+        r"a\.jsonl:2: messages written as a Python list",
+    ),
+    # ----------------------------------------------------------------------------------- .json, .gz
     ("a.json", b"\xef\xbb\xbf [" + LINE + b"," + LINE + b"]", 2),
     ("a.json", LINE * 3, 3),
     ("a.json", b"[]", r"a\.json: the file has no rows"),
     ("a.json", b"[1]", r"a\.json:1: a JSON int; every row must be one JSON object"),
     ("a.json", b"[" + LINE + b",", r"a\.json: not valid JSON .*; it must be one array of objects"),
     ("a.json", b'{\n"problem": "a"\n}', r"a\.json:1: not valid JSON"),
-    ("a.json", b'{"problem": {"0": "a"}, "answer": {"0": "2"}}', r"a\.json:1: column problem holds dict"),
+    (
+        "a.json",
+        b'{"problem": {"0": "a"}, "answer": {"0": "2"}}',
+        r"a\.json:1: column problem holds dict",
+    ),
     ("a.json.gz", gzip.compress(b"[" + LINE + b"]"), 1),
     ("a.jsonl.gz", GZIP, 50),
     ("a.jsonl.gz", gzip.compress(b""), r"a\.jsonl\.gz: the file has no rows"),
@@ -156,23 +248,51 @@ FILES: list[tuple[str, bytes, int | str]] = [
     ("a.jsonl.gz", GZIP[:-12], r"a\.jsonl\.gz: cannot be read \(Compressed file ended"),
     ("a.jsonl.gz", GZIP[:-8] + b"\0" * 8, r"a\.jsonl\.gz: cannot be read \(CRC check failed"),
     ("a.jsonl.gz", GZIP[:10] + b"\xff" * 20, r"a\.jsonl\.gz: cannot be read \(Error -3"),
-    # ------------------------------------------------------------------------------------------- Parquet
+    # -------------------------------------------------------------------------------------- Parquet
     ("a.parquet", PARQUET, 2),
     ("a.parquet", b"PAR1", r"a\.parquet: not a Parquet file"),
     ("a.parquet", PARQUET[:-20], r"a\.parquet: not a Parquet file"),
-    ("a.parquet", PARQUET[:4] + b"\xff" * 60 + PARQUET[64:], r"a\.parquet: (damaged after row 0|not a Parquet file)"),
-    ("a.parquet", parquet(problem=pyarrow.array([], pyarrow.string())), r"a\.parquet: the file has no rows"),
+    (
+        "a.parquet",
+        PARQUET[:4] + b"\xff" * 60 + PARQUET[64:],
+        r"a\.parquet: (damaged after row 0|not a Parquet file)",
+    ),
+    (
+        "a.parquet",
+        parquet(problem=pyarrow.array([], pyarrow.string())),
+        r"a\.parquet: the file has no rows",
+    ),
     ("a.parquet", two_columns_of_one_name(), r"a\.parquet: two columns are named problem"),
-    ("a.parquet", parquet(problem=not_utf8(), answer=["1"] * 3), r"a\.parquet:2: cannot be read \('utf-8'"),
-    ("a.parquet", parquet(problem=[b"a"], answer=["1"]), r"a\.parquet:1: column problem holds bytes"),
-    ("a.parquet", parquet(problem=[datetime(2026, 1, 1)], answer=["1"]), r":1: column problem holds datetime"),
-    ("a.parquet", parquet(problem=["a", None], answer=["1", "2"]), r"a\.parquet:2: no problem text in column problem"),
+    (
+        "a.parquet",
+        parquet(problem=not_utf8(), answer=["1"] * 3),
+        r"a\.parquet:2: cannot be read \('utf-8'",
+    ),
+    (
+        "a.parquet",
+        parquet(problem=[b"a"], answer=["1"]),
+        r"a\.parquet:1: column problem holds bytes",
+    ),
+    (
+        "a.parquet",
+        parquet(problem=[datetime(2026, 1, 1)], answer=["1"]),
+        r":1: column problem holds datetime",
+    ),
+    (
+        "a.parquet",
+        parquet(problem=["a", None], answer=["1", "2"]),
+        r"a\.parquet:2: no problem text in column problem",
+    ),
     ("a.parquet", parquet(problem=["a"], answer=[Decimal("1.5")]), 1),
-    ("a.parquet", parquet(problem=pyarrow.array(["a", "b"]).dictionary_encode(), answer=["1", "2"]), 2),
+    (
+        "a.parquet",
+        parquet(problem=pyarrow.array(["a", "b"]).dictionary_encode(), answer=["1", "2"]),
+        2,
+    ),
     ("a.parquet", parquet(problem=pyarrow.array(["a"], pyarrow.large_string()), answer=["1"]), 1),
     ("a.parquet", parquet(prompt=[[USER]], answer=["1"]), 1),
     ("a.parquet", parquet(prompt=[json.dumps([USER])], answer=["1"]), 1),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "content", "expected"), FILES, ids=range(len(FILES)))
@@ -186,7 +306,11 @@ def test_a_file_is_read_or_named_in_one_line(
         return
     with pytest.raises(DataError, match=expected) as caught:
         load(path, tokenizer)
-    assert "\n" not in str(caught.value) and str(path) in str(caught.value) and caught.value.exit_code == 2
+    assert (
+        "\n" not in str(caught.value)
+        and str(path) in str(caught.value)
+        and caught.value.exit_code == 2
+    )
 
 
 @pytest.mark.parametrize(("name", "content", "expected"), FILES, ids=range(len(FILES)))
@@ -208,7 +332,9 @@ def test_bad_rows_are_dropped_and_counted_and_damaged_files_are_not(
     assert prompts
     dropped = [text for text in warnings if text.startswith("data.bad_rows")]
     assert bool(dropped) == is_row
-    assert all(f"left out 1 of {len(prompts) + 1} rows; the first: {path}:2: " in text for text in dropped)
+    assert all(
+        f"left out 1 of {len(prompts) + 1} rows; the first: {path}:2: " in text for text in dropped
+    )
 
 
 @pytest.mark.parametrize(
@@ -230,19 +356,28 @@ def test_paths_that_name_no_file(tmp_path: Path, paths: str | list[str], message
     assert "\n" not in str(caught.value)
 
 
-def test_a_line_without_end(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_without_end(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rows_module, "_MAX_LINE", 2**20)
     path = write(tmp_path / "a.jsonl", GOOD, GOOD | {"problem": "x" * 2**21})
     for policy in ("error", "drop"):
-        with pytest.raises(DataError, match=r"a\.jsonl:2: a line of more than 1 MiB; put every row on its own"):
+        with pytest.raises(
+            DataError, match=r"a\.jsonl:2: a line of more than 1 MiB; put every row on its own"
+        ):
             load(path, tokenizer, replace(CHAT, bad_rows=policy))
 
 
-# ------------------------------------------------------------------------------------------------ several files
+# ------------------------------------------------------------------------------------ several files
 def test_several_files_are_one_data_set(tmp_path: Path, tokenizer: Any) -> None:
     """Files of different kinds and layouts; a prompt's index is its row over all of them."""
     write(tmp_path / "train-2.jsonl", {"problem": "c", "answer": "3"})
-    write(tmp_path / "train-1.jsonl", "", {"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": "2"})
+    write(
+        tmp_path / "train-1.jsonl",
+        "",
+        {"prompt": "a", "answer": "1"},
+        {"prompt": "b", "answer": "2"},
+    )
     last = write(tmp_path / "x.parquet", {"question": "d", "reward_model": {"ground_truth": "4"}})
     prompts = load([f"{tmp_path}/train-*.jsonl", str(last)], tokenizer)
     assert [(p.problem, p.answer, p.index) for p in prompts] == [
@@ -267,7 +402,8 @@ def test_a_column_that_only_later_rows_have(tmp_path: Path, tokenizer: Any) -> N
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_a_dot_in_a_columns_name(tmp_path: Path, tokenizer: Any, suffix: str) -> None:
-    """A column whose name has a dot, one inside another, and both at once: the name as it is wins."""
+    """A column whose name has a dot, one inside another, and both at once: the name as it is
+    wins."""
     flat = {"problem": "a", "reward_model.ground_truth": "flat"}
     nested = {"problem": "a", "reward_model": {"ground_truth": "nested", "style": "rule"}}
     answers = []
@@ -277,8 +413,12 @@ def test_a_dot_in_a_columns_name(tmp_path: Path, tokenizer: Any, suffix: str) ->
     assert answers == ["flat", "nested", "flat"]
 
 
-def test_a_nested_column_that_lacks_the_answer_is_passed_over(tmp_path: Path, tokenizer: Any) -> None:
-    path = write(tmp_path / "a.jsonl", {"problem": "a", "reward_model": {"style": "rule"}, "solution": "2"})
+def test_a_nested_column_that_lacks_the_answer_is_passed_over(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    path = write(
+        tmp_path / "a.jsonl", {"problem": "a", "reward_model": {"style": "rule"}, "solution": "2"}
+    )
     assert load(path, tokenizer)[0].answer == "2"
 
 
@@ -290,9 +430,14 @@ def heldout_config(tmp_path: Path, heldout: Any) -> RunConfig:
 
 def test_a_held_out_set_has_columns_of_its_own(tmp_path: Path, tokenizer: Any) -> None:
     aime = str(write(tmp_path / "aime.jsonl", {"Problem": "b", "Answer": 25}))
-    with pytest.raises(DataError, match=r"no column q .* set data\.heldout=\{path: \.\.\., problem_column: \.\.\.\}"):
+    with pytest.raises(
+        DataError,
+        match=r"no column q .* set data\.heldout=\{path: \.\.\., problem_column: \.\.\.\}",
+    ):
         load_heldout(heldout_config(tmp_path, aime), tokenizer)
-    (prompt,) = load_heldout(heldout_config(tmp_path, HeldoutConfig(aime, "Problem", "Answer")), tokenizer)
+    (prompt,) = load_heldout(
+        heldout_config(tmp_path, HeldoutConfig(aime, "Problem", "Answer")), tokenizer
+    )
     assert (prompt.problem, prompt.answer) == ("b", "25")
     plain = str(write(tmp_path / "plain.jsonl", GOOD))
     (prompt,) = load_heldout(heldout_config(tmp_path, HeldoutConfig(plain)), tokenizer)
@@ -301,7 +446,7 @@ def test_a_held_out_set_has_columns_of_its_own(tmp_path: Path, tokenizer: Any) -
     assert load_heldout(heldout_config(tmp_path, [same]), tokenizer)[0].problem == "c"
 
 
-# ------------------------------------------------------------------------------------------------ what is odd
+# -------------------------------------------------------------------------------------- what is odd
 def test_repeated_prompts_are_counted(tmp_path: Path, tokenizer: Any) -> None:
     warnings: list[str] = []
     first = write(tmp_path / "a.jsonl", GOOD, GOOD | {"problem": "2+2?"})
@@ -323,7 +468,10 @@ def test_changed_data_is_named(tmp_path: Path) -> None:
 
 def sharegpt(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     names = {"user": "human", "assistant": "gpt"}
-    return [{"from": names.get(each["role"], each["role"]), "value": each["content"]} for each in messages]
+    return [
+        {"from": names.get(each["role"], each["role"]), "value": each["content"]}
+        for each in messages
+    ]
 
 
 WAYS: dict[str, Callable[[list[dict[str, str]]], object]] = {
@@ -336,8 +484,16 @@ WAYS: dict[str, Callable[[list[dict[str, str]]], object]] = {
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 @pytest.mark.parametrize("way", WAYS)
-def test_all_messages_reach_the_template(tmp_path: Path, tokenizer: Any, way: str, suffix: str) -> None:
-    turns = [("system", "Be brief."), ("user", "1+1?"), ("assistant", "2"), ("user", "2+2?"), ("assistant", "4")]
+def test_all_messages_reach_the_template(
+    tmp_path: Path, tokenizer: Any, way: str, suffix: str
+) -> None:
+    turns = [
+        ("system", "Be brief."),
+        ("user", "1+1?"),
+        ("assistant", "2"),
+        ("user", "2+2?"),
+        ("assistant", "4"),
+    ]
     messages = [{"role": role, "content": content} for role, content in turns]
     row = {"prompt": WAYS[way](messages[:-1]), "reward_model": {"ground_truth": "4"}}
     (prompt,) = load(write(tmp_path / f"a{suffix}", row), tokenizer)
@@ -351,18 +507,30 @@ def test_all_messages_reach_the_template(tmp_path: Path, tokenizer: Any, way: st
     assert prompt.text == text.replace("2+2?", "2+2? Box it.")
 
 
-def test_a_rows_own_system_message_stands_in_the_recipes_place(tmp_path: Path, tokenizer: Any) -> None:
+def test_a_rows_own_system_message_stands_in_the_recipes_place(
+    tmp_path: Path, tokenizer: Any
+) -> None:
     own = [{"role": "system", "content": "Own."}, USER]
-    path = write(tmp_path / "a.jsonl", {"prompt": "a", "answer": "1"}, {"prompt": own, "answer": "2"})
+    path = write(
+        tmp_path / "a.jsonl", {"prompt": "a", "answer": "1"}, {"prompt": own, "answer": "2"}
+    )
     warnings: list[str] = []
-    first, second = load(path, tokenizer, replace(CHAT, template=TemplateConfig(system="Own.")), warn=warnings.append)
-    assert first.text.startswith("<system>Own.</s><user>a") and second.text.startswith("<system>Own.</s><user>1+1?")
+    first, second = load(
+        path, tokenizer, replace(CHAT, template=TemplateConfig(system="Own.")), warn=warnings.append
+    )
+    assert first.text.startswith("<system>Own.</s><user>a") and second.text.startswith(
+        "<system>Own.</s><user>1+1?"
+    )
     assert not warnings
-    first, second = load(path, tokenizer, replace(CHAT, template=TemplateConfig(system="tgpo")), warn=warnings.append)
-    assert first.text.startswith("<system>Your task is") and second.text.startswith("<system>Own.</s><user>1+1?")
+    first, second = load(
+        path, tokenizer, replace(CHAT, template=TemplateConfig(system="tgpo")), warn=warnings.append
+    )
+    assert first.text.startswith("<system>Your task is") and second.text.startswith(
+        "<system>Own.</s><user>1+1?"
+    )
     assert warnings == [
-        "data.template.system: not used by 1 of 2 prompts of data.train, which have a system message of their own; "
-        f"the first: {path}:2"
+        "data.template.system: not used by 1 of 2 prompts of data.train, which have a system "
+        f"message of their own; the first: {path}:2"
     ]
 
 
@@ -370,42 +538,59 @@ def test_a_raw_template_has_no_place_for_messages(tmp_path: Path, tokenizer: Any
     raw = replace(CHAT, template=TemplateConfig(kind="raw"))
     path = write(tmp_path / "a.jsonl", {"prompt": [USER], "answer": "1"})
     assert load(path, tokenizer, raw)[0].text == "1+1?"
-    path = write(tmp_path / "a.jsonl", {"prompt": [{"role": "system", "content": "s"}, USER], "answer": "1"})
+    path = write(
+        tmp_path / "a.jsonl", {"prompt": [{"role": "system", "content": "s"}, USER], "answer": "1"}
+    )
     with pytest.raises(
-        DataError, match=r"a\.jsonl:1: .* ahead of the problem \(system\); set data\.template\.kind=cha"
+        DataError,
+        match=r"a\.jsonl:1: .* ahead of the problem \(system\); set data\.template\.kind=cha",
     ):
         load(path, tokenizer, raw)
 
 
 def test_a_template_that_leaves_out_messages_is_noticed(tmp_path: Path, tokenizer: Any) -> None:
     silent = load_tokenizer(tokenizer.name_or_path)
-    silent.chat_template = "{% for m in messages if m.role == 'user' %}<user>{{ m.content }}{% endfor %}"
-    path = write(tmp_path / "a.jsonl", {"prompt": [{"role": "system", "content": "French."}, USER], "answer": "1"})
+    silent.chat_template = (
+        "{% for m in messages if m.role == 'user' %}<user>{{ m.content }}{% endfor %}"
+    )
+    path = write(
+        tmp_path / "a.jsonl",
+        {"prompt": [{"role": "system", "content": "French."}, USER], "answer": "1"},
+    )
     warnings: list[str] = []
     load(path, silent, warn=warnings.append)
     assert warnings == [
-        "data.train: the chat template leaves out the system message or the problem of 1 of 1 prompts; the first: "
-        f"{path}:1"
+        "data.train: the chat template leaves out the system message or the problem of 1 of 1 "
+        f"prompts; the first: {path}:1"
     ]
 
 
-# ------------------------------------------------------------------------------------------------ what check counts
+# -------------------------------------------------------------------------------- what check counts
 def test_check_counts_prompts_that_leave_no_room_and_those_in_both_sets(tmp_path: Path) -> None:
     recipe = str(write_recipe(tmp_path))
-    train = write(tmp_path / "long.jsonl", *({"problem": "1" * n, "answer": "1"} for n in (2, 4, 24, 25, 31)))
-    heldout = write(tmp_path / "heldout.jsonl", {"problem": "1111", "answer": "1"}, {"problem": "9", "answer": "1"})
+    train = write(
+        tmp_path / "long.jsonl", *({"problem": "1" * n, "answer": "1"} for n in (2, 4, 24, 25, 31))
+    )
+    heldout = write(
+        tmp_path / "heldout.jsonl",
+        {"problem": "1111", "answer": "1"},
+        {"problem": "9", "answer": "1"},
+    )
     files = [f"data.train={train}", f"data.heldout={heldout}"]
     assert check_data(load_config(recipe, files)) == [
-        "data.max_prompt_tokens: 2 of 5 prompts of data.train leave no room for rollout.max_completion_tokens=8 within "
-        "max_sequence_length=32; the longest has 31 tokens and leaves 1",
+        "data.max_prompt_tokens: 2 of 5 prompts of data.train leave no room for "
+        "rollout.max_completion_tokens=8 within max_sequence_length=32; the longest has 31 "
+        "tokens and leaves 1",
         "data.heldout: 1 of 2 prompts are in data.train too",
     ]
     shorter = [*files[:1], "data.max_prompt_tokens=24"]
-    with pytest.raises(DataError, match=r"long\.jsonl:4: the prompt has 25 tokens, more than data\.max_prompt_t"):
+    with pytest.raises(
+        DataError, match=r"long\.jsonl:4: the prompt has 25 tokens, more than data\.max_prompt_t"
+    ):
         check_data(load_config(recipe, shorter))
-    assert check_data(load_config(recipe, [*shorter, "data.long_prompts=drop", "rollout.num_prompts=2"])) == [
-        "data.train: dropped 2 of 5 rows that are too long"
-    ]
+    assert check_data(
+        load_config(recipe, [*shorter, "data.long_prompts=drop", "rollout.num_prompts=2"])
+    ) == ["data.train: dropped 2 of 5 rows that are too long"]
     supervised = [
         "method=sft",
         "teacher=null",
@@ -423,8 +608,12 @@ def test_a_character_that_the_tokenizer_does_not_know(tmp_path: Path, tokenizer:
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1}))
     few = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="b")
     few.name_or_path = "few"
-    path = write(tmp_path / "a.jsonl", {"problem": "a", "answer": "1"}, {"problem": "c", "answer": "2"})
-    with pytest.raises(DataError, match=r"a\.jsonl:2: the tokenizer of few cannot read the text \(WordLevel error"):
+    path = write(
+        tmp_path / "a.jsonl", {"problem": "a", "answer": "1"}, {"problem": "c", "answer": "2"}
+    )
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:2: the tokenizer of few cannot read the text \(WordLevel error"
+    ):
         load(path, few, replace(CHAT, template=TemplateConfig(kind="raw")))
 
 

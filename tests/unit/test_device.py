@@ -37,7 +37,9 @@ def install(monkeypatch: pytest.MonkeyPatch, *engines: str) -> None:
 
 
 @pytest.mark.parametrize("rank", range(4))
-def test_a_process_takes_the_device_of_its_local_rank(machine: pytest.MonkeyPatch, rank: int) -> None:
+def test_a_process_takes_the_device_of_its_local_rank(
+    machine: pytest.MonkeyPatch, rank: int
+) -> None:
     machine.setenv("LOCAL_RANK", str(rank))
     assert device.device() == torch.device("cuda", rank % 2)
     assert device.backend() == "nccl"
@@ -84,13 +86,17 @@ def test_doctor_fails_where_a_gpu_cannot_be_used(machine: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("wish", ["", "cuda"])
-def test_a_gpu_that_cannot_be_used_is_no_silent_fall_to_the_host(machine: pytest.MonkeyPatch, wish: str) -> None:
+def test_a_gpu_that_cannot_be_used_is_no_silent_fall_to_the_host(
+    machine: pytest.MonkeyPatch, wish: str
+) -> None:
     """Its driver is too old: a run there would take the host, and gloo, for hours."""
     machine.setenv(VARIABLE, wish)
     machine.setattr(torch.cuda, "is_available", lambda: False)
     machine.setattr(device, "gpu_is_there", lambda: True)
     for ask in (device.device, device.backend, device.prepare_platform):
-        with pytest.raises(ConfigError, match=r"a GPU is there.*MEGATRON_OPD_DEVICE=cpu runs on the host"):
+        with pytest.raises(
+            ConfigError, match=r"a GPU is there.*MEGATRON_OPD_DEVICE=cpu runs on the host"
+        ):
             ask()
     machine.setenv(VARIABLE, "cpu")
     assert device.backend() == "gloo"
@@ -136,7 +142,11 @@ def test_gpus_are_hidden_where_the_host_computes(
 
 @pytest.mark.parametrize(
     ("flags", "status"),
-    [({"amx_bf16": True, "avx512_bf16": True}, "ok"), ({"avx512_bf16": True}, "ok"), ({"avx512_f": True}, "warn")],
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, "ok"),
+        ({"avx512_bf16": True}, "ok"),
+        ({"avx512_f": True}, "warn"),
+    ],
 )
 def test_doctor_says_where_the_cpu_lacks_bfloat16(
     monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], status: str

@@ -40,24 +40,38 @@ def statuses(recipe: Path, change: Callable[[dict], object], *overrides: str) ->
     return {each.subject: each.status for each in judge(config, 2, found, ON_LAYOUT["updates"])}
 
 
-# ----------------------------------------------------------------------------------------------------- the judgement
+# ------------------------------------------------------------------------------------ the judgement
 @pytest.mark.parametrize(
     ("change", "failing"),
     [
         (lambda found: None, ""),
-        (lambda found: found["updates"][0].update({"train/grad_norm": 4.0}), "gradients"),  # a replica counted twice
+        # a replica counted twice
+        (lambda found: found["updates"][0].update({"train/grad_norm": 4.0}), "gradients"),
         (lambda found: found["updates"][1].update({"train/loss": -0.06}), "gradients"),
-        (lambda found: found["updates"][0].update({"train/loss": math.nan}), "gradients, other teacher"),
+        (
+            lambda found: found["updates"][0].update({"train/loss": math.nan}),
+            "gradients, other teacher",
+        ),
         (lambda found: found["updates"][1].update({"train/grad_norm": math.nan}), "gradients"),
         (lambda found: found["updates"].pop(), "gradients"),
-        (lambda found: found["own_teacher"][0].update({"train/grad_norm": 0.1}), "teacher = student"),
+        (
+            lambda found: found["own_teacher"][0].update({"train/grad_norm": 0.1}),
+            "teacher = student",
+        ),
         (lambda found: found["own_teacher"][0].update({"train/loss": 0.01}), "teacher = student"),
-        (lambda found: found["own_teacher"][0].update({"train/loss": math.nan}), "teacher = student"),
+        (
+            lambda found: found["own_teacher"][0].update({"train/loss": math.nan}),
+            "teacher = student",
+        ),
         (lambda found: found["other_teacher"][0].update(UPDATE), "other teacher"),
-        (lambda found: found["other_teacher"][0].update({"train/grad_norm": math.nan}), "other teacher"),
+        (
+            lambda found: found["other_teacher"][0].update({"train/grad_norm": math.nan}),
+            "other teacher",
+        ),
         (lambda found: found["refit"].update({"mean": 1e-2}), "refit"),
         (lambda found: found["refit"].update({"mean": math.nan}), "refit"),
-        (lambda found: found["refit"].update({"stale": 1e-6}), "refit"),  # the weights were equal all along
+        # the weights were equal all along
+        (lambda found: found["refit"].update({"stale": 1e-6}), "refit"),
     ],
 )
 def test_every_check_can_fail(change: Callable, failing: str, tmp_path: Path) -> None:
@@ -69,35 +83,65 @@ def test_every_check_can_fail(change: Callable, failing: str, tmp_path: Path) ->
 def test_what_does_not_apply_is_said(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
     config = load_config(str(recipe), ["method=grpo"])
-    texts = {each.subject: each.text for each in judge(config, 2, {"updates": [UPDATE], "refit": ON_LAYOUT["refit"]},
-                                                      [UPDATE])}  # fmt: skip
-    assert texts["teacher = student"] == "does not apply: no term of grpo is a distance from the teacher"
+    texts = {
+        each.subject: each.text
+        for each in judge(config, 2, {"updates": [UPDATE], "refit": ON_LAYOUT["refit"]}, [UPDATE])
+    }
+    assert (
+        texts["teacher = student"]
+        == "does not apply: no term of grpo is a distance from the teacher"
+    )
     assert texts["other teacher"] == "does not apply: grpo reads no teacher at its first step"
     supervised = load_config(str(recipe), ["method=sft", "rollout={num_prompts: 4}"])
     last = list(judge(supervised, 2, {"updates": [UPDATE]}, [UPDATE]))[-1]
     assert (last.status, last.text) == ("ok", "does not apply: sft samples nothing")
 
 
-# ------------------------------------------------------------------------------------------------------ the distances
+# ------------------------------------------------------------------------------------ the distances
 def test_distances_are_the_divergences_and_log_ratios() -> None:
     found = {name: vanishing(entry.method, 16) for name, entry in CATALOGUE.items()}
     without = {name for name, method in found.items() if method is None}
-    needs_none = {name for name, entry in CATALOGUE.items() if not needs_of(entry.method).teacher_head
-                  and not needs_of(entry.method).teacher}  # fmt: skip
+    needs_none = {
+        name
+        for name, entry in CATALOGUE.items()
+        if not needs_of(entry.method).teacher_head and not needs_of(entry.method).teacher
+    }
     assert without == needs_none | {
         "tgpo", "tgpo_annealing", "tgpo_r", "tgpo_r_indicator", "tgpo_r_teacher", "trrd"
     }  # fmt: skip
     for method in filter(None, found.values()):
         for term in method.terms.values():
-            assert isinstance(term, DivergenceTerm | TopKTerm | PolicyGradientTerm) and not term.gates
+            assert (
+                isinstance(term, DivergenceTerm | TopKTerm | PolicyGradientTerm) and not term.gates
+            )
             assert not isinstance(term, TopKTerm) or term.k == 16
 
 
-# --------------------------------------------------------------------------------------------------- the small models
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 32}  # fmt: skip
-REAL = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 8, "head_dim": 8}
-SWITCHES = ("model_type", "tie_word_embeddings", "qkv_bias", "qk_norm", "rms_norm_eps", "rope_theta", "rope_scaling")
+# --------------------------------------------------------------------------------- the small models
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+REAL = {
+    "hidden_size": 64,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 8,
+    "head_dim": 8,
+}
+SWITCHES = (
+    "model_type",
+    "tie_word_embeddings",
+    "qkv_bias",
+    "qk_norm",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +176,9 @@ def test_small_models_keep_every_switch_and_fit_the_layouts(
     for name, keys in (("student", student), ("teacher", teacher)):
         write_model(tmp_path / name, **(REAL | keys))
         path = tmp_path / name / "config.json"
-        kept = {key: value for key, value in json.loads(path.read_text()).items() if value is not None}
+        kept = {
+            key: value for key, value in json.loads(path.read_text()).items() if value is not None
+        }
         path.write_text(json.dumps(kept))
     config = load_config(str(write_recipe(tmp_path)), ["method=full_fkl", *overrides])
     small = shrink(config, tmp_path / "small", nproc)
@@ -162,11 +208,15 @@ def test_small_models_keep_every_switch_and_fit_the_layouts(
 def test_recorded_rollouts_are_what_a_method_reads(tmp_path: Path) -> None:
     recipe = str(write_recipe(tmp_path))
     for name, entry in CATALOGUE.items():
-        overrides = ["rollout={num_prompts: 4}"] if name == "sft" else ["rollout.samples_per_prompt=4"]
+        overrides = (
+            ["rollout={num_prompts: 4}"] if name == "sft" else ["rollout.samples_per_prompt=4"]
+        )
         config = load_config(recipe, [f"method={name}", *overrides])
         rollouts = recorded(config, 16)
         assert max(r.token_ids.max() for r in rollouts) < 16
         method = entry.method
-        whole_traces = needs_of(method).traces and not method.prefix and method.on_policy_fraction == 1
+        whole_traces = (
+            needs_of(method).traces and not method.prefix and method.on_policy_fraction == 1
+        )
         assert any(r.given == r.num_tokens for r in rollouts) == whole_traces, name
         assert any(r.by_teacher is not None for r in rollouts) == (method.teacher_share > 0)

@@ -39,12 +39,13 @@ def configure(directory: Path, eos: object, name: str = "generation_config.json"
     return directory
 
 
-# ------------------------------------------------------------------------------------------------ a model's files
+# ---------------------------------------------------------------------------------- a model's files
 def test_ends_are_the_tokenizers_and_the_generation_configs(tmp_path: Path) -> None:
     model = write_model(tmp_path / "m")
     assert read_ends(model) == Ends((0,), 0)
     assert read_ends(configure(model, 5, "config.json")) == Ends((0, 5), 0)
-    assert read_ends(configure(model, [3, 0])) == Ends((0, 3), 0)  # config.json is not asked any more
+    # config.json is not asked any more
+    assert read_ends(configure(model, [3, 0])) == Ends((0, 3), 0)
     assert read_ends(configure(model, [3, 99])) == Ends((0, 3), 0)  # the model has no row 99
     (model / "tokenizer_config.json").write_text('{"eos_token": {"content": "3"}}')
     assert read_ends(configure(model, 2)) == Ends((2, 5), 5)
@@ -62,7 +63,9 @@ def test_an_end_that_is_no_id_is_named(tmp_path: Path, eos: object) -> None:
 def test_a_student_that_never_stops_is_refused(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
     (tmp_path / "student" / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(DataError, match=r"student: names no token that ends a response; set eos_token"):
+    with pytest.raises(
+        DataError, match=r"student: names no token that ends a response; set eos_token"
+    ):
         preflight(load_config(str(path)), world_size=1)
 
 
@@ -76,15 +79,16 @@ def test_a_teachers_own_ends_become_the_students(tmp_path: Path) -> None:
 
 
 def test_a_base_student_of_a_chat_teacher(tmp_path: Path) -> None:
-    """TGPO's own pair: one vocabulary, <|endoftext|> here and <|im_end|> there, and sets of ends that overlap."""
+    """TGPO's own pair: one vocabulary, <|endoftext|> here and <|im_end|> there, and sets of ends
+    that overlap."""
     path = write_recipe(tmp_path)
     for role, eos, configured in (("student", "2", 4), ("teacher", "3", [5, 4])):  # ids 4 and 5
         (tmp_path / role / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
         configure(tmp_path / role, configured)
     assert merged_ends(tmp_path / "student", tmp_path / "teacher") == MergedIds((5,), 4)
     assert preflight(load_config(str(path)), world_size=1) == [
-        "teacher.path: ends a response with '3' (5), the student with '2' (4); as the teacher's tokens the former "
-        "count as '2' (4)"
+        "teacher.path: ends a response with '3' (5), the student with '2' (4); as the teacher's "
+        "tokens the former count as '2' (4)"
     ]
 
 
@@ -98,10 +102,12 @@ def test_an_end_that_is_no_token_of_the_teachers_cannot_stand_for_its_ends(tmp_p
     path = write_recipe(tmp_path)
     (student / "generation_config.json").unlink()
     *_, warning = preflight(load_config(str(path)), world_size=1)
-    assert warning.startswith("teacher.path: ends a response with '<eos>' (0), the student with '<end>' (15), no token")
+    assert warning.startswith(
+        "teacher.path: ends a response with '<eos>' (0), the student with '<end>' (15), no token"
+    )
 
 
-# ------------------------------------------------------------------------------------------------ in the logits
+# ------------------------------------------------------------------------------------ in the logits
 def teacher_logits() -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(4)
     return torch.randn(T, D, dtype=torch.float64), torch.randn(V, D, dtype=torch.float64)
@@ -115,21 +121,37 @@ def dense(logits_TV: torch.Tensor, temperature: float, valid: int) -> torch.Tens
     return q_TV[:, :valid] / q_TV[:, :valid].sum(1, keepdim=True)
 
 
-@pytest.mark.parametrize("valid", [V, 8])  # 8: one of the teacher's ends is no id of the student's at all
+# 8: one of the teacher's ends is no id of the student's at all
+@pytest.mark.parametrize("valid", [V, 8])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_what_the_teacher_says_is_of_the_moved_probabilities(temperature: float, valid: int) -> None:
+def test_what_the_teacher_says_is_of_the_moved_probabilities(
+    temperature: float, valid: int
+) -> None:
     hidden_TD, weight_VD = teacher_logits()
     q_TV = dense(hidden_TD @ weight_VD.T, temperature, valid)
     ids_TJ = torch.tensor([[7, 2, 0]] * T)
     best = linear_topk(
-        hidden_TD, weight_VD, 3, None, ids_TJ=ids_TJ, temperature=temperature, valid_vocab_size=valid, merged=MERGED,
+        hidden_TD,
+        weight_VD,
+        3,
+        None,
+        ids_TJ=ids_TJ,
+        temperature=temperature,
+        valid_vocab_size=valid,
+        merged=MERGED,
         chunk_tokens=2,
-    )  # fmt: skip
+    )
     order = q_TV.sort(dim=1, descending=True)
     assert torch.equal(best.ids_TK, order.indices[:, :3])
-    torch.testing.assert_close(best.logprobs_TK.double(), order.values[:, :3].log(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(best.logprobs_TJ.double(), q_TV.gather(1, ids_TJ).log(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(best.entropy_T.double(), torch.special.entr(q_TV).sum(1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        best.logprobs_TK.double(), order.values[:, :3].log(), rtol=1e-6, atol=1e-6
+    )
+    torch.testing.assert_close(
+        best.logprobs_TJ.double(), q_TV.gather(1, ids_TJ).log(), rtol=1e-6, atol=1e-6
+    )
+    torch.testing.assert_close(
+        best.entropy_T.double(), torch.special.entr(q_TV).sum(1), rtol=1e-6, atol=1e-6
+    )
 
 
 ONE_RANK = SimpleNamespace(size=lambda: 1, rank=lambda: 0)
@@ -149,14 +171,22 @@ DIVERGENCES = {
 @pytest.mark.parametrize("merged", [MERGED, None])
 @pytest.mark.parametrize("rows", [9, 11, 13])  # of the student: the teacher has 11
 @pytest.mark.parametrize("kind", DIVERGENCES)
-def test_whole_distributions_are_compared_on_the_tokens_of_both(kind: str, rows: int, merged: MergedIds | None) -> None:
-    """Value and exact gradient in float64: padding, tokens of one model, ends of the teacher's are on neither side."""
+def test_whole_distributions_are_compared_on_the_tokens_of_both(
+    kind: str, rows: int, merged: MergedIds | None
+) -> None:
+    """Value and exact gradient in float64: padding, tokens of one model, ends of the teacher's are
+    on neither side."""
     hidden_TD, weight_VD = teacher_logits()
     valid, beta = 8, 0.3 if kind == "jsd" else None
-    mine_TD, mine_VD = torch.randn(T, D, dtype=torch.float64), torch.randn(rows, D, dtype=torch.float64)
+    mine_TD, mine_VD = (
+        torch.randn(T, D, dtype=torch.float64),
+        torch.randn(rows, D, dtype=torch.float64),
+    )
     leaf_TD = mine_TD.clone().requires_grad_()
     student = Head(leaf_TD, mine_VD, ONE_RANK, sums_hidden_grad=True, fused=False)
-    teacher = Head(hidden_TD, weight_VD, ONE_RANK, sums_hidden_grad=False, fused=False, merged=merged)
+    teacher = Head(
+        hidden_TD, weight_VD, ONE_RANK, sums_hidden_grad=False, fused=False, merged=merged
+    )
     settings = {"alpha": None, "beta": beta, "temperature": 0.8, "valid_vocab_size": valid}
     loss_T = student.divergence(teacher, kind=kind, **settings)
     (got,) = torch.autograd.grad(loss_T.sum(), leaf_TD)
@@ -173,10 +203,13 @@ def test_whole_distributions_are_compared_on_the_tokens_of_both(kind: str, rows:
 
 
 def test_tokens_that_one_model_has_are_not_in_the_gradient() -> None:
-    """An objective on whole distributions, of a student with two rows more than are shared: they used to count."""
+    """An objective on whole distributions, of a student with two rows more than are shared: they
+    used to count."""
     method = CATALOGUE["gkd"].method
     prompt = Prompt(0, "", "", "", np.array([1], np.int32))
-    rollout = Rollout(prompt, 0, np.array([3, 4], np.int32), np.zeros(2, np.float32), "", "length", 0)
+    rollout = Rollout(
+        prompt, 0, np.array([3, 4], np.int32), np.zeros(2, np.float32), "", "length", 0
+    )
     columns = build_columns(method, Batch([rollout], Signals(), 0, 0), max_completion_tokens=2)
     student_TV, teacher_TV = torch.randn(2, 2, 9).unbind()
     with_unshared = student_TV.clone().requires_grad_()
@@ -185,7 +218,9 @@ def test_tokens_that_one_model_has_are_not_in_the_gradient() -> None:
     )
     (got,) = torch.autograd.grad(loss, with_unshared)
     shared = student_TV[:, :7].clone().requires_grad_()
-    loss, _ = Objective(method, 7, 1.0)(OnLogits(shared), columns, 0, lambda: OnLogits(teacher_TV[:, :7].clone()))
+    loss, _ = Objective(method, 7, 1.0)(
+        OnLogits(shared), columns, 0, lambda: OnLogits(teacher_TV[:, :7].clone())
+    )
     (want,) = torch.autograd.grad(loss, shared)
     torch.testing.assert_close(got[:, :7], want)
     assert (got[:, 7:] == 0).all()
@@ -195,29 +230,44 @@ def test_nothing_else_changes() -> None:
     hidden_TD, weight_VD = teacher_logits()
     before_TV = hidden_TD @ weight_VD.T
     after_TV = before_TV.clone()
-    merge_logits(after_TV, hidden_TD, rows_of(weight_VD, MERGED, None), MERGED, first_id=0, temperature=1.7)
+    merge_logits(
+        after_TV, hidden_TD, rows_of(weight_VD, MERGED, None), MERGED, first_id=0, temperature=1.7
+    )
     others = [index for index in range(V) if index not in (*MERGED.ids, MERGED.into)]
     assert torch.equal(after_TV[:, others], before_TV[:, others])
     torch.testing.assert_close((after_TV / 1.7).logsumexp(1), (before_TV / 1.7).logsumexp(1))
 
 
-# ------------------------------------------------------------------------------------------------ traces, exports
+# ---------------------------------------------------------------------------------- traces, exports
 def test_traces_end_as_the_student_does(tmp_path: Path) -> None:
     assert with_students_end(np.array([4, 9, 2]), MERGED).tolist() == [4, 9, 7]
     assert with_students_end(np.array([4, 2, 0]), MERGED).tolist() == [4, 2, 0]
     tokenizer = load_tokenizer(configure(write_model(tmp_path / "m"), 5))
     assert ends_of(tokenizer) == Ends((0, 5), 0)
     (tmp_path / "a.jsonl").write_text(
-        "".join(json.dumps({"problem": "1", "response": text}) + "\n" for text in ("12", "13", "1<eos>"))
+        "".join(
+            json.dumps({"problem": "1", "response": text}) + "\n" for text in ("12", "13", "1<eos>")
+        )
     )
     data = DataConfig(str(tmp_path / "a.jsonl"), template=TemplateConfig(kind="raw"))
-    limits = {"max_prompt_tokens": 9, "max_sequence_length": 9, "need_answer": False, "need_trace": True}
+    limits = {
+        "max_prompt_tokens": 9,
+        "max_sequence_length": 9,
+        "need_answer": False,
+        "need_trace": True,
+    }
     prompts = load_prompts(data.train, data, tokenizer, **limits)
     # "3" is id 5, at which this model's engine stops; others get the tokenizer's EOS.
-    assert [p.trace_ids.tolist() for p in prompts if p.trace_ids is not None] == [[3, 4, 0], [3, 5], [3, 0]]
+    assert [p.trace_ids.tolist() for p in prompts if p.trace_ids is not None] == [
+        [3, 4, 0],
+        [3, 5],
+        [3, 0],
+    ]
 
 
-def exported(directory: Path, ends: list[int], **files: dict[str, object]) -> dict[str, object] | None:
+def exported(
+    directory: Path, ends: list[int], **files: dict[str, object]
+) -> dict[str, object] | None:
     directory.mkdir()
     for name, content in ({"config": {"eos_token_id": 1, "bos_token_id": None}} | files).items():
         (directory / f"{name}.json").write_text(json.dumps(content))
@@ -231,6 +281,9 @@ def test_an_export_stops_at_all_ends(tmp_path: Path) -> None:
     assert exported(tmp_path / "b", [0]) == {"eos_token_id": 0}
     assert exported(tmp_path / "c", [0, 1]) == {"eos_token_id": [0, 1]}
     settings: dict[str, object] = {"eos_token_id": 1, "top_p": 0.8}
-    assert exported(tmp_path / "d", [0, 1], generation_config=settings) == {"eos_token_id": [0, 1], "top_p": 0.8}
+    assert exported(tmp_path / "d", [0, 1], generation_config=settings) == {
+        "eos_token_id": [0, 1],
+        "top_p": 0.8,
+    }
     both: dict[str, object] = {"eos_token_id": [1, 0]}
     assert exported(tmp_path / "e", [0, 1], generation_config=both) == both

@@ -1,4 +1,5 @@
-"""Grouped experts compute what Megatron's experts compute one after the other, and store it under the same names."""
+"""Grouped experts compute what Megatron's experts compute one after the other, and store it under
+the same names."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +22,22 @@ from megatron_opd.mcore.model import transformer_config
 E, D, F = 5, 16, 24
 COUNTS = {"uneven": [3, 0, 7, 1, 2], "one has all": [0, 0, 9, 0, 0], "none": [0] * E}
 ARCH = Architecture(
-    model_type="qwen3_moe", vocab_size=11, hidden_size=D, num_layers=1, num_attention_heads=4, num_key_value_heads=2,
-    head_dim=4, intermediate_size=12, max_position_embeddings=64, rms_norm_eps=1e-6, rope_theta=1e4,
-    tie_word_embeddings=False, qkv_bias=False, qk_norm=True, experts=Experts(E, 2, F, True),
-)  # fmt: skip
+    model_type="qwen3_moe",
+    vocab_size=11,
+    hidden_size=D,
+    num_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=4,
+    intermediate_size=12,
+    max_position_embeddings=64,
+    rms_norm_eps=1e-6,
+    rope_theta=1e4,
+    tie_word_embeddings=False,
+    qkv_bias=False,
+    qk_norm=True,
+    experts=Experts(E, 2, F, True),
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +52,9 @@ def build(parallel: groups.Parallel, precision: str) -> tuple[GroupedExperts, Se
     config = transformer_config(ARCH, parallel, precision=precision)
     with parallel.active():
         grouped = GroupedExperts(E, config, parallel.groups)
-        one_by_one: Any = LocalSpecProvider().grouped_mlp_modules(True)(E, config, pg_collection=parallel.groups)
+        one_by_one: Any = LocalSpecProvider().grouped_mlp_modules(True)(
+            E, config, pg_collection=parallel.groups
+        )
     torch.manual_seed(0)
     with torch.no_grad():
         for ours, theirs in zip(pairs(grouped), one_by_one.parameters(), strict=True):
@@ -50,7 +65,9 @@ def build(parallel: groups.Parallel, precision: str) -> tuple[GroupedExperts, Se
 
 def pairs(grouped: GroupedExperts, grad: bool = False) -> list[torch.Tensor]:
     """Views of each expert's two weights, or of their gradients."""
-    stacked = [linear.weight.grad if grad else linear.weight.detach() for linear in grouped.children()]
+    stacked = [
+        linear.weight.grad if grad else linear.weight.detach() for linear in grouped.children()
+    ]
     return [value for expert in zip(*stacked, strict=True) for value in expert]
 
 
@@ -73,7 +90,9 @@ def test_values_and_gradients_are_those_of_one_expert_after_the_other(
     ours += pairs(experts[0], grad=True)
     theirs += [parameter.grad for parameter in experts[1].parameters()]
     for got, want in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(got, torch.zeros_like(got) if want is None else want, atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(
+            got, torch.zeros_like(got) if want is None else want, atol=tolerance, rtol=tolerance
+        )
     assert not sum(counts) or all(value.abs().max() > 0.1 for value in ours[:3])
 
 
@@ -86,7 +105,9 @@ def test_a_gradient_may_be_expanded(parallel: groups.Parallel) -> None:
         each(torch.ones(0, D), torch.zeros(E, dtype=torch.long), torch.ones(0))[0].sum().backward()
 
 
-def test_checkpoints_are_those_of_one_expert_after_the_other(parallel: groups.Parallel, tmp_path: Path) -> None:
+def test_checkpoints_are_those_of_one_expert_after_the_other(
+    parallel: groups.Parallel, tmp_path: Path
+) -> None:
     """Names, places, and that each loads what the other has saved."""
     grouped, one_by_one = build(parallel, "float32")
     stored = [described(parallel, each) for each in (grouped, one_by_one)]
@@ -100,12 +121,18 @@ def test_checkpoints_are_those_of_one_expert_after_the_other(parallel: groups.Pa
             before = [parameter.clone() for parameter in target.parameters()]
             for parameter in target.parameters():
                 parameter.zero_()
-            target.load_state_dict(dist_checkpointing.load(sharded(parallel, target), str(directory)))
+            target.load_state_dict(
+                dist_checkpointing.load(sharded(parallel, target), str(directory))
+            )
         assert all(map(torch.equal, target.parameters(), before))
 
 
-def sharded(parallel: groups.Parallel, experts: Any, layer: int = 0, layers: int = 1) -> dict[str, Any]:
-    return experts.sharded_state_dict("", ((0, layer, layers),), {"dp_cp_group": parallel.groups.dp_cp})
+def sharded(
+    parallel: groups.Parallel, experts: Any, layer: int = 0, layers: int = 1
+) -> dict[str, Any]:
+    return experts.sharded_state_dict(
+        "", ((0, layer, layers),), {"dp_cp_group": parallel.groups.dp_cp}
+    )
 
 
 def described(parallel: groups.Parallel, experts: Any) -> set[tuple]:
@@ -113,6 +140,13 @@ def described(parallel: groups.Parallel, experts: Any) -> set[tuple]:
         state = sharded(parallel, experts, layer=1, layers=3)
         apply_factories(state)
     return {
-        (type(each), each.key, each.global_shape, each.global_offset, each.replica_id, getattr(each, "dtype", None))
+        (
+            type(each),
+            each.key,
+            each.global_shape,
+            each.global_offset,
+            each.replica_id,
+            getattr(each, "dtype", None),
+        )
         for each in nested_values(state)
     }

@@ -1,4 +1,5 @@
-"""`hf/` of a run is of its last checkpoint, and older ones are kept under the names of their steps."""
+"""`hf/` of a run is of its last checkpoint, and older ones are kept under the names of their
+steps."""
 
 import json
 from pathlib import Path
@@ -31,7 +32,8 @@ def test_an_export_of_the_same_checkpoint_stays(tmp_path: Path) -> None:
 
 
 def test_others_are_kept_under_their_own_step(tmp_path: Path) -> None:
-    """Prolonged; set back to an earlier checkpoint and trained again, twice; written by somebody else."""
+    """Prolonged; set back to an earlier checkpoint and trained again, twice; written by somebody
+    else."""
     save(tmp_path, 4, "a")
     save(tmp_path, 6, "b")
     first = due(tmp_path, 4)

@@ -1,6 +1,7 @@
-"""Updates in float16: the loss scale is applied once, found by itself, not counted as failures, and saved."""
+"""Updates in float16: the loss scale is applied once, found by itself, not counted as failures, and
+saved."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,13 @@ from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import Objective
-from megatron_opd.recipe.keys import DataConfig, LossScaleConfig, OptimizerConfig, RunConfig, TrainConfig
+from megatron_opd.recipe.keys import (
+    DataConfig,
+    LossScaleConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
 from megatron_opd.teacher.score import Teacher
 from megatron_opd.trainer import checkpoint
 from megatron_opd.trainer.step import Trainer
@@ -30,7 +37,13 @@ from megatron_opd.weights.load import load_hf
 from megatron_opd.weights.table import hf_shapes, weight_table
 from tests.unit.tiny_model_files import write_model
 
-SIZES = {"vocab_size": 96, "hidden_size": 32, "head_dim": 8, "num_hidden_layers": 2, "intermediate_size": 64}
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "head_dim": 8,
+    "num_hidden_layers": 2,
+    "intermediate_size": 64,
+}
 METHOD = CATALOGUE["grpo"].method
 LENGTH, TEMPERATURE = 12, 0.9
 ROUNDING = 2**-11  # of a float16 number, relative
@@ -49,9 +62,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     directory = write_model(tmp_path_factory.mktemp("float16") / "model", **SIZES)
     shapes = hf_shapes(weight_table(architecture_of(ModelConfig(str(directory)))))
     torch.manual_seed(0)
-    tensors = {name: torch.randn(shape) / (10 if len(shape) > 1 else 2) + (len(shape) == 1) for name, shape in
-               shapes.items()}  # fmt: skip
-    save_file({name: tensor.half() for name, tensor in tensors.items()}, directory / "model.safetensors")
+    tensors = {
+        name: torch.randn(shape) / (10 if len(shape) > 1 else 2) + (len(shape) == 1)
+        for name, shape in shapes.items()
+    }
+    save_file(
+        {name: tensor.half() for name, tensor in tensors.items()}, directory / "model.safetensors"
+    )
     return ModelConfig(str(directory))
 
 
@@ -62,13 +79,24 @@ def new_chunks(model: ModelConfig, precision: str) -> list[Any]:
     return chunks
 
 
-def new_student(model: ModelConfig, precision: Any = "float16", clip_grad: float = 0.0, **scale: Any) -> Student:
+def new_student(
+    model: ModelConfig, precision: Any = "float16", clip_grad: float = 0.0, **scale: Any
+) -> Student:
     config = RunConfig(
-        name="c", num_steps=9, max_sequence_length=64, method=METHOD, student=model, data=DataConfig(""),
+        name="c",
+        num_steps=9,
+        max_sequence_length=64,
+        method=METHOD,
+        student=model,
+        data=DataConfig(""),
         precision=precision,
-        train=TrainConfig(OptimizerConfig(lr=1e-3, clip_grad=clip_grad), loss_scale=LossScaleConfig(**scale)),
-    )  # fmt: skip
-    return prepare(new_chunks(model, precision), architecture_of(model), groups.create(LayoutConfig()), config)
+        train=TrainConfig(
+            OptimizerConfig(lr=1e-3, clip_grad=clip_grad), loss_scale=LossScaleConfig(**scale)
+        ),
+    )
+    return prepare(
+        new_chunks(model, precision), architecture_of(model), groups.create(LayoutConfig()), config
+    )
 
 
 def new_rollouts() -> list[Rollout]:
@@ -78,10 +106,19 @@ def new_rollouts() -> list[Rollout]:
         return rng.integers(0, SIZES["vocab_size"], count).astype(np.int32)
 
     return [
-        Rollout(Prompt(i // 2, "", "", "", ids(5)), i % 2, ids(LENGTH - i), np.full(LENGTH - i, -4, np.float32), "",
-                "stop", 0, group=i // 2, reward=float(i % 2))
+        Rollout(
+            Prompt(i // 2, "", "", "", ids(5)),
+            i % 2,
+            ids(LENGTH - i),
+            np.full(LENGTH - i, -4, np.float32),
+            "",
+            "stop",
+            0,
+            group=i // 2,
+            reward=float(i % 2),
+        )
         for i in range(6)
-    ]  # fmt: skip
+    ]
 
 
 ROLLOUTS = new_rollouts()
@@ -89,11 +126,17 @@ OBJECTIVE = Objective(METHOD, SIZES["vocab_size"], TEMPERATURE)
 
 
 def build(mine: slice, tokens: slice) -> Columns:
-    return build_columns(METHOD, Batch(ROLLOUTS[mine], Signals(None), seed=0, step=0), max_completion_tokens=LENGTH)
+    return build_columns(
+        METHOD, Batch(ROLLOUTS[mine], Signals(None), seed=0, step=0), max_completion_tokens=LENGTH
+    )
 
 
 def new_trainer(student: Student, max_skipped: int = 0) -> Trainer:
-    settings: dict[str, Any] = {"updates_per_step": 1, "micro_batch_tokens": 64, "temperature": TEMPERATURE}
+    settings: dict[str, Any] = {
+        "updates_per_step": 1,
+        "micro_batch_tokens": 64,
+        "temperature": TEMPERATURE,
+    }
     return Trainer(student, OBJECTIVE, max_skipped=max_skipped, **settings)
 
 
@@ -104,7 +147,9 @@ def one_update(student: Student) -> dict[str, float]:
 
 def main_gradients(student: Student) -> dict[str, torch.Tensor]:
     """Without the loss scale and, since nothing is clipped, as the update used them."""
-    return {name: each.main_grad.clone() for name, each in student.bare_chunks[0].named_parameters()}
+    return {
+        name: each.main_grad.clone() for name, each in student.bare_chunks[0].named_parameters()
+    }
 
 
 def reference_gradients(model: ModelConfig) -> dict[str, torch.Tensor]:
@@ -115,7 +160,9 @@ def reference_gradients(model: ModelConfig) -> dict[str, torch.Tensor]:
     def loss(batch: Any, head: Any) -> Any:
         return OBJECTIVE(head, columns.take(batch.rows_T, parallel), 0)
 
-    passes.forward_backward(chunks, parallel, micro_batches(ROLLOUTS, parallel, 64), loss, forward_only=False)
+    passes.forward_backward(
+        chunks, parallel, micro_batches(ROLLOUTS, parallel, 64), loss, forward_only=False
+    )
     return {name: each.grad for name, each in chunks[0].named_parameters()}
 
 
@@ -125,7 +172,7 @@ def deviations(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) ->
     return [float((got[name] - wanted[name]).norm() / wanted[name].norm()) for name in got]
 
 
-# ------------------------------------------------------------------------------------------------ gradients
+# ---------------------------------------------------------------------------------------- gradients
 def test_the_loss_scale_is_applied_once_and_taken_out_once(model: ModelConfig) -> None:
     reference, found, norms = reference_gradients(model), {}, {}
     for initial in (2.0**16, 2.0**10):
@@ -146,15 +193,20 @@ def test_gradients_are_clipped_without_the_scale(model: ModelConfig) -> None:
     for scale in (2.0**16, 2.0**12):
         students.append(new_student(model, clip_grad=norm / 3, initial=scale))
         assert one_update(students[-1])["train/grad_norm"] == pytest.approx(norm, rel=1e-3)
-        clipped = torch.cat([each.flatten() for each in main_gradients(students[-1]).values()]).norm()
+        clipped = torch.cat(
+            [each.flatten() for each in main_gradients(students[-1]).values()]
+        ).norm()
         assert float(clipped) == pytest.approx(norm / 3, rel=1e-3)
 
 
-# ------------------------------------------------------------------------------------------------ the scale
+# ---------------------------------------------------------------------------------------- the scale
 def test_a_scale_that_is_being_found_ends_no_run(model: ModelConfig) -> None:
     """With no skipped update allowed."""
     student = new_student(model, initial=2.0**40, hysteresis=1, window=2)
-    trainer, before = new_trainer(student), [each.clone() for each in student.bare_chunks[0].parameters()]
+    trainer, before = (
+        new_trainer(student),
+        [each.clone() for each in student.bare_chunks[0].parameters()],
+    )
     scales, skipped = [], []
     for _ in range(40):
         (metrics,) = trainer.step(ROLLOUTS, build, step=0)
@@ -183,12 +235,17 @@ def test_what_no_scale_heals_ends_the_run(model: ModelConfig) -> None:
 
 def test_a_resumed_run_goes_on_bit_for_bit(model: ModelConfig, tmp_path: Path) -> None:
     """With an overflow just before the save, so that the scale is about to halve."""
-    make: Callable[[], Student] = lambda: new_student(model, initial=2.0**40, hysteresis=4, window=2)  # noqa: E731
+
+    def make() -> Student:
+        return new_student(model, initial=2.0**40, hysteresis=4, window=2)
+
     student = make()
     assert student.loss_scale is not None
     student.loss_scale.load_state_dict({"scale": 2.0**12, "growth": 1, "hysteresis": 4})
     one_update(student)  # the window is full
-    student.loss_scale.load_state_dict(student.loss_scale.state_dict() | {"scale": 2.0**40, "hysteresis": 2})
+    student.loss_scale.load_state_dict(
+        student.loss_scale.state_dict() | {"scale": 2.0**40, "hysteresis": 2}
+    )
     assert one_update(student)["train/skipped_updates"]
     saved = student.loss_scale.state_dict()
     assert saved == {"scale": 2.0**40, "growth": 0, "hysteresis": 1}
@@ -200,15 +257,23 @@ def test_a_resumed_run_goes_on_bit_for_bit(model: ModelConfig, tmp_path: Path) -
         expected, found = one_update(student), one_update(resumed)
         assert expected == found
     assert not expected["train/skipped_updates"]
-    assert all(map(torch.equal, student.bare_chunks[0].parameters(), resumed.bare_chunks[0].parameters()))
+    assert all(
+        map(torch.equal, student.bare_chunks[0].parameters(), resumed.bare_chunks[0].parameters())
+    )
 
 
-# ------------------------------------------------------------------------------------------------ other models
+# ------------------------------------------------------------------------------------- other models
 def test_a_teacher_scores_in_float16(model: ModelConfig) -> None:
     arch, parallel = architecture_of(model), groups.create(LayoutConfig())
-    settings: dict[str, Any] = {"student_vocab_size": arch.vocab_size, "micro_batch_tokens": 64, "offload": False}
+    settings: dict[str, Any] = {
+        "student_vocab_size": arch.vocab_size,
+        "micro_batch_tokens": 64,
+        "offload": False,
+    }
     wide, half = (
-        Teacher(new_chunks(model, each), arch, parallel, temperature=TEMPERATURE, **settings).score(ROLLOUTS, 4)
+        Teacher(new_chunks(model, each), arch, parallel, temperature=TEMPERATURE, **settings).score(
+            ROLLOUTS, 4
+        )
         for each in ("float32", "float16")
     )
     assert np.abs(wide.logprobs_T - half.logprobs_T).max() < 20 * ROUNDING
@@ -216,13 +281,22 @@ def test_a_teacher_scores_in_float16(model: ModelConfig) -> None:
     assert (wide.argmax_ids_T == half.argmax_ids_T).mean() > 0.9
 
 
-def test_weights_that_float16_cannot_hold_are_refused_by_tensor(model: ModelConfig, tmp_path: Path) -> None:
+def test_weights_that_float16_cannot_hold_are_refused_by_tensor(
+    model: ModelConfig, tmp_path: Path
+) -> None:
     arch, parallel = architecture_of(model), groups.create(LayoutConfig())
     directory = write_model(tmp_path / "large", **SIZES)
-    tensors = {name: torch.full(shape, 7e4) for name, shape in hf_shapes(weight_table(arch)).items()}
-    save_file({name: each.bfloat16() for name, each in tensors.items()}, directory / "model.safetensors")
+    tensors = {
+        name: torch.full(shape, 7e4) for name, shape in hf_shapes(weight_table(arch)).items()
+    }
+    save_file(
+        {name: each.bfloat16() for name, each in tensors.items()}, directory / "model.safetensors"
+    )
     load_hf(build_model(arch, parallel, precision="bfloat16"), directory, arch, parallel)
-    with pytest.raises(DataError, match=r"tensor model.embed_tokens.weight holds numbers beyond float16's range; set"):
+    with pytest.raises(
+        DataError,
+        match=r"tensor model.embed_tokens.weight holds numbers beyond float16's range; set",
+    ):
         load_hf(build_model(arch, parallel, precision="float16"), directory, arch, parallel)
 
 

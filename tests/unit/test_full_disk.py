@@ -1,4 +1,5 @@
-"""A disk that is full while a step is logged ends the run with one line, and a resumed run has every step."""
+"""A disk that is full while a step is logged ends the run with one line, and a resumed run has
+every step."""
 
 import errno
 import resource
@@ -44,7 +45,10 @@ def write(
     resume_step: int | None = None,
     opened: Callable[[], None] = lambda: None,
 ) -> None:
-    with disk_may_be_full(run_dir), Sinks(run_dir, make_config(log=log), make_tokenizer(), resume_step) as sinks:
+    with (
+        disk_may_be_full(run_dir),
+        Sinks(run_dir, make_config(log=log), make_tokenizer(), resume_step) as sinks,
+    ):
         opened()
         for step in steps:
             sinks.log(make_record(step))
@@ -78,6 +82,12 @@ def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:
 
 def test_other_names_among_the_samples_are_let_be(tmp_path: Path) -> None:
     (tmp_path / "rollouts").mkdir()
-    for name in ("step-000003.jsonl", "step-abc.jsonl", "step-000002 (copy).jsonl", "step-000001.jsonl", ".DS_Store"):
+    for name in (
+        "step-000003.jsonl",
+        "step-abc.jsonl",
+        "step-000002 (copy).jsonl",
+        "step-000001.jsonl",
+        ".DS_Store",
+    ):
         (tmp_path / "rollouts" / name).touch()
     assert list(rollout_files(tmp_path)) == [1, 3]

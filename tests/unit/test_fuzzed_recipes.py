@@ -1,4 +1,5 @@
-"""Whatever a recipe holds: `check` says OK, or one line with exit code 2. The faults are drawn from fixed seeds."""
+"""Whatever a recipe holds: `check` says OK, or one line with exit code 2. The faults are drawn from
+fixed seeds."""
 
 import io
 import json
@@ -23,7 +24,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models and data that all packaged recipes can be checked with."""
     folder = tmp_path_factory.mktemp("fuzz")
     for role in ("student", "teacher"):
-        model = write_model(folder / role, vocab_size=80, max_position_embeddings=2**17, num_key_value_heads=4)
+        model = write_model(
+            folder / role, vocab_size=80, max_position_embeddings=2**17, num_key_value_heads=4
+        )
         settings = json.loads((model / "tokenizer_config.json").read_text())
         settings["chat_template"] = "{{ messages[-1]['content'] }}"
         (model / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -36,7 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipes(folder: Path) -> list[dict[str, Any]]:
     """The packaged recipes as they are written, and resolved, with every key; all of them pass."""
     paths = {name: str(folder / name) for name in ("student", "teacher")}
-    written = whole_recipes(paths | {"data": str(folder / "data.jsonl"), "run_dir": str(folder / "run")})
+    written = whole_recipes(
+        paths | {"data": str(folder / "data.jsonl"), "run_dir": str(folder / "run")}
+    )
     resolved, file = [], folder / "whole.yaml"
     for tree in written:
         file.write_text(as_text(tree))
@@ -69,7 +74,8 @@ def test_a_recipe_with_any_fault_is_one_line(
     for number in range(PER_SEED):
         recipe = rng.choice(recipes)
         text = as_text(mutate(recipe, rng)) if rng.random() < 0.75 else mangle(as_text(recipe), rng)
-        (folder / "fuzzed.yaml").write_text(text, errors="surrogatepass")  # stays there where the next line fails
+        # stays there where the next line fails
+        (folder / "fuzzed.yaml").write_text(text, errors="surrogatepass")
         code, line = verdict(folder / "fuzzed.yaml", text, capsys)
         assert code in (0, 2), f"recipe {number} of seed {seed}: {line}"
         refused += code == 2
@@ -77,7 +83,9 @@ def test_a_recipe_with_any_fault_is_one_line(
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_value_of_any_text_is_one_line(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_value_of_any_text_is_one_line(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = write_recipe(tmp_path)
     for key in ("seed", "method.policy.weight", "data", "name"):
         assert main(["show", str(recipe), f"{key}={text}"]) in (0, 2)
@@ -93,12 +101,18 @@ NO_RECIPES = {
     "two documents": ("a: 1\n---\nb: 1\n", "line 2: but found another document"),
     "tabs": ("a:\n\tb: 1\n", "line 2: found character '\\t'"),
     "a key twice": ("name: a\nname: b\n", 'line 2: found duplicate key "name"'),
-    "a Python object": ("name: !!python/object/apply:os.system [x]\n", "could not determine a constructor"),
+    "a Python object": (
+        "name: !!python/object/apply:os.system [x]\n",
+        "could not determine a constructor",
+    ),
     "no such date": ("name: 2026-99-99\n", "not valid YAML (ValueError: month must be in 1..12)"),
     "no number": ("name: !!int a\n", "not valid YAML (ValueError"),
     "digits": (f"name: {'9' * 5000}\n", "not valid YAML (ValueError"),
     "depth": (f"name: {'[' * 500}", "not valid YAML (RecursionError"),
-    "itself": ("name: &a [*a]\n", "has more than 10000 values, or one within itself; write it without anchors"),
+    "itself": (
+        "name: &a [*a]\n",
+        "has more than 10000 values, or one within itself; write it without anchors",
+    ),
     "a bomb": (BOMB, "has more than 10000 values, or one within itself"),
     "no UTF-8": (b"name: \xff\n", "cannot be read"),
     "a null": (b"name: a\0b\n", "special characters are not allowed"),
@@ -106,7 +120,9 @@ NO_RECIPES = {
 
 
 @pytest.mark.parametrize("what", NO_RECIPES)
-def test_what_is_no_recipe_names_the_file(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_recipe_names_the_file(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text, problem = NO_RECIPES[what]
     code, line = verdict(tmp_path / "recipe.yaml", text, capsys)
     assert code == 2
@@ -150,9 +166,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("override", WRONG, ids=[text[:60] for text in WRONG])
-def test_wrong_values_are_one_line(override: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_values_are_one_line(
+    override: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = tmp_path / "train.jsonl"
-    recipe = write_recipe(tmp_path, data={"train": str(data), "heldout": str(data), "template": {"kind": "raw"}})
+    recipe = write_recipe(
+        tmp_path, data={"train": str(data), "heldout": str(data), "template": {"kind": "raw"}}
+    )
     assert main(["check", str(recipe), "eval.every=1", override]) == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if ": warning: " not in line)
     assert WRONG[override] in line

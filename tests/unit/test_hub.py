@@ -1,4 +1,5 @@
-"""Models named by their id on the Hugging Face Hub: from the cache, from a hub, or one line with the command."""
+"""Models named by their id on the Hugging Face Hub: from the cache, from a hub, or one line with
+the command."""
 
 import hashlib
 import json
@@ -27,22 +28,47 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
         ("Qwen/Qwen3-8B@main", HubModel("Qwen/Qwen3-8B", "main")),
         (f"a/b@{COMMIT}", HubModel("a/b", COMMIT)),
         ("a/b@refs/pr/1", HubModel("a/b", "refs/pr/1")),
-        *((path, None) for path in ("models/Qwen3-8B", "runs/demo", "Qwen3-8B", "a/b/c", "./a", "../a", "/a/b", "~/a")),
+        *(
+            (path, None)
+            for path in (
+                "models/Qwen3-8B",
+                "runs/demo",
+                "Qwen3-8B",
+                "a/b/c",
+                "./a",
+                "../a",
+                "/a/b",
+                "~/a",
+            )
+        ),
         *((path, None) for path in ("", "a/", "a b/c", "a/b@", "here/model", "here/absent")),
     ],
 )
-def test_what_can_be_an_id(path: str, model: HubModel | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_be_an_id(
+    path: str, model: HubModel | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "here" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert parse_id(path) == model
 
 
-def check(recipe: Path, model: str, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    usual = {"HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+def check(
+    recipe: Path, model: str, cache: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    usual = {
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": "",
+    }
     command = [sys.executable, "-m", "megatron_opd", "check", str(recipe), f"student.path={model}"]
     root = str(Path(__file__).parents[2])
-    environment = os.environ | {"PYTHONPATH": root, "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | usual | environment
-    return subprocess.run(command, capture_output=True, text=True, cwd=recipe.parent, env=environment)
+    environment = (
+        os.environ | {"PYTHONPATH": root, "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | usual | environment
+    )
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=recipe.parent, env=environment
+    )
 
 
 def test_a_model_of_the_cache_needs_no_network(tmp_path: Path) -> None:
@@ -56,12 +82,18 @@ def test_a_model_of_the_cache_needs_no_network(tmp_path: Path) -> None:
         assert result.stdout.startswith("OK: tiny")
 
 
-@pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
-def test_a_model_that_cannot_be_had_is_one_line_with_the_command(environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}]
+)
+def test_a_model_that_cannot_be_had_is_one_line_with_the_command(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
     result = check(write_recipe(tmp_path), "tiny/model@v1", tmp_path / "cache", **environment)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
-    assert line.startswith("megatron-opd: error: tiny/model@v1: no such directory, and it cannot be had from the")
+    assert line.startswith(
+        "megatron-opd: error: tiny/model@v1: no such directory, and it cannot be had from the"
+    )
     assert line.endswith("or run where there is a network: hf download tiny/model --revision v1")
 
 
@@ -82,15 +114,25 @@ def hub(tmp_path: Path) -> Iterator[str]:
             path = self.path.split("?")[0]
             if match := re.fullmatch(rf"/tiny/model/resolve/{COMMIT}/(.+)", path):
                 content = files[match[1]].read_bytes()
-                self._respond(content if send else b"", {"ETag": f'"{hashlib.sha256(content).hexdigest()}"'}, content)
+                self._respond(
+                    content if send else b"",
+                    {"ETag": f'"{hashlib.sha256(content).hexdigest()}"'},
+                    content,
+                )
             elif path.startswith("/api/models/tiny/model/revision/"):
-                self._respond(json.dumps({"id": "tiny/model", "sha": COMMIT, "siblings": []}).encode())
+                self._respond(
+                    json.dumps({"id": "tiny/model", "sha": COMMIT, "siblings": []}).encode()
+                )
             elif path.startswith(f"/api/models/tiny/model/tree/{COMMIT}"):
-                self._respond(json.dumps([entry(path) for path in (tmp_path / "hub").iterdir()]).encode())
+                self._respond(
+                    json.dumps([entry(path) for path in (tmp_path / "hub").iterdir()]).encode()
+                )
             else:
                 self.send_error(404)
 
-        def _respond(self, body: bytes, headers: dict[str, str] | None = None, whole: bytes | None = None) -> None:
+        def _respond(
+            self, body: bytes, headers: dict[str, str] | None = None, whole: bytes | None = None
+        ) -> None:
             self.send_response(200)
             for name, value in {"X-Repo-Commit": COMMIT, **(headers or {})}.items():
                 self.send_header(name, value)
@@ -131,7 +173,10 @@ def test_directories_that_recipes_name_say_how_they_come_to_be(tmp_path: Path) -
     for path, remedy in (
         ("runs/demo_student_start/hf", "make it with: make demo"),
         ("runs/demo_real_teacher/hf", "make it with: make demo-real"),
-        ("models/Qwen3-8B", "or download it there: hf download ORGANISATION/Qwen3-8B --local-dir models/Qwen3-8B"),
+        (
+            "models/Qwen3-8B",
+            "or download it there: hf download ORGANISATION/Qwen3-8B --local-dir models/Qwen3-8B",
+        ),
     ):
         result = check(recipe, path, tmp_path / "cache", HF_ENDPOINT="http://127.0.0.1:9")
         assert result.returncode == 2

@@ -34,7 +34,8 @@ def rates(updates: int, **settings: object) -> list[float]:
     ],
 )
 def test_the_rate_of_every_update(settings: dict[str, object], expected: list[float]) -> None:
-    """The last of them is what an update after the last would have: with min_lr = 0 no update is in vain."""
+    """The last of them is what an update after the last would have: with min_lr = 0 no update is in
+    vain."""
     assert rates(4, **settings) == pytest.approx(expected, abs=1e-12)
 
 

@@ -25,6 +25,8 @@ def test_weights_are_there_inside_and_gone_outside() -> None:
 def test_a_weight_that_two_modules_share_stays_shared() -> None:
     first, second = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
     second.weight = first.weight
-    weights = HostWeights([first.requires_grad_(False), second.requires_grad_(False)], torch.device("cpu"))
+    weights = HostWeights(
+        [first.requires_grad_(False), second.requires_grad_(False)], torch.device("cpu")
+    )
     with weights.on_device():
         assert first.weight.data_ptr() == second.weight.data_ptr() and first.weight.numel() == 9

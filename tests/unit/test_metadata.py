@@ -1,4 +1,5 @@
-"""`.metadata` of a distributed checkpoint: read as torch reads it, and code that it names is never run."""
+"""`.metadata` of a distributed checkpoint: read as torch reads it, and code that it names is never
+run."""
 
 import pickle
 import shutil
@@ -49,7 +50,9 @@ def test_it_is_read_as_torch_reads_it(converted: Path) -> None:
 def test_a_payload_is_not_run_and_named(name: str, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     before = dict(vars(Metadata))
-    with pytest.raises(DataError, match=r"\.metadata: names \S+, which the metadata of weights has no use for"):
+    with pytest.raises(
+        DataError, match=r"\.metadata: names \S+, which the metadata of weights has no use for"
+    ):
         read_metadata(write(tmp_path, PICKLES[name](mark)))
     assert not mark.exists()
     assert dict(vars(Metadata)) == before
@@ -69,7 +72,9 @@ def one_tensor(**changes: Any) -> Metadata:
     )
     place = {"relative_path": "__0_0.distcp", "offset": 0, "length": 8} | changes
     index = MetadataIndex("a", torch.Size((0,)))
-    return Metadata({"a": tensor, "b": BytesStorageMetadata()}, storage_data={index: _StorageInfo(**place)})
+    return Metadata(
+        {"a": tensor, "b": BytesStorageMetadata()}, storage_data={index: _StorageInfo(**place)}
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +92,9 @@ def one_tensor(**changes: Any) -> Metadata:
     ],
 )
 def test_values_of_other_types_are_damage(content: object, problem: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"truncated or damaged .*{problem}.*; copy the checkpoint again"):
+    with pytest.raises(
+        DataError, match=f"truncated or damaged .*{problem}.*; copy the checkpoint again"
+    ):
         read_metadata(write(tmp_path, pickle.dumps(content)))
 
 
@@ -99,7 +106,10 @@ def test_a_truncated_file_is_damage(converted: Path, tmp_path: Path) -> None:
 
 
 def test_convert_ends_with_one_line(
-    converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    converted: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     mark, source = tmp_path / "ran", tmp_path / "source"

@@ -1,4 +1,5 @@
-"""The expected gradient of every method of the catalogue, enumerated on one state, against its formula in float64."""
+"""The expected gradient of every method of the catalogue, enumerated on one state, against its
+formula in float64."""
 
 import math
 from dataclasses import replace
@@ -53,14 +54,18 @@ RKL = gradient(lambda log_p: (log_p.exp() * (log_p - T.log())).sum())
 FKL = gradient(lambda log_p: (T * (T.log() - log_p)).sum())
 JSD = gradient(
     lambda log_p: (
-        0.5 * (T * (T.log() - mixture(log_p).log())).sum() + 0.5 * (log_p.exp() * (log_p - mixture(log_p).log())).sum()
+        0.5 * (T * (T.log() - mixture(log_p).log())).sum()
+        + 0.5 * (log_p.exp() * (log_p - mixture(log_p).log())).sum()
     )
 )
-TEACHER_HALF = gradient(lambda log_p: 0.5 * (T[TOP] * (T[TOP].log() - mixture(log_p)[TOP].log())).sum())
+TEACHER_HALF = gradient(
+    lambda log_p: 0.5 * (T[TOP] * (T[TOP].log() - mixture(log_p)[TOP].log())).sum()
+)
 TOPK = gradient(lambda log_p: (T[TOP] * (T[TOP].log() - log_p[TOP])).sum())
 GUIDANCE = gradient(lambda log_p: -log_p[BEST])
 ENTROPY = gradient(lambda log_p: -(log_p.exp() * log_p).sum())
-REFERENCE_KL = gradient(lambda log_p: (R * (R.log() - log_p)).sum())  # k3 differentiated: the forward KL's
+# k3 differentiated: the forward KL's
+REFERENCE_KL = gradient(lambda log_p: (R * (R.log() - log_p)).sum())
 GRPO = sampled(ADVANTAGES)
 CLIPPED_DELTA = DELTA.clamp(min=FLOOR)
 ABOVE = (DELTA >= FLOOR).double()
@@ -76,7 +81,8 @@ def outliers(mask):
 def trrd():
     rho = (0.5 * (-DELTA).clamp(-1, 1)).exp()
     live = torch.where(ADVANTAGES > 0, rho <= 1.2, rho >= 0.8).double()
-    inside = (DELTA.abs() <= 1).double()  # where the clamp holds, only the old policy's half carries a gradient
+    # where the clamp holds, only the old policy's half carries a gradient
+    inside = (DELTA.abs() <= 1).double()
     return sampled(ADVANTAGES * rho * live * (0.5 + 0.5 * inside))
 
 
@@ -97,7 +103,8 @@ EXPECTED = {
     "cispo": GRPO,
     "dr_grpo": sampled(CENTRED) / V,
     "prime": prime(),
-    "luffy": sampled(CENTRED) / V - 1e-3 * ENTROPY,  # a group without its trace; with it: test_objective
+    # a group without its trace; with it: test_objective
+    "luffy": sampled(CENTRED) / V - 1e-3 * ENTROPY,
     "simplerl_zero": GRPO + 1e-4 * REFERENCE_KL - 1e-3 * ENTROPY,
     "tgpo": GRPO + 2e-3 * GUIDANCE,
     "tgpo_annealing": GRPO + 2e-3 * GUIDANCE,
@@ -135,10 +142,14 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", [name for name in CATALOGUE if name != "sft"])
 def test_expected_gradient_is_the_formula(name):
-    torch.testing.assert_close(expected_gradient(CATALOGUE[name].method), EXPECTED[name], rtol=2e-5, atol=2e-6)
+    torch.testing.assert_close(
+        expected_gradient(CATALOGUE[name].method), EXPECTED[name], rtol=2e-5, atol=2e-6
+    )
 
 
-@pytest.mark.parametrize("name", ["grpo", "opd", "tgpo", "tropd_expected", "full_fkl", "gkd", "simplerl_zero"])
+@pytest.mark.parametrize(
+    "name", ["grpo", "opd", "tgpo", "tropd_expected", "full_fkl", "gkd", "simplerl_zero"]
+)
 def test_tokens_of_a_mixture_have_the_students_expectation(name):
     method = replace(CATALOGUE[name].method, teacher_share=0.3, on_policy_fraction=1.0)
     torch.testing.assert_close(expected_gradient(method), EXPECTED[name], rtol=2e-5, atol=2e-6)
@@ -154,7 +165,9 @@ LATER = {
 
 @pytest.mark.parametrize(("name", "step"), LATER)
 def test_schedules_change_the_gradient(name, step):
-    torch.testing.assert_close(expected_gradient(CATALOGUE[name].method, step), LATER[name, step], rtol=2e-5, atol=2e-6)
+    torch.testing.assert_close(
+        expected_gradient(CATALOGUE[name].method, step), LATER[name, step], rtol=2e-5, atol=2e-6
+    )
 
 
 def test_a_group_without_a_right_response_is_distilled():
@@ -164,14 +177,20 @@ def test_a_group_without_a_right_response_is_distilled():
 
 def distil(transform, mix=None):
     advantage = LogRatioAdvantage("log_ratio", transform=transform, mix=mix)
-    return MethodConfig("", {"t": PolicyGradientTerm("policy_gradient", 1.0, {"teacher": advantage}, NoRatio("none"))})
+    return MethodConfig(
+        "",
+        {"t": PolicyGradientTerm("policy_gradient", 1.0, {"teacher": advantage}, NoRatio("none"))},
+    )
 
 
 @pytest.mark.parametrize(
-    ("transform", "mix", "want"), [("identity", None, RKL), ("expm1", None, FKL), ("mixture", 0.5, JSD)]
+    ("transform", "mix", "want"),
+    [("identity", None, RKL), ("expm1", None, FKL), ("mixture", 0.5, JSD)],
 )
 def test_a_function_of_the_log_ratio_is_a_divergence(transform, mix, want):
-    torch.testing.assert_close(expected_gradient(distil(transform, mix)), want, rtol=2e-5, atol=2e-6)
+    torch.testing.assert_close(
+        expected_gradient(distil(transform, mix)), want, rtol=2e-5, atol=2e-6
+    )
 
 
 def test_k2_differentiated_is_the_policy_gradient_of_the_log_ratio_sample_by_sample():
@@ -186,7 +205,9 @@ def test_k2_differentiated_is_the_policy_gradient_of_the_log_ratio_sample_by_sam
 
 def test_trrd_at_alpha_one_is_grpo_bit_for_bit():
     by_ratio = [
-        expected_gradient(MethodConfig("", {"p": PolicyGradientTerm("policy_gradient", ratio=ratio)}))
+        expected_gradient(
+            MethodConfig("", {"p": PolicyGradientTerm("policy_gradient", ratio=ratio)})
+        )
         for ratio in (TeacherRatio("teacher_share", alpha=1.0), ClippedRatio("old"))
     ]
     assert torch.equal(*by_ratio)

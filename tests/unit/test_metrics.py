@@ -1,4 +1,5 @@
-"""The run directory, the terminal output and the report, on a made-up run written through `Sinks`."""
+"""The run directory, the terminal output and the report, on a made-up run written through
+`Sinks`."""
 
 import dataclasses
 import io
@@ -35,7 +36,10 @@ NUM_STEPS = 80
 
 
 def make_tokenizer() -> Tokenizer:
-    vocabulary = {character: index for index, character in enumerate(CHARACTERS)} | {"</s>": EOS, "<unk>": EOS + 1}
+    vocabulary = {character: index for index, character in enumerate(CHARACTERS)} | {
+        "</s>": EOS,
+        "<unk>": EOS + 1,
+    }
     return Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
 
 
@@ -58,10 +62,15 @@ def make_config(method: str = "tgpo_annealing", **changes: Any) -> RunConfig:
 
 
 def make_record(step: int, num_steps: int = NUM_STEPS) -> StepRecord:
-    """A step of a student that learns addition from a teacher; the same step is the same record every time."""
+    """A step of a student that learns addition from a teacher; the same step is the same record
+    every time."""
     random = np.random.default_rng(step)
     skill = 0.25 + 0.65 * (1 - math.exp(-3.5 * step / num_steps))
-    rollouts = [_make_rollout(random, prompt, sample, skill, step) for prompt in range(4) for sample in range(4)]
+    rollouts = [
+        _make_rollout(random, prompt, sample, skill, step)
+        for prompt in range(4)
+        for sample in range(4)
+    ]
     num_tokens = sum(rollout.num_tokens for rollout in rollouts)
     agree = random.random(num_tokens) < 0.4 + 0.6 * skill
     own_ids = np.concatenate([rollout.token_ids for rollout in rollouts])
@@ -96,20 +105,37 @@ def make_record(step: int, num_steps: int = NUM_STEPS) -> StepRecord:
     return StepRecord(step, metrics, rollouts, teacher)
 
 
-def _make_rollout(random: np.random.Generator, prompt_index: int, sample: int, skill: float, step: int) -> Rollout:
+def _make_rollout(
+    random: np.random.Generator, prompt_index: int, sample: int, skill: float, step: int
+) -> Rollout:
     left, right = np.random.default_rng([step, prompt_index]).integers(10, 99, 2)
     correct = random.random() < skill
     total = left + right + (0 if correct else random.integers(1, 9))
     text = f"{left % 10}+{right % 10}={left % 10 + right % 10},\ncarry {(left % 10 + right % 10) // 10}, sum {total}"
     token_ids = np.append(encode(text), EOS).astype(np.int32)
     problem = f"What is {left} + {right}?"
-    prompt = Prompt(prompt_index, problem, str(left + right), f"{problem}\n", encode(f"{left}+{right}=?"))
+    prompt = Prompt(
+        prompt_index, problem, str(left + right), f"{problem}\n", encode(f"{left}+{right}=?")
+    )
     logprobs = -random.exponential(0.3, len(token_ids)).astype(np.float32)
     reason = "correct" if correct else "wrong"
-    return Rollout(prompt, sample, token_ids, logprobs, text, "stop", step, prompt_index, float(correct), reason)
+    return Rollout(
+        prompt,
+        sample,
+        token_ids,
+        logprobs,
+        text,
+        "stop",
+        step,
+        prompt_index,
+        float(correct),
+        reason,
+    )
 
 
-def write_run(run_dir: Path, steps: range, config: RunConfig | None = None, resume_step: int | None = None) -> Path:
+def write_run(
+    run_dir: Path, steps: range, config: RunConfig | None = None, resume_step: int | None = None
+) -> Path:
     config = config or make_config(log=LogConfig(tensorboard=False))
     with Sinks(run_dir, config, make_tokenizer(), resume_step) as sinks:
         (run_dir / "config.yaml").write_text(dump_config(config))
@@ -121,7 +147,9 @@ def write_run(run_dir: Path, steps: range, config: RunConfig | None = None, resu
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = write_run(tmp_path_factory.mktemp("runs") / "demo", range(NUM_STEPS))
-    with Sinks(run_dir, make_config(log=LogConfig(tensorboard=False)), resume_step=NUM_STEPS) as sinks:
+    with Sinks(
+        run_dir, make_config(log=LogConfig(tensorboard=False)), resume_step=NUM_STEPS
+    ) as sinks:
         sinks.log(StepRecord(NUM_STEPS, {"eval/accuracy": 0.87, "timing/eval_seconds": 1.5}))
     return run_dir
 
@@ -137,7 +165,7 @@ def files_of(run_dir: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run_dir)): path.read_bytes() for path in files}
 
 
-# ------------------------------------------------------------------------------------------------ sinks
+# -------------------------------------------------------------------------------------------- sinks
 def test_metrics_keep_every_bit(tmp_path: Path) -> None:
     row = read_metrics(write_run(tmp_path, range(1)))[0]
     assert row.pop("step") == 0
@@ -145,7 +173,9 @@ def test_metrics_keep_every_bit(tmp_path: Path) -> None:
 
 
 def test_rollouts_read_back_exactly(tmp_path: Path) -> None:
-    write_run(tmp_path, range(1), make_config(log=LogConfig(rollouts_per_step=5, tensorboard=False)))
+    write_run(
+        tmp_path, range(1), make_config(log=LogConfig(rollouts_per_step=5, tensorboard=False))
+    )
     rows = read_rollouts(rollouts_path(tmp_path, 0))
     record = make_record(0)
     assert record.teacher is not None and len(rows) == 5
@@ -156,7 +186,9 @@ def test_rollouts_read_back_exactly(tmp_path: Path) -> None:
         assert "".join(row["tokens"][:-1]) == rollout.text == row["completion"]
         assert np.array_equal(np.array(row["logprobs"], dtype=np.float32), rollout.logprobs)
         assert row["teacher"]["argmax_ids"] == record.teacher.argmax_ids_T[start:stop].tolist()
-        assert np.array_equal(np.array(row["teacher"]["entropy"], np.float32), record.teacher.entropy_T[start:stop])
+        assert np.array_equal(
+            np.array(row["teacher"]["entropy"], np.float32), record.teacher.entropy_T[start:stop]
+        )
         start = stop
 
 
@@ -180,7 +212,9 @@ def test_a_new_run_never_overwrites(tmp_path: Path) -> None:
 def test_nonfinite_values_are_valid_json_and_visible(tmp_path: Path) -> None:
     config = make_config(log=LogConfig(tensorboard=False))
     with Sinks(tmp_path, config) as sinks:
-        sinks.log(StepRecord(0, {"train/loss": math.nan, "train/grad_norm": math.inf, "reward/mean": 0.5}))
+        sinks.log(
+            StepRecord(0, {"train/loss": math.nan, "train/grad_norm": math.inf, "reward/mean": 0.5})
+        )
     line = (tmp_path / "metrics.jsonl").read_text()
     row = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert row["train/loss"] is None and row["reward/mean"] == 0.5
@@ -192,7 +226,11 @@ def test_environment_names_no_machine(tmp_path: Path) -> None:
     write_run(tmp_path, range(0))
     text = (tmp_path / "env.json").read_text()
     environment = json.loads(text)
-    assert environment["packages"]["torch"] and environment["world_size"] == 1 and environment["cores"] >= 1
+    assert (
+        environment["packages"]["torch"]
+        and environment["world_size"] == 1
+        and environment["cores"] >= 1
+    )
     assert "/" not in text
     assert Path.home().name not in re.findall(r"\w+", text)
 
@@ -208,7 +246,7 @@ def test_tensorboard_forgets_the_dropped_steps(tmp_path: Path) -> None:
     assert [event.value for event in events] == pytest.approx([0.1, 0.1, 0.9, 0.9, 0.9])
 
 
-# ------------------------------------------------------------------------------------------------ console
+# ------------------------------------------------------------------------------------------ console
 def test_plain_line() -> None:
     stream = io.StringIO()
     console = open_console(make_config(), Console(file=stream, highlight=False, width=40))
@@ -220,14 +258,16 @@ def test_plain_line() -> None:
         "timing/train_seconds": 0.31, "timing/generate_seconds": 0.6, "timing/refit_seconds": 0.051,
     })  # fmt: skip
     assert stream.getvalue() == (
-        "evaluating [200] prompts\n"
-        "step 12/80 reward 0.406 tokens 11.8 loss nan grad 0.5 w 0.0019 1.1 s (generate 0.6 train 0.3 refit 0.05)\n"
+        "evaluating [200] prompts\nstep 12/80 reward 0.406 tokens 11.8 loss nan grad 0.5 w 0.0019 "
+        "1.1 s (generate 0.6 train 0.3 refit 0.05)\n"
     )
 
 
 def test_live_table_shows_the_last_steps() -> None:
     stream = io.StringIO()
-    console = open_console(make_config(), Console(file=stream, force_terminal=True, width=100, height=30))
+    console = open_console(
+        make_config(), Console(file=stream, force_terminal=True, width=100, height=30)
+    )
     assert isinstance(console, LiveConsole)
     for step in range(13):
         console.log(step, make_record(step).metrics)
@@ -241,16 +281,33 @@ def test_live_table_shows_the_last_steps() -> None:
     assert "saved step 12" in screen
 
 
-# ------------------------------------------------------------------------------------------------ plots and report
+# --------------------------------------------------------------------------------- plots and report
 def test_report_of_a_finished_run(finished_run: Path, page: str) -> None:
     names = {path.stem for path in (finished_run / "plots").glob("*.png")}
     assert names == {
-        "reward", "reasons", "response_length", "entropy", "agreement", "loss", "grad_norm", "guidance_weight",
-        "mismatch", "time",
-    }  # fmt: skip
+        "reward",
+        "reasons",
+        "response_length",
+        "entropy",
+        "agreement",
+        "loss",
+        "grad_norm",
+        "guidance_weight",
+        "mismatch",
+        "time",
+    }
     assert page.count("data:image/png;base64,") == len(names)
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (finished_run / "plots").glob("*.png"))
-    for text in ("tgpo_annealing", "student-4M", "teacher-13M", "25.0% → </small>87.0%", "+62.0 points", "finished"):
+    assert all(
+        path.read_bytes().startswith(b"\x89PNG") for path in (finished_run / "plots").glob("*.png")
+    )
+    for text in (
+        "tgpo_annealing",
+        "student-4M",
+        "teacher-13M",
+        "25.0% → </small>87.0%",
+        "+62.0 points",
+        "finished",
+    ):
         assert text in page
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page) and "<script" not in page
 
@@ -274,9 +331,18 @@ def test_sampled_text_cannot_become_markup(tmp_path: Path) -> None:
     hostile = "</span><script>alert('x')</script>\" onmouseover=\"x \ud800 \x00 $\\frac{$"
     prompt = Prompt(0, hostile, hostile, hostile, encode("1"))
     rollout = Rollout(
-        prompt, 0, encode("12<>"), np.full(4, -np.inf, np.float32), hostile, "stop", 0, reward_reason=hostile
+        prompt,
+        0,
+        encode("12<>"),
+        np.full(4, -np.inf, np.float32),
+        hostile,
+        "stop",
+        0,
+        reward_reason=hostile,
     )
-    signals = TeacherSignals(encode("21<>"), np.full(4, np.nan, np.float32), np.full(4, np.nan, np.float32))
+    signals = TeacherSignals(
+        encode("21<>"), np.full(4, np.nan, np.float32), np.full(4, np.nan, np.float32)
+    )
     with Sinks(tmp_path, make_config(log=LogConfig(tensorboard=False)), make_tokenizer()) as sinks:
         sinks.log(StepRecord(0, {f"reward/reason/{hostile}": 1}, [rollout], signals))
     assert read_rollouts(rollouts_path(tmp_path, 0))[0]["completion"] == hostile
@@ -287,17 +353,28 @@ def test_sampled_text_cannot_become_markup(tmp_path: Path) -> None:
 
 def test_long_responses_are_shortened(tmp_path: Path) -> None:
     prompt = Prompt(0, "x" * 5000, "1", "", encode("1"))
-    rollout = Rollout(prompt, 0, np.full(9000, 1, np.int32), np.zeros(9000, np.float32), "1" * 9000, "length", 0)
-    with Sinks(tmp_path, make_config(log=LogConfig(tensorboard=False))) as sinks:  # no tokenizer, no teacher
+    rollout = Rollout(
+        prompt, 0, np.full(9000, 1, np.int32), np.zeros(9000, np.float32), "1" * 9000, "length", 0
+    )
+    # no tokenizer, no teacher
+    with Sinks(tmp_path, make_config(log=LogConfig(tensorboard=False))) as sinks:
         sinks.log(StepRecord(0, {}, [rollout]))
     page = write_report(tmp_path).read_text()
     assert "8,660 tokens not shown" in page and "cut at the limit" in page and len(page) < 100_000
 
 
 def test_report_of_traces(tmp_path: Path) -> None:
-    prompt = Prompt(0, "1+1=?", "2", "1+1=?", encode("1+1=?"), trace="sum 2", trace_ids=encode("sum 2"))
-    with Sinks(tmp_path, make_config("sft", teacher=None, log=LogConfig(tensorboard=False)), make_tokenizer()) as sinks:
-        sinks.log(StepRecord(0, {"rollout/completion_tokens/mean": 5.0}, [Rollout.of_trace(prompt, 0)]))
+    prompt = Prompt(
+        0, "1+1=?", "2", "1+1=?", encode("1+1=?"), trace="sum 2", trace_ids=encode("sum 2")
+    )
+    with Sinks(
+        tmp_path,
+        make_config("sft", teacher=None, log=LogConfig(tensorboard=False)),
+        make_tokenizer(),
+    ) as sinks:
+        sinks.log(
+            StepRecord(0, {"rollout/completion_tokens/mean": 5.0}, [Rollout.of_trace(prompt, 0)])
+        )
     page = write_report(tmp_path).read_text()
     assert '<span class="badge ">trace</span>' in page and "reward 0" not in page
 
@@ -319,10 +396,19 @@ def test_report_of_a_run_without_rollouts(tmp_path: Path) -> None:
     with Sinks(tmp_path, config) as sinks:
         (tmp_path / "config.yaml").write_text(dump_config(config))
         for step in range(3):
-            sinks.log(StepRecord(step, {"train/loss": 2.0 - step, "train/grad_norm": 1.0, "timing/step_seconds": 0.4}))
+            sinks.log(
+                StepRecord(
+                    step,
+                    {"train/loss": 2.0 - step, "train/grad_norm": 1.0, "timing/step_seconds": 0.4},
+                )
+            )
     page = write_report(tmp_path).read_text()
     assert {path.stem for path in (tmp_path / "plots").iterdir()} == {"loss", "grad_norm", "time"}
-    assert "stopped after step 3 of 80" in page and "<h2>Responses" not in page and "teacher <b>" not in page
+    assert (
+        "stopped after step 3 of 80" in page
+        and "<h2>Responses" not in page
+        and "teacher <b>" not in page
+    )
 
 
 @pytest.mark.parametrize("num_steps", [0, 1])
@@ -340,7 +426,10 @@ def test_series_and_plots_with_gaps() -> None:
 
 
 def test_many_steps_draw_quickly_and_fully() -> None:
-    rows: list[Row] = [{"step": step, "timing/step_seconds": 2.0, "timing/train_seconds": 1.0} for step in range(5003)]
+    rows: list[Row] = [
+        {"step": step, "timing/step_seconds": 2.0, "timing/train_seconds": 1.0}
+        for step in range(5003)
+    ]
     assert [plot.name for plot in draw_plots(rows)] == ["time"]
 
 

@@ -1,4 +1,5 @@
-"""Mechanics of the objective: clips, aggregation, gates, corrections, signals. Gradients: test_method_gradients."""
+"""Mechanics of the objective: clips, aggregation, gates, corrections, signals. Gradients:
+test_method_gradients."""
 
 from dataclasses import dataclass, replace
 
@@ -30,7 +31,13 @@ from megatron_opd.methods.parts import (
     TrustGate,
 )
 from megatron_opd.methods.terms import CrossEntropyTerm, MethodConfig, PolicyGradientTerm, TopKTerm
-from megatron_opd.objective.advantages import factor, group_advantages, overlong_penalty, returns_to_go, whitened
+from megatron_opd.objective.advantages import (
+    factor,
+    group_advantages,
+    overlong_penalty,
+    returns_to_go,
+    whitened,
+)
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns, denominators
 from megatron_opd.objective.estimators import Policies, clipped, policy_gradient
@@ -44,7 +51,11 @@ V = 7
 def rollout(tokens, *, group=0, sample=0, reward=0.0, given=0, finish_reason="stop", logprobs=None):
     prompt = Prompt(group, "", "", "", np.array([1], np.int32))
     ids = np.array(tokens, np.int32)
-    logprobs = np.full(len(tokens), -1.0, np.float32) if logprobs is None else np.array(logprobs, np.float32)
+    logprobs = (
+        np.full(len(tokens), -1.0, np.float32)
+        if logprobs is None
+        else np.array(logprobs, np.float32)
+    )
     return Rollout(
         prompt, sample, ids, logprobs, "", finish_reason, 0, group=group, reward=reward, given=given
     )  # fmt: skip
@@ -54,9 +65,12 @@ def batch_of(*rollouts, teacher=None, student=None, entropy=None, step=0):
     """logprobs of the teacher and the student per token."""
     tokens = sum(r.num_tokens for r in rollouts)
     zeros = np.zeros(tokens, np.float32)
-    of_teacher = TeacherSignals(np.full(tokens, 5, np.int32), zeros if teacher is None else np.float32(teacher), zeros)
+    of_teacher = TeacherSignals(
+        np.full(tokens, 5, np.int32), zeros if teacher is None else np.float32(teacher), zeros
+    )
     of_student = StudentSignals(
-        zeros if student is None else np.float32(student), zeros if entropy is None else np.float32(entropy)
+        zeros if student is None else np.float32(student),
+        zeros if entropy is None else np.float32(entropy),
     )
     return Batch(rollouts, Signals(of_teacher, None, of_student), seed=0, step=step)
 
@@ -89,27 +103,45 @@ def test_dual_clip_bounds_the_loss_of_negative_advantages():
     value, active = clipped(rho, torch.tensor([-1.0, 1.0, -1.0]), 0.2, 0.2, 3.0)
     value.sum().backward()
     torch.testing.assert_close(value, torch.tensor([3.0, -1.2, 1.0]))
-    assert active.tolist() == [True, True, False] and (rho.grad == 0).tolist() == [True, True, False]
+    assert active.tolist() == [True, True, False] and (rho.grad == 0).tolist() == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_advantages_are_normalised_within_groups_with_the_unbiased_deviation():
     rewards, groups = np.array([1, 0, 0, 1, 1, 1, 0.5]), np.array([0, 1, 0, 1, 2, 2, 3])
     std = np.sqrt(0.5)
-    want = [0.5 / (std + 1e-6), -0.5 / (std + 1e-6), -0.5 / (std + 1e-6), 0.5 / (std + 1e-6), 0, 0, 0]
+    want = [
+        0.5 / (std + 1e-6),
+        -0.5 / (std + 1e-6),
+        -0.5 / (std + 1e-6),
+        0.5 / (std + 1e-6),
+        0,
+        0,
+        0,
+    ]
     np.testing.assert_allclose(group_advantages(rewards, groups, "std", 1e-6), want)
-    np.testing.assert_allclose(group_advantages(rewards, groups, "mean", 1e-6)[:4], [0.5, -0.5, -0.5, 0.5])
+    np.testing.assert_allclose(
+        group_advantages(rewards, groups, "mean", 1e-6)[:4], [0.5, -0.5, -0.5, 0.5]
+    )
 
 
 def test_leave_one_out_and_raw_rewards():
     rewards, groups = np.array([1.0, 0, 0, 0.5]), np.array([0, 0, 0, 1])
-    np.testing.assert_allclose(group_advantages(rewards, groups, "leave_one_out", 1e-6), [1, -0.5, -0.5, 0])
+    np.testing.assert_allclose(
+        group_advantages(rewards, groups, "leave_one_out", 1e-6), [1, -0.5, -0.5, 0]
+    )
     np.testing.assert_allclose(group_advantages(rewards, groups, "none", 1e-6), rewards)
 
 
 def test_returns_to_go_stay_within_their_sequence():
     values = torch.tensor([1.0, 2, 4, 8, 16], dtype=torch.float64)
     lengths = np.array([3, 2])
-    torch.testing.assert_close(returns_to_go(values, lengths, 0.5, mean=False), values.new_tensor([3, 4, 4, 16, 16]))
+    torch.testing.assert_close(
+        returns_to_go(values, lengths, 0.5, mean=False), values.new_tensor([3, 4, 4, 16, 16])
+    )
     by_length = returns_to_go(values, lengths, 0.5, mean=True)
     torch.testing.assert_close(by_length, values.new_tensor([1, 2, 4, 8, 16]))
 
@@ -128,7 +160,7 @@ def test_overlong_responses_are_punished_softly():
     assert columns.advantages_TJ[:, 0].tolist() == [0.0] * 10 + [1.0] * 5
 
 
-# ------------------------------------------------------------------------------------------------ denominators
+# ------------------------------------------------------------------------------------- denominators
 def test_aggregates():
     batch = batch_of(rollout([1, 2, 3]), rollout([4]), rollout([1, 2, 3, 4]))
     every = torch.ones(8, dtype=torch.float64)
@@ -144,19 +176,31 @@ def test_aggregates():
 def test_columns_of_each_rollout_and_term():
     columns = columns_of(CATALOGUE["tgpo"].method, rollout([2, 3], reward=1.0), rollout([4]))
     assert columns.ids_T.tolist() == [2, 3, 4] and columns.teacher_argmax_T.tolist() == [5, 5, 5]
-    assert columns.advantages_TJ[:, 0].tolist() == pytest.approx([2**-0.5, 2**-0.5, -(2**-0.5)], rel=1e-5)
-    torch.testing.assert_close(columns.scales_TJ, torch.tensor([[1 / 3, 1 / 4], [1 / 3, 1 / 4], [1 / 3, 1 / 2]]))
+    assert columns.advantages_TJ[:, 0].tolist() == pytest.approx(
+        [2**-0.5, 2**-0.5, -(2**-0.5)], rel=1e-5
+    )
+    torch.testing.assert_close(
+        columns.scales_TJ, torch.tensor([[1 / 3, 1 / 4], [1 / 3, 1 / 4], [1 / 3, 1 / 2]])
+    )
 
 
 @pytest.mark.parametrize("name", ["tropd_clip", "tgpo", "luffy"])
 def test_tokens_the_student_did_not_sample_do_not_dilute_the_others(name):
-    """Prefixes and traces have a term of their own; the scales of the sampled tokens do not see them."""
+    """Prefixes and traces have a term of their own; the scales of the sampled tokens do not see
+    them."""
     method, own = CATALOGUE[name].method, (rollout([2, 3], reward=1.0), rollout([4]))
     alone = columns_of(method, *own).scales_TJ
-    mixed = columns_of(method, *own, rollout([6, 6, 6], given=3), rollout([5, 5], given=1)).scales_TJ
-    of_samples = [j for j, term in enumerate(method.terms.values())
-                  if not ((isinstance(term, CrossEntropyTerm) and term.targets == "trace")
-                          or isinstance(getattr(term, "ratio", None), ShapedProbability))]  # fmt: skip
+    mixed = columns_of(
+        method, *own, rollout([6, 6, 6], given=3), rollout([5, 5], given=1)
+    ).scales_TJ
+    of_samples = [
+        j
+        for j, term in enumerate(method.terms.values())
+        if not (
+            (isinstance(term, CrossEntropyTerm) and term.targets == "trace")
+            or isinstance(getattr(term, "ratio", None), ShapedProbability)
+        )
+    ]
     assert of_samples
     for j in of_samples:
         share = alone[:, j] / alone[:, j].sum()
@@ -166,7 +210,8 @@ def test_tokens_the_student_did_not_sample_do_not_dilute_the_others(name):
 
 @pytest.mark.parametrize(("samples", "traces"), [(7, 1), (4, 1), (2, 2)])
 def test_luffy_weighs_all_sequences_of_a_group_alike(samples, traces):
-    """1 / (sequences x the longest), which with 7 samples and 1 trace are the paper's shares of 7/8 and 1/8."""
+    """1 / (sequences x the longest), which with 7 samples and 1 trace are the paper's shares of 7/8
+    and 1/8."""
     mixed = [rollout([2, 3], sample=i, reward=float(i == 0)) for i in range(samples)]
     mixed += [rollout([6, 6, 6], sample=samples + i, reward=1.0, given=3) for i in range(traces)]
     scales = columns_of(CATALOGUE["luffy"].method, *mixed).scales_TJ
@@ -178,10 +223,16 @@ def test_luffy_weighs_all_sequences_of_a_group_alike(samples, traces):
 @pytest.mark.parametrize("name", ["tropd", "tropd_expected", "tropd_mask", "tropd_clip"])
 @pytest.mark.parametrize("given", [0, 1, 3])
 def test_a_prefix_tokens_share_does_not_grow_as_prefixes_shrink(name, given):
-    """TrOPD, Eq. 9: one mean over all tokens of a response, a prefix's with 1e-3; against the gradient in float64."""
+    """TrOPD, Eq. 9: one mean over all tokens of a response, a prefix's with 1e-3; against the
+    gradient in float64."""
     method = fit_topk(CATALOGUE[name].method, 3)
-    batch = batch_of(rollout([2, 3, 4, 5], given=given), rollout([1, 2]), teacher=[-1.0] * 6, student=[-2.0] * 6)
-    best = {"topk_ids_TK": np.tile(np.int32([4, 5, 6]), (6, 1)), "topk_logprobs_TK": np.full((6, 3), -2.0, np.float32)}
+    batch = batch_of(
+        rollout([2, 3, 4, 5], given=given), rollout([1, 2]), teacher=[-1.0] * 6, student=[-2.0] * 6
+    )
+    best = {
+        "topk_ids_TK": np.tile(np.int32([4, 5, 6]), (6, 1)),
+        "topk_logprobs_TK": np.full((6, 3), -2.0, np.float32),
+    }
     signals = replace(batch.signals, teacher=replace(batch.signals.teacher, **best))
     columns = build_columns(method, replace(batch, signals=signals), max_completion_tokens=10)
     logits = torch.randn(6, V, generator=torch.Generator().manual_seed(given), requires_grad=True)
@@ -192,7 +243,8 @@ def test_a_prefix_tokens_share_does_not_grow_as_prefixes_shrink(name, given):
     delta = -1.0 - student.detach()
     if name == "tropd_clip":
         delta = delta.clamp(min=np.log(0.3) / 0.7)
-    # The gates are 1: the teacher likes every token better than the student did at the step's start.
+    # The gates are 1: the teacher likes every token better than the student did at the step's
+    # start.
     ratio = (student + 2.0).exp()
     token_loss = torch.where(columns.sampled_T, -ratio * delta, -1e-3 * student)
     (want,) = torch.autograd.grad(token_loss.sum() / 6, reference)
@@ -203,17 +255,25 @@ def test_gates_leave_the_denominator_alone_unless_they_are_it():
     gated = {"entropy": EntropyQuantileGate("entropy_quantile", 0.5)}
     entropy = [1.0, 2.0, 3.0, 0.5]
     for denominator, scale in (("tokens", 1 / 4), ("gated", 1 / 2)):
-        method = MethodConfig("", {"t": PolicyGradientTerm("policy_gradient", gates=gated, denominator=denominator)})
+        method = MethodConfig(
+            "", {"t": PolicyGradientTerm("policy_gradient", gates=gated, denominator=denominator)}
+        )
         scales = columns_of(method, rollout([1, 2, 3, 4]), entropy=entropy).scales_TJ[:, 0]
         torch.testing.assert_close(scales, torch.tensor([0, scale, scale, 0]))
 
 
-# ------------------------------------------------------------------------------------------------ gates
+# -------------------------------------------------------------------------------------------- gates
 def test_entropy_quantile_is_of_the_whole_batch_and_of_sampled_tokens():
     batch = batch_of(rollout([1, 2, 3], given=1), rollout([4, 5]), entropy=[9.0, 1, 2, 3, 4])
     gate = gates({"g": EntropyQuantileGate("entropy_quantile", 0.5)}, batch)
     assert gate.tolist() == [0, 0, 0, 1, 1]
-    assert gates({"g": EntropyQuantileGate("entropy_quantile", 1.0)}, batch).tolist() == [0, 1, 1, 1, 1]
+    assert gates({"g": EntropyQuantileGate("entropy_quantile", 1.0)}, batch).tolist() == [
+        0,
+        1,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_the_trust_region_is_drawn_once_per_rollout_with_the_right_probability():
@@ -222,22 +282,32 @@ def test_the_trust_region_is_drawn_once_per_rollout_with_the_right_probability()
     first = gates({"t": TrustGate("trust")}, batch)
     assert torch.equal(first, gates({"t": TrustGate("trust")}, batch))
     assert first.mean().item() == pytest.approx(0.3, abs=4 * (0.21 / 4000) ** 0.5)
-    torch.testing.assert_close(first + gates({"t": TrustGate("trust", invert=True)}, batch), torch.ones_like(first))
+    torch.testing.assert_close(
+        first + gates({"t": TrustGate("trust", invert=True)}, batch), torch.ones_like(first)
+    )
     # It follows the rollout, not its place in the batch, and changes from step to step.
     signals = {"teacher": np.full(50, np.log(0.3)), "student": np.zeros(50)}
-    assert torch.equal(gates({"t": TrustGate("trust")}, batch_of(many[7], **signals)), first[350:400])
-    assert not torch.equal(gates({"t": TrustGate("trust")}, batch_of(many[7], **signals, step=1)), first[350:400])
+    assert torch.equal(
+        gates({"t": TrustGate("trust")}, batch_of(many[7], **signals)), first[350:400]
+    )
+    assert not torch.equal(
+        gates({"t": TrustGate("trust")}, batch_of(many[7], **signals, step=1)), first[350:400]
+    )
 
 
 def test_end_finished_and_sigmoid_gates():
-    batch = batch_of(rollout([1, 2]), rollout([3, 4], finish_reason="length"), teacher=[0.0, 1, 2, -1])
+    batch = batch_of(
+        rollout([1, 2]), rollout([3, 4], finish_reason="length"), teacher=[0.0, 1, 2, -1]
+    )
     assert gates({"e": EndGate("not_end")}, batch).tolist() == [1, 0, 1, 1]
     assert gates({"f": FinishedGate("finished")}, batch).tolist() == [1, 1, 0, 0]
     sigmoid = gates({"s": SigmoidGate("sigmoid", 2.0)}, batch)
-    torch.testing.assert_close(sigmoid, torch.tensor([0.0, 2, 4, -2], dtype=torch.float64).sigmoid())
+    torch.testing.assert_close(
+        sigmoid, torch.tensor([0.0, 2, 4, -2], dtype=torch.float64).sigmoid()
+    )
 
 
-# ------------------------------------------------------------------------------------------------ corrections
+# -------------------------------------------------------------------------------------- corrections
 @pytest.mark.parametrize(
     ("kind", "low", "high", "want"),
     [
@@ -264,13 +334,20 @@ def test_a_correction_is_of_its_own_term_alone():
     torch.testing.assert_close(scales, torch.tensor([[0.5, 0.5], [1.0, 0.5]]))
 
 
-# ------------------------------------------------------------------------------------------------ estimators
+# --------------------------------------------------------------------------------------- estimators
 def estimate(ratio, new, old, advantages, **columns):
     tokens = len(new)
     student = torch.tensor(new, requires_grad=True)
-    empty = Columns(torch.zeros(tokens), torch.zeros(tokens, 1), torch.zeros(tokens).long(), torch.ones(tokens).bool())
+    empty = Columns(
+        torch.zeros(tokens),
+        torch.zeros(tokens, 1),
+        torch.zeros(tokens).long(),
+        torch.ones(tokens).bool(),
+    )
     value, stopped = policy_gradient(
-        ratio, Policies(student, torch.tensor(old), replace(empty, **columns)), torch.tensor(advantages)
+        ratio,
+        Policies(student, torch.tensor(old), replace(empty, **columns)),
+        torch.tensor(advantages),
     )
     value.sum().backward()
     return value.detach(), student.grad, stopped
@@ -279,7 +356,11 @@ def estimate(ratio, new, old, advantages, **columns):
 def test_gspo_has_the_sequences_ratio_and_the_tokens_gradient():
     sequence = torch.tensor([3, 3, 8])
     value, grad, _ = estimate(
-        ClippedRatio("sequence", None, None), [0.3, 0.1, -1.0], [0.0, 0.0, -1.0], [1.0, 1.0, 2.0], sequence_T=sequence
+        ClippedRatio("sequence", None, None),
+        [0.3, 0.1, -1.0],
+        [0.0, 0.0, -1.0],
+        [1.0, 1.0, 2.0],
+        sequence_T=sequence,
     )
     mean = np.exp(0.2)
     torch.testing.assert_close(value, torch.tensor([-mean, -mean, -2.0], dtype=torch.float32))
@@ -287,43 +368,55 @@ def test_gspo_has_the_sequences_ratio_and_the_tokens_gradient():
 
 
 def test_cispo_keeps_the_gradient_of_clipped_tokens():
-    _, grad, stopped = estimate(DetachedRatio("detached", clip_high=1.0), [2.0, 0.0], [0.0, 0.0], [1.0, 1.0])
+    _, grad, stopped = estimate(
+        DetachedRatio("detached", clip_high=1.0), [2.0, 0.0], [0.0, 0.0], [1.0, 1.0]
+    )
     torch.testing.assert_close(grad, torch.tensor([-2.0, -1.0]))
     assert not stopped.any()
 
 
 def test_luffys_shaped_probability():
-    _, grad, _ = estimate(ShapedProbability("shaped", 0.1), [np.log(0.3), np.log(0.01)], [0.0, 0.0], [1.0, -2.0])
+    _, grad, _ = estimate(
+        ShapedProbability("shaped", 0.1), [np.log(0.3), np.log(0.01)], [0.0, 0.0], [1.0, -2.0]
+    )
     p = torch.tensor([0.3, 0.01], dtype=torch.float64)
     torch.testing.assert_close(grad, -0.1 * p / (p + 0.1) ** 2 * torch.tensor([1.0, -2.0]))
 
 
 def test_rollout_ratio_is_to_the_sampler():
-    value, _, _ = estimate(ClippedRatio("rollout", None, None), [0.5], [9.0], [1.0], rollout_logprobs_T=torch.zeros(1))
+    value, _, _ = estimate(
+        ClippedRatio("rollout", None, None), [0.5], [9.0], [1.0], rollout_logprobs_T=torch.zeros(1)
+    )
     assert value.item() == pytest.approx(-np.exp(0.5))
 
 
 def test_rlsd_multiplies_where_the_teacher_agrees():
     advantages, delta = torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.tensor([1.0, -1.0, 1.0, -1.0])
-    torch.testing.assert_close(factor(advantages, delta, 0.5, 0.2), torch.tensor([1.1, 0.9, 0.9, 1.1]))
+    torch.testing.assert_close(
+        factor(advantages, delta, 0.5, 0.2), torch.tensor([1.1, 0.9, 0.9, 1.1])
+    )
     term = PolicyGradientTerm(
         "policy_gradient", advantages={"reward": RewardAdvantage("reward", normalise="none"),
                                        "teacher": LogRatioFactor("log_ratio_factor")},
     )  # fmt: skip
     method = MethodConfig("", {"t": term})
     uniform = float(np.log(V))
-    columns = columns_of(method, rollout([1, 2], reward=2.0), teacher=[-1.0, -3.0], student=[-uniform, -uniform])
+    columns = columns_of(
+        method, rollout([1, 2], reward=2.0), teacher=[-1.0, -3.0], student=[-uniform, -uniform]
+    )
     loss, _ = Objective(method, V, 1.0)(OnLogits(torch.zeros(2, V)), columns, 0)
     assert loss.item() == pytest.approx(-(2.2 + 1.8) / 2, rel=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------ the loss
+# ----------------------------------------------------------------------------------------- the loss
 def test_a_denominator_does_not_depend_on_another_terms_weight():
     method = CATALOGUE["tgpo"].method
     columns = columns_of(method, rollout([2, 3], reward=1.0), rollout([4]))
     logits = torch.randn(3, V)
     _, sums = Objective(method, V, 1.0)(OnLogits(logits), columns, 0)
-    heavier = replace(method, terms=method.terms | {"guidance": replace(method.terms["guidance"], weight=9.0)})
+    heavier = replace(
+        method, terms=method.terms | {"guidance": replace(method.terms["guidance"], weight=9.0)}
+    )
     _, same = Objective(heavier, V, 1.0)(OnLogits(logits), columns, 0)
     assert sums["objective/policy/loss"] == same["objective/policy/loss"]
 
@@ -333,9 +426,20 @@ def test_empty_micro_batch_has_a_differentiable_loss_of_zero(name):
     none = torch.zeros(0)
     terms = len(CATALOGUE[name].method.terms)
     columns = Columns(
-        none.long(), torch.zeros(0, terms), none.long(), none.bool(), torch.zeros(0, terms), torch.zeros(0, terms),
-        none, none, none.long(), none, torch.zeros(0, 64).long(), torch.zeros(0, 64), none,
-    )  # fmt: skip
+        none.long(),
+        torch.zeros(0, terms),
+        none.long(),
+        none.bool(),
+        torch.zeros(0, terms),
+        torch.zeros(0, terms),
+        none,
+        none,
+        none.long(),
+        none,
+        torch.zeros(0, 64).long(),
+        torch.zeros(0, 64),
+        none,
+    )
     logits = torch.randn(0, 70, requires_grad=True)
     loss, sums = Objective(CATALOGUE[name].method, 70, 1.0)(OnLogits(logits), columns, 0)
     loss.backward()
@@ -343,11 +447,14 @@ def test_empty_micro_batch_has_a_differentiable_loss_of_zero(name):
 
 
 def test_a_term_that_does_not_count_a_token_does_not_see_its_infinity():
-    """The guidance where the teacher's token does not exist for the student, and outside of a gate."""
+    """The guidance where the teacher's token does not exist for the student, and outside of a
+    gate."""
     terms = {"t": TopKTerm("topk", 1, gates={"end": EndGate("not_end")})}
     batch = batch_of(rollout([1, 2]))
     teacher = replace(
-        batch.signals.teacher, topk_ids_TK=np.array([[3], [6]], np.int32), topk_logprobs_TK=np.zeros((2, 1), np.float32)
+        batch.signals.teacher,
+        topk_ids_TK=np.array([[3], [6]], np.int32),
+        topk_logprobs_TK=np.zeros((2, 1), np.float32),
     )
     columns = build_columns(
         MethodConfig("", terms), replace(batch, signals=Signals(teacher)), max_completion_tokens=10
@@ -358,10 +465,12 @@ def test_a_term_that_does_not_count_a_token_does_not_see_its_infinity():
     assert loss.isfinite() and logits.grad.isfinite().all()
 
 
-# ------------------------------------------------------------------------------------------------ schedules, signals
+# ------------------------------------------------------------------------------- schedules, signals
 def test_weights_over_steps():
     weight = CATALOGUE["tgpo_annealing"].method.terms["guidance"].weight
-    assert [weight_at(weight, step) for step in (0, 100, 200, 300)] == pytest.approx([2e-3, 1e-3, 0, 0])
+    assert [weight_at(weight, step) for step in (0, 100, 200, 300)] == pytest.approx(
+        [2e-3, 1e-3, 0, 0]
+    )
     assert weight_at(LinearDecay(1.0, 0.5, 0.25), 2) == 0.25
     cosine = CosineDecay("cosine", 2.0, 10, 1.0)
     assert [weight_at(cosine, step) for step in (0, 5, 10, 99)] == pytest.approx([2, 1.5, 1, 1])
@@ -371,7 +480,9 @@ def test_weights_over_steps():
 def test_a_signal_whose_weight_has_reached_zero_is_not_asked_for():
     annealing = CATALOGUE["tgpo_annealing"].method
     assert needs_of(active(annealing, 199)).teacher and not needs_of(active(annealing, 201)).teacher
-    batch = replace(batch_of(rollout([2, 3], reward=1.0), rollout([4])), signals=Signals(), step=201)
+    batch = replace(
+        batch_of(rollout([2, 3], reward=1.0), rollout([4])), signals=Signals(), step=201
+    )
     columns = build_columns(annealing, batch, max_completion_tokens=10)
     loss, sums = Objective(annealing, V, 1.0)(OnLogits(torch.randn(3, V)), columns, 201)
     assert torch.isfinite(loss) and "objective/guidance/loss" not in sums
@@ -391,16 +502,24 @@ def test_a_term_that_has_decayed_needs_no_signal_of_its_gates(gate):
     weight = LinearDecay(1.0, 0.5)
     log_ratio = LogRatioAdvantage("log_ratio", anchor="old", discount=0.9)
     decaying = {
-        "argmax": CrossEntropyTerm("cross_entropy", "teacher_argmax", weight, {gate: GATED_BY_TEACHER[gate]}),
+        "argmax": CrossEntropyTerm(
+            "cross_entropy", "teacher_argmax", weight, {gate: GATED_BY_TEACHER[gate]}
+        ),
         "distil": PolicyGradientTerm("policy_gradient", weight, {"teacher": log_ratio}),
     }
     method = MethodConfig("", {**decaying, "policy": PolicyGradientTerm("policy_gradient")})
     batch = batch_of(rollout([2, 3], reward=1.0), rollout([4]), student=[-1.0, -2.0, -3.0], step=2)
     assert not needs_of(active(method, 2)).teacher
     columns = build_columns(
-        method, replace(batch, signals=replace(batch.signals, teacher=None)), max_completion_tokens=10
+        method,
+        replace(batch, signals=replace(batch.signals, teacher=None)),
+        max_completion_tokens=10,
     )
-    assert columns.scales_TJ[:, :2].tolist() == columns.advantages_TJ[:, :2].tolist() == [[0.0, 0.0]] * 3
+    assert (
+        columns.scales_TJ[:, :2].tolist()
+        == columns.advantages_TJ[:, :2].tolist()
+        == [[0.0, 0.0]] * 3
+    )
     leaf = torch.randn(3, V, requires_grad=True)
     loss, _ = Objective(method, V, 1.0)(OnLogits(leaf), columns, 2)
     alone = MethodConfig("", {"policy": method.terms["policy"]})
@@ -417,15 +536,21 @@ def test_an_advantage_of_an_unknown_kind_does_not_train_with_a_loss_of_zero():
         kind: str = "new"
         weight: float = 1.0
 
-    method = MethodConfig("", {"t": PolicyGradientTerm("policy_gradient", advantages={"new": New()})})
+    method = MethodConfig(
+        "", {"t": PolicyGradientTerm("policy_gradient", advantages={"new": New()})}
+    )
     with pytest.raises(AssertionError, match="New"):
         columns_of(method, rollout([1, 2]))
-    known = columns_of(MethodConfig("", {"t": PolicyGradientTerm("policy_gradient")}), rollout([1, 2]))
+    known = columns_of(
+        MethodConfig("", {"t": PolicyGradientTerm("policy_gradient")}), rollout([1, 2])
+    )
     with pytest.raises(AssertionError, match="New"):
         Objective(method, V, 1.0)(OnLogits(torch.zeros(2, V)), known, 0)
 
 
-SIGNALS = {  # the teacher's part of needs_of(): (teacher, top-k, whole distribution, reference, pass before the update)
+# the teacher's part of needs_of(): (teacher, top-k, whole distribution, reference, pass before the
+# update)
+SIGNALS = {
     "sft": (False, 0, False, False, False),
     "grpo": (False, 0, False, False, False),
     "simplerl_zero": (False, 0, False, True, False),
@@ -444,7 +569,9 @@ def test_signals_follow_from_the_terms(name):
     needs = needs_of(CATALOGUE[name].method)
     got = (needs.teacher, needs.topk, needs.teacher_head, needs.reference, needs.student_pass)
     assert got == SIGNALS[name]
-    assert needs.rollouts == (name != "sft") and needs.traces == (name in ("sft", "luffy", "tropd", "gkd"))
+    assert needs.rollouts == (name != "sft") and needs.traces == (
+        name in ("sft", "luffy", "tropd", "gkd")
+    )
     assert needs.rewards == (name in ("grpo", "simplerl_zero", "luffy", "tgpo", "trrd"))
     assert needs_of(CATALOGUE[name].method, updates_per_step=2).student_pass
 
@@ -458,7 +585,12 @@ def test_a_share_of_the_steps_is_on_policy():
 
 
 def test_means_are_over_tokens_and_losses_are_sums():
-    sums = {"tokens": 4.0, "student/entropy/mean": 8.0, "train/loss": 3.0, "objective/policy/clip_fraction": 1.0}
+    sums = {
+        "tokens": 4.0,
+        "student/entropy/mean": 8.0,
+        "train/loss": 3.0,
+        "objective/policy/clip_fraction": 1.0,
+    }
     assert finish(sums) == {
         "student/entropy/mean": 2.0,
         "train/loss": 3.0,

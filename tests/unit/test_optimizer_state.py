@@ -1,4 +1,5 @@
-"""All that an update holds on to is there before an engine looks at the free memory, and changes no number."""
+"""All that an update holds on to is there before an engine looks at the free memory, and changes no
+number."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def new_chunks(model: Path, precision: Any) -> list[Any]:
-    chunks = build_model(read_architecture(model), groups.create(LayoutConfig()), precision=precision)
+    chunks = build_model(
+        read_architecture(model), groups.create(LayoutConfig()), precision=precision
+    )
     torch.manual_seed(0)
     for parameter in chunks[0].parameters():
         torch.nn.init.normal_(parameter)
@@ -36,7 +39,12 @@ def new_chunks(model: Path, precision: Any) -> list[Any]:
 
 def new_student(model: Path, precision: Any) -> Student:
     config = tiny_config(precision=precision, weight_decay=0.1)
-    return prepare(new_chunks(model, precision), read_architecture(model), groups.create(LayoutConfig()), config)
+    return prepare(
+        new_chunks(model, precision),
+        read_architecture(model),
+        groups.create(LayoutConfig()),
+        config,
+    )
 
 
 def inner_optimizers(student: Student) -> list[torch.optim.Optimizer]:
@@ -48,7 +56,10 @@ def numbers(student: Student) -> list[torch.Tensor]:
     held: list[torch.Tensor] = [*student.bare_chunks[0].parameters()]
     for inner in inner_optimizers(student):
         for parameter in (each for group in inner.param_groups for each in group["params"]):
-            held += [parameter, *(inner.state[parameter][key] for key in ("step", "exp_avg", "exp_avg_sq"))]
+            held += [
+                parameter,
+                *(inner.state[parameter][key] for key in ("step", "exp_avg", "exp_avg_sq")),
+            ]
     return [each.detach().clone() for each in held]
 
 
@@ -65,7 +76,9 @@ def two_updates(student: Student) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_moments_of_every_parameter_are_there_before_an_update(model: Path, precision: str) -> None:
+def test_the_moments_of_every_parameter_are_there_before_an_update(
+    model: Path, precision: str
+) -> None:
     student = new_student(model, precision)
     for inner in inner_optimizers(student):
         parameters = [each for group in inner.param_groups for each in group["params"]]
@@ -73,15 +86,20 @@ def test_the_moments_of_every_parameter_are_there_before_an_update(model: Path, 
         for parameter in parameters:
             state = inner.state[parameter]
             assert state["exp_avg"].shape == state["exp_avg_sq"].shape == parameter.shape
-            assert not state["exp_avg"].any() and not state["exp_avg_sq"].any() and not state["step"]
+            assert (
+                not state["exp_avg"].any() and not state["exp_avg_sq"].any() and not state["step"]
+            )
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_making_them_moves_no_parameter_in_spite_of_weight_decay(model: Path, precision: str) -> None:
+def test_making_them_moves_no_parameter_in_spite_of_weight_decay(
+    model: Path, precision: str
+) -> None:
     before = [each.detach().clone() for each in new_chunks(model, precision)[0].parameters()]
     student = new_student(model, precision)
     assert all(map(torch.equal, before, student.bare_chunks[0].parameters()))
-    assert {group["lr"] for group in student.optimizer.param_groups} == {0.0}  # before the first step of the schedule
+    # before the first step of the schedule
+    assert {group["lr"] for group in student.optimizer.param_groups} == {0.0}
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -1,4 +1,5 @@
-"""Packed micro-batches: who gets which tokens; attention that stays within a sequence, on one rank or several."""
+"""Packed micro-batches: who gets which tokens; attention that stays within a sequence, on one rank
+or several."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from megatron_opd.planning.states import world_of_one
 HOST = torch.device("cpu")
 
 
-# ------------------------------------------------------------------------------------------------ attention
+# ---------------------------------------------------------------------------------------- attention
 def rows(tokens: int, heads: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(tokens, heads, 8, generator=generator, dtype=torch.float64).requires_grad_()
@@ -34,12 +35,18 @@ def rows(tokens: int, heads: int, seed: int) -> Tensor:
 def dense(query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, lengths: list[int]) -> Tensor:
     """Sequence by sequence, softmax written out."""
     out = []
-    for query, key, value in zip(*(x.split(lengths) for x in (query_THD, key_TGD, value_TGD)), strict=True):
+    for query, key, value in zip(
+        *(x.split(lengths) for x in (query_THD, key_TGD, value_TGD)), strict=True
+    ):
         shared = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
         scores_HQK = torch.einsum("qhd,khd->hqk", query, key) / 8**0.5
         hidden = torch.ones(len(query), len(query), dtype=torch.bool).triu(1)
-        out.append(torch.einsum("hqk,khd->qhd", scores_HQK.masked_fill(hidden, -torch.inf).softmax(-1), value))
+        out.append(
+            torch.einsum(
+                "hqk,khd->qhd", scores_HQK.masked_fill(hidden, -torch.inf).softmax(-1), value
+            )
+        )
     return torch.cat(out)
 
 
@@ -52,7 +59,9 @@ def shards(x: Tensor, lengths: list[int], ranks: int) -> list[Tensor]:
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=["heads", "grouped"])
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("lengths", [[12], [12, 12], [36, 12, 24, 12]], ids=str)
-def test_attention_stays_within_a_sequence(lengths: list[int], ranks: int, heads: tuple[int, int]) -> None:
+def test_attention_stays_within_a_sequence(
+    lengths: list[int], ranks: int, heads: tuple[int, int]
+) -> None:
     if ranks == 1:
         lengths = [each - i for i, each in enumerate(lengths)] if len(lengths) > 2 else lengths
     inputs = [rows(sum(lengths), each, seed) for seed, each in enumerate((*heads, heads[1]))]
@@ -81,8 +90,10 @@ def test_the_kernel_for_packed_rows_equals_the_padded_batch(ranks: int) -> None:
     query, key, value = (torch.randn(60, h, 64, generator=generator).to(device) for h in (4, 2, 2))
     for rank in range(ranks):
         packing = Packing.of(lengths, ranks, rank, device)
-        k, v = (x if packing.keys_U is None else torch.cat(shards(x, lengths, ranks))[packing.keys_U]
-                for x in (key, value))  # fmt: skip
+        k, v = (
+            x if packing.keys_U is None else torch.cat(shards(x, lengths, ranks))[packing.keys_U]
+            for x in (key, value)
+        )
         q = shards(query, lengths, ranks)[rank]
         whole = causal_attention(q, k, v, packing.segments, None)
         kernel = causal_attention(*(x.bfloat16() for x in (q, k, v)), packing.segments, None)
@@ -90,21 +101,31 @@ def test_the_kernel_for_packed_rows_equals_the_padded_batch(ranks: int) -> None:
 
 
 @pytest.mark.parametrize("is_told", [True, False], ids=["torch 2.13", "torch 2.11"])
-def test_the_kernel_is_told_of_shared_heads_where_it_can_be(monkeypatch: pytest.MonkeyPatch, is_told: bool) -> None:
+def test_the_kernel_is_told_of_shared_heads_where_it_can_be(
+    monkeypatch: pytest.MonkeyPatch, is_told: bool
+) -> None:
     got: dict[str, Any] = {}
 
     def kernel(*arguments: Any, scale: Any, window_size: Any) -> None:
         assert len(arguments) == 7
 
-    def newer_kernel(*arguments: Any, scale: Any, window_size: Any, enable_gqa: bool = False) -> None:
+    def newer_kernel(
+        *arguments: Any, scale: Any, window_size: Any, enable_gqa: bool = False
+    ) -> None:
         got["enable_gqa"] = enable_gqa
 
-    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", newer_kernel if is_told else kernel)
+    monkeypatch.setattr(
+        torch.nn.attention.varlen, "varlen_attn", newer_kernel if is_told else kernel
+    )
     specification = importlib.util.find_spec("megatron_opd.mcore.attention")
     assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)  # as imported where torch has that kernel
+    # as imported where torch has that kernel
+    module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    query, key = (SimpleNamespace(shape=(8, heads, 64), is_cuda=True, dtype=torch.bfloat16) for heads in (4, 2))
+    query, key = (
+        SimpleNamespace(shape=(8, heads, 64), is_cuda=True, dtype=torch.bfloat16)
+        for heads in (4, 2)
+    )
     module.causal_attention(query, key, key, Packing.of([8], 1, 0, HOST).segments, None)
     assert got == ({"enable_gqa": True} if is_told else {})
 
@@ -115,17 +136,24 @@ def test_ranks_share_out_every_token_with_equal_work(length: int, ranks: int) ->
     held = [local_positions(padded, ranks, rank) for rank in range(ranks)]
     assert length <= padded < length + 2 * ranks
     assert sorted(np.concatenate(held)) == list(range(padded))
-    assert len({positions.sum() for positions in held}) == 1  # a token's place is what it attends to
+    # a token's place is what it attends to
+    assert len({positions.sum() for positions in held}) == 1
 
 
-# ------------------------------------------------------------------------------------------------ who gets what
+# ------------------------------------------------------------------------------------ who gets what
 @settings(max_examples=200)
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(1, 4), st.integers(30, 90), st.integers(1, 3))
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=60),
+    st.integers(1, 4),
+    st.integers(30, 90),
+    st.integers(1, 3),
+)
 def test_micro_batches_are_within_the_limit_and_balanced(
     lengths: list[int], replicas: int, capacity: int, multiple: int
 ) -> None:
     bins = balanced(lengths, replicas, capacity, multiple)
-    loads = np.array([[sum(lengths[i] for i in one) for one in mine] for mine in bins])  # ragged would be an error
+    # ragged would be an error
+    loads = np.array([[sum(lengths[i] for i in one) for one in mine] for mine in bins])
     assert sorted(i for mine in bins for one in mine for i in one) == list(range(len(lengths)))
     assert loads.max() <= capacity
     assert loads.shape[0] == replicas and loads.shape[1] % multiple == 0
@@ -181,7 +209,9 @@ def assert_consistent(batch: MicroBatch) -> None:
     ],
     ids=str,
 )
-def test_every_completion_token_is_predicted_once(layout: LayoutConfig, world: int, tokens: int) -> None:
+def test_every_completion_token_is_predicted_once(
+    layout: LayoutConfig, world: int, tokens: int
+) -> None:
     seen, counts = [], set()
     for rank in range(world):
         with rank_of(layout, rank, world) as parallel:

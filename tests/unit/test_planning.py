@@ -29,7 +29,7 @@ def case(recipe: str, gpus: int, *overrides: str, gpu: str = "a100") -> Case:
     return Case(config, architectures(config.models)[0], hardware(gpu, 8), gpus, min(gpus, 8))
 
 
-# ------------------------------------------------------------------------------------------------ the command
+# -------------------------------------------------------------------------------------- the command
 def test_a_plan_that_fits(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "plan.json"
     assert cli.main(["plan", recipe, "--gpus", "2", "--gpu", "h100", "--json", str(out)]) == 0
@@ -39,12 +39,16 @@ def test_a_plan_that_fits(recipe: str, tmp_path: Path, capsys: pytest.CaptureFix
         assert f"| {phase} |" in printed
     plan = json.loads(out.read_text())
     assert plan["own"]["fits"] and plan["gpus"] == 2
-    assert plan["own"]["peak_bytes"] == max(sum(items.values()) for items in plan["own"]["ranks"][0]["phases"].values())
+    assert plan["own"]["peak_bytes"] == max(
+        sum(items.values()) for items in plan["own"]["ranks"][0]["phases"].values()
+    )
     # TP 1 and 2 (with and without sequence parallelism), PP 1 and 2, of each model
     assert len(plan["layouts"]) == 4 * 4
 
 
-def test_a_plan_that_does_not_fit_says_where(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_that_does_not_fit_says_where(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     share = "rollout.gpu_memory_utilization=0.99"
     assert cli.main(["plan", recipe, "--gpus", "1", "--gpu", "a100", share]) == 1
     assert "fits: no; rank 0, generate: 78.3 of 76.1 GiB" in capsys.readouterr().out
@@ -74,7 +78,9 @@ def test_bad_input_is_one_line(
     assert cli.main(["plan", recipe, *arguments]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith(f"megatron-opd: error: {problem}") and printed.err.count("\n") == 1
+    assert (
+        printed.err.startswith(f"megatron-opd: error: {problem}") and printed.err.count("\n") == 1
+    )
 
 
 def test_every_recipe_of_a_paper_has_its_sizes() -> None:
@@ -86,9 +92,12 @@ def test_every_recipe_of_a_paper_has_its_sizes() -> None:
             assert len(notes) == len(found)
 
 
-# ------------------------------------------------------------------------------------------------ ranks and layouts
+# -------------------------------------------------------------------------------- ranks and layouts
 def test_ranks_are_grouped_by_what_they_hold(recipe: str) -> None:
-    layouts = ["student.layout.pipeline_model_parallel_size=4", "teacher.layout.pipeline_model_parallel_size=2"]
+    layouts = [
+        "student.layout.pipeline_model_parallel_size=4",
+        "teacher.layout.pipeline_model_parallel_size=2",
+    ]
     kinds = rank_kinds(case(recipe, 8, *layouts))
     assert [(*each.stages.values(), each.first_rank, each.ranks) for each in kinds] == [
         (0, 0, 0, 0, 2), (1, 0, 0, 2, 2), (2, 0, 1, 4, 2), (3, 0, 1, 6, 2)
@@ -101,20 +110,28 @@ def test_ranks_are_grouped_by_what_they_hold(recipe: str) -> None:
 
 
 def test_an_offloaded_teacher_is_there_to_score_alone(recipe: str) -> None:
-    (stays,), (leaves,) = (rank_kinds(case(recipe, 1, f"teacher.offload={each}")) for each in ("false", "true"))
+    (stays,), (leaves,) = (
+        rank_kinds(case(recipe, 1, f"teacher.offload={each}")) for each in ("false", "true")
+    )
     assert stays.phases["teacher"] == leaves.phases["teacher"]
     for phase in ("generate", "train", "refit"):
-        assert stays.phases[phase] == leaves.phases[phase] | {"teacher": stays.phases["teacher"]["teacher"]}
+        assert stays.phases[phase] == leaves.phases[phase] | {
+            "teacher": stays.phases["teacher"]["teacher"]
+        }
 
 
 def test_stages_keep_as_many_micro_batches_as_are_in_flight(recipe: str) -> None:
-    planned = case(recipe, 4, "student.layout.pipeline_model_parallel_size=4", "train.micro_batch_tokens=32")
+    planned = case(
+        recipe, 4, "student.layout.pipeline_model_parallel_size=4", "train.micro_batch_tokens=32"
+    )
     assert [in_flight(planned, stage) for stage in range(4)] == [4, 3, 2, 1]
     interleaved = ["student.layout.pipeline_model_parallel_size=2",
                    "student.layout.virtual_pipeline_model_parallel_size=2"]  # fmt: skip
     planned = case(recipe, 2, *interleaved, "train.micro_batch_tokens=32")
     assert [in_flight(planned, stage) for stage in range(2)] == [5, 3]  # of half the layers each
-    two = case(recipe, 4, "student.layout.pipeline_model_parallel_size=4", "train.micro_batch_tokens=128")
+    two = case(
+        recipe, 4, "student.layout.pipeline_model_parallel_size=4", "train.micro_batch_tokens=128"
+    )
     assert [in_flight(two, stage) for stage in range(4)] == [2, 2, 2, 1]
 
 
@@ -127,7 +144,8 @@ def test_candidates_are_what_the_checks_accept(recipe: str, tmp_path: Path) -> N
     pairs = {(each.student, each.teacher) for each in found}
     assert len(pairs) == len(found)
     assert (LayoutConfig(), LayoutConfig(2, 1, True, 4)) in pairs
-    assert not any(student.tensor_model_parallel_size == 4 for student, _ in pairs)  # 2 key-value heads
+    # 2 key-value heads
+    assert not any(student.tensor_model_parallel_size == 4 for student, _ in pairs)
     for student, teacher_layout in pairs:
         planned.with_layouts(student, teacher_layout).check()
 
@@ -139,45 +157,66 @@ def experts_recipe(tmp_path: Path, recipe: str, **changes: int) -> list[str]:
     return [recipe, f"student.path={student}"]
 
 
-def test_a_student_with_experts_is_planned_in_every_layout(recipe: str, tmp_path: Path, capsys: Any) -> None:
+def test_a_student_with_experts_is_planned_in_every_layout(
+    recipe: str, tmp_path: Path, capsys: Any
+) -> None:
     name, path = experts_recipe(tmp_path, recipe)
     assert cli.main(["plan", name, path, "--gpus", "4", "--gpu", "h800"]) == 0
     assert "fits: yes" in capsys.readouterr().out
     planned = case(recipe, 4, path)
     students = {each.student for each in candidates(planned)}
     # TP 2 trains experts with sequence parallelism alone
-    assert all(layout.sequence_parallel == (layout.tensor_model_parallel_size > 1) for layout in students)
+    assert all(
+        layout.sequence_parallel == (layout.tensor_model_parallel_size > 1) for layout in students
+    )
     assert {layout.expert_model_parallel_size for layout in students} == {1, 2, 4}
     spread = case(recipe, 4, path, "student.layout.expert_model_parallel_size=4")
     (whole,), (part,) = rank_kinds(planned), rank_kinds(spread)
     for item in ("parameters", "gradients"):
         assert part.phases["train"][item] < whole.phases["train"][item]
     with_padding = pytest.approx(whole.phases["train"]["optimizer"], rel=0.05)
-    assert part.phases["train"]["optimizer"] == with_padding  # a quarter of the experts, whole, or a quarter of all
+    # a quarter of the experts, whole, or a quarter of all
+    assert part.phases["train"]["optimizer"] == with_padding
 
 
 def test_times_of_experts_count_kernels_rows_and_what_is_read(recipe: str, tmp_path: Path) -> None:
     _, path = experts_recipe(tmp_path, recipe, num_experts=64)
     alone, spread = (
-        candidate(case(recipe, 8, path, f"student.layout.expert_model_parallel_size={size}")).time for size in (1, 8)
+        candidate(case(recipe, 8, path, f"student.layout.expert_model_parallel_size={size}")).time
+        for size in (1, 8)
     )
     assert spread.train < alone.train  # an eighth of the kernels; these experts are small
-    slow = candidate(case(recipe, 16, path, "student.layout.expert_model_parallel_size=16")).time  # over the network
+    # over the network
+    slow = candidate(case(recipe, 16, path, "student.layout.expert_model_parallel_size=16")).time
     assert slow.train > spread.train / 2
-    few, many = (candidate(case(recipe, 8, path, f"rollout.num_prompts={count}")).time.generate for count in (8, 256))
+    few, many = (
+        candidate(case(recipe, 8, path, f"rollout.num_prompts={count}")).time.generate
+        for count in (8, 256)
+    )
     assert few < many < 32 * few
 
 
 def test_context_parallelism_shares_out_the_tokens_of_a_sequence(recipe: str) -> None:
-    long = ["max_sequence_length=64", "rollout.max_completion_tokens=32", "train.micro_batch_tokens=64"]
+    long = [
+        "max_sequence_length=64",
+        "rollout.max_completion_tokens=32",
+        "train.micro_batch_tokens=64",
+    ]
     one = case(recipe, 4, *long)
-    two = case(recipe, 4, *long, "train.micro_batch_tokens=32", "student.layout.context_parallel_size=2",
-               "teacher.layout.context_parallel_size=2")  # fmt: skip
+    two = case(
+        recipe,
+        4,
+        *long,
+        "train.micro_batch_tokens=32",
+        "student.layout.context_parallel_size=2",
+        "teacher.layout.context_parallel_size=2",
+    )
     assert (one.replicas("student"), two.replicas("student")) == (4, 2)
     assert two.micro_batch("student").tokens == one.micro_batch("student").tokens // 2
     (whole,), (half,) = rank_kinds(one), rank_kinds(two)
     for item in ("parameters", "gradients", "optimizer"):
-        assert half.phases["train"][item] == whole.phases["train"][item]  # sharded over all four ranks in both
+        # sharded over all four ranks in both
+        assert half.phases["train"][item] == whole.phases["train"][item]
     assert half.phases["train"]["activations"] < 0.7 * whole.phases["train"]["activations"]
     assert {each.student.context_parallel_size for each in candidates(two)} == {2}
 
@@ -188,7 +227,9 @@ def test_more_of_anything_takes_longer(recipe: str) -> None:
     assert longer.generate > base.generate and longer.train >= base.train
     assert candidate(case(recipe, 2, "rollout.num_prompts=16")).time.train > base.train
     assert candidate(case(recipe, 2, gpu="h100")).time.total < base.total
-    assert math.isinf(candidate(case(recipe, 2, "rollout.gpu_memory_utilization=0.0")).time.generate)
+    assert math.isinf(
+        candidate(case(recipe, 2, "rollout.gpu_memory_utilization=0.0")).time.generate
+    )
 
 
 def test_a_method_holds_what_it_reads(recipe: str) -> None:
@@ -197,8 +238,12 @@ def test_a_method_holds_what_it_reads(recipe: str) -> None:
         return set().union(*kind.phases.values())
 
     assert {"teacher", "engine", "KV cache"} <= held()
-    assert not {"teacher", "engine", "reference"} & held("method=sft", "teacher=null", "rollout.num_prompts=4",
-                                                         "rollout.samples_per_prompt=8",
-                                                         "rollout.max_completion_tokens=1024")  # fmt: skip
+    assert not {"teacher", "engine", "reference"} & held(
+        "method=sft",
+        "teacher=null",
+        "rollout.num_prompts=4",
+        "rollout.samples_per_prompt=8",
+        "rollout.max_completion_tokens=1024",
+    )
     assert {"reference", "process model"} <= held("method=prime", "teacher=null")
     assert "teacher engine" in held("method=minillm")

@@ -1,4 +1,5 @@
-"""The planner's formulas against what real layers keep, and its peak of a training step against a measured one."""
+"""The planner's formulas against what real layers keep, and its peak of a training step against a
+measured one."""
 
 import json
 from collections.abc import Iterator
@@ -37,21 +38,40 @@ from tests.tiny_config import tiny_config
 from tests.unit.live_bytes import LiveBytes
 
 QWEN3 = Architecture(
-    "qwen3", vocab_size=512, hidden_size=64, num_layers=2, num_attention_heads=8, num_key_value_heads=4, head_dim=16,
-    intermediate_size=192, max_position_embeddings=4096, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False,
-    qkv_bias=False, qk_norm=True,
-)  # fmt: skip
+    "qwen3",
+    vocab_size=512,
+    hidden_size=64,
+    num_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=16,
+    intermediate_size=192,
+    max_position_embeddings=4096,
+    rms_norm_eps=1e-6,
+    rope_theta=1e4,
+    tie_word_embeddings=False,
+    qkv_bias=False,
+    qk_norm=True,
+)
 QWEN2 = replace(QWEN3, model_type="qwen2", qkv_bias=True, qk_norm=False)
-EXPERTS = replace(QWEN3, experts=Experts(count=8, per_token=4, intermediate_size=48, normalise_top=True))
-NOT_NORMALISED = replace(QWEN3, experts=Experts(count=8, per_token=4, intermediate_size=48, normalise_top=False))
+EXPERTS = replace(
+    QWEN3, experts=Experts(count=8, per_token=4, intermediate_size=48, normalise_top=True)
+)
+NOT_NORMALISED = replace(
+    QWEN3, experts=Experts(count=8, per_token=4, intermediate_size=48, normalise_top=False)
+)
 SEQUENCES, LENGTH = 4, 128
 
 
 @contextmanager
 def model(
-    arch: Architecture, layout: LayoutConfig | None = None, precision: str = "float32", recompute: str = "none"
+    arch: Architecture,
+    layout: LayoutConfig | None = None,
+    precision: str = "float32",
+    recompute: str = "none",
 ) -> Iterator[tuple[list[Any], Parallel]]:
-    """A model with random weights; the other ranks of `layout` are not there, and collectives return at once."""
+    """A model with random weights; the other ranks of `layout` are not there, and collectives
+    return at once."""
     layout = layout or LayoutConfig()
     size = layout.model_parallel_size
     with world_of_one(size - 1, size):
@@ -63,10 +83,15 @@ def model(
 
 
 def micro_batch(
-    arch: Architecture, layout: LayoutConfig | None = None, precision: str = "float32", predicted: int = LENGTH
+    arch: Architecture,
+    layout: LayoutConfig | None = None,
+    precision: str = "float32",
+    predicted: int = LENGTH,
 ) -> FullMicroBatch:
     element = DTYPES[precision].itemsize
-    return FullMicroBatch(arch, layout or LayoutConfig(), element, False, SEQUENCES * LENGTH, SEQUENCES * predicted)
+    return FullMicroBatch(
+        arch, layout or LayoutConfig(), element, False, SEQUENCES * LENGTH, SEQUENCES * predicted
+    )
 
 
 def hidden_states(chunk: Any, parallel: Parallel) -> None:
@@ -74,10 +99,16 @@ def hidden_states(chunk: Any, parallel: Parallel) -> None:
     ranks = parallel.cp_size
     packing = Packing.of([LENGTH * ranks] * SEQUENCES, ranks, parallel.cp_rank, ids.device)
     with parallel.active():
-        chunk(ids, ids, None, packed_seq_params=packing, output_processor=lambda hidden_states, **_: hidden_states)
+        chunk(
+            ids,
+            ids,
+            None,
+            packed_seq_params=packing,
+            output_processor=lambda hidden_states, **_: hidden_states,
+        )
 
 
-# ------------------------------------------------------------------------------------------------ activations
+# -------------------------------------------------------------------------------------- activations
 def saved_bytes(chunk: Any, parallel: Parallel) -> int:
     """Of the storages that a forward pass keeps for its backward pass, parameters apart."""
     parameters = {each.untyped_storage().data_ptr() for each in chunk.parameters()}
@@ -95,13 +126,17 @@ def saved_bytes(chunk: Any, parallel: Parallel) -> int:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("layout", [LayoutConfig(), LayoutConfig(2), LayoutConfig(2, sequence_parallel=True)], ids=str)
+@pytest.mark.parametrize(
+    "layout", [LayoutConfig(), LayoutConfig(2), LayoutConfig(2, sequence_parallel=True)], ids=str
+)
 @pytest.mark.parametrize(
     "arch",
     [QWEN2, QWEN3, replace(QWEN3, num_key_value_heads=8), EXPERTS, NOT_NORMALISED],
     ids=["qwen2", "qwen3", "mha", "experts", "not normalised"],
 )
-def test_layers_keep_what_the_formula_says(arch: Architecture, layout: LayoutConfig, precision: str) -> None:
+def test_layers_keep_what_the_formula_says(
+    arch: Architecture, layout: LayoutConfig, precision: str
+) -> None:
     if arch.experts and layout == LayoutConfig(2):
         pytest.skip("experts are not trained with tensor parallelism alone")
     kept = []
@@ -113,29 +148,45 @@ def test_layers_keep_what_the_formula_says(arch: Architecture, layout: LayoutCon
 
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("arch", [QWEN2, QWEN3, EXPERTS], ids=["qwen2", "qwen3", "experts"])
-def test_layers_of_a_part_of_each_sequence_keep_about_as_much(arch: Architecture, ranks: int) -> None:
-    """The last rank, whose two chunks meet as many keys as any rank's; the host fills up runs and keeps a mask."""
+def test_layers_of_a_part_of_each_sequence_keep_about_as_much(
+    arch: Architecture, ranks: int
+) -> None:
+    """The last rank, whose two chunks meet as many keys as any rank's; the host fills up runs and
+    keeps a mask."""
     kept, layout = [], LayoutConfig(context_parallel_size=ranks)
     for num_layers in (1, 3):
         with model(replace(arch, num_layers=num_layers), layout) as ((chunk,), parallel):
             kept.append(saved_bytes(chunk, parallel))
-    assert kept[1] - kept[0] == pytest.approx(2 * activations.layer_saved(micro_batch(arch, layout)), rel=0.1)
-
-
-@pytest.mark.parametrize("layout", [LayoutConfig(), LayoutConfig(2, sequence_parallel=True)], ids=str)
-@pytest.mark.parametrize("granularity", ["selective", "full"])
-@pytest.mark.parametrize("arch", [QWEN3, EXPERTS], ids=["qwen3", "experts"])
-def test_what_is_computed_again_is_not_kept(arch: Architecture, granularity: str, layout: LayoutConfig) -> None:
-    kept = []
-    for num_layers in (1, 3):
-        with model(replace(arch, num_layers=num_layers), layout, recompute=granularity) as ((chunk,), parallel):
-            kept.append(saved_bytes(chunk, parallel))
-    batch = micro_batch(arch, layout)
-    assert kept[1] - kept[0] == 2 * (activations.layer_saved(batch) - activations.recomputed(batch, granularity))
+    assert kept[1] - kept[0] == pytest.approx(
+        2 * activations.layer_saved(micro_batch(arch, layout)), rel=0.1
+    )
 
 
 @pytest.mark.parametrize(
-    "arch", [QWEN2, replace(QWEN3, intermediate_size=64), EXPERTS], ids=["mlp", "attention", "experts"]
+    "layout", [LayoutConfig(), LayoutConfig(2, sequence_parallel=True)], ids=str
+)
+@pytest.mark.parametrize("granularity", ["selective", "full"])
+@pytest.mark.parametrize("arch", [QWEN3, EXPERTS], ids=["qwen3", "experts"])
+def test_what_is_computed_again_is_not_kept(
+    arch: Architecture, granularity: str, layout: LayoutConfig
+) -> None:
+    kept = []
+    for num_layers in (1, 3):
+        with model(replace(arch, num_layers=num_layers), layout, recompute=granularity) as (
+            (chunk,),
+            parallel,
+        ):
+            kept.append(saved_bytes(chunk, parallel))
+    batch = micro_batch(arch, layout)
+    assert kept[1] - kept[0] == 2 * (
+        activations.layer_saved(batch) - activations.recomputed(batch, granularity)
+    )
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [QWEN2, replace(QWEN3, intermediate_size=64), EXPERTS],
+    ids=["mlp", "attention", "experts"],
 )
 def test_a_forward_pass_needs_what_the_formula_says(arch: Architecture) -> None:
     with model(arch) as ((chunk,), parallel), torch.no_grad(), LiveBytes() as live:
@@ -147,7 +198,7 @@ def test_a_forward_pass_needs_what_the_formula_says(arch: Architecture) -> None:
     assert planned == pytest.approx(live.peak, rel=0.05)
 
 
-# ------------------------------------------------------------------------------------------------ a training step
+# ---------------------------------------------------------------------------------- a training step
 def recipe(
     *,
     fused: bool,
@@ -157,10 +208,15 @@ def recipe(
     sequences: int = SEQUENCES,
 ) -> RunConfig:
     return tiny_config(
-        1e-3, layout, max_sequence_length=LENGTH, method=CATALOGUE["grpo"].method, precision=precision,
+        1e-3,
+        layout,
+        max_sequence_length=LENGTH,
+        method=CATALOGUE["grpo"].method,
+        precision=precision,
         rollout=RolloutConfig(num_prompts=4, samples_per_prompt=2, max_completion_tokens=predicted),
-        micro_batch_tokens=sequences * LENGTH, fused_output_layer=fused,
-    )  # fmt: skip
+        micro_batch_tokens=sequences * LENGTH,
+        fused_output_layer=fused,
+    )
 
 
 def measured_peak(arch: Architecture, config: RunConfig) -> int:
@@ -173,13 +229,24 @@ def full_rollouts(vocab_size: int, completion: int) -> list[Rollout]:
     """Eight of LENGTH tokens, two of each prompt."""
     draw = partial(np.random.default_rng(0).integers, 0, vocab_size, dtype=np.int32)
     return [
-        Rollout(Prompt(i // 2, "", "", "", draw(LENGTH - completion)), i % 2, draw(completion),
-                np.full(completion, -6, np.float32), "", "stop", 0, group=i // 2, reward=float(i % 2))
+        Rollout(
+            Prompt(i // 2, "", "", "", draw(LENGTH - completion)),
+            i % 2,
+            draw(completion),
+            np.full(completion, -6, np.float32),
+            "",
+            "stop",
+            0,
+            group=i // 2,
+            reward=float(i % 2),
+        )
         for i in range(8)
-    ]  # fmt: skip
+    ]
 
 
-def peak_of_update(chunks: list[Any], parallel: Parallel, arch: Architecture, config: RunConfig) -> int:
+def peak_of_update(
+    chunks: list[Any], parallel: Parallel, arch: Architecture, config: RunConfig
+) -> int:
     """Live bytes of a whole update of `train.step`, with everything the trainer holds."""
     completion = config.rollout.max_completion_tokens
     rollouts = full_rollouts(arch.vocab_size, completion)
@@ -190,7 +257,9 @@ def peak_of_update(chunks: list[Any], parallel: Parallel, arch: Architecture, co
     settings: dict[str, Any] = {"step": 0, "micro_batch_tokens": config.train.micro_batch_tokens}
     update(student, rollouts, columns, objective, **settings)  # the moments exist from here on
     optimizers = [each.optimizer for each in student.optimizer.chained_optimizers]  # type: ignore[attr-defined]
-    state = [each for inner in optimizers for group in inner.param_groups for each in group["params"]]
+    state = [
+        each for inner in optimizers for group in inner.param_groups for each in group["params"]
+    ]
     state += [each for inner in optimizers for of in inner.state.values() for each in of.values()]
     buffers = [*student.chunks[0].buffers, *student.chunks[0].expert_parallel_buffers]
     gradients = [buffer.grad_data for buffer in buffers]
@@ -209,21 +278,27 @@ def peak_of_update(chunks: list[Any], parallel: Parallel, arch: Architecture, co
         (QWEN2, True, 100),
         (replace(QWEN2, vocab_size=4096, tie_word_embeddings=True), False, 64),
         (replace(QWEN3, vocab_size=4096), True, 64),
-        (replace(QWEN3, vocab_size=64, intermediate_size=512, num_layers=4), False, 8),  # the peak is in the layers
+        # the peak is in the layers
+        (replace(QWEN3, vocab_size=64, intermediate_size=512, num_layers=4), False, 8),
         (EXPERTS, True, 100),
         (replace(EXPERTS, vocab_size=64, hidden_size=128), False, 8),
     ],
     ids=["logits", "fused", "tied", "fused large", "layers", "experts", "experts wide"],
 )
-def test_the_peak_of_a_training_step_is_within_a_tenth(arch: Architecture, fused: bool, predicted: int) -> None:
+def test_the_peak_of_a_training_step_is_within_a_tenth(
+    arch: Architecture, fused: bool, predicted: int
+) -> None:
     assert_peak(arch, recipe(fused=fused, predicted=predicted))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("layout", [LayoutConfig(2), LayoutConfig(2, sequence_parallel=True)], ids=["tp", "sp"])
+@pytest.mark.parametrize(
+    "layout", [LayoutConfig(2), LayoutConfig(2, sequence_parallel=True)], ids=["tp", "sp"]
+)
 @pytest.mark.parametrize("arch", [QWEN3, EXPERTS], ids=["dense", "experts"])
 def test_so_is_that_of_a_shard(arch: Architecture, layout: LayoutConfig, precision: str) -> None:
-    """One of two tensor-parallel ranks; what it would receive from the other has the size, not the values."""
+    """One of two tensor-parallel ranks; what it would receive from the other has the size, not the
+    values."""
     if arch.experts and not layout.sequence_parallel:
         pytest.skip("experts are not trained with tensor parallelism alone")
     assert_peak(arch, recipe(fused=True, predicted=100, layout=layout, precision=precision))
@@ -232,7 +307,9 @@ def test_so_is_that_of_a_shard(arch: Architecture, layout: LayoutConfig, precisi
 @pytest.mark.parametrize("recompute", ["selective", "full"])
 def test_so_is_that_of_experts_computed_again(recompute: str) -> None:
     config = recipe(fused=True, predicted=8)
-    assert_peak(EXPERTS, replace(config, train=replace(config.train, recompute_granularity=recompute)))
+    assert_peak(
+        EXPERTS, replace(config, train=replace(config.train, recompute_granularity=recompute))
+    )
 
 
 def assert_peak(arch: Architecture, config: RunConfig) -> None:
@@ -250,13 +327,21 @@ def assert_within_a_tenth(kind: RankKind, measured: int) -> None:
     assert planned - states == pytest.approx(measured - states, rel=0.1)
 
 
-# ------------------------------------------------------------------------------------------------ parameters
+# --------------------------------------------------------------------------------------- parameters
 def table() -> dict[str, Architecture]:
-    return {name: parse_architecture(sizes, TABLE) for name, sizes in json.loads(TABLE.read_text()).items()}
+    return {
+        name: parse_architecture(sizes, TABLE)
+        for name, sizes in json.loads(TABLE.read_text()).items()
+    }
 
 
 # Parameters in all, in billions, as the models' cards say.
-PUBLISHED = {"Qwen2.5-Math-7B": 7.61, "Qwen2.5-Math-1.5B": 1.54, "Qwen3-8B": 8.2, "Qwen3-30B-A3B": 30.5}
+PUBLISHED = {
+    "Qwen2.5-Math-7B": 7.61,
+    "Qwen2.5-Math-1.5B": 1.54,
+    "Qwen3-8B": 8.2,
+    "Qwen3-30B-A3B": 30.5,
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -291,6 +376,11 @@ def test_a_stage_of_equal_layers_is_the_stage(arch: Architecture, layout: Layout
             parallel = replace(groups.create(layout), device=torch.device("meta"))
             (chunk,) = build_model(arch, parallel, precision="bfloat16")
         marks = ("allreduce", "shared_embedding")
-        facts = [[(each.shape, each.dtype, *(getattr(each, mark, None) for mark in marks)) for each in parameters]
-                 for parameters in (stage.parameters, chunk.parameters())]  # fmt: skip
+        facts = [
+            [
+                (each.shape, each.dtype, *(getattr(each, mark, None) for mark in marks))
+                for each in parameters
+            ]
+            for parameters in (stage.parameters, chunk.parameters())
+        ]
         assert facts[0] == facts[1]

@@ -1,4 +1,5 @@
-"""PRIME's two halves: what a token of a response is worth, and what the process model learns from the response."""
+"""PRIME's two halves: what a token of a response is worth, and what the process model learns from
+the response."""
 
 import numpy as np
 import pytest
@@ -13,7 +14,13 @@ from tests.unit.categorical import OnLogits
 
 V, BETA = 7, 0.05
 # (group, tokens, reward, given tokens)
-RESPONSES = [(0, [1, 2, 3], 1.0, 0), (0, [4], 0.0, 0), (0, [5, 6], 0.0, 1), (1, [1, 1], 1.0, 0), (1, [2, 0, 3], 1.0, 0)]
+RESPONSES = [
+    (0, [1, 2, 3], 1.0, 0),
+    (0, [4], 0.0, 0),
+    (0, [5, 6], 0.0, 1),
+    (1, [1, 1], 1.0, 0),
+    (1, [2, 0, 3], 1.0, 0),
+]
 TOKENS = sum(len(tokens) for _, tokens, _, _ in RESPONSES)
 
 
@@ -22,21 +29,41 @@ def batch() -> Batch:
     random = np.random.default_rng(1)
     prompt = Prompt(0, "", "", "", np.array([1], np.int32))
     rollouts = [
-        Rollout(prompt, i, np.array(tokens, np.int32), np.zeros(len(tokens), np.float32), "", "stop", 0,
-                group=group, reward=reward, given=given)
+        Rollout(
+            prompt,
+            i,
+            np.array(tokens, np.int32),
+            np.zeros(len(tokens), np.float32),
+            "",
+            "stop",
+            0,
+            group=group,
+            reward=reward,
+            given=given,
+        )
         for i, (group, tokens, reward, given) in enumerate(RESPONSES)
-    ]  # fmt: skip
+    ]
     reference, process = (random.normal(size=TOKENS).astype(np.float32) for _ in range(2))
-    return Batch(rollouts, Signals(reference_logprobs_T=reference, process_logprobs_T=process), seed=0, step=0)
+    return Batch(
+        rollouts,
+        Signals(reference_logprobs_T=reference, process_logprobs_T=process),
+        seed=0,
+        step=0,
+    )
 
 
 def test_a_token_is_worth_the_relative_rewards_from_it_on(batch):
     bounds = np.cumsum([0] + [len(tokens) for _, tokens, _, _ in RESPONSES])
     implicit = BETA * (batch.process_T - batch.reference_T).numpy()
-    rewards = [implicit[a + r.given : b] for a, b, r in zip(bounds, bounds[1:], batch.rollouts, strict=False)]
+    rewards = [
+        implicit[a + r.given : b]
+        for a, b, r in zip(bounds, bounds[1:], batch.rollouts, strict=False)
+    ]
     want, sampled = [], []
     for i, own in enumerate(rewards):
-        others = [j for j, r in enumerate(batch.rollouts) if j != i and r.group == batch.rollouts[i].group]
+        others = [
+            j for j, r in enumerate(batch.rollouts) if j != i and r.group == batch.rollouts[i].group
+        ]
         process = own - np.mean([rewards[j].mean() for j in others])
         outcome = batch.rollouts[i].reward - np.mean([batch.rollouts[j].reward for j in others])
         given = batch.rollouts[i].given
@@ -49,7 +76,9 @@ def test_a_token_is_worth_the_relative_rewards_from_it_on(batch):
 
 
 def test_the_process_model_learns_to_tell_right_responses(batch):
-    logits_TV = torch.randn(TOKENS, V, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits_TV = torch.randn(
+        TOKENS, V, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     logits_TV.requires_grad_()
     columns = process_columns(batch)
     loss, sums = ProcessRewardObjective(BETA, V, 1.0)(OnLogits(logits_TV), columns, 0)
@@ -63,12 +92,15 @@ def test_the_process_model_learns_to_tell_right_responses(batch):
         right.append(float((probability > 0.5) == bool(r.reward)))
     (want,) = torch.autograd.grad(torch.stack(losses).mean(), logits_TV)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-8)
-    assert float(loss.detach()) == pytest.approx(float(torch.stack(losses).mean().detach()), rel=1e-6)
+    assert float(loss.detach()) == pytest.approx(
+        float(torch.stack(losses).mean().detach()), rel=1e-6
+    )
     assert float(sums["accuracy"]) == pytest.approx(np.mean(right))
 
 
 def test_one_update_teaches(batch):
-    """A step against the gradient raises what a right response gets and lowers what a wrong one gets."""
+    """A step against the gradient raises what a right response gets and lowers what a wrong one
+    gets."""
     logits_TV = torch.zeros(TOKENS, V, requires_grad=True)
     columns = process_columns(batch)
     objective = ProcessRewardObjective(BETA, V, 1.0)

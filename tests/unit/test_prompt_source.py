@@ -33,8 +33,15 @@ def test_without_shuffling_the_order_is_the_file_s() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(1, 9), st.integers(-5, 2**40), st.lists(st.integers(0, 12), max_size=6), st.integers(1, 30))
-def test_resuming_draws_what_the_uninterrupted_run_draws(count: int, seed: int, sizes: list[int], then: int) -> None:
+@given(
+    st.integers(1, 9),
+    st.integers(-5, 2**40),
+    st.lists(st.integers(0, 12), max_size=6),
+    st.integers(1, 30),
+)
+def test_resuming_draws_what_the_uninterrupted_run_draws(
+    count: int, seed: int, sizes: list[int], then: int
+) -> None:
     prompts = make_prompts(count)
     source = PromptSource(prompts, seed=seed, shuffle=True)
     draw(source, *sizes)
@@ -47,4 +54,6 @@ def test_a_source_refuses_what_it_cannot_draw_from() -> None:
     with pytest.raises(DataError, match="no prompts"):
         PromptSource([], seed=0, shuffle=True)
     with pytest.raises(DataError, match="resume with the data set the run was started with"):
-        PromptSource(make_prompts(3), seed=0, shuffle=True).load_state_dict({"epoch": 0, "position": 4})
+        PromptSource(make_prompts(3), seed=0, shuffle=True).load_state_dict(
+            {"epoch": 0, "position": 4}
+        )

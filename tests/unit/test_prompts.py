@@ -59,11 +59,16 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def load(path: Path, config: DataConfig, tokenizer: Any, **changes: Any) -> list[Prompt]:
-    limits = {"max_prompt_tokens": 1000, "max_sequence_length": 1500, "need_answer": True, "need_trace": False}
+    limits = {
+        "max_prompt_tokens": 1000,
+        "max_sequence_length": 1500,
+        "need_answer": True,
+        "need_trace": False,
+    }
     return load_prompts(path, config, tokenizer, **(limits | changes))
 
 
-# ------------------------------------------------------------------------------------------------ tokenizer, template
+# ------------------------------------------------------------------------------ tokenizer, template
 def test_a_missing_or_broken_model_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such model directory"):
         load_tokenizer(tmp_path / "nowhere")
@@ -79,10 +84,16 @@ def test_rendering(tokenizer: Any) -> None:
     assert render(raw, tokenizer, problem) == f"Q: {problem}\nA: <think>\n"
     chat = TemplateConfig(text="{problem} Box it.")
     assert render(chat, tokenizer, problem) == f"<user>{problem} Box it.</s><assistant>"
-    assert render(replace(chat, system="Be brief."), tokenizer, "x").startswith("<system>Be brief.</s><user>x")
+    assert render(replace(chat, system="Be brief."), tokenizer, "x").startswith(
+        "<system>Be brief.</s><user>x"
+    )
     tgpo = render(TemplateConfig(system="tgpo", prefill="<think>\n"), tokenizer, "x")
-    assert tgpo.startswith("<system>Your task is to follow a systematic, thorough reasoning process")
-    assert r"answer in \boxed{} for closed-form results" in tgpo and tgpo.endswith("<assistant><think>\n")
+    assert tgpo.startswith(
+        "<system>Your task is to follow a systematic, thorough reasoning process"
+    )
+    assert r"answer in \boxed{} for closed-form results" in tgpo and tgpo.endswith(
+        "<assistant><think>\n"
+    )
 
 
 def test_a_chat_template_that_is_missing_or_fails_names_the_remedy(model_dir: Path) -> None:
@@ -95,10 +106,16 @@ def test_a_chat_template_that_is_missing_or_fails_names_the_remedy(model_dir: Pa
         render(TemplateConfig(), tokenizer, "x")
 
 
-# ------------------------------------------------------------------------------------------------ data files
+# --------------------------------------------------------------------------------------- data files
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_numbers_are_answers_in_digits(tmp_path: Path, tokenizer: Any, suffix: str) -> None:
-    gold = {0.00001: "0.00001", 1e22: "1" + "0" * 22, 2.5e-07: "0.00000025", 142.0: "142.0", -0.5: "-0.5"}
+    gold = {
+        0.00001: "0.00001",
+        1e22: "1" + "0" * 22,
+        2.5e-07: "0.00000025",
+        142.0: "142.0",
+        -0.5: "-0.5",
+    }
     rows = [{"prompt": "q", "answer": number} for number in gold]
     prompts = load(write(tmp_path / f"data{suffix}", rows), RAW, tokenizer)
     assert [p.answer for p in prompts] == list(gold.values())
@@ -106,15 +123,24 @@ def test_numbers_are_answers_in_digits(tmp_path: Path, tokenizer: Any, suffix: s
 
 def test_big_integers_and_decimals_keep_every_digit(tmp_path: Path, tokenizer: Any) -> None:
     digits = "123456789012345678901234567890"
-    (prompt,) = load(write(tmp_path / "a.jsonl", [{"prompt": "q", "answer": int(digits)}]), RAW, tokenizer)
+    (prompt,) = load(
+        write(tmp_path / "a.jsonl", [{"prompt": "q", "answer": int(digits)}]), RAW, tokenizer
+    )
     assert prompt.answer == digits
-    rows = [{"prompt": "q", "answer": Decimal("0.10")}, {"prompt": "q", "answer": Decimal("12345678901234567.89")}]
+    rows = [
+        {"prompt": "q", "answer": Decimal("0.10")},
+        {"prompt": "q", "answer": Decimal("12345678901234567.89")},
+    ]
     prompts = load(write(tmp_path / "a.parquet", rows), RAW, tokenizer)
     assert [p.answer for p in prompts] == ["0.10", "12345678901234567.89"]
 
 
-@pytest.mark.parametrize("missing", ["NaN", "Infinity", "-Infinity", "1e999", '"nan"', '"None"', '"null"', '"inf"'])
-def test_a_number_that_is_not_finite_is_a_missing_answer(tmp_path: Path, tokenizer: Any, missing: str) -> None:
+@pytest.mark.parametrize(
+    "missing", ["NaN", "Infinity", "-Infinity", "1e999", '"nan"', '"None"', '"null"', '"inf"']
+)
+def test_a_number_that_is_not_finite_is_a_missing_answer(
+    tmp_path: Path, tokenizer: Any, missing: str
+) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text(f'{{"prompt": "p", "answer": 1}}\n{{"prompt": "q", "answer": {missing}}}\n')
     with pytest.raises(DataError, match=r"data\.jsonl:2: no answer in column answer"):
@@ -138,13 +164,17 @@ def test_a_missing_number_of_a_table_is_a_missing_answer(tmp_path: Path, tokeniz
         (DAPO_ROW, "Solve: 1+1", "2"),
     ],
 )
-def test_layouts(tmp_path: Path, tokenizer: Any, suffix: str, row: dict[str, Any], problem: str, answer: str) -> None:
+def test_layouts(
+    tmp_path: Path, tokenizer: Any, suffix: str, row: dict[str, Any], problem: str, answer: str
+) -> None:
     prompts = load(write(tmp_path / f"data{suffix}", [row, row]), CHAT, tokenizer)
     assert [p.index for p in prompts] == [0, 1]
     for prompt in prompts:
         assert (prompt.problem, prompt.answer) == (problem, answer)
         assert prompt.text == f"<user>{problem}</s><assistant>"
-        assert prompt.token_ids.dtype == np.int32 and tokenizer.decode(prompt.token_ids) == prompt.text
+        assert (
+            prompt.token_ids.dtype == np.int32 and tokenizer.decode(prompt.token_ids) == prompt.text
+        )
         assert prompt.trace is None and prompt.trace_ids is None
 
 
@@ -155,12 +185,18 @@ def test_layouts(tmp_path: Path, tokenizer: Any, suffix: str, row: dict[str, Any
         ({"problem": "p", "response": "so 2"}, "so 2"),
         ({"problem": "p", "response": "so 2</s>"}, "so 2</s>"),
         (OPENR1_ROW, "it is 9"),
-        (OPENR1_ROW | {"correctness_math_verify": [False] * 3, "correctness_llama": [False, False, True]}, "nine"),
+        (
+            OPENR1_ROW
+            | {"correctness_math_verify": [False] * 3, "correctness_llama": [False, False, True]},
+            "nine",
+        ),
         ({"problem": "p", "generations": ["one", "two"]}, "one"),
         (DAPO_ROW | {"target": [{"role": "assistant", "content": "It is 2."}]}, "It is 2."),
     ],
 )
-def test_traces_end_with_one_eos(tmp_path: Path, tokenizer: Any, suffix: str, row: dict[str, Any], trace: str) -> None:
+def test_traces_end_with_one_eos(
+    tmp_path: Path, tokenizer: Any, suffix: str, row: dict[str, Any], trace: str
+) -> None:
     path = write(tmp_path / f"data{suffix}", [row])
     (prompt,) = load(path, RAW, tokenizer, need_answer=False, need_trace=True)
     assert prompt.trace_ids is not None and prompt.trace_ids.dtype == np.int32
@@ -168,23 +204,34 @@ def test_traces_end_with_one_eos(tmp_path: Path, tokenizer: Any, suffix: str, ro
     assert tokenizer.decode(prompt.trace_ids) == trace.removesuffix("</s>") + "</s>"
 
 
-def test_a_trace_keeps_its_own_tokens_and_they_must_be_the_students(tmp_path: Path, tokenizer: Any) -> None:
-    """Sampled tokens need not be those that the text is tokenised to: here one of them does not show in it."""
+def test_a_trace_keeps_its_own_tokens_and_they_must_be_the_students(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    """Sampled tokens need not be those that the text is tokenised to: here one of them does not
+    show in it."""
     spelled = tokenizer("so 2", add_special_tokens=False)["input_ids"]
     spelled.insert(1, tokenizer.eos_token_id)
     row = {"problem": "p", "response": "so 2", "token_ids": spelled}
-    (prompt,) = load(write(tmp_path / "a.parquet", [row]), RAW, tokenizer, need_answer=False, need_trace=True)
-    assert prompt.trace_ids is not None and prompt.trace_ids.tolist() == [*spelled, tokenizer.eos_token_id]
+    (prompt,) = load(
+        write(tmp_path / "a.parquet", [row]), RAW, tokenizer, need_answer=False, need_trace=True
+    )
+    assert prompt.trace_ids is not None and prompt.trace_ids.tolist() == [
+        *spelled,
+        tokenizer.eos_token_id,
+    ]
     for wrong in (spelled[::-1], [*spelled[:-1], 10**6], [-1]):
         path = write(tmp_path / "b.parquet", [row, row | {"token_ids": wrong}])
-        with pytest.raises(DataError, match=r"b\.parquet:2: its token_ids are not its response under the student's"):
+        with pytest.raises(
+            DataError, match=r"b\.parquet:2: its token_ids are not its response under the student's"
+        ):
             load(path, RAW, tokenizer, need_answer=False, need_trace=True)
     load(path, RAW, tokenizer, need_answer=False, need_trace=False)
 
 
 def test_a_trace_goes_on_where_the_prefill_ends(tmp_path: Path, tokenizer: Any) -> None:
     path = write(
-        tmp_path / "data.jsonl", [{"problem": "p", "response": "<think>\nhm"}, {"problem": "p", "response": "x"}]
+        tmp_path / "data.jsonl",
+        [{"problem": "p", "response": "<think>\nhm"}, {"problem": "p", "response": "x"}],
     )
     config = replace(RAW, template=TemplateConfig(kind="raw", prefill="<think>\n"))
     first, second = load(path, config, tokenizer, need_answer=False, need_trace=True)
@@ -212,7 +259,12 @@ GOOD = '{"problem": "p", "answer": "1"}\n'
     ("name", "content", "need_trace", "message"),
     [
         ("data.jsonl", None, False, r"data\.jsonl: no such file; check data\.train"),
-        ("data.csv", b"a,b", False, r"unknown kind of file '\.csv'; give a \.jsonl or a \.parquet file"),
+        (
+            "data.csv",
+            b"a,b",
+            False,
+            r"unknown kind of file '\.csv'; give a \.jsonl or a \.parquet file",
+        ),
         ("data.jsonl", b"", False, r"data\.jsonl: the file has no rows"),
         ("data.jsonl", b"\n\n", False, r"the file has no rows"),
         ("data.parquet", b"not parquet", False, r"data\.parquet: not a Parquet file"),
@@ -226,13 +278,43 @@ GOOD = '{"problem": "p", "answer": "1"}\n'
             False,
             r"no column prompt \| .* \| conversations among those found \(text, answer\); set data\.problem_column",
         ),
-        ("data.jsonl", '{"problem": "p", "gold": "1"}', False, r"found \(problem, gold\); set data\.answer_column"),
+        (
+            "data.jsonl",
+            '{"problem": "p", "gold": "1"}',
+            False,
+            r"found \(problem, gold\); set data\.answer_column",
+        ),
         ("data.jsonl", GOOD, True, r"found \(problem, answer\); set data\.trace_column"),
-        ("data.jsonl", GOOD + '{"problem": "p"}', False, r"data\.jsonl:2: no answer in column answer"),
-        ("data.jsonl", GOOD + '{"problem": "p", "answer": " "}', False, r"data\.jsonl:2: no answer"),
-        ("data.jsonl", GOOD + '{"problem": "p", "answer": null}', False, r"data\.jsonl:2: no answer"),
-        ("data.jsonl", GOOD + '{"problem": "", "answer": "1"}', False, r"data\.jsonl:2: no problem text"),
-        ("data.jsonl", '{"prompt": [{"role": "x"}], "answer": "1"}', False, r"data\.jsonl:1: no problem text"),
+        (
+            "data.jsonl",
+            GOOD + '{"problem": "p"}',
+            False,
+            r"data\.jsonl:2: no answer in column answer",
+        ),
+        (
+            "data.jsonl",
+            GOOD + '{"problem": "p", "answer": " "}',
+            False,
+            r"data\.jsonl:2: no answer",
+        ),
+        (
+            "data.jsonl",
+            GOOD + '{"problem": "p", "answer": null}',
+            False,
+            r"data\.jsonl:2: no answer",
+        ),
+        (
+            "data.jsonl",
+            GOOD + '{"problem": "", "answer": "1"}',
+            False,
+            r"data\.jsonl:2: no problem text",
+        ),
+        (
+            "data.jsonl",
+            '{"prompt": [{"role": "x"}], "answer": "1"}',
+            False,
+            r"data\.jsonl:1: no problem text",
+        ),
         (
             "data.jsonl",
             '{"problem": "p", "answer": "1", "generations": ["a"], "correctness_math_verify": [false]}',
@@ -242,7 +324,12 @@ GOOD = '{"problem": "p", "answer": "1"}\n'
     ],
 )
 def test_bad_files_are_one_line_with_row_and_remedy(
-    tmp_path: Path, tokenizer: Any, name: str, content: str | bytes | None, need_trace: bool, message: str
+    tmp_path: Path,
+    tokenizer: Any,
+    name: str,
+    content: str | bytes | None,
+    need_trace: bool,
+    message: str,
 ) -> None:
     path = tmp_path / name
     if content is not None:
@@ -254,7 +341,9 @@ def test_bad_files_are_one_line_with_row_and_remedy(
 
 def test_an_empty_parquet_file(tmp_path: Path, tokenizer: Any) -> None:
     path = tmp_path / "data.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"problem": pyarrow.array([], pyarrow.string())}), path)
+    pyarrow.parquet.write_table(
+        pyarrow.table({"problem": pyarrow.array([], pyarrow.string())}), path
+    )
     with pytest.raises(DataError, match="the file has no rows"):
         load(path, RAW, tokenizer)
 
@@ -265,7 +354,9 @@ def test_long_rows_are_errors_or_dropped_and_counted(
     rows = [{"problem": "p" * n, "answer": "1", "response": "r" * n} for n in (4, 9, 5)]
     path = write(tmp_path / "data.jsonl", rows)
     assert len(load(path, RAW, tokenizer, max_prompt_tokens=9)) == 3
-    with pytest.raises(DataError, match=r"data\.jsonl:2: the prompt has 9 tokens, .* 8; .* data\.long_prompts=drop"):
+    with pytest.raises(
+        DataError, match=r"data\.jsonl:2: the prompt has 9 tokens, .* 8; .* data\.long_prompts=drop"
+    ):
         load(path, RAW, tokenizer, max_prompt_tokens=8)
     drop = replace(RAW, long_prompts="drop")
     with caplog.at_level(logging.WARNING):
@@ -273,7 +364,9 @@ def test_long_rows_are_errors_or_dropped_and_counted(
     assert "dropped 1 of 3 rows" in caplog.text
     with pytest.raises(DataError, match="all 3 rows are too long"):
         load(path, drop, tokenizer, max_prompt_tokens=3)
-    with pytest.raises(DataError, match=r":2: prompt and trace have 19 tokens, more than max_sequence_length=18"):
+    with pytest.raises(
+        DataError, match=r":2: prompt and trace have 19 tokens, more than max_sequence_length=18"
+    ):
         load(path, RAW, tokenizer, max_sequence_length=18, need_trace=True)
     assert len(load(path, RAW, tokenizer, max_sequence_length=19, need_trace=True)) == 3
 
@@ -285,7 +378,9 @@ def test_a_template_without_the_problem_is_refused(tmp_path: Path, tokenizer: An
 
 
 def test_more_rows_than_one_tokeniser_call(tmp_path: Path, tokenizer: Any) -> None:
-    path = write(tmp_path / "data.parquet", [{"problem": f"p{i}", "answer": str(i)} for i in range(2345)])
+    path = write(
+        tmp_path / "data.parquet", [{"problem": f"p{i}", "answer": str(i)} for i in range(2345)]
+    )
     prompts = load(path, RAW, tokenizer)
     assert [p.index for p in prompts] == list(range(2345))
     assert all(tokenizer.decode(p.token_ids) == p.problem == f"p{p.answer}" for p in prompts)

@@ -137,7 +137,9 @@ def test_final_answer_is_the_last_box(text: str, answer: str | None, truncated: 
         ("  ", None),
     ],
 )
-def test_without_a_box_the_end_may_be_the_answer_unless_it_was_cut_off(text: str, answer: str | None) -> None:
+def test_without_a_box_the_end_may_be_the_answer_unless_it_was_cut_off(
+    text: str, answer: str | None
+) -> None:
     assert final_answer(text, "boxed_or_last") == answer
     assert final_answer(text, "boxed_or_last", truncated=True) is None
     assert final_answer(text) is None
@@ -213,21 +215,31 @@ def test_pairs_of_answer_and_gold(kind: str) -> None:
 def test_a_completion_that_was_cut_off_has_no_answer_without_a_box() -> None:
     for mode in ("boxed", "boxed_or_last"):
         with VerifierPool(RewardConfig(answer=mode)) as pool:
-            cut = [rollout(text, "5", "length") for text in (r"so 3 + 2 = 5", r"\boxed{5} and so on", r"so \boxed{5")]
-            assert [r.reward_reason for r in pool.score(cut)] == ["truncated", "correct", "truncated"]
+            cut = [
+                rollout(text, "5", "length")
+                for text in (r"so 3 + 2 = 5", r"\boxed{5} and so on", r"so \boxed{5")
+            ]
+            assert [r.reward_reason for r in pool.score(cut)] == [
+                "truncated",
+                "correct",
+                "truncated",
+            ]
             ended = pool.score([rollout("so it is 5", "5")])[0].reward_reason
             assert ended == {"boxed": "no_answer", "boxed_or_last": "correct"}[mode]
 
 
 def test_golds_that_nothing_can_match_are_named(pool: VerifierPool) -> None:
     golds = ["less than 7", r"\frac{1}{2", "5 apples and 3 oranges", r"\sqrt[", "x^^2"]
-    assert [pool.score([rollout(r"\boxed{2x}", gold)])[0].reward_reason for gold in golds] == ["bad_gold"] * len(golds)
+    assert [pool.score([rollout(r"\boxed{2x}", gold)])[0].reward_reason for gold in golds] == [
+        "bad_gold"
+    ] * len(golds)
 
 
 def test_many_hostile_answers_stay_within_the_budget(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """6 of them would take 30 s of processor time; the honest ones among them keep their rewards."""
+    """6 of them would take 30 s of processor time; the honest ones among them keep their
+    rewards."""
     monkeypatch.setattr(pool_module, "LEAST_SECONDS", 0.5)  # machines that test are busy
     pairs: list[tuple[str, str]] = []
     for i in range(2, 8):
@@ -244,7 +256,10 @@ def test_many_hostile_answers_stay_within_the_budget(
 def test_hostile_answers_score_zero_within_the_limits(pool: VerifierPool) -> None:
     pool.score([rollout(r"\boxed{2x}", "2x")])  # the worker is up
     worker, start = process_of(pool), time.monotonic()
-    scored = pool.score([rollout(text, r"\frac{1}{2}") for text in HOSTILE] + [rollout(r"\boxed{0.5}", r"\frac{1}{2}")])
+    scored = pool.score(
+        [rollout(text, r"\frac{1}{2}") for text in HOSTILE]
+        + [rollout(r"\boxed{0.5}", r"\frac{1}{2}")]
+    )
     assert time.monotonic() - start < len(scored) * (LIMIT_SECONDS + 1)
     assert [r.reward for r in scored] == [0.0] * len(HOSTILE) + [1.0]
     reasons = {r.reward_reason for r in scored[:-1]}
@@ -266,7 +281,11 @@ def test_the_worker_loads_neither_torch_nor_numpy(pool: VerifierPool) -> None:
     for pid in (process_of(pool), evaluator_of(pool)):
         libraries = Path(f"/proc/{pid}/maps").read_text()
         assert "python" in libraries
-        assert not [name for name in ("torch", "numpy", "megatron/", "vllm") if f"site-packages/{name}" in libraries]
+        assert not [
+            name
+            for name in ("torch", "numpy", "megatron/", "vllm")
+            if f"site-packages/{name}" in libraries
+        ]
 
 
 @pytest.mark.parametrize("victim", [process_of, evaluator_of])
@@ -294,10 +313,14 @@ def test_an_evaluator_killed_while_idle_is_replaced(pool: VerifierPool) -> None:
 
 def test_several_workers_keep_the_order_and_close_ends_them_in_mid_answer() -> None:
     pool = VerifierPool(RewardConfig(timeout_seconds=60, workers=2))
-    scored = pool.score([rollout(rf"\boxed{{{i}.5x}}", rf"\frac{{{2 * i + i % 2}}}{{2}}x") for i in range(20)])
+    scored = pool.score(
+        [rollout(rf"\boxed{{{i}.5x}}", rf"\frac{{{2 * i + i % 2}}}{{2}}x") for i in range(20)]
+    )
     assert [r.reward_reason for r in scored] == ["wrong", "correct"] * 10
     groups = [worker.process.pid for worker in pool._workers if worker.process]
-    scoring = threading.Thread(target=lambda: pool.score([rollout(HANGS, "x"), rollout(HANGS, "y")]))
+    scoring = threading.Thread(
+        target=lambda: pool.score([rollout(HANGS, "x"), rollout(HANGS, "y")])
+    )
     scoring.start()
     time.sleep(0.3)
     pool.close()
@@ -320,7 +343,9 @@ def test_workers_end_with_a_killed_trainer_and_do_not_run_its_script(tmp_path: P
         "time.sleep(600)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=environment, cwd=tmp_path) as trainer:
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, env=environment, cwd=tmp_path
+    ) as trainer:
         assert trainer.stdout is not None
         group = int(trainer.stdout.readline())
         assert not is_group_gone(group)
@@ -331,7 +356,10 @@ def test_workers_end_with_a_killed_trainer_and_do_not_run_its_script(tmp_path: P
 
 def test_a_worker_that_cannot_start_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with VerifierPool(RewardConfig()) as pool, pytest.raises(RunError, match="reward worker did not start"):
+    with (
+        VerifierPool(RewardConfig()) as pool,
+        pytest.raises(RunError, match="reward worker did not start"),
+    ):
         pool.score([rollout(r"\boxed{2x}", "2x")])
 
 
@@ -339,7 +367,9 @@ integers = st.integers(-(10**13), 10**13) | st.integers(-120, 120)
 
 
 @settings(max_examples=150, deadline=None)
-@given(integers, integers | st.sampled_from([-1, 0, 1]), st.sampled_from(["", "0", " ", "-", "+", "%"]))
+@given(
+    integers, integers | st.sampled_from([-1, 0, 1]), st.sampled_from(["", "0", " ", "-", "+", "%"])
+)
 def test_integers_are_compared_as_math_verify_does(gold: int, offset: int, prefix: str) -> None:
     for content in (str(gold), str(gold + offset), str(-gold), f"{prefix}{gold}"):
         reason = compare_plain(content, str(gold))

@@ -41,18 +41,23 @@ def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     process.stdout.close()
 
 
-def test_a_second_process_is_refused_and_told_of_the_first(holder: "subprocess.Popen[str]", tmp_path: Path) -> None:
+def test_a_second_process_is_refused_and_told_of_the_first(
+    holder: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError) as caught, lock.held(tmp_path / "run", seconds=0.2):
         pass
     host = os.uname().nodename
     assert str(caught.value) == (
-        f"run_dir: {tmp_path / 'run'} is in use by process {holder.pid} on {host}; wait for its end or stop it, "
-        "or give run_dir=..."
+        f"run_dir: {tmp_path / 'run'} is in use by process {holder.pid} on {host}; wait for its "
+        "end or stop it, or give run_dir=..."
     )
 
 
 def test_train_is_refused_before_it_starts_anything(
-    holder: "subprocess.Popen[str]", tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    holder: "subprocess.Popen[str]",
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
@@ -92,7 +97,8 @@ def test_a_file_system_without_locks_is_said_and_used(
     with lock.held(tmp_path / "run"):
         pass
     assert (
-        capsys.readouterr().err == f"megatron-opd: warning: {tmp_path}/run/.lock: no locks there (No locks available)\n"
+        capsys.readouterr().err
+        == f"megatron-opd: warning: {tmp_path}/run/.lock: no locks there (No locks available)\n"
     )
 
 

@@ -1,6 +1,7 @@
 """Which layers a model is made of, and that the weight table knows Transformer Engine's names.
 
-Transformer Engine itself has not run here: its names are put upon the parameters of a real model of local layers.
+Transformer Engine itself has not run here: its names are put upon the parameters of a real model of
+local layers.
 """
 
 from collections.abc import Iterator
@@ -23,10 +24,21 @@ from megatron_opd.weights.load import load_hf
 from megatron_opd.weights.table import hf_shapes, weight_table
 
 DENSE = Architecture(
-    model_type="qwen3", vocab_size=11, hidden_size=16, num_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    head_dim=4, intermediate_size=24, max_position_embeddings=64, rms_norm_eps=1e-6, rope_theta=1e4,
-    tie_word_embeddings=False, qkv_bias=True, qk_norm=True,
-)  # fmt: skip
+    model_type="qwen3",
+    vocab_size=11,
+    hidden_size=16,
+    num_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=4,
+    intermediate_size=24,
+    max_position_embeddings=64,
+    rms_norm_eps=1e-6,
+    rope_theta=1e4,
+    tie_word_embeddings=False,
+    qkv_bias=True,
+    qk_norm=True,
+)
 MOE = replace(DENSE, model_type="qwen3_moe", experts=Experts(4, 2, 24, True))
 
 
@@ -38,7 +50,8 @@ def parallel() -> Iterator[groups.Parallel]:
 
 
 @pytest.mark.parametrize(
-    ("installed", "device", "chosen"), [(True, "cuda", True), (True, "cpu", False), (False, "cuda", False)]
+    ("installed", "device", "chosen"),
+    [(True, "cuda", True), (True, "cpu", False), (False, "cuda", False)],
 )
 def test_transformer_engine_is_used_where_it_runs(
     monkeypatch: pytest.MonkeyPatch, installed: bool, device: str, chosen: bool
@@ -76,7 +89,9 @@ def rename_as_transformer_engine(model: Any) -> None:
             move(layer, "pre_mlp_layernorm", layer.mlp.linear_fc1)
     names = dict(model.named_parameters())
     assert "decoder.layers.1.self_attention.linear_qkv.layer_norm_weight" in names
-    expected = "experts.linear_fc2.weight3" if layer.is_moe_layer else "linear_fc1.layer_norm_weight"
+    expected = (
+        "experts.linear_fc2.weight3" if layer.is_moe_layer else "linear_fc1.layer_norm_weight"
+    )
     assert f"decoder.layers.1.mlp.{expected}" in names
     assert ("decoder.layers.1.pre_mlp_layernorm.weight" in names) == layer.is_moe_layer
 

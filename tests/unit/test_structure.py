@@ -1,4 +1,5 @@
-"""The rules of the folder tree: who may import whom, what stays free of torch, how long a file may be."""
+"""The rules of the folder tree: who may import whom, what stays free of torch, how long a file may
+be."""
 
 import ast
 import subprocess
@@ -31,7 +32,17 @@ FLOOR_OF = {folder: number for number, folders in enumerate(FLOORS) for folder i
 # What the algorithm goes through. None imports another: `runs` hands them to each other.
 STATIONS = {"tasks", "rollout", "verify", "teacher", "objective", "trainer", "refit", "metrics"}
 # Imported by the command line before it is known whether a command needs torch.
-WITHOUT_TORCH = {"contracts", "errors", "files", "methods", "architectures", "recipe", "checks", "tasks", "cli"}
+WITHOUT_TORCH = {
+    "contracts",
+    "errors",
+    "files",
+    "methods",
+    "architectures",
+    "recipe",
+    "checks",
+    "tasks",
+    "cli",
+}
 MOST_LOOSE_FILES = 5
 MAX_LINES = 300
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -43,7 +54,8 @@ def module_name(path: Path) -> str:
 
 
 def imported_parts(source: str, module: str, is_package: bool = False) -> set[str]:
-    """Names directly under `megatron_opd` that `source` imports anywhere, relative imports resolved."""
+    """Names directly under `megatron_opd` that `source` imports anywhere, relative imports
+    resolved."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -52,11 +64,14 @@ def imported_parts(source: str, module: str, is_package: bool = False) -> set[st
             package = module if is_package else module.rpartition(".")[0]
             base = resolve_name("." * node.level + (node.module or ""), package)
             names.update(f"{base}.{alias.name}" for alias in node.names)
-    return {name.split(".")[1] for name in names if name.startswith("megatron_opd.")} - {"__version__"}
+    return {name.split(".")[1] for name in names if name.startswith("megatron_opd.")} - {
+        "__version__"
+    }
 
 
 def forbidden_imports(source: str, module: str, is_package: bool = False) -> set[str]:
-    """What a module imports from its own floor or one above, and what a station imports of another."""
+    """What a module imports from its own floor or one above, and what a station imports of
+    another."""
     own = module.split(".")[1] if "." in module else "__init__"
     others = imported_parts(source, module, is_package) - {own}
     upwards = {part for part in others if FLOOR_OF[part] >= FLOOR_OF[own]}
@@ -66,7 +81,10 @@ def forbidden_imports(source: str, module: str, is_package: bool = False) -> set
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_modules_import_only_what_is_below_them(path: Path) -> None:
     forbidden = forbidden_imports(path.read_text(), module_name(path), path.name == "__init__.py")
-    assert not forbidden, f"{path} imports {sorted(forbidden)}, which are not below it or are stations too; see FLOORS"
+    assert not forbidden, (
+        f"{path} imports {sorted(forbidden)}, which are not below it or are stations too; see "
+        "FLOORS"
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,7 +115,11 @@ def test_every_folder_has_its_floor() -> None:
 
 
 def test_what_reads_a_recipe_does_not_import_torch() -> None:
-    light = [path for path in SOURCES if path.relative_to(PACKAGE).with_suffix("").parts[0] in WITHOUT_TORCH]
+    light = [
+        path
+        for path in SOURCES
+        if path.relative_to(PACKAGE).with_suffix("").parts[0] in WITHOUT_TORCH
+    ]
     modules = [*map(module_name, light), "megatron_opd.start"]
     assert {"megatron_opd.recipe.keys", "megatron_opd.cli.commands"} <= set(modules)
     heavy = "{'torch', 'megatron.core', 'transformers', 'vllm'} & set(sys.modules)"
@@ -110,7 +132,9 @@ def test_what_reads_a_recipe_does_not_import_torch() -> None:
 def test_files_are_short_and_named_after_what_they_do(path: Path) -> None:
     lines = len(path.read_text().splitlines())
     assert lines <= MAX_LINES, f"{path} has {lines} lines; split it"
-    assert path.stem not in {"utils", "util", "helpers", "misc", "common"}, f"{path}: name it after what it does"
+    assert path.stem not in {"utils", "util", "helpers", "misc", "common"}, (
+        f"{path}: name it after what it does"
+    )
 
 
 def unpickles(tree: ast.AST) -> Iterator[str]:
@@ -118,17 +142,30 @@ def unpickles(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             name = ast.unparse(node.func)
-            safe = any(each.arg == "weights_only" and ast.unparse(each.value) == "True" for each in node.keywords)
+            safe = any(
+                each.arg == "weights_only" and ast.unparse(each.value) == "True"
+                for each in node.keywords
+            )
             if name in ("pickle.load", "pickle.loads", "dist_checkpointing.load") or (
                 name == "torch.load" and not safe
             ):
                 yield name
-        if isinstance(node, ast.ImportFrom) and node.module in ("pickle", "dill", "cloudpickle", "joblib", "marshal"):
+        if isinstance(node, ast.ImportFrom) and node.module in (
+            "pickle",
+            "dill",
+            "cloudpickle",
+            "joblib",
+            "marshal",
+        ):
             yield node.module
 
 
 def test_files_are_never_unpickled() -> None:
     """world/channel.py: messages between the processes of one run."""
     bad = {path: sorted(unpickles(ast.parse(path.read_text()))) for path in SOURCES}
-    assert {path.name: names for path, names in bad.items() if names} == {"channel.py": ["pickle.loads"]}
-    assert list(unpickles(ast.parse("torch.load(path)\ntorch.load(path, weights_only=True)"))) == ["torch.load"]
+    assert {path.name: names for path, names in bad.items() if names} == {
+        "channel.py": ["pickle.loads"]
+    }
+    assert list(unpickles(ast.parse("torch.load(path)\ntorch.load(path, weights_only=True)"))) == [
+        "torch.load"
+    ]

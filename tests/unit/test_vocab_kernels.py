@@ -1,4 +1,5 @@
-"""The Triton kernels, in a process of their own: Triton decides when it is first imported whether it interprets."""
+"""The Triton kernels, in a process of their own: Triton decides when it is first imported whether
+it interprets."""
 
 import json
 import os
@@ -12,7 +13,9 @@ import pytest
 def run_worker(**environment: str) -> None:
     worker = Path(__file__).with_name("kernels_worker.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(worker)]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "38 passed" in done.stdout, done.stdout
 
@@ -28,7 +31,8 @@ def test_compiled_kernels_equal_the_torch_passes():
 
 @pytest.mark.slow
 def test_targets_are_read_before_the_walk_that_overwrites_them():
-    """In place, a thread's logit of a target is another thread's to overwrite: a barrier is in the code for GPUs."""
+    """In place, a thread's logit of a target is another thread's to overwrite: a barrier is in the
+    code for GPUs."""
     worker = Path(__file__).with_name("ptx_worker.py")
     done = subprocess.run([sys.executable, str(worker)], env=os.environ | {"TRITON_INTERPRET": "0"},
                           capture_output=True, text=True, timeout=300)  # fmt: skip
@@ -38,4 +42,5 @@ def test_targets_are_read_before_the_walk_that_overwrites_them():
         before = events[:walk]
         assert "load" in before and before[-1] == "barrier", case  # none of them after it
         assert "store" not in before, case
-        assert events[after : after + 2] == ["barrier", "store"], case  # what the walk wrote, and then the targets
+        # what the walk wrote, and then the targets
+        assert events[after : after + 2] == ["barrier", "store"], case

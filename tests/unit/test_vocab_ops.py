@@ -1,4 +1,5 @@
-"""The rest of the vocabulary op on one rank: the fused output layer, divergences, truncated losses, and the budgets."""
+"""The rest of the vocabulary op on one rank: the fused output layer, divergences, truncated losses,
+and the budgets."""
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
     return ((got.double() - want).norm() / want.norm().clamp(min=1e-30)).item()
 
 
-# ------------------------------------------------------------------------------------------------ logits
+# ------------------------------------------------------------------------------------------- logits
 @pytest.mark.parametrize("k", [1, 2, 64, 65])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-3)])
 @pytest.mark.parametrize("reuse", [False, True])
@@ -34,7 +35,9 @@ def test_gradients_to_relative_precision(k, dtype, tolerance, reuse, monkeypatch
     ids_TK = torch.randint(-1, 90, (7, k))
     weights_TK, weights_T = torch.randn(7, k), torch.randn(7)
     arguments = {"temperature": 0.8, "valid_vocab_size": 90}
-    out, entropy = logprobs(logits_TV, ids_TK, None, with_entropy=True, reuse_logits_for_grad=reuse, **arguments)
+    out, entropy = logprobs(
+        logits_TV, ids_TK, None, with_entropy=True, reuse_logits_for_grad=reuse, **arguments
+    )
     want, want_entropy = dense(reference_TV, ids_TK, 0.8, 90)
     assert relative(out, want) < 1e-5
     assert relative(entropy, want_entropy) < 1e-5
@@ -49,16 +52,21 @@ def test_gradcheck_in_float64():
     torch.manual_seed(0)
     logits_TV = torch.randn(3, 11, dtype=torch.float64, requires_grad=True)
     ids_TK = torch.tensor([[1, 1], [10, -1], [4, 8]])
-    torch.autograd.gradcheck(lambda z: logprobs(z, ids_TK, None, temperature=1.4, with_entropy=True), logits_TV)
+    torch.autograd.gradcheck(
+        lambda z: logprobs(z, ids_TK, None, temperature=1.4, with_entropy=True), logits_TV
+    )
     hidden_TD = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     weight_VD = torch.randn(11, 5, dtype=torch.float64, requires_grad=True)
     torch.autograd.gradcheck(
-        lambda h, w: linear_logprobs(h, w, ids_TK, None, with_entropy=True, chunk_tokens=2), (hidden_TD, weight_VD)
+        lambda h, w: linear_logprobs(h, w, ids_TK, None, with_entropy=True, chunk_tokens=2),
+        (hidden_TD, weight_VD),
     )
     teacher_TV = torch.randn(3, 11, dtype=torch.float64)
     for kind, parameters in KINDS:
         torch.autograd.gradcheck(
-            lambda z, kind=kind, parameters=parameters: divergence(z, teacher_TV, None, kind=kind, **parameters),
+            lambda z, kind=kind, parameters=parameters: divergence(
+                z, teacher_TV, None, kind=kind, **parameters
+            ),
             logits_TV,
         )
 
@@ -68,9 +76,14 @@ def test_an_id_that_is_padding_has_probability_0():
     assert out.tolist() == [[-torch.inf, pytest.approx(-1.3862944)]]
 
 
-# ------------------------------------------------------------------------------------------------ the output layer
+# --------------------------------------------------------------------------------- the output layer
 @settings(max_examples=30, deadline=None)
-@given(tokens=st.integers(0, 9), vocab=st.integers(2, 60), chunk=st.integers(1, 12), seed=st.integers(0, 1000))
+@given(
+    tokens=st.integers(0, 9),
+    vocab=st.integers(2, 60),
+    chunk=st.integers(1, 12),
+    seed=st.integers(0, 1000),
+)
 def test_the_fused_output_layer_equals_logits_then_op(tokens, vocab, chunk, seed):
     g = torch.Generator().manual_seed(seed)
     valid = max(1, vocab - 2)
@@ -91,17 +104,24 @@ def test_the_fused_output_layer_equals_logits_then_op(tokens, vocab, chunk, seed
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     k = min(4, valid)
-    got = linear_topk(hidden, weight, k, None, ids_TJ=ids_TK, valid_vocab_size=valid, chunk_tokens=chunk)
+    got = linear_topk(
+        hidden, weight, k, None, ids_TJ=ids_TK, valid_vocab_size=valid, chunk_tokens=chunk
+    )
     want = topk(hidden @ weight.T, k, None, ids_TJ=ids_TK, valid_vocab_size=valid)
     for name in got._fields:
         torch.testing.assert_close(getattr(got, name), getattr(want, name), rtol=1e-5, atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------ divergences
+# -------------------------------------------------------------------------------------- divergences
 KINDS = [
-    ("forward_kl", {}), ("reverse_kl", {}), ("jsd", {"beta": 0.3}), ("skew_forward_kl", {"alpha": 0.1}),
-    ("skew_reverse_kl", {"alpha": 0.1}), ("tvd", {}), ("alpha_beta", {"alpha": 0.4, "beta": 0.7}),
-]  # fmt: skip
+    ("forward_kl", {}),
+    ("reverse_kl", {}),
+    ("jsd", {"beta": 0.3}),
+    ("skew_forward_kl", {"alpha": 0.1}),
+    ("skew_reverse_kl", {"alpha": 0.1}),
+    ("tvd", {}),
+    ("alpha_beta", {"alpha": 0.4, "beta": 0.7}),
+]
 
 
 def dense_divergence(kind, p, q, alpha=None, beta=None):
@@ -109,14 +129,21 @@ def dense_divergence(kind, p, q, alpha=None, beta=None):
     return {
         "forward_kl": lambda: kl(q, p),
         "reverse_kl": lambda: kl(p, q),
-        "jsd": lambda: beta * kl(q, beta * q + (1 - beta) * p) + (1 - beta) * kl(p, beta * q + (1 - beta) * p),
+        "jsd": lambda: (
+            beta * kl(q, beta * q + (1 - beta) * p) + (1 - beta) * kl(p, beta * q + (1 - beta) * p)
+        ),
         "skew_forward_kl": lambda: kl(q, alpha * q + (1 - alpha) * p),
         "skew_reverse_kl": lambda: kl(p, alpha * p + (1 - alpha) * q),
         "tvd": lambda: 0.5 * (p - q).abs().sum(1),
         "alpha_beta": lambda: (
-            alpha * q ** (alpha + beta) + beta * p ** (alpha + beta) - (alpha + beta) * q**alpha * p**beta
-        ).sum(1) / (alpha * beta * (alpha + beta)),
-    }[kind]()  # fmt: skip
+            (
+                alpha * q ** (alpha + beta)
+                + beta * p ** (alpha + beta)
+                - (alpha + beta) * q**alpha * p**beta
+            ).sum(1)
+            / (alpha * beta * (alpha + beta))
+        ),
+    }[kind]()
 
 
 @pytest.mark.parametrize(("kind", "parameters"), KINDS)
@@ -124,7 +151,9 @@ def test_divergences_equal_the_dense_reference(kind, parameters):
     torch.manual_seed(3)
     student, teacher = torch.randn(5, 31) * 2, torch.randn(5, 31) * 2
     z = student.clone().requires_grad_()
-    loss_T = divergence(z, teacher, None, kind=kind, temperature=1.5, valid_vocab_size=28, **parameters)
+    loss_T = divergence(
+        z, teacher, None, kind=kind, temperature=1.5, valid_vocab_size=28, **parameters
+    )
     reference = student.double().requires_grad_()
     p, q = ((each[:, :28].double() / 1.5).softmax(1) for each in (reference, teacher))
     want_T = dense_divergence(kind, p, q, **parameters)
@@ -158,7 +187,7 @@ def test_wrong_kinds_are_named(arguments, message):
         divergence(torch.zeros(1, 3), torch.zeros(1, 3), None, **arguments)
 
 
-# ------------------------------------------------------------------------------------------------ truncated losses
+# --------------------------------------------------------------------------------- truncated losses
 def test_truncated_losses_equal_their_formulas():
     torch.manual_seed(1)
     student = torch.randn(4, 20, dtype=torch.float64, requires_grad=True)
@@ -180,14 +209,16 @@ def test_truncated_losses_equal_their_formulas():
         torch.testing.assert_close(got.loss_T, want_T)
         torch.testing.assert_close(got.teacher_mass_T, mass_q)
         torch.testing.assert_close(got.student_mass_T, mass_p.detach())
-        torch.autograd.gradcheck(lambda x, tail=tail: truncated_forward_kl(x, lq, tail=tail).loss_T, lp)
+        torch.autograd.gradcheck(
+            lambda x, tail=tail: truncated_forward_kl(x, lq, tail=tail).loss_T, lp
+        )
         (gradients[tail],) = torch.autograd.grad(got.loss_T.sum(), lp, retain_graph=True)
     torch.testing.assert_close(gradients["none"], gradients["renormalise"] * mass_q[:, None])
     with pytest.raises(ValueError, match="tail='x' is unknown"):
         truncated_forward_kl(lp, lq, tail="x")
 
 
-# ------------------------------------------------------------------------------------------------ budgets
+# ------------------------------------------------------------------------------------------ budgets
 def test_bytes_per_logit(monkeypatch):
     """bfloat16 logits, forward and backward, the logits themselves apart."""
     monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 2**15)
@@ -198,7 +229,9 @@ def test_bytes_per_logit(monkeypatch):
         logits_TV = torch.randn(tokens, vocab).bfloat16().requires_grad_()
         with LiveBytes() as live:
             live.ignore(logits_TV, ids_TK)
-            out, entropy = logprobs(logits_TV, ids_TK, None, with_entropy=True, reuse_logits_for_grad=reuse)
+            out, entropy = logprobs(
+                logits_TV, ids_TK, None, with_entropy=True, reuse_logits_for_grad=reuse
+            )
             (out.sum() + entropy.sum()).backward()
         peaks[reuse] = live.peak / (tokens * vocab)
     assert 2.0 <= peaks[False] <= 2.5
@@ -213,13 +246,16 @@ def test_the_fused_output_layer_holds_an_eighth_of_the_logits(monkeypatch):
     ids_TK = torch.randint(0, vocab, (tokens, 2))
     with LiveBytes() as live:
         live.ignore(hidden_TD, weight_VD, ids_TK)
-        out, entropy = linear_logprobs(hidden_TD, weight_VD, ids_TK, None, with_entropy=True, chunk_tokens=tokens // 8)
+        out, entropy = linear_logprobs(
+            hidden_TD, weight_VD, ids_TK, None, with_entropy=True, chunk_tokens=tokens // 8
+        )
         (out.sum() + entropy.sum()).backward()
-    gradients = vocab * width * (4 + 2) + tokens * width * 2  # the weight's in float32 and as it is returned
+    # the weight's in float32 and as it is returned
+    gradients = vocab * width * (4 + 2) + tokens * width * 2
     assert (live.peak - gradients) / (tokens * vocab) <= 1.0
 
 
-# ------------------------------------------------------------------------------------------------ bad input
+# ---------------------------------------------------------------------------------------- bad input
 @pytest.mark.parametrize(
     ("call", "message"),
     [

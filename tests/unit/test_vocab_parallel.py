@@ -29,7 +29,9 @@ def dense(logits_TV, ids_TK, temperature=1.0, valid=None):
     padding=st.integers(0, 3),
     seed=st.integers(0, 10_000),
 )
-def test_values_and_gradients_equal_the_dense_reference(tokens, vocab, k, temperature, padding, seed):
+def test_values_and_gradients_equal_the_dense_reference(
+    tokens, vocab, k, temperature, padding, seed
+):
     g = torch.Generator().manual_seed(seed)
     valid = max(1, vocab - padding)
     ids_TK = torch.randint(-1, valid, (tokens, k), generator=g)
@@ -37,7 +39,9 @@ def test_values_and_gradients_equal_the_dense_reference(tokens, vocab, k, temper
     reference_TV = logits_TV.detach().double().requires_grad_()
     weights_TK, weights_T = torch.randn(tokens, k, generator=g), torch.randn(tokens, generator=g)
 
-    out, entropy = logprobs(logits_TV, ids_TK, None, temperature=temperature, valid_vocab_size=valid, with_entropy=True)
+    out, entropy = logprobs(
+        logits_TV, ids_TK, None, temperature=temperature, valid_vocab_size=valid, with_entropy=True
+    )
     expected, expected_entropy = dense(reference_TV, ids_TK, temperature, valid)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(entropy.double(), expected_entropy, rtol=1e-5, atol=1e-5)
@@ -48,7 +52,9 @@ def test_values_and_gradients_equal_the_dense_reference(tokens, vocab, k, temper
 
 
 def test_the_input_is_not_modified_and_huge_logits_are_safe():
-    logits_TV = torch.tensor([[1e4, -1e4, 0.0, -torch.inf], [-torch.inf, 3.0, -torch.inf, -torch.inf]])
+    logits_TV = torch.tensor(
+        [[1e4, -1e4, 0.0, -torch.inf], [-torch.inf, 3.0, -torch.inf, -torch.inf]]
+    )
     before = logits_TV.clone()
     logits_TV.requires_grad_()
     out, entropy = logprobs(logits_TV, torch.tensor([[0, 1], [1, 1]]), None, with_entropy=True)
@@ -70,14 +76,18 @@ def test_bfloat16_logits_give_float32_results_and_bfloat16_gradients():
     out = logprobs(logits_TV, ids_TK, None)
     out.sum().backward()
     assert (out.dtype, logits_TV.grad.dtype) == (torch.float32, torch.bfloat16)
-    torch.testing.assert_close(out.double(), dense(logits_TV.detach(), ids_TK)[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        out.double(), dense(logits_TV.detach(), ids_TK)[0], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_topk_breaks_ties_by_the_lowest_id_and_masks_padding():
     logits_TV = torch.tensor([[1.0, 3.0, 3.0, 3.0, 9.0], [0.0, 0.0, 0.0, 0.0, 9.0]])
     best = topk(logits_TV, 2, None, ids_TJ=torch.tensor([[0], [3]]), valid_vocab_size=4)
     assert best.ids_TK.tolist() == [[1, 2], [0, 1]]
-    expected, entropy = dense(logits_TV, torch.cat([best.ids_TK, torch.tensor([[0], [3]])], 1), valid=4)
+    expected, entropy = dense(
+        logits_TV, torch.cat([best.ids_TK, torch.tensor([[0], [3]])], 1), valid=4
+    )
     torch.testing.assert_close(torch.cat([best.logprobs_TK, best.logprobs_TJ], 1), expected.float())
     torch.testing.assert_close(best.entropy_T, entropy.float())
     assert topk(logits_TV, 1, None, valid_vocab_size=4).ids_TK.tolist() == [[1], [0]]

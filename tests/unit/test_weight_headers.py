@@ -1,4 +1,5 @@
-"""Weight files that are not a whole model: each is refused from its headers, in one line with a remedy."""
+"""Weight files that are not a whole model: each is refused from its headers, in one line with a
+remedy."""
 
 import json
 import shutil
@@ -33,7 +34,10 @@ def rewrite(directory: Path, change: Callable[[Shapes], object], **dtype: object
 def split(directory: Path) -> dict[str, str]:
     """Two files and an index in the place of one file."""
     shapes = shapes_of(directory)
-    names, (one, two) = list(shapes), ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    names, (one, two) = (
+        list(shapes),
+        ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"),
+    )
     (directory / SINGLE).unlink()
     index = {name: one if names.index(name) < 9 else two for name in names}
     for file in (one, two):
@@ -52,7 +56,9 @@ def stray(directory: Path, name: str) -> None:
 
 def lora(directory: Path) -> None:
     (directory / SINGLE).unlink()
-    write_zeros(directory / "adapter_model.safetensors", {"base_model.model.q_proj.lora_A.weight": (2, 16)})
+    write_zeros(
+        directory / "adapter_model.safetensors", {"base_model.model.q_proj.lora_A.weight": (2, 16)}
+    )
 
 
 def quantised(directory: Path) -> None:
@@ -64,7 +70,9 @@ def quantised(directory: Path) -> None:
 
 def awq(directory: Path) -> None:
     def pack(shapes: Shapes) -> None:
-        shapes["model.layers.0.mlp.up_proj.qweight"] = shapes.pop("model.layers.0.mlp.up_proj.weight")
+        shapes["model.layers.0.mlp.up_proj.qweight"] = shapes.pop(
+            "model.layers.0.mlp.up_proj.weight"
+        )
 
     rewrite(directory, pack)
 
@@ -104,13 +112,28 @@ def other_config(**changes: object) -> Callable[[Path], None]:
 UP = "model.layers.0.mlp.up_proj.weight"
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "Git LFS pointer": (
-        lambda d: (d / SINGLE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"),
-        "model.safetensors: a Git LFS pointer in the place of the weights; fetch them with git lfs pull",
+        lambda d: (d / SINGLE).write_text(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
+        ),
+        "model.safetensors: a Git LFS pointer in the place of the weights; fetch them with git "
+        "lfs pull",
     ),
-    "empty": (lambda d: (d / SINGLE).write_bytes(b""), "model.safetensors: truncated or damaged (it is empty)"),
-    "seven bytes": (lambda d: (d / SINGLE).write_bytes(b"1234567"), "model.safetensors: truncated or damaged"),
-    "no header": (lambda d: (d / SINGLE).write_bytes(b"\0" * 64), "model.safetensors: truncated or damaged"),
-    "HTML": (lambda d: (d / SINGLE).write_text("<html>" * 99), "model.safetensors: truncated or damaged"),
+    "empty": (
+        lambda d: (d / SINGLE).write_bytes(b""),
+        "model.safetensors: truncated or damaged (it is empty)",
+    ),
+    "seven bytes": (
+        lambda d: (d / SINGLE).write_bytes(b"1234567"),
+        "model.safetensors: truncated or damaged",
+    ),
+    "no header": (
+        lambda d: (d / SINGLE).write_bytes(b"\0" * 64),
+        "model.safetensors: truncated or damaged",
+    ),
+    "HTML": (
+        lambda d: (d / SINGLE).write_text("<html>" * 99),
+        "model.safetensors: truncated or damaged",
+    ),
     "header of another kind": (
         lambda d: (d / SINGLE).write_bytes((7).to_bytes(8, "little") + b'{"a":1}'),
         "model.safetensors: truncated or damaged",
@@ -133,20 +156,34 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing": (lambda d: (d / SINGLE).unlink(), "no *.safetensors file"),
     "shards without an index": (
         lambda d: stray(d, "model-00001-of-00001.safetensors"),
-        "holds neither model.safetensors nor model.safetensors.index.json, which says what is where; copy it there",
+        "holds neither model.safetensors nor model.safetensors.index.json, which says what is "
+        "where; copy it there",
     ),
     "FP8": (
         lambda d: rewrite(d, lambda shapes: None, dtype="F8_E4M3", itemsize=1),
         "tensor model.embed_tokens.weight is F8_E4M3; save the model as BF16 or F32",
     ),
-    "8-bit": (lambda d: rewrite(d, lambda shapes: None, dtype="I8", itemsize=1), "is I8; save the model as BF16"),
-    "scales": (quantised, "weight_scale_inv is unexpected; the weights are quantised; give the model in BF16 or F32"),
-    "AWQ": (awq, f"tensor {UP} is missing; the weights are quantised; give the model in BF16 or F32"),
+    "8-bit": (
+        lambda d: rewrite(d, lambda shapes: None, dtype="I8", itemsize=1),
+        "is I8; save the model as BF16",
+    ),
+    "scales": (
+        quantised,
+        "weight_scale_inv is unexpected; the weights are quantised; give the model in BF16 or F32",
+    ),
+    "AWQ": (
+        awq,
+        f"tensor {UP} is missing; the weights are quantised; give the model in BF16 or F32",
+    ),
     "no output layer": (
         lambda d: rewrite(d, lambda shapes: shapes.pop("lm_head.weight")),
-        "tensor lm_head.weight is missing; save the model with it, or set tie_word_embeddings to true in config.json",
+        "tensor lm_head.weight is missing; save the model with it, or set tie_word_embeddings to "
+        "true in config.json",
     ),
-    "a missing tensor": (lambda d: rewrite(d, lambda shapes: shapes.pop(UP)), f"tensor {UP} is missing; its config"),
+    "a missing tensor": (
+        lambda d: rewrite(d, lambda shapes: shapes.pop(UP)),
+        f"tensor {UP} is missing; its config",
+    ),
     "a tensor more": (
         lambda d: rewrite(d, lambda shapes: shapes.update({"vision_tower.weight": (1,)})),
         "tensor vision_tower.weight is unexpected; its config.json describes another model",
@@ -155,19 +192,52 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: rewrite(d, lambda shapes: shapes.update({UP: (33, 16)})),
         f"tensor {UP} has shape (33, 16); its config.json says (32, 16)",
     ),
-    "a config of another size": (other_config(hidden_size=8), "has shape (16, 16); its config.json says (16, 8)"),
-    "a config of more layers": (other_config(num_hidden_layers=5), "layers.4.input_layernorm.weight is missing"),
-    "a config of fewer layers": (other_config(num_hidden_layers=3), "tensor model.layers.3.input_layernorm.weight is"),
-    "a config of a billion layers": (other_config(num_hidden_layers=10**9), "too few for the 1000000000 layers"),
-    "missing shard": (missing_shard, "model-00001-of-00002.safetensors: missing, though model.safetensors.index.json"),
+    "a config of another size": (
+        other_config(hidden_size=8),
+        "has shape (16, 16); its config.json says (16, 8)",
+    ),
+    "a config of more layers": (
+        other_config(num_hidden_layers=5),
+        "layers.4.input_layernorm.weight is missing",
+    ),
+    "a config of fewer layers": (
+        other_config(num_hidden_layers=3),
+        "tensor model.layers.3.input_layernorm.weight is",
+    ),
+    "a config of a billion layers": (
+        other_config(num_hidden_layers=10**9),
+        "too few for the 1000000000 layers",
+    ),
+    "missing shard": (
+        missing_shard,
+        "model-00001-of-00002.safetensors: missing, though model.safetensors.index.json",
+    ),
     "truncated shard": (truncated_shard, "model-00002-of-00002.safetensors: truncated or damaged"),
-    "left-over shard": (left_over_shard, "is missing, though model.safetensors.index.json lists it there"),
-    "a tensor in two files": (twice, "tensor model.extra is in model-00001-of-00002.safetensors too; save them anew"),
-    "index elsewhere": (lambda d: add_index(d, {"weight_map": {"a": "../b"}}), "is not an index of safetensors files"),
-    "index of nothing": (lambda d: add_index(d, {"weight_map": {}}), "is not an index of safetensors files"),
-    "index of numbers": (lambda d: add_index(d, {"weight_map": {"a": 1}}), "is not an index of safetensors files"),
+    "left-over shard": (
+        left_over_shard,
+        "is missing, though model.safetensors.index.json lists it there",
+    ),
+    "a tensor in two files": (
+        twice,
+        "tensor model.extra is in model-00001-of-00002.safetensors too; save them anew",
+    ),
+    "index elsewhere": (
+        lambda d: add_index(d, {"weight_map": {"a": "../b"}}),
+        "is not an index of safetensors files",
+    ),
+    "index of nothing": (
+        lambda d: add_index(d, {"weight_map": {}}),
+        "is not an index of safetensors files",
+    ),
+    "index of numbers": (
+        lambda d: add_index(d, {"weight_map": {"a": 1}}),
+        "is not an index of safetensors files",
+    ),
     "index that is a list": (lambda d: add_index(d, [1]), "is not an index of safetensors files"),
-    "index that is no JSON": (lambda d: (d / INDEX).write_text("{"), "is not an index of safetensors files"),
+    "index that is no JSON": (
+        lambda d: (d / INDEX).write_text("{"),
+        "is not an index of safetensors files",
+    ),
 }
 
 
@@ -185,7 +255,10 @@ def test_check_names_the_file_or_tensor_and_the_remedy(
     teacher = shutil.copytree(sound.parent / "teacher", tmp_path / "teacher")
     damage(teacher)
     for command in ("check", "train"):  # train refuses before it starts anything
-        assert main([command, str(sound), f"teacher.path={teacher}", f"run_dir={tmp_path / 'run'}"]) == 2
+        assert (
+            main([command, str(sound), f"teacher.path={teacher}", f"run_dir={tmp_path / 'run'}"])
+            == 2
+        )
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"megatron-opd: error: {teacher}")
         assert problem in line
@@ -195,24 +268,34 @@ def test_check_names_the_file_or_tensor_and_the_remedy(
 def test_what_real_directories_hold_beside_the_weights_is_let_be(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "model")
     arch = read_architecture(directory)
-    rewrite(directory, lambda shapes: shapes.update({"model.layers.0.self_attn.rotary_emb.inv_freq": (2,)}))
+    rewrite(
+        directory,
+        lambda shapes: shapes.update({"model.layers.0.self_attn.rotary_emb.inv_freq": (2,)}),
+    )
     check_weights(directory, arch, sampled=True)
     split(directory)
     write_zeros(directory / "consolidated.safetensors", {"tok_embeddings.weight": (16, 16)})
     check_weights(directory, arch, sampled=True)
 
 
-def test_a_directory_in_which_vllm_would_read_other_weights_is_not_sampled_from(tmp_path: Path) -> None:
+def test_a_directory_in_which_vllm_would_read_other_weights_is_not_sampled_from(
+    tmp_path: Path,
+) -> None:
     directory = write_model(tmp_path / "model")
     arch, content = read_architecture(directory), (directory / SINGLE).read_bytes()
     split(directory)
     (directory / SINGLE).write_bytes(content)
     check_weights(directory, arch)
-    with pytest.raises(DataError, match=r"beside the files of model\.safetensors\.index\.json, which vLLM would read"):
+    with pytest.raises(
+        DataError,
+        match=r"beside the files of model\.safetensors\.index\.json, which vLLM would read",
+    ):
         check_weights(directory, arch, sampled=True)
 
 
-def test_an_output_layer_that_is_not_the_tied_embedding_is_seen_from_its_beginning(tmp_path: Path) -> None:
+def test_an_output_layer_that_is_not_the_tied_embedding_is_seen_from_its_beginning(
+    tmp_path: Path,
+) -> None:
     directory = write_model(tmp_path / "model", tie_word_embeddings=True)
     rewrite(directory, lambda shapes: shapes.update({"lm_head.weight": (16, 16)}))
     arch = read_architecture(directory)
@@ -220,18 +303,25 @@ def test_an_output_layer_that_is_not_the_tied_embedding_is_seen_from_its_beginni
     content = bytearray((directory / SINGLE).read_bytes())
     content[-1] = 1  # lm_head is the last tensor
     (directory / SINGLE).write_bytes(content)
-    with pytest.raises(DataError, match=r"lm_head.weight differs from .*; set tie_word_embeddings to false"):
+    with pytest.raises(
+        DataError, match=r"lm_head.weight differs from .*; set tie_word_embeddings to false"
+    ):
         check_weights(directory, arch)
 
 
 def test_headers_of_a_large_model_are_checked_without_torch(tmp_path: Path) -> None:
     """A file of Qwen3-30B-A3B's size, 61 GB, as a hole."""
-    experts = {"model_type": "qwen3_moe", "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
+    experts = {
+        "model_type": "qwen3_moe",
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+    }
     directory = write_model(tmp_path / "model", num_hidden_layers=48, hidden_size=2048, **experts)
     code = (
-        "import sys; from pathlib import Path; from megatron_opd.weights.check import check_weights;"
-        "from megatron_opd.architectures.architecture import read_architecture;"
-        f"d = Path({str(directory)!r}); check_weights(d, read_architecture(d));"
-        "sys.exit('torch' in sys.modules)"
+        "import sys; from pathlib import Path; from megatron_opd.weights.check import "
+        "check_weights;from megatron_opd.architectures.architecture import read_architecture;d = "
+        f"Path({str(directory)!r}); check_weights(d, read_architecture(d));sys.exit('torch' in "
+        "sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

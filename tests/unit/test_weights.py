@@ -74,7 +74,7 @@ def entry_named(megatron_name: str, arch: Architecture = ARCH) -> Entry:
     return entry
 
 
-# --------------------------------------------------------------------------------------------------------- transforms
+# --------------------------------------------------------------------------------------- transforms
 @settings(max_examples=60, deadline=None)
 @given(layouts())
 def test_every_tensor_returns_bit_for_bit_from_its_shards(layout: tuple[Architecture, int]) -> None:
@@ -90,7 +90,10 @@ def test_every_tensor_returns_bit_for_bit_from_its_shards(layout: tuple[Architec
         assert torch.equal(full, entry.transform.merge(parts))
         returned |= entry.to_hf(full)
     assert list(returned) == list(tensors)
-    assert all(torch.equal(returned[name], tensors[name]) and returned[name].is_contiguous() for name in tensors)
+    assert all(
+        torch.equal(returned[name], tensors[name]) and returned[name].is_contiguous()
+        for name in tensors
+    )
 
 
 def test_query_key_value_interleave_per_group() -> None:
@@ -104,7 +107,10 @@ def test_a_rank_holds_its_slice_of_gate_and_its_slice_of_up() -> None:
     gate = torch.arange(12.0)[:, None].expand(12, 8)
     shard = entry.shard([gate, gate + 100], rank=1, size=3, shape=(8, 8))
     assert shard[:, 0].tolist() == [4, 5, 6, 7, 104, 105, 106, 107]
-    assert entry.hf_names == ("model.layers.1.mlp.gate_proj.weight", "model.layers.1.mlp.up_proj.weight")
+    assert entry.hf_names == (
+        "model.layers.1.mlp.gate_proj.weight",
+        "model.layers.1.mlp.up_proj.weight",
+    )
 
 
 @pytest.mark.parametrize("num_rows", [6, 64])
@@ -125,7 +131,10 @@ def test_stacked_keeps_the_order() -> None:
 
 def test_a_model_of_another_size_is_refused_with_both_shapes() -> None:
     entry = entry_named("decoder.layers.0.self_attention.linear_proj.weight")
-    with pytest.raises(ValueError, match=re.escape("linear_proj.weight is (8, 2), its checkpoint tensors make (8, 4)")):
+    with pytest.raises(
+        ValueError,
+        match=re.escape("linear_proj.weight is (8, 2), its checkpoint tensors make (8, 4)"),
+    ):
         entry.shard([torch.zeros(8, 8)], rank=0, size=2, shape=(8, 2))
     with pytest.raises(ValueError, match="does not divide into 3 slices along dimension 1"):
         entry.shard([torch.zeros(8, 8)], rank=0, size=3, shape=(8, 2))
@@ -139,7 +148,7 @@ def test_a_tied_head_is_loaded_from_the_embedding_and_not_exported() -> None:
     assert "lm_head.weight" in hf_shapes(weight_table(ARCH))
 
 
-# -------------------------------------------------------------------------------------------------- model directories
+# -------------------------------------------------------------------------------- model directories
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """A directory to export from: config and tokenizer files."""
@@ -168,12 +177,17 @@ def test_a_sharded_directory_is_read_back_bit_for_bit(tmp_path: Path, source: Pa
     checkpoint = check_hf(out, ARCH)
     assert all(torch.equal(checkpoint.read(name), tensors[name]) for name in tensors)
     total = sum(tensor.numel() * 4 for tensor in tensors.values())
-    assert json.loads((out / "model.safetensors.index.json").read_text())["metadata"]["total_size"] == total
+    assert (
+        json.loads((out / "model.safetensors.index.json").read_text())["metadata"]["total_size"]
+        == total
+    )
     assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
     assert (out / "tokenizer.json").is_file()
 
 
-def test_one_shard_needs_no_index_and_the_config_names_the_written_dtype(tmp_path: Path, source: Path) -> None:
+def test_one_shard_needs_no_index_and_the_config_names_the_written_dtype(
+    tmp_path: Path, source: Path
+) -> None:
     tensors = random_tensors(ARCH)
     out = export(tmp_path / "out", source, tensors, dtype=torch.bfloat16)
     assert sorted(path.name for path in out.glob("model*")) == ["model.safetensors"]
@@ -187,7 +201,9 @@ def test_a_shard_exceeds_the_limit_only_for_one_large_tensor() -> None:
     assert list(plan_shards(shapes, 4, 16).values()) == [["a", "b"], ["c"], ["d"]]
 
 
-def test_an_existing_directory_is_refused_and_a_failure_leaves_nothing(tmp_path: Path, source: Path) -> None:
+def test_an_existing_directory_is_refused_and_a_failure_leaves_nothing(
+    tmp_path: Path, source: Path
+) -> None:
     tensors = random_tensors(ARCH)
     with pytest.raises(DataError, match="already exists"):
         export(source, source, tensors)
@@ -202,16 +218,22 @@ def test_an_existing_directory_is_refused_and_a_failure_leaves_nothing(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-@pytest.mark.parametrize("change", [lambda items: items[::-1], lambda items: [*items, ("more", torch.zeros(1))]])
-def test_a_stream_that_is_not_the_planned_one_is_refused(tmp_path: Path, source: Path, change: Callable) -> None:
+@pytest.mark.parametrize(
+    "change", [lambda items: items[::-1], lambda items: [*items, ("more", torch.zeros(1))]]
+)
+def test_a_stream_that_is_not_the_planned_one_is_refused(
+    tmp_path: Path, source: Path, change: Callable
+) -> None:
     tensors = random_tensors(ARCH)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     with pytest.raises(ValueError, match=r"was due|after the last"):
-        write_hf(tmp_path / "out", source, change(list(tensors.items())), shapes, torch.float32, 10**9)
+        write_hf(
+            tmp_path / "out", source, change(list(tensors.items())), shapes, torch.float32, 10**9
+        )
     assert not (tmp_path / "out").exists()
 
 
-# ---------------------------------------------------------------------------------------------------- bad checkpoints
+# ---------------------------------------------------------------------------------- bad checkpoints
 def saved(directory: Path, tensors: dict[str, torch.Tensor]) -> Path:
     directory.mkdir(exist_ok=True)
     save_file(tensors, directory / "model.safetensors")
@@ -221,9 +243,18 @@ def saved(directory: Path, tensors: dict[str, torch.Tensor]) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), "model.layers.1.mlp.up_proj.weight is missing"),
-        (lambda t: t.update({"model.layers.2.x": torch.zeros(1)}), "model.layers.2.x is unexpected"),
-        (lambda t: t.update({"model.norm.weight": torch.zeros(9)}), "norm.weight has shape (9,); its config.json says"),
+        (
+            lambda t: t.pop("model.layers.1.mlp.up_proj.weight"),
+            "model.layers.1.mlp.up_proj.weight is missing",
+        ),
+        (
+            lambda t: t.update({"model.layers.2.x": torch.zeros(1)}),
+            "model.layers.2.x is unexpected",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": torch.zeros(9)}),
+            "norm.weight has shape (9,); its config.json says",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused_by_tensor_name(
@@ -246,7 +277,9 @@ def test_a_tied_model_may_hold_its_head_only_when_it_is_the_embedding(tmp_path: 
     tensors = random_tensors(tied)
     head = tensors["model.embed_tokens.weight"].clone()
     check_hf(saved(tmp_path / "same", tensors | {"lm_head.weight": head}), tied)
-    with pytest.raises(DataError, match=r"lm_head.weight differs from .*; set tie_word_embeddings to false"):
+    with pytest.raises(
+        DataError, match=r"lm_head.weight differs from .*; set tie_word_embeddings to false"
+    ):
         check_hf(saved(tmp_path / "other", tensors | {"lm_head.weight": head + 1}), tied)
 
 

@@ -1,4 +1,5 @@
-"""Model directories and recipes small enough to write per test: real configs, tokenizers and headers of weights."""
+"""Model directories and recipes small enough to write per test: real configs, tokenizers and
+headers of weights."""
 
 import json
 import math
@@ -15,8 +16,11 @@ from megatron_opd.weights.table import hf_shapes, weight_table
 TOKENS = ["<eos>", "<unk>", *"0123456789+= "]
 
 
-def write_zeros(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "BF16", itemsize: int = 2) -> None:
-    """A safetensors file that takes no room on the disk, whatever its size: a header, and a hole."""
+def write_zeros(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "BF16", itemsize: int = 2
+) -> None:
+    """A safetensors file that takes no room on the disk, whatever its size: a header, and a
+    hole."""
     header, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + itemsize * math.prod(shape)
@@ -28,20 +32,34 @@ def write_zeros(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = 
 
 
 def write_model(directory: Path, *, tokens: list[str] | None = None, **changes: Any) -> Path:
-    """A Qwen3 directory as far as checks read it: 4 heads, 2 key-value heads, 4 layers, 64 positions."""
+    """A Qwen3 directory as far as checks read it: 4 heads, 2 key-value heads, 4 layers, 64
+    positions."""
     directory.mkdir(parents=True)
     config = {
-        "model_type": "qwen3", "vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 4, "intermediate_size": 32, "max_position_embeddings": 64,
-    }  # fmt: skip
+        "model_type": "qwen3",
+        "vocab_size": 16,
+        "hidden_size": 16,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+        "intermediate_size": 32,
+        "max_position_embeddings": 64,
+    }
     (directory / "config.json").write_text(json.dumps(config | changes))
-    write_zeros(directory / "model.safetensors", hf_shapes(weight_table(read_architecture(directory))))
+    write_zeros(
+        directory / "model.safetensors", hf_shapes(weight_table(read_architecture(directory)))
+    )
     vocabulary = {token: index for index, token in enumerate(tokens or TOKENS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.add_special_tokens(["<eos>", "<unk>"])
     tokenizer.save(str(directory / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "unk_token": "<unk>"}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<eos>",
+        "unk_token": "<unk>",
+    }
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     return directory
 
@@ -52,7 +70,9 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
         if not (folder / name).exists():
             write_model(folder / name)
     data = folder / "train.jsonl"
-    data.write_text("".join(json.dumps({"problem": f"{i}+1=", "answer": str(i + 1)}) + "\n" for i in range(8)))
+    data.write_text(
+        "".join(json.dumps({"problem": f"{i}+1=", "answer": str(i + 1)}) + "\n" for i in range(8))
+    )
     recipe = {
         "name": "tiny",
         "num_steps": 4,

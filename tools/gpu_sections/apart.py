@@ -18,15 +18,24 @@ ROOT = Path(__file__).resolve().parents[2]
 Question = Literal["references", "planned"]
 
 
-def ask[Answer](question: Question, read: Callable[[Path], Answer], *, small: bool, hide_cuda: bool) -> Answer:
-    """What `read` makes of the file that the process wrote. Raises RuntimeError with the end of what it printed."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+def ask[Answer](
+    question: Question, read: Callable[[Path], Answer], *, small: bool, hide_cuda: bool
+) -> Answer:
+    """What `read` makes of the file that the process wrote. Raises RuntimeError with the end of
+    what it printed."""
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
     if hide_cuda:
         environment |= {"CUDA_VISIBLE_DEVICES": "", "MEGATRON_OPD_DEVICE": "cpu"}
     with tempfile.TemporaryDirectory() as folder:
         path, size = Path(folder, "answer"), "small" if small else "full"
         command = [sys.executable, "-m", "tools.gpu_sections.apart", question, size, str(path)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+        )
         if done.returncode:
             raise RuntimeError(f"{question}: {done.stderr[-300:]}")
         return read(path)

@@ -36,4 +36,8 @@ def check(machine: Machine) -> Iterator[Row]:
     wanted.sum().backward()
     assert leaf.grad is not None and kept.grad is not None
     yield below("log-probabilities of rows around 2**31", deviation(out_TK[rows], wanted), VALUES)
-    yield below("their gradients, in place", deviation(leaf.grad[rows], kept.grad), rounding(machine, leaf.dtype))
+    yield below(
+        "their gradients, in place",
+        deviation(leaf.grad[rows], kept.grad),
+        rounding(machine, leaf.dtype),
+    )

@@ -25,7 +25,8 @@ class Timing(NamedTuple):
 
 @dataclass(frozen=True)
 class Machine:
-    """One device. `small`: sizes for a host, where the kernels are interpreted and speed means nothing."""
+    """One device. `small`: sizes for a host, where the kernels are interpreted and speed means
+    nothing."""
 
     device: torch.device
     small: bool
@@ -49,7 +50,9 @@ class Machine:
     def generator(self, seed: int) -> torch.Generator:
         return torch.Generator(device=self.device).manual_seed(seed)
 
-    def normal(self, *shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0, std: float = 1.0) -> Tensor:
+    def normal(
+        self, *shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0, std: float = 1.0
+    ) -> Tensor:
         """Drawn in blocks of rows, so that nothing of the size exists in float32."""
         generator, out = self.generator(seed), torch.empty(shape, dtype=dtype, device=self.device)
         for rows in out.split(1024):
@@ -57,7 +60,9 @@ class Machine:
         return out
 
     def ids(self, vocab: int, *shape: int, lowest: int = 0, seed: int = 0) -> Tensor:
-        return torch.randint(lowest, vocab, shape, device=self.device, generator=self.generator(seed))
+        return torch.randint(
+            lowest, vocab, shape, device=self.device, generator=self.generator(seed)
+        )
 
     def lacks(self, needed: float) -> str:
         """Why something that needs so many bytes cannot run here; empty where it can."""
@@ -76,8 +81,14 @@ class Machine:
         if self.is_cuda:
             torch.cuda.synchronize()
 
-    def timed(self, run: Callable[..., Any], prepare: Callable[[], tuple[Any, ...]] = tuple, repeat: int = 7) -> Timing:
-        """The median after two runs that warm up; what `prepare` makes is outside of both figures."""
+    def timed(
+        self,
+        run: Callable[..., Any],
+        prepare: Callable[[], tuple[Any, ...]] = tuple,
+        repeat: int = 7,
+    ) -> Timing:
+        """The median after two runs that warm up; what `prepare` makes is outside of both
+        figures."""
         times, peak = [], 0
         for _ in range(2 + (1 if self.small else repeat)):
             given = prepare()

@@ -12,7 +12,9 @@ from tools.gpu_sections.rows import Row, below, exactly, measured, skipped
 
 def check(machine: Machine) -> Iterator[Row]:
     size = machine.sized(2**18, 2**30)
-    layers = [torch.nn.Linear(1024, size // 2**15, bias=False, dtype=torch.bfloat16) for _ in range(16)]
+    layers = [
+        torch.nn.Linear(1024, size // 2**15, bias=False, dtype=torch.bfloat16) for _ in range(16)
+    ]
     model = torch.nn.ModuleList(layers).to(machine.device).requires_grad_(False)
     before = [parameter.detach().cpu().clone() for parameter in model.parameters()]
     allocated = torch.cuda.memory_allocated() if machine.is_cuda else 0

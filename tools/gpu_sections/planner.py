@@ -1,4 +1,5 @@
-"""A model of 1.5 B parameters, one update: the memory that the planner foretells, and the time it takes."""
+"""A model of 1.5 B parameters, one update: the memory that the planner foretells, and the time it
+takes."""
 
 import json
 import time
@@ -24,7 +25,8 @@ from tools.gpu_sections.machine import GIB, Machine
 from tools.gpu_sections.rows import Row, exactly, measured, skipped, within
 from tools.gpu_sections.updates import columns_of, recipe, rollouts_of
 
-SETTINGS = ((True, "none"), (True, "selective"), (False, "none"))  # fused output layer, recomputation
+# fused output layer, recomputation
+SETTINGS = ((True, "none"), (True, "selective"), (False, "none"))
 SET_ASIDE = 3  # GiB outside of the allocator, planning/hardware.py
 
 
@@ -58,37 +60,56 @@ def _measure(machine: Machine, fused: bool, recompute: str, planned: int) -> Ite
         yield skipped(name, "the time is up")
         return
     peak = _update(machine, arch, longest, tokens, fused, recompute)
-    yield within(f"{name}: planned / measured ({peak.bytes / GIB:.3g} GiB)", planned / peak.bytes, 0.9, 1.1)
+    yield within(
+        f"{name}: planned / measured ({peak.bytes / GIB:.3g} GiB)", planned / peak.bytes, 0.9, 1.1
+    )
     trained = 8 * longest
     attention = 6 * arch.num_layers * arch.hidden_size * longest
     share = (6 * peak.parameters + attention) * trained / peak.seconds / machine.product_rate
     yield measured(
-        f"{name}: seconds of {trained} tokens", peak.seconds, machine.beside(f"{share:.0%} of a product's rate")
+        f"{name}: seconds of {trained} tokens",
+        peak.seconds,
+        machine.beside(f"{share:.0%} of a product's rate"),
     )
     if machine.is_cuda:
         free, total = torch.cuda.mem_get_info()
         held = torch.cuda.memory_reserved()
-        yield measured(f"{name}: reserved / measured", torch.cuda.max_memory_reserved() / peak.bytes)
-        yield measured(f"{name}: outside of the allocator, GiB", (total - free - held) / GIB, f"{SET_ASIDE} set aside")
+        yield measured(
+            f"{name}: reserved / measured", torch.cuda.max_memory_reserved() / peak.bytes
+        )
+        yield measured(
+            f"{name}: outside of the allocator, GiB",
+            (total - free - held) / GIB,
+            f"{SET_ASIDE} set aside",
+        )
 
 
-def _update(machine: Machine, arch: Architecture, longest: int, tokens: int, fused: bool, recompute: str) -> Peak:
+def _update(
+    machine: Machine, arch: Architecture, longest: int, tokens: int, fused: bool, recompute: str
+) -> Peak:
     config = recipe("bfloat16", longest, tokens, fused=fused, recompute_granularity=recompute)
     groups.start()
     with machine.live_bytes() as live:
         parallel = groups.create(config.student.layout)
-        chunks = build_model(arch, parallel, precision="bfloat16", recompute=config.train.recompute_granularity)
+        chunks = build_model(
+            arch, parallel, precision="bfloat16", recompute=config.train.recompute_granularity
+        )
         for parameter in chunks[0].parameters():
             torch.nn.init.normal_(parameter, std=0.02)
         rollouts = rollouts_of(arch.vocab_size, [longest] * 8)
         student = prepare(chunks, arch, parallel, config)
-        columns, objective = columns_of(rollouts, config), Objective(config.method, arch.vocab_size, 1.0)
+        columns, objective = (
+            columns_of(rollouts, config),
+            Objective(config.method, arch.vocab_size, 1.0),
+        )
         for _ in range(2):  # the moments exist after the first
             machine.synchronise()
             start = time.perf_counter()
             update(student, rollouts, columns, objective, step=0, micro_batch_tokens=tokens)
             machine.synchronise()
-        return Peak(live(), time.perf_counter() - start, sum(p.numel() for p in chunks[0].parameters()))
+        return Peak(
+            live(), time.perf_counter() - start, sum(p.numel() for p in chunks[0].parameters())
+        )
 
 
 def planned_bytes(*, small: bool) -> list[int]:
@@ -97,7 +118,9 @@ def planned_bytes(*, small: bool) -> list[int]:
     planned = []
     for fused, recompute in SETTINGS:
         config = recipe("bfloat16", longest, tokens, fused=fused, recompute_granularity=recompute)
-        (kind,) = rank_kinds(Case(config, {"student": arch}, hardware("cpu" if small else "h100", 1), 1, 1))
+        (kind,) = rank_kinds(
+            Case(config, {"student": arch}, hardware("cpu" if small else "h100", 1), 1, 1)
+        )
         items = kind.phases["train"]
         planned.append(kind.total("train") - items.get("engine", 0) - items.get("KV cache", 0))
     return planned
@@ -109,7 +132,13 @@ def _sizes(small: bool) -> tuple[Architecture, int, int]:
     if not small:
         return arch, 4096, 8192
     arch = replace(
-        arch, num_layers=2, hidden_size=64, head_dim=16, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=128, vocab_size=512,
-    )  # fmt: skip
+        arch,
+        num_layers=2,
+        hidden_size=64,
+        head_dim=16,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=128,
+        vocab_size=512,
+    )
     return arch, 64, 128

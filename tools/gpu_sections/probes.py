@@ -1,4 +1,5 @@
-"""What a refit compares: equal weights held in another place must not look different, an old one must."""
+"""What a refit compares: equal weights held in another place must not look different, an old one
+must."""
 
 from collections.abc import Iterator
 

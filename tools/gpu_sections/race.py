@@ -1,4 +1,5 @@
-"""In place, the backward walk overwrites the targets' logits, which every thread must have read before."""
+"""In place, the backward walk overwrites the targets' logits, which every thread must have read
+before."""
 
 from collections.abc import Iterator
 
@@ -9,7 +10,8 @@ from tools.gpu_sections.vocabulary import kernels_on
 
 
 def check(machine: Machine) -> Iterator[Row]:
-    """Against the gradient out of place, bit for bit, many times, with targets in the first block of the walk."""
+    """Against the gradient out of place, bit for bit, many times, with targets in the first block
+    of the walk."""
     tokens, vocab, repeat = machine.sized((8, 9000, 1), (8192, 151936, 60))
     for k in (1, 2):  # a reduction over more ids would be a barrier
         wrong, runs = 0, 0
@@ -21,6 +23,10 @@ def check(machine: Machine) -> Iterator[Row]:
                 logprobs(apart_TV, ids_TK, None).sum().backward()  # type: ignore[union-attr]
                 logprobs(in_place_TV, ids_TK, None, reuse_logits_for_grad=True).sum().backward()  # type: ignore[union-attr]
             assert apart_TV.grad is not None and in_place_TV.grad is not None
-            wrong += int((apart_TV.grad.gather(1, ids_TK) != in_place_TV.grad.gather(1, ids_TK)).sum())
+            wrong += int(
+                (apart_TV.grad.gather(1, ids_TK) != in_place_TV.grad.gather(1, ids_TK)).sum()
+            )
             runs += 1
-        yield exactly(f"K {k}: gradients that differ in place, of {runs * tokens * k} targets", wrong, 0)
+        yield exactly(
+            f"K {k}: gradients that differ in place, of {runs * tokens * k} targets", wrong, 0
+        )

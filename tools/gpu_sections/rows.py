@@ -25,7 +25,12 @@ class Row:
 
 
 def below(what: str, value: float, limit: float) -> Row:
-    return Row(what, value, f"< {limit:g}", "passed" if math.isfinite(value) and value < limit else "FAILED")
+    return Row(
+        what,
+        value,
+        f"< {limit:g}",
+        "passed" if math.isfinite(value) and value < limit else "FAILED",
+    )
 
 
 def within(what: str, value: float, low: float, high: float) -> Row:
@@ -45,11 +50,14 @@ def skipped(what: str, reason: str) -> Row:
 
 
 def failed(what: str, error: BaseException) -> Row:
-    return Row(what, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", "runs", "FAILED")
+    return Row(
+        what, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", "runs", "FAILED"
+    )
 
 
 def deviation(got: Tensor, want: Tensor) -> float:
-    """Norm of the difference over the norm of what is wanted, in float64; infinite where they are not finite alike."""
+    """Norm of the difference over the norm of what is wanted, in float64; infinite where they are
+    not finite alike."""
     got, want = (x.detach().double().cpu() for x in (got, want))
     finite = want.isfinite()
     if not torch.equal(got.isfinite(), finite):

@@ -1,4 +1,5 @@
-"""The vocabulary op against what else computes it, and against the bytes and the products that it needs at least."""
+"""The vocabulary op against what else computes it, and against the bytes and the products that it
+needs at least."""
 
 from collections.abc import Callable, Iterator
 
@@ -34,7 +35,9 @@ def _losses(machine: Machine, tokens: int, vocab: int, k: int) -> Iterator[Row]:
     if reason := machine.lacks((TORCH_BYTES + 4) * source_TV.numel()):
         yield skipped(f"K {k}, {tokens} x {vocab}", reason)
         return
-    for name, loss in (OURS | (OTHERS if k == 1 else {"torch's log_softmax and gather": _dense})).items():
+    for name, loss in (
+        OURS | (OTHERS if k == 1 else {"torch's log_softmax and gather": _dense})
+    ).items():
         if name == LIGER and not (machine.is_cuda and has("liger_kernel")):
             yield skipped(f"K {k}, {name}", "needs a GPU and liger-kernel")
             continue
@@ -47,39 +50,57 @@ def _losses(machine: Machine, tokens: int, vocab: int, k: int) -> Iterator[Row]:
 
         timing = machine.timed(both, lambda: (source_TV.clone().requires_grad_(),))
         share = least / timing.milliseconds * 1e3 / machine.copy_rate
-        beside = f"{share:.0%} of a copy's speed, {timing.peak / source_TV.numel():.2f} bytes a logit"
+        beside = (
+            f"{share:.0%} of a copy's speed, {timing.peak / source_TV.numel():.2f} bytes a logit"
+        )
         yield measured(f"K {k}, {name}: ms", timing.milliseconds, machine.beside(beside))
 
 
 def _output_layer(machine: Machine, tokens: int, vocab: int, width: int) -> Iterator[Row]:
-    hidden_TD, weight_VD = machine.normal(tokens, width), machine.normal(vocab, width, seed=1, std=0.02)
+    hidden_TD, weight_VD = (
+        machine.normal(tokens, width),
+        machine.normal(vocab, width, seed=1, std=0.02),
+    )
     ids_TK = machine.ids(vocab, tokens, 1)
-    ways: dict[str, Callable[[Tensor, Tensor], None]] = {
-        "output layer fused into the loss": lambda h, w: linear_logprobs(h, w, ids_TK, None).sum().backward()  # type: ignore[union-attr]
-    }
+
+    def fused(hidden_TD: Tensor, weight_VD: Tensor) -> None:
+        linear_logprobs(hidden_TD, weight_VD, ids_TK, None).sum().backward()  # type: ignore[union-attr]
+
+    ways: dict[str, Callable[[Tensor, Tensor], None]] = {"output layer fused into the loss": fused}
     if machine.is_cuda and has("liger_kernel"):
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy as liger
 
-        ways[f"the same, {LIGER}"] = lambda h, w: liger(h, w, ids_TK[:, 0], reduction="sum").backward()
+        ways[f"the same, {LIGER}"] = lambda h, w: liger(
+            h, w, ids_TK[:, 0], reduction="sum"
+        ).backward()
     else:
         yield skipped(f"output layer, {LIGER}", "needs a GPU and liger-kernel")
     make = lambda: (hidden_TD.clone().requires_grad_(), weight_VD.clone().requires_grad_())  # noqa: E731
     for name, run in ways.items():
         timing = machine.timed(run, make, repeat=3)
-        rate = 8 * tokens * vocab * width / timing.milliseconds * 1e3  # forward, again, and two backward
+        rate = (
+            8 * tokens * vocab * width / timing.milliseconds * 1e3
+        )  # forward, again, and two backward
         beside = f"{rate / machine.product_rate:.0%} of a product's rate, peak {timing.peak / 2**30:.2f} GiB"
         yield measured(f"{name}, width {width}: ms", timing.milliseconds, machine.beside(beside))
 
 
 def _teacher(machine: Machine, tokens: int, vocab: int, width: int) -> Iterator[Row]:
-    hidden_TD, weight_VD = machine.normal(tokens, width), machine.normal(vocab, width, seed=1, std=0.02)
+    hidden_TD, weight_VD = (
+        machine.normal(tokens, width),
+        machine.normal(vocab, width, seed=1, std=0.02),
+    )
     ids_TJ = machine.ids(vocab, tokens, 1)
-    bare = machine.timed(lambda: [rows @ weight_VD.T for rows in hidden_TD.split(1024)], repeat=3).milliseconds
+    bare = machine.timed(
+        lambda: [rows @ weight_VD.T for rows in hidden_TD.split(1024)], repeat=3
+    ).milliseconds
     for k in (1, 64):
         call = lambda k=k: linear_topk(hidden_TD, weight_VD, k, None, ids_TJ=ids_TJ)  # noqa: E731
         spent = machine.timed(call, repeat=3).milliseconds
         yield measured(
-            f"the teacher's top {k}, width {width}: ms", spent, machine.beside(f"its products alone {bare:.3g}")
+            f"the teacher's top {k}, width {width}: ms",
+            spent,
+            machine.beside(f"its products alone {bare:.3g}"),
         )
 
 
@@ -87,17 +108,23 @@ def _divergence(machine: Machine, tokens: int, vocab: int) -> Iterator[Row]:
     student_TV, teacher_TV = (machine.normal(tokens, vocab, seed=seed, std=4) for seed in (0, 1))
     run = lambda leaf: divergence(leaf, teacher_TV, None, kind="reverse_kl").sum().backward()  # noqa: E731
     timing = machine.timed(run, lambda: (student_TV.clone().requires_grad_(),), repeat=3)
-    bytes_alone = 7 * student_TV.nbytes / machine.copy_rate * 1e3  # both twice forward, once backward, and out
+    bytes_alone = (
+        7 * student_TV.nbytes / machine.copy_rate * 1e3
+    )  # both twice forward, once backward, and out
     beside = f"its bytes alone {bytes_alone:.3g}"
     yield measured(
-        f"reverse KL over the whole vocabulary, {tokens} x {vocab}: ms", timing.milliseconds, machine.beside(beside)
+        f"reverse KL over the whole vocabulary, {tokens} x {vocab}: ms",
+        timing.milliseconds,
+        machine.beside(beside),
     )
 
 
-# ------------------------------------------------------------------------------------------------ losses
+# ------------------------------------------------------------------------------------------- losses
 def _ours(*, in_place: bool, entropy: bool) -> Loss:
     def loss(logits_TV: Tensor, ids_TK: Tensor) -> Tensor:
-        out = logprobs(logits_TV, ids_TK, None, with_entropy=entropy, reuse_logits_for_grad=in_place)
+        out = logprobs(
+            logits_TV, ids_TK, None, with_entropy=entropy, reuse_logits_for_grad=in_place
+        )
         return out.sum() if isinstance(out, Tensor) else out[0].sum() + out[1].sum()
 
     return loss

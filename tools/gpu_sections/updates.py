@@ -1,4 +1,5 @@
-"""Small models with equal weights everywhere, and one update of theirs, whose parts can be compared."""
+"""Small models with equal weights everywhere, and one update of theirs, whose parts can be
+compared."""
 
 import math
 from collections.abc import Sequence
@@ -26,13 +27,26 @@ from tests.tiny_config import tiny_config
 LENGTHS = (96, 128, 64, 120, 40, 128, 100, 88)
 
 _QWEN3 = Architecture(
-    "qwen3", vocab_size=1024, hidden_size=256, num_layers=2, num_attention_heads=8, num_key_value_heads=4, head_dim=64,
-    intermediate_size=512, max_position_embeddings=4096, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False,
-    qkv_bias=False, qk_norm=True,
-)  # fmt: skip
+    "qwen3",
+    vocab_size=1024,
+    hidden_size=256,
+    num_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=64,
+    intermediate_size=512,
+    max_position_embeddings=4096,
+    rms_norm_eps=1e-6,
+    rope_theta=1e4,
+    tie_word_embeddings=False,
+    qkv_bias=False,
+    qk_norm=True,
+)
 _ARCHITECTURES = {
     "qwen3": _QWEN3,
-    "qwen2": replace(_QWEN3, model_type="qwen2", qkv_bias=True, qk_norm=False, tie_word_embeddings=True),
+    "qwen2": replace(
+        _QWEN3, model_type="qwen2", qkv_bias=True, qk_norm=False, tie_word_embeddings=True
+    ),
     "qwen3_moe": replace(
         _QWEN3,
         model_type="qwen3_moe",
@@ -45,7 +59,12 @@ def architectures(*, small: bool) -> dict[str, Architecture]:
     """Two layers of two dense families and one of experts."""
     if not small:
         return _ARCHITECTURES
-    sizes: dict[str, Any] = {"vocab_size": 256, "hidden_size": 64, "head_dim": 16, "intermediate_size": 96}
+    sizes: dict[str, Any] = {
+        "vocab_size": 256,
+        "hidden_size": 64,
+        "head_dim": 16,
+        "intermediate_size": 96,
+    }
     return {name: replace(arch, **sizes) for name, arch in _ARCHITECTURES.items()}
 
 
@@ -60,14 +79,23 @@ class Update(TypedDict):
     changes: dict[str, Tensor]  # what the optimizer moved the parameters by
 
 
-def recipe(precision: str, longest: int, micro_batch_tokens: int, *, fused: bool = True, **changes: Any) -> RunConfig:
+def recipe(
+    precision: str, longest: int, micro_batch_tokens: int, *, fused: bool = True, **changes: Any
+) -> RunConfig:
     """GRPO on eight rollouts. `changes`: as for tiny_config."""
     rollout = RolloutConfig(num_prompts=4, samples_per_prompt=2, max_completion_tokens=longest // 2)
     return tiny_config(
-        1e-3, max_sequence_length=longest, method=CATALOGUE["grpo"].method, precision=precision, rollout=rollout,
-        micro_batch_tokens=micro_batch_tokens, fused_output_layer=fused, clip_grad=0.0,
-        loss_scale=LossScaleConfig(initial=2.0**12), **changes,
-    )  # fmt: skip
+        1e-3,
+        max_sequence_length=longest,
+        method=CATALOGUE["grpo"].method,
+        precision=precision,
+        rollout=rollout,
+        micro_batch_tokens=micro_batch_tokens,
+        fused_output_layer=fused,
+        clip_grad=0.0,
+        loss_scale=LossScaleConfig(initial=2.0**12),
+        **changes,
+    )
 
 
 def rollouts_of(vocab: int, lengths: Sequence[int]) -> list[Rollout]:
@@ -79,16 +107,25 @@ def rollouts_of(vocab: int, lengths: Sequence[int]) -> list[Rollout]:
 
     return [
         Rollout(
-            Prompt(i // 2, "", "", "", ids(length - length // 2)), i % 2, ids(length // 2),
-            np.full(length // 2, -math.log(vocab), np.float32), "", "stop", 0, group=i // 2, reward=float(i % 2),
+            Prompt(i // 2, "", "", "", ids(length - length // 2)),
+            i % 2,
+            ids(length // 2),
+            np.full(length // 2, -math.log(vocab), np.float32),
+            "",
+            "stop",
+            0,
+            group=i // 2,
+            reward=float(i % 2),
         )
         for i, length in enumerate(lengths)
-    ]  # fmt: skip
+    ]
 
 
 def columns_of(rollouts: Sequence[Rollout], config: RunConfig) -> Columns:
     batch = Batch(rollouts, Signals(None), seed=0, step=0)
-    return build_columns(config.method, batch, max_completion_tokens=config.rollout.max_completion_tokens)
+    return build_columns(
+        config.method, batch, max_completion_tokens=config.rollout.max_completion_tokens
+    )
 
 
 def one_update(arch: Architecture, precision: str) -> Update:
@@ -102,10 +139,17 @@ def one_update(arch: Architecture, precision: str) -> Update:
     start = _on_host({key: p.data for key, p in chunks[0].named_parameters()})
     rollouts = rollouts_of(arch.vocab_size, LENGTHS)
     student = prepare(chunks, arch, parallel, config)
-    before = student_signals(student, rollouts, temperature=1.0, micro_batch_tokens=micro_batch_tokens)
+    before = student_signals(
+        student, rollouts, temperature=1.0, micro_batch_tokens=micro_batch_tokens
+    )
     objective = Objective(config.method, arch.vocab_size, 1.0)
     sums, applied = update(
-        student, rollouts, columns_of(rollouts, config), objective, step=0, micro_batch_tokens=micro_batch_tokens
+        student,
+        rollouts,
+        columns_of(rollouts, config),
+        objective,
+        step=0,
+        micro_batch_tokens=micro_batch_tokens,
     )
     named = dict(student.bare_chunks[0].named_parameters())
     after = _on_host({key: p.data for key, p in named.items()})

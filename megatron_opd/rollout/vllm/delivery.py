@@ -8,10 +8,13 @@ from megatron_opd.errors import RunError
 
 
 class Delivery:
-    """Hands vLLM the tensors it knows and keeps count of the rest: an exception inside its loaders would leave it half
+    """Hands vLLM the tensors it knows and keeps count of the rest: an exception inside its loaders
+    would leave it half
     loaded, with layers that have no storage."""
 
-    def __init__(self, named_tensors: Iterable[tuple[str, torch.Tensor]], shapes: dict[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self, named_tensors: Iterable[tuple[str, torch.Tensor]], shapes: dict[str, tuple[int, ...]]
+    ) -> None:
         self._source = named_tensors
         self._shapes = shapes
         self._arrived: set[str] = set()
@@ -27,7 +30,9 @@ class Delivery:
                     yield name, tensor
                 elif self._problem is None:
                     expected = self._shapes.get(name, "no such tensor")
-                    self._problem = RunError(f"weights for vLLM: {name} has shape {tuple(tensor.shape)}, {expected=}")
+                    self._problem = RunError(
+                        f"weights for vLLM: {name} has shape {tuple(tensor.shape)}, {expected=}"
+                    )
         except Exception as error:
             self._problem = error
 
@@ -36,4 +41,6 @@ class Delivery:
             raise self._problem
         missing = sorted(self._shapes.keys() - self._arrived)
         if missing:
-            raise RunError(f"weights for vLLM: {len(missing)} tensors did not arrive, first {missing[0]}")
+            raise RunError(
+                f"weights for vLLM: {len(missing)} tensors did not arrive, first {missing[0]}"
+            )

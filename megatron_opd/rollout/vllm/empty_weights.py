@@ -1,4 +1,5 @@
-"""A vLLM model without weights, for an engine that gets them from the trainer: nothing is read twice.
+"""A vLLM model without weights, for an engine that gets them from the trainer: nothing is read
+twice.
 
 vLLM's own `dummy` format draws random numbers for every parameter, once for each module around it.
 """

@@ -1,7 +1,8 @@
 """A vLLM engine inside every trainer process: samples completions, takes new weights in memory.
 
-Every rank holds a whole model (tensor-parallel size 1) and generates its share of the prompts. With CUDA the engine
-sleeps outside `reload` and `generate`: its weights wait in host memory and its key-value cache is given up.
+Every rank holds a whole model (tensor-parallel size 1) and generates its share of the prompts. With
+CUDA the engine sleeps outside `reload` and `generate`: its weights wait in host memory and its
+key-value cache is given up.
 """
 
 import contextlib
@@ -33,13 +34,15 @@ from megatron_opd.weights.probes import Probes
 
 
 class VllmEngine:
-    """vLLM with the weights of `model.path`, which count as policy version 0; `empty`, with none until `reload`.
+    """vLLM with the weights of `model.path`, which count as policy version 0; `empty`, with none
+    until `reload`.
 
-    When torch.distributed is initialised, all ranks must construct their engines together, after the trainer's own
-    process groups; otherwise vLLM makes a default group of one, and `close` ends it.
-    `policy_version` is the version of the weights in the engine, None while they are unverified. With CUDA one engine
-    of a process sleeps between calls; a second one has `sleeps=False`, for vLLM cannot tell their memory apart.
-    A completion stops at every end of the model (see `config.ends`), and at `further_ends`.
+    When torch.distributed is initialised, all ranks must construct their engines together, after
+    the trainer's own process groups; otherwise vLLM makes a default group of one, and `close` ends
+    it. `policy_version` is the version of the weights in the engine, None while they are
+    unverified. With CUDA one engine of a process sleeps between calls; a second one has
+    `sleeps=False`, for vLLM cannot tell their memory apart. A completion stops at every end of the
+    model (see `config.ends`), and at `further_ends`.
     """
 
     def __init__(
@@ -62,7 +65,15 @@ class VllmEngine:
         self._empty = empty
         self._ends = sorted({*read_ends(model.path).ids, *further_ends})
         self._start_llm = partial(
-            start_vllm, model, config, self.device, precision, max_sequence_length, seed, self._sleeps, empty
+            start_vllm,
+            model,
+            config,
+            self.device,
+            precision,
+            max_sequence_length,
+            seed,
+            self._sleeps,
+            empty,
         )
         prepare_environment(self.device)
         self._start()
@@ -80,13 +91,15 @@ class VllmEngine:
         self.sleep()
 
     def restart(self) -> None:
-        """A new engine in the place of one that failed, as it was constructed. All ranks together, as to construct.
+        """A new engine in the place of one that failed, as it was constructed. All ranks together,
+        as to construct.
 
         What broke the CUDA context of the process cannot be healed in it.
         """
         with contextlib.suppress(Exception):  # of an engine in any state
             self.close()
-        for name in ("_llm", "_weights"):  # also where `close` failed: the next engine needs their memory
+        # also where `close` failed: the next engine needs their memory
+        for name in ("_llm", "_weights"):
             vars(self).pop(name, None)
         gc.unfreeze()  # in `close` too, but that may have failed before
         gc.collect()
@@ -94,7 +107,7 @@ class VllmEngine:
             torch.cuda.empty_cache()
         self._start()
 
-    # ------------------------------------------------------------------------------------------------ sampling
+    # ------------------------------------------------------------------------------------- sampling
     def generate(
         self,
         prompts: list[Prompt],
@@ -111,18 +124,25 @@ class VllmEngine:
     ) -> list[Rollout]:
         """`samples_per_prompt` completions of each prompt, prompt-major. Temperature 0 is greedy.
 
-        A sample's tokens depend on (seed, step, prompt.index, sample) and the weights, not on the rank or on the other
-        prompts; its logprobs (nats, of the distribution sampled from: after temperature and top_p) do so up to
-        rounding, and bit for bit when the call is the same. `prefix_of(prompt, sample)` gives the first tokens of a
-        completion, at least one fewer than it may have. `on_progress(done, total)` counts completions.
-        Raises RunError when the engine does not hold `version` or fails; it then has no requests left.
+        A sample's tokens depend on (seed, step, prompt.index, sample) and the weights, not on the
+        rank or on the other prompts; its logprobs (nats, of the distribution sampled from: after
+        temperature and top_p) do so up to rounding, and bit for bit when the call is the same.
+        `prefix_of(prompt, sample)` gives the first tokens of a completion, at least one fewer than
+        it may have. `on_progress(done, total)` counts completions. Raises RunError when the engine
+        does not hold `version` or fails; it then has no requests left.
         """
-        samples = [(prompt, sample) for prompt in prompts for sample in sample_numbers(prompt, samples_per_prompt)]
+        samples = [
+            (prompt, sample)
+            for prompt in prompts
+            for sample in sample_numbers(prompt, samples_per_prompt)
+        ]
         requests = []
         for prompt, sample in samples:
             given = prefix_of(prompt, sample) if prefix_of else np.empty(0, np.int32)
             left = room(prompt, max_completion_tokens, self.max_sequence_length) - len(given)
-            requests.append(Request(prompt, given, left, request_seed(seed, step, prompt.index, sample)))
+            requests.append(
+                Request(prompt, given, left, request_seed(seed, step, prompt.index, sample))
+            )
         completions = self.complete(
             requests, version=version, temperature=temperature, top_p=top_p, on_progress=on_progress
         )  # fmt: skip
@@ -148,12 +168,16 @@ class VllmEngine:
         keep_cache: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Completion]:
-        """Continues every request, in order. `keep_cache`: keys and values of the call before may be used again.
+        """Continues every request, in order. `keep_cache`: keys and values of the call before may
+        be used again.
 
         Raises RunError as `generate` does.
         """
         if version != self.policy_version:
-            raise RunError(f"rollouts of policy version {version} asked of an engine that holds {self.policy_version}")
+            raise RunError(
+                f"rollouts of policy version {version} asked of an engine that holds "
+                f"{self.policy_version}"
+            )
         if not requests:
             return []
         from vllm import SamplingParams
@@ -173,7 +197,9 @@ class VllmEngine:
             )
             for request in requests
         ]
-        contexts = [np.concatenate([request.prompt.token_ids, request.given]) for request in requests]
+        contexts = [
+            np.concatenate([request.prompt.token_ids, request.given]) for request in requests
+        ]
         try:
             self._wake()
             try:
@@ -184,16 +210,20 @@ class VllmEngine:
             raise
         except Exception as error:
             raise RunError(f"vLLM failed while generating: {error!r}") from error
-        return [_completion(request, output) for request, output in zip(requests, outputs, strict=True)]
+        return [
+            _completion(request, output) for request, output in zip(requests, outputs, strict=True)
+        ]
 
     def _run(
         self, contexts: list[np.ndarray], params: list, keep_cache: bool,
         on_progress: Callable[[int, int], None] | None,
     ) -> list:  # fmt: skip
-        # Keys and values of older weights must not be seen; those of an earlier call would make the numbers of this
-        # one depend on the run's history, and a resumed run differ.
+        # Keys and values of older weights must not be seen; those of an earlier call would make the
+        # numbers of this one depend on the run's history, and a resumed run differ.
         if not keep_cache and not self._llm.reset_prefix_cache():
-            raise RunError("vLLM did not give up its prefix cache: requests of another call are still running")
+            raise RunError(
+                "vLLM did not give up its prefix cache: requests of another call are still running"
+            )
         token_ids = [{"prompt_token_ids": context.tolist()} for context in contexts]
         engine = self._llm.llm_engine
         request_ids = self._llm.enqueue(token_ids, params, use_tqdm=False)
@@ -211,11 +241,18 @@ class VllmEngine:
         return sorted(outputs, key=lambda output: int(output.request_id))
 
     def rollout(
-        self, prompt: Prompt, sample: int, token_ids: list[int], logprobs: list[float], finish_reason: str, **keys: Any
+        self,
+        prompt: Prompt,
+        sample: int,
+        token_ids: list[int],
+        logprobs: list[float],
+        finish_reason: str,
+        **keys: Any,
     ) -> Rollout:
         """A completion as a record, with its text, of the policy the engine holds."""
         assert self.policy_version is not None, "a completion is of weights that were verified"
-        written = token_ids[:-1] if finish_reason == "stop" else token_ids  # an end need not be a special token
+        # an end need not be a special token
+        written = token_ids[:-1] if finish_reason == "stop" else token_ids
         return Rollout(
             prompt=prompt,
             sample=sample,
@@ -227,45 +264,53 @@ class VllmEngine:
             **keys,
         )
 
-    # ------------------------------------------------------------------------------------------------ weights
+    # -------------------------------------------------------------------------------------- weights
     def reload(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replaces all weights in place; names and shapes as in the Hugging Face directory.
 
-        Leaves `policy_version` None, for the caller to set once it has verified what arrived. Raises RunError naming
-        a tensor that is missing, unknown or of another shape, and what `named_tensors` raises.
+        Leaves `policy_version` None, for the caller to set once it has verified what arrived.
+        Raises RunError naming a tensor that is missing, unknown or of another shape, and what
+        `named_tensors` raises.
         """
         self.policy_version = None
         delivery = Delivery(named_tensors, self._weights.shapes)
         try:
             self._wake()
             self._weights.forget_packing()
-            # Layer by layer through vLLM's loaders: on the host they pack anew what a plain copy would not reach.
+            # Layer by layer through vLLM's loaders: on the host they pack anew what a plain copy
+            # would not reach.
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(delivery)})
         except Exception as error:
-            raise RunError(f"vLLM failed while taking weights, at {delivery.last}: {error!r}") from error
+            raise RunError(
+                f"vLLM failed while taking weights, at {delivery.last}: {error!r}"
+            ) from error
         delivery.check()
         self._weights.pack_tied()
 
     def project(self, name: str, probes: Probes) -> list[torch.Tensor]:
-        """What the probes read, float32 [K, O], of each copy the engine holds of `name` (see LoadedWeights)."""
+        """What the probes read, float32 [K, O], of each copy the engine holds of `name` (see
+        LoadedWeights)."""
         self._wake()
         return self._weights.project(name, probes)
 
-    # ------------------------------------------------------------------------------------------------ memory
+    # --------------------------------------------------------------------------------------- memory
     def _wake(self) -> None:
         if self._asleep:
-            torch.cuda.empty_cache()  # vLLM allocates outside torch's cache and needs the trainer's unused blocks
+            # vLLM allocates outside torch's cache and needs the trainer's unused blocks
+            torch.cuda.empty_cache()
             self._llm.wake_up()
             self._asleep = False
 
     def sleep(self) -> None:
-        """Gives the device's memory to models that score or train; the next call wakes the engine."""
+        """Gives the device's memory to models that score or train; the next call wakes the
+        engine."""
         if self._sleeps and not self._asleep:
             self._llm.sleep(level=1)
             self._asleep = True
 
     def close(self, *, groups_too: bool = True) -> None:
-        """Ends the engine and, where no other engine uses them, vLLM's process groups. The trainer's groups stay."""
+        """Ends the engine and, where no other engine uses them, vLLM's process groups. The
+        trainer's groups stay."""
         self._wake()
         # EngineCore.shutdown would destroy the trainer's default process group with its own.
         core = self._llm.llm_engine.engine_core.engine_core
@@ -281,5 +326,10 @@ class VllmEngine:
 def _completion(request: Request, output: Any) -> Completion:
     sampled = output.outputs[0]
     if sampled.finish_reason not in ("stop", "length"):
-        raise RunError(f"vLLM ended the completion of prompt {request.prompt.index} with {sampled.finish_reason!r}")
-    return Completion(list(sampled.token_ids), list(sampled.logprobs.logprobs), sampled.finish_reason)
+        raise RunError(
+            f"vLLM ended the completion of prompt {request.prompt.index} with "
+            f"{sampled.finish_reason!r}"
+        )
+    return Completion(
+        list(sampled.token_ids), list(sampled.logprobs.logprobs), sampled.finish_reason
+    )

@@ -1,4 +1,5 @@
-"""How vLLM shares a process with the trainer: what it must find before its import, what it must leave as it was."""
+"""How vLLM shares a process with the trainer: what it must find before its import, what it must
+leave as it was."""
 
 import logging
 import os
@@ -12,7 +13,8 @@ import torch.distributed as dist
 
 QUIET = "ERROR"  # vLLM's logging level, unless VLLM_LOGGING_LEVEL names another
 _ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process, so weights arrive in memory
+    # the engine lives in this process, so weights arrive in memory
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
@@ -22,17 +24,22 @@ def prepare_environment(device: torch.device) -> None:
     """Call before vLLM is first imported."""
     os.environ.update(_ENVIRONMENT)
     level = os.environ.setdefault("VLLM_LOGGING_LEVEL", QUIET)
-    logging.getLogger("vllm").setLevel(level.upper())  # vLLM's own setting counts only once an engine starts
+    # vLLM's own setting counts only once an engine starts
+    logging.getLogger("vllm").setLevel(level.upper())
     if device.type == "cpu":
-        # vLLM compiles a few sampler functions with a C++ compiler at their first use, 4-8 s for nothing.
+        # vLLM compiles a few sampler functions with a C++ compiler at their first use, 4-8 s for
+        # nothing.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 
 @contextmanager
 def trainer_state_kept(device: torch.device) -> Iterator[None]:
-    """vLLM seeds every global generator, exports variables to child processes and disables `torch.set_num_threads`."""
+    """vLLM seeds every global generator, exports variables to child processes and disables
+    `torch.set_num_threads`."""
     place = _place()
-    environment = {name: os.environ.get(name) for name in ("LD_PRELOAD", "LOCAL_WORLD_SIZE", *place)}
+    environment = {
+        name: os.environ.get(name) for name in ("LD_PRELOAD", "LOCAL_WORLD_SIZE", *place)
+    }
     os.environ.update(place)
     set_num_threads = torch.set_num_threads
     python_state, numpy_state = random.getstate(), np.random.get_state()
@@ -51,9 +58,14 @@ def trainer_state_kept(device: torch.device) -> Iterator[None]:
 
 
 def _place() -> dict[str, str]:
-    """What vLLM's executor reads of what torchrun sets: its own world may not begin with torchrun's rank 0."""
+    """What vLLM's executor reads of what torchrun sets: its own world may not begin with torchrun's
+    rank 0."""
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    return {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": os.environ.get("LOCAL_RANK", "0")}
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": os.environ.get("LOCAL_RANK", "0"),
+    }
 
 
 @contextmanager
@@ -64,7 +76,8 @@ def torch_generators_kept(device: torch.device) -> Iterator[None]:
 
 
 def destroy_engine_groups(*, default_group_too: bool) -> None:
-    """Ends vLLM's process groups; `default_group_too` when vLLM, not the trainer, made the default group."""
+    """Ends vLLM's process groups; `default_group_too` when vLLM, not the trainer, made the default
+    group."""
     from vllm.distributed import parallel_state
 
     parallel_state.destroy_model_parallel()

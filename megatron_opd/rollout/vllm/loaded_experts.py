@@ -1,9 +1,9 @@
 """What an engine's mixture-of-experts layer holds, under the tensors' Hugging Face names.
 
-vLLM keeps the experts of a layer in two tensors, `w13_weight` [experts, gate rows; up rows, hidden] and `w2_weight`
-[experts, hidden, intermediate], widens the intermediate size to what a kernel wants, and on the host permutes each
-expert's numbers into that kernel's tiles. The permutation is found by packing numbers that say their own place, and
-undone for the one expert that is read.
+vLLM keeps the experts of a layer in two tensors, `w13_weight` [experts, gate rows; up rows, hidden]
+and `w2_weight` [experts, hidden, intermediate], widens the intermediate size to what a kernel
+wants, and on the host permutes each expert's numbers into that kernel's tiles. The permutation is
+found by packing numbers that say their own place, and undone for the one expert that is read.
 """
 
 from collections.abc import Iterator
@@ -57,13 +57,17 @@ def expert_slots(path: str, module: RoutedExperts) -> Iterator[tuple[str, Expert
     for expert in range(module.local_num_experts):
         for projection in PROJECTIONS:
             shape = (hidden, wide) if projection == "down" else (wide, hidden)
-            yield f"{prefix}.{expert}.{projection}_proj.weight", ExpertSlot(module, expert, projection, shape)
+            yield (
+                f"{prefix}.{expert}.{projection}_proj.weight",
+                ExpertSlot(module, expert, projection, shape),
+            )
 
 
 def forget_packing(module: RoutedExperts) -> None:
     """Before a reload on the host: vLLM 0.32.0 packs a layer only where it has no kernel yet.
 
-    Without this a second load leaves the experts as they came, and the kernel reads them as if they were packed.
+    Without this a second load leaves the experts as they came, and the kernel reads them as if they
+    were packed.
     """
     kernel = module.quant_method.moe_kernel
     if kernel is not None and isinstance(kernel.fused_experts, CPUUnquantizedExperts):
@@ -72,7 +76,8 @@ def forget_packing(module: RoutedExperts) -> None:
 
 @lru_cache(maxsize=8)
 def _places(rows: int, columns: int, dtype: torch.dtype, isa: str) -> torch.Tensor:
-    """int64 [rows * columns]: where in the plain matrix each number of the packed one comes from."""
+    """int64 [rows * columns]: where in the plain matrix each number of the packed one comes
+    from."""
     plain = torch.arange(rows * columns)
     places = torch.zeros_like(plain)
     for shift in range(0, (rows * columns).bit_length(), 8):

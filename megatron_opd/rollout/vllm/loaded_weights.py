@@ -1,11 +1,12 @@
 """What an engine's model holds, under the tensors' Hugging Face names.
 
-vLLM merges projections (q|k|v, gate|up) and, on the host, packs a linear layer's weight into a buffer of its kernel and
-drops the original. `LoadedWeights` knows where every Hugging Face tensor went and multiplies it with given vectors
-whatever its present form, which is all that is needed to tell whether it is the tensor that was sent.
+vLLM merges projections (q|k|v, gate|up) and, on the host, packs a linear layer's weight into a
+buffer of its kernel and drops the original. `LoadedWeights` knows where every Hugging Face tensor
+went and multiplies it with given vectors whatever its present form, which is all that is needed to
+tell whether it is the tensor that was sent.
 
-Tied parameters are one tensor, under the first of its names. vLLM ties an output layer to the embedding as two modules
-with one parameter, of which its loaders reach the first.
+Tied parameters are one tensor, under the first of its names. vLLM ties an output layer to the
+embedding as two modules with one parameter, of which its loaders reach the first.
 """
 
 from collections import defaultdict
@@ -24,7 +25,8 @@ from megatron_opd.weights.probes import Probes
 
 @dataclass(frozen=True)
 class _Slot:
-    """Rows `first_row : first_row + shape[0]` of one parameter of a vLLM module, or of several that share it."""
+    """Rows `first_row : first_row + shape[0]` of one parameter of a vLLM module, or of several that
+    share it."""
 
     modules: tuple[Any, ...]
     parameter: str  # "weight" | "bias"
@@ -59,8 +61,8 @@ class LoadedWeights:
     def project(self, name: str, probes: Probes) -> list[torch.Tensor]:
         """What the probes read of every copy the engine holds of `name`, each float32 [K, O].
 
-        A vector of O numbers counts as an [O, 1] matrix. A weight may be there several times, plain and packed: an
-        embedding that is also the output layer.
+        A vector of O numbers counts as an [O, 1] matrix. A weight may be there several times, plain
+        and packed: an embedding that is also the output layer.
         """
         return self._slots[name].project(probes)
 
@@ -70,7 +72,8 @@ class LoadedWeights:
             forget_packing(module)
 
     def pack_tied(self) -> None:
-        """After a reload: the modules that vLLM's loaders did not reach pack the parameter they share anew."""
+        """After a reload: the modules that vLLM's loaders did not reach pack the parameter they
+        share anew."""
         for slot in self._slots.values():
             if isinstance(slot, _Slot):
                 for module in slot.modules[1:]:
@@ -96,12 +99,16 @@ def _slots(model: Any) -> Iterator[tuple[str, _Slot | ExpertSlot]]:
             first_row = 0
             for part, height in zip(merged or [leaf], heights, strict=True):
                 shape = (height, width) if parameter == "weight" and width else (height,)
-                yield f"{parent}.{part}.{parameter}".removeprefix("."), _Slot(modules, parameter, first_row, shape)
+                yield (
+                    f"{parent}.{part}.{parameter}".removeprefix("."),
+                    _Slot(modules, parameter, first_row, shape),
+                )
                 first_row += height
 
 
 def _heights_and_width(module: Any, tensor: torch.Tensor) -> tuple[list[int], int]:
-    """Rows of each Hugging Face tensor in the module's parameters, and columns (0: vectors only)."""
+    """Rows of each Hugging Face tensor in the module's parameters, and columns (0: vectors
+    only)."""
     if isinstance(module, LinearBase):
         return list(getattr(module, "output_sizes", [module.output_size])), module.input_size
     if isinstance(module, VocabParallelEmbedding):  # vLLM pads the vocabulary

@@ -12,7 +12,8 @@ from megatron_opd.errors import ConfigError
 from megatron_opd.recipe.keys import RolloutConfig
 from megatron_opd.rollout.vllm.host_process import QUIET, executor_backend
 
-_GRAPH_SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512]  # requests in a step; between them it is padded
+# requests in a step; between them it is padded
+_GRAPH_SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512]
 _CPU_BATCHED_TOKENS = 4096  # of a step's prompts, as vLLM's default
 
 
@@ -26,7 +27,8 @@ def start_vllm(
     sleeps: bool,
     empty: bool,
 ) -> Any:
-    """The model in vLLM. The settings that make it an engine for training: its samples are the policy's own.
+    """The model in vLLM. The settings that make it an engine for training: its samples are the
+    policy's own.
 
     `empty`: of `model.path` only config and tokenizer are read, and every weight is 0.
     """
@@ -39,7 +41,8 @@ def start_vllm(
         platform = {
             "gpu_memory_utilization": config.gpu_memory_utilization,
             "enable_sleep_mode": sleeps,
-            # Decoding replays CUDA graphs: 3.6 times as fast as kernel by kernel (docs/hardware.md).
+            # Decoding replays CUDA graphs: 3.6 times as fast as kernel by kernel
+            # (docs/hardware.md).
             "compilation_config": {
                 "mode": 0,  # no torch.compile: a minute at every start
                 "cudagraph_mode": "FULL_DECODE_ONLY",
@@ -50,7 +53,8 @@ def start_vllm(
         platform = {
             "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
             "enforce_eager": True,
-            # A prompt that is cut moves its request's generator, which a CPU's cannot: the engine would end.
+            # A prompt that is cut moves its request's generator, which a CPU's cannot: the engine
+            # would end.
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(_CPU_BATCHED_TOKENS, max_sequence_length),
         }
@@ -63,7 +67,8 @@ def start_vllm(
         seed=seed,
         tensor_parallel_size=1,
         distributed_executor_backend=executor_backend(),
-        logprobs_mode="processed_logprobs",  # of the distribution sampled from, not of temperature 1
+        # of the distribution sampled from, not of temperature 1
+        logprobs_mode="processed_logprobs",
         enable_prefix_caching=True,
         use_tqdm_on_load=False,
         **platform,
@@ -71,7 +76,8 @@ def start_vllm(
     # It would end the process's default group, the trainer's, as soon as this engine is dropped.
     llm.llm_engine.engine_core._finalizer.detach()
     if os.environ["VLLM_LOGGING_LEVEL"] == QUIET:
-        # Of a step that fails vLLM writes the whole input, some 60 kB, before anybody can say what failed.
+        # Of a step that fails vLLM writes the whole input, some 60 kB, before anybody can say what
+        # failed.
         logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)
     return llm
 
@@ -81,6 +87,6 @@ def check_context(model: ModelConfig, max_sequence_length: int) -> None:
     limit = architecture_of(model).max_position_embeddings
     if max_sequence_length > limit:
         raise ConfigError(
-            f"max_sequence_length={max_sequence_length} is more than {model.path}/config.json allows "
-            f"(max_position_embeddings={limit}); lower it"
+            f"max_sequence_length={max_sequence_length} is more than {model.path}/config.json "
+            f"allows (max_position_embeddings={limit}); lower it"
         )
