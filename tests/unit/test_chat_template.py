@@ -124,11 +124,12 @@ def test_rendered_as_transformers_does(tokenizer: Any, name: str, messages: list
 def test_a_template_that_fails_or_never_ends_is_one_line(
     text: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_SECONDS", 0.5)
+    if message.startswith("TimeoutError"):  # the others have their own limits, and a busy machine
+        monkeypatch.setattr(module, "MAX_SECONDS", 0.5)
     start = time.perf_counter()
     with pytest.raises(DataError, match=rf"m: the chat template fails \(({message})") as caught:
         rendered(text)
-    assert time.perf_counter() - start < 10
+    assert time.perf_counter() - start < 60
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
     assert str(caught.value).endswith("; set data.template.kind=raw, or mend the template")
 
