@@ -28,7 +28,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from megatron_opd.mcore.device import prepare_platform  # noqa: E402
+from megatron_opd.mcore.host import prepare_platform  # noqa: E402
 from megatron_opd.vocab_parallel import linear_logprobs, logprobs  # noqa: E402
 from tests.unit.live_bytes import LiveBytes  # noqa: E402
 

@@ -208,7 +208,7 @@ def main(written: Path, rank: int, size: int, host: str, seconds: float) -> None
     import torch
     import torch.distributed as dist
 
-    from megatron_opd.mcore.device import backend, device
+    from megatron_opd.world.device import backend, device
 
     if device().type == "cuda":
         torch.cuda.set_device(device())

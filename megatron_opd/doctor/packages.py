@@ -55,7 +55,7 @@ def _torch(subject: str) -> Finding:
 def _device(subject: str) -> Finding:
     import torch
 
-    from megatron_opd.mcore.device import choice
+    from megatron_opd.world.device import choice
 
     try:
         kind, reason = choice()

@@ -21,8 +21,9 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_opd.architectures.config import LayoutConfig
-from megatron_opd.mcore.device import backend, device, prepare_platform
+from megatron_opd.mcore.host import prepare_platform
 from megatron_opd.world.channel import Channel
+from megatron_opd.world.device import backend, device
 
 
 @dataclass(frozen=True)

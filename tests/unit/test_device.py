@@ -10,8 +10,8 @@ import torch
 
 from megatron_opd.doctor import packages
 from megatron_opd.errors import ConfigError
-from megatron_opd.mcore import device
-from megatron_opd.world import host
+from megatron_opd.mcore.host import prepare_platform
+from megatron_opd.world import device, host
 
 VARIABLE = "MEGATRON_OPD_DEVICE"
 
@@ -93,7 +93,7 @@ def test_a_gpu_that_cannot_be_used_is_no_silent_fall_to_the_host(
     machine.setenv(VARIABLE, wish)
     machine.setattr(torch.cuda, "is_available", lambda: False)
     machine.setattr(device, "gpu_is_there", lambda: True)
-    for ask in (device.device, device.backend, device.prepare_platform):
+    for ask in (device.device, device.backend, prepare_platform):
         with pytest.raises(
             ConfigError, match=r"a GPU is there.*MEGATRON_OPD_DEVICE=cpu runs on the host"
         ):

@@ -19,7 +19,6 @@ from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.architectures.ends import read_ends
 from megatron_opd.contracts.rows import Prompt, Rollout
 from megatron_opd.errors import OpdError, RunError
-from megatron_opd.mcore.device import device as local_device
 from megatron_opd.recipe.keys import RolloutConfig
 from megatron_opd.rollout.requests import Completion, Request, request_seed, room, sample_numbers
 from megatron_opd.rollout.vllm.delivery import Delivery
@@ -31,6 +30,7 @@ from megatron_opd.rollout.vllm.host_process import (
 )
 from megatron_opd.rollout.vllm.start import check_context, start_vllm
 from megatron_opd.weights.probes import Probes
+from megatron_opd.world.device import device as local_device
 
 
 class VllmEngine:

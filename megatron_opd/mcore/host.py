@@ -1,4 +1,4 @@
-"""The device under Megatron-Core: CUDA as it is, or the host with gloo.
+"""Megatron-Core on the host: stand-ins for the CUDA it asks for by name.
 
 megatron-core 0.19 names CUDA in many places that have a host meaning: buffers created with
 `device="cuda"`, `torch.cuda.current_device()`, streams around communication, the CUDA generator. On
@@ -11,19 +11,15 @@ With CUDA, `prepare_platform()` patches nothing.
 """
 
 import contextlib
-import glob
 import importlib
-import os
 import queue
 import sys
 import types
-from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 
-from megatron_opd.errors import ConfigError
-from megatron_opd.world.host import VARIABLE, host_reason, wished_device
+from megatron_opd.world.device import choice, device
 
 _FACTORIES = (
     "arange", "empty", "empty_like", "full", "full_like", "ones", "ones_like",
@@ -46,67 +42,6 @@ _LAZY_MODULES = (
     "megatron.core.distributed",
     "megatron.core.tensor_parallel.random",
 )
-
-
-class Choice(NamedTuple):
-    """Where a process computes, and why."""
-
-    kind: Literal["cuda", "cpu"]
-    reason: str
-
-
-@cache
-def choice() -> Choice:
-    """Choose CUDA where it is usable and vLLM is not one for CPUs alone, or as MEGATRON_OPD_DEVICE
-    (cpu or cuda) says.
-
-    Raises ConfigError where there is a GPU that torch cannot use, and where cuda is asked for in
-    vain.
-    """
-    if reason := host_reason():
-        return Choice("cpu", reason)
-    if torch.cuda.is_available():
-        return Choice("cuda", f"{VARIABLE}=cuda" if wished_device() else "CUDA is usable")
-    if gpu_is_there():
-        remedy = (
-            f"its CUDA {torch.version.cuda} needs a newer driver"
-            if torch.version.cuda
-            else "it has no CUDA"
-        )
-        raise ConfigError(
-            f"a GPU is there, but torch cannot use it: {remedy}; nvidia-smi names the driver, "
-            f"{VARIABLE}=cpu runs on the host"
-        )
-    if wished_device():
-        raise ConfigError(
-            f"{VARIABLE}=cuda: torch finds no usable CUDA device; unset it to run on the host"
-        )
-    return Choice("cpu", "torch finds no usable CUDA device")
-
-
-def gpu_is_there() -> bool:
-    """Whether this machine has an NVIDIA GPU that is not hidden from the process."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and bool(
-        glob.glob("/dev/nvidia[0-9]*")
-    )
-
-
-def device() -> torch.device:
-    """This process's device: its CUDA device under torchrun's LOCAL_RANK, or the host.
-
-    A launcher may show each process its own device alone: the number is taken modulo the visible
-    devices.
-    """
-    if choice().kind == "cuda":
-        return torch.device(
-            "cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
-        )
-    return torch.device("cpu")
-
-
-def backend() -> str:
-    """The collective library for the default process group."""
-    return "nccl" if choice().kind == "cuda" else "gloo"
 
 
 def prepare_platform() -> None:
@@ -145,8 +80,8 @@ def _on_host(factory):
 
 
 class _HostStream:
-    """Work on the host is done when the call returns: a stream, an event and their context are
-    nothing."""
+    """A stream, an event or their context: nothing, for work on the host is done when the call
+    returns."""
 
     def __init__(self, *args: object, **kwargs: object) -> None: ...
     def __enter__(self) -> "_HostStream":
@@ -217,8 +152,8 @@ def _called_by_megatron() -> bool:
 
 
 def _map_tensor_methods() -> None:
-    """`Tensor.type()` is compared with "torch.cuda.FloatTensor" by the optimizer; `Tensor.cuda()`
-    is a no-op here."""
+    """The optimizer compares `Tensor.type()` with "torch.cuda.FloatTensor"; `Tensor.cuda()` does
+    nothing here."""
     if getattr(torch.Tensor.type, "for_megatron_on_host", False):
         return
     true_type, true_cuda = torch.Tensor.type, torch.Tensor.cuda
@@ -237,8 +172,8 @@ def _map_tensor_methods() -> None:
 
 
 def _give_split_sizes_as_integers() -> None:
-    """Megatron's token dispatcher makes its split sizes integers on their way from the device; here
-    they are there."""
+    """Megatron's token dispatcher makes its split sizes integers when it moves them from the device,
+    and here nothing is moved."""
     dispatcher: Any = importlib.import_module("megatron.core.transformer.moe.token_dispatcher")
     move = dispatcher.maybe_move_tensor_to_cpu
     if getattr(move, "for_megatron_on_host", False):
@@ -254,30 +189,21 @@ def _give_split_sizes_as_integers() -> None:
 
 
 def _let_shares_differ_in_size() -> None:
-    """Of tokens that go to sliced experts every rank has another number, which gloo neither gathers
-    nor scatters."""
+    """Every rank has another number of tokens for sliced experts, and gloo gathers and scatters only
+    equal ones."""
     mappings: Any = importlib.import_module("megatron.core.tensor_parallel.mappings")
-    gather, reduce_scatter = (
-        mappings._gather_along_first_dim,
-        mappings._reduce_scatter_along_first_dim,
-    )
+    gather = mappings._gather_along_first_dim
+    reduce_scatter = mappings._reduce_scatter_along_first_dim
     if getattr(gather, "for_megatron_on_host", False):
         return
 
     def gather_shares(share, group, output_split_sizes=None, use_global_buffer=False):
         if output_split_sizes is None or group.size() == 1:
             return gather(share, group, output_split_sizes, use_global_buffer)
-        whole, copies = (
-            share.new_empty(sum(output_split_sizes), *share.shape[1:]),
-            [share] * group.size(),
-        )
-        torch.distributed.all_to_all_single(
-            whole,
-            torch.cat(copies),
-            output_split_sizes,
-            [len(each) for each in copies],
-            group=group,
-        )
+        whole = share.new_empty(sum(output_split_sizes), *share.shape[1:])
+        copies = torch.cat([share] * group.size())
+        sent = [len(share)] * group.size()
+        torch.distributed.all_to_all_single(whole, copies, output_split_sizes, sent, group=group)
         return whole
 
     def reduce_scatter_shares(whole, group, input_split_sizes=None, use_global_buffer=False):
@@ -288,10 +214,8 @@ def _let_shares_differ_in_size() -> None:
         return total.split(input_split_sizes)[group.rank()].clone()
 
     gather_shares.for_megatron_on_host = True  # type: ignore[attr-defined]
-    mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim = (
-        gather_shares,
-        reduce_scatter_shares,
-    )
+    mappings._gather_along_first_dim = gather_shares
+    mappings._reduce_scatter_along_first_dim = reduce_scatter_shares
 
 
 def _keep_checkpoint_queue_in_process() -> None:
