@@ -50,9 +50,9 @@ from megatron_opd.conversion import convert
 start, cpu = time.perf_counter(), time.process_time()
 convert.convert(sys.argv[1], sys.argv[2])
 seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-whole = time.perf_counter() - begin
-print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "with_imports": whole, "peak_bytes": peak}))
+(peak,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+figures = {"seconds": seconds, "cpu_seconds": cpu, "with_imports": time.perf_counter() - begin}
+print(json.dumps(figures | {"peak_bytes": int(peak.split()[1]) * 1024}))
 """
 
 
@@ -127,7 +127,10 @@ def build(root: Path, repeat: int, gigabytes: float) -> dict[str, Any]:
 
 
 def spread(values: list[float], digits: int = 2) -> str:
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    median, least, most = (
+        f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values))
+    )
+    return f"{median} ({least} to {most})"
 
 
 def show(results: dict[str, Any]) -> None:

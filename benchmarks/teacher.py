@@ -114,9 +114,8 @@ def main() -> None:
                 build(Path(directory), arguments.layers, precision), arguments.repeat
             )
     groups.stop()
-    table = Table(
-        title=f"{SEQUENCES} x {PROMPT + COMPLETION} tokens, vocabulary {VOCAB}, {arguments.layers} layers"
-    )
+    tokens = f"{SEQUENCES} x {PROMPT + COMPLETION} tokens"
+    table = Table(title=f"{tokens}, vocabulary {VOCAB}, {arguments.layers} layers")
     for column in ("", "precision", "s: min (max)", "ratio"):
         table.add_column(column, justify="right" if column else "left")
     for precision, seconds in results.items():

@@ -170,7 +170,10 @@ def _machine(small: bool, deadline: float) -> "Machine | None":
 
 def _missing(machine: "Machine") -> Iterator[str]:
     if not machine.is_cuda:
-        yield "no GPU is used: kernels are interpreted, the rest runs on the host; speeds mean nothing"
+        yield (
+            "no GPU is used: kernels are interpreted, the rest runs on the host; "
+            "speeds mean nothing"
+        )
     if not _has("triton"):
         yield f"triton is not installed: {', '.join(WITH_TRITON)} are skipped"
     if not _has("liger_kernel"):

@@ -38,12 +38,13 @@ CONFIG_HEAD = """\
 <!-- Written by tools/make_docs.py from megatron_opd/recipe/keys.py; edit that file. -->
 # Keys of a recipe
 
-A recipe is a YAML 1.2 file. Every key can be set on the command line too: `rollout.num_prompts=32`, the value in YAML.
-An unknown key, a value out of range and a setting that would have no effect are errors. `megatron-opd show RECIPE`
-prints a recipe with every default filled in.
+A recipe is a YAML 1.2 file. Every key can be set on the command line too:
+`rollout.num_prompts=32`, the value in YAML. An unknown key, a value out of range and a setting that
+would have no effect are errors. `megatron-opd show RECIPE` prints a recipe with every default
+filled in.
 
-A recipe may say `base: NAME`, the file of another one beside it or its name: it then holds what differs. Mappings are
-merged key by key, `method` is replaced, and `name` is its own.
+A recipe may say `base: NAME`, the file of another one beside it or its name: it then holds what
+differs. Mappings are merged key by key, `method` is replaced, and `name` is its own.
 """
 
 SHARED = Path("/shared/megatron-opd")  # where the example's checkout lies
@@ -64,9 +65,10 @@ method:                             # in full; the name is for the logs
     imitate: {kind: cross_entropy, targets: teacher_argmax}
 ```
 
-On the command line `method=grpo` replaces it, and `method.guidance.weight=0.5` changes a key of a term. The sections
-below are the terms, and the parts they are made of: each is a mapping whose `kind` says which it is. Advantages and
-gates have names of your choice; a term sums its advantages and multiplies its gates.
+On the command line `method=grpo` replaces it, and `method.guidance.weight=0.5` changes a key of a
+term. The sections below are the terms, and the parts they are made of: each is a mapping whose
+`kind` says which it is. Advantages and gates have names of your choice; a term sums its advantages
+and multiplies its gates.
 """
 
 

@@ -143,8 +143,10 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(("damage", "said"), [(truncate, "bytes instead of"), (flip_a_bit, "checksum"),
-                                              (Path.unlink, "is missing")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(truncate, "bytes instead of"), (flip_a_bit, "checksum"), (Path.unlink, "is missing")],
+)
 def test_a_damaged_checkpoint_is_passed_over(saved: Path, damage: Any, said: str) -> None:
     damage(max((saved / "step-000006" / "model").iterdir(), key=lambda path: path.stat().st_size))
     newest, warnings = checkpoint.newest(saved)

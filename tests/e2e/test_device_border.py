@@ -69,7 +69,12 @@ def run(machine: dict[str, str], *argv: object) -> "subprocess.CompletedProcess[
 def test_the_border_is_real(machine: dict[str, str]) -> None:
     """Without the decision torch's optimizer would start CUDA, though every parameter is on the
     host."""
-    step = "import torch; p = torch.ones(1, requires_grad=True); p.sum().backward(); torch.optim.AdamW([p]).step()"
+    step = """
+import torch
+parameter = torch.ones(1, requires_grad=True)
+parameter.sum().backward()
+torch.optim.AdamW([parameter]).step()
+"""
     assert "CUDA was started" in run(machine, "-c", step).stderr
     assert Path(machine["CUDA_STARTED"]).exists()
 

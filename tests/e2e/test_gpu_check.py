@@ -15,7 +15,11 @@ from tools.gpu_sections.machine import Machine
 
 ROOT = Path(__file__).parents[2]
 # As on a machine that has the packages of the base alone.
-WITHOUT_VLLM = "import sys, runpy; sys.modules['vllm'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+WITHOUT_VLLM = """
+import runpy, sys
+sys.modules["vllm"] = None
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
 WITH_OTHER_KERNELS = """
 import os, sys
 os.environ["TRITON_INTERPRET"] = "1"

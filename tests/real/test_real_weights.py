@@ -21,7 +21,10 @@ WORKER = Path(__file__).with_name("logits_worker.py")
 LAYOUTS = {"tp1": (1, 1), "tp3": (3, 1), "pp2": (1, 2)}
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 ANSWER = "The capital of France is Paris.<|im_end|>"
-PROSE = "Photosynthesis is the process by which green plants turn sunlight, water and carbon dioxide into sugar."
+PROSE = (
+    "Photosynthesis is the process by which green plants turn sunlight, water and carbon dioxide "
+    "into sugar."
+)
 
 
 @pytest.fixture(scope="module")

@@ -387,8 +387,9 @@ def test_a_job_is_launched_from_outside_over_ssh(recipe: list[str], tmp_path: Pa
         (here / Path(tool).name).symlink_to(tool)
     key, port = CLUSTER / "ssh" / "key", 16822
     profile = tmp_path / "outside.yaml"
-    tunnel = f"tunnel: {{host: 127.0.0.1, port: {port}, user: root, identity: {key}, directory: {there}}}"
-    profile.write_text((ROOT / "slurm" / "cpu-test.yaml").read_text() + tunnel + "\n")
+    login = f"host: 127.0.0.1, port: {port}, user: root, identity: {key}"
+    tunnel = f"tunnel: {{{login}, directory: {there}}}\n"
+    profile.write_text((ROOT / "slurm" / "cpu-test.yaml").read_text() + tunnel)
     command = ["launch", *recipe, "run_dir=runs/far", "num_steps=2", "--cluster", profile]
 
     _, stderr = run(*command, "cluster.partition=tset", code=2, PATH=str(here))

@@ -109,8 +109,8 @@ def test_a_longer_context_does_not_move_the_original_one(tmp_path: Path) -> None
         ("llama3", LLAMA3),
         ("yarn", YARN),
         ("yarn", {"factor": 4.0, "attention_factor": 1.3, "beta_fast": None}),
-        ("yarn", {"factor": 40.0, "mscale": 0.7, "mscale_all_dim": 0.4, "beta_fast": 20, "beta_slow": 2,
-                  "truncate": False, "original_max_position_embeddings": 4096}),
+        ("yarn", {"factor": 40.0, "mscale": 0.7, "mscale_all_dim": 0.4, "beta_fast": 20,
+                  "beta_slow": 2, "truncate": False, "original_max_position_embeddings": 4096}),
     ],
 )  # fmt: skip
 def test_frequencies_and_attention_factor_are_transformers(

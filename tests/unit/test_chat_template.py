@@ -54,13 +54,16 @@ Help.<|im_end|>
 {%- endfor %}{{ messages[::-1][0].content | length }}""",
     "tools and documents": """
 {%- if tools is not none %}tools{% endif %}{% if not documents %}none{% endif %}
-{%- if tools is defined %}defined{% endif %}{{ undefined_name }}{% if date_string is not defined %}x{% endif %}
+{%- if tools is defined %}defined{% endif %}{{ undefined_name }}
+{%- if date_string is not defined %}x{% endif %}
 {{ messages | tojson }}{{ messages[0] | tojson(indent=2) }}""",
-    "loop controls": "{% for m in messages %}{% if loop.index == 3 %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
-    "generation": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+    "loop controls": "{% for m in messages %}"
+    "{% if loop.index == 3 %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
+    "generation": "{% for m in messages %}"
+    "{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
     "macro": "{% macro say(m) %}<{{ m.role }}>{{ caller() }}{% endmacro %}"
-    "{% for m in messages %}{% call say(m) %}{{ m.content | upper ~ m.role ~ 1 }}{% endcall %}{% "
-    "endfor %}",
+    "{% for m in messages %}"
+    "{% call say(m) %}{{ m.content | upper ~ m.role ~ 1 }}{% endcall %}{% endfor %}",
 }
 
 
@@ -102,23 +105,22 @@ def test_rendered_as_transformers_does(tokenizer: Any, name: str, messages: list
         ("{{ messages.append(1) }}", "SecurityError"),
         ("{{ cycler.__init__.__globals__ }}", "SecurityError"),
         ("{% for i in range(10 ** 9) %}x{% endfor %}", "OverflowError: Range too big"),
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "TimeoutError: .* 0.5"),
-        ("{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}", "OverflowError: it writes more than"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+         "TimeoutError: .* 0.5"),
+        ("{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
+         "OverflowError: it writes more than"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
         ("{{ 'x' * 10 ** 10 }}", r"SecurityError: the result of \* is too large"),
         ("{{ 10 ** 10 * messages }}", r"SecurityError: the result of \* is too large"),
         ("{{ 10 ** (10 ** 10) }}", r"SecurityError: the result of \*\* is too large"),
-        (
-            "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% "
-            "endfor %}",
-            "OverflowError: it writes more than",
-        ),
-        (
-            "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% "
-            "endfor %}",
-            r"SecurityError: the result of \+ is too large",
-        ),
-        ("{{ '(' * 9999 }}{{ " + "(" * 9999 + " }}", "RecursionError|TemplateSyntaxError|SyntaxError|MemoryError"),
+        ("{% set n = namespace(x='x') %}"
+         "{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+         "OverflowError: it writes more than"),
+        ("{% set n = namespace(x='x') %}"
+         "{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
+         r"SecurityError: the result of \+ is too large"),
+        ("{{ '(' * 9999 }}{{ " + "(" * 9999 + " }}",
+         "RecursionError|TemplateSyntaxError|SyntaxError|MemoryError"),
     ],
 )  # fmt: skip
 def test_a_template_that_fails_or_never_ends_is_one_line(
@@ -186,9 +188,13 @@ def test_where_a_template_lies(
     ("template", "message"),
     [
         (None, r"m: the tokenizer has no chat template; set data\.template\.kind=raw"),
-        (NAMED, r"its chat templates \(rag, tool_use\) have no default; write the one to use into .*\.jinja"),
+        (
+            NAMED,
+            r"its chat templates \(rag, tool_use\) have no default; "
+            r"write the one to use into .*\.jinja",
+        ),
     ],
-)  # fmt: skip
+)
 def test_no_template_to_use(
     tmp_path: Path, model_dir: Path, template: object, message: str
 ) -> None:

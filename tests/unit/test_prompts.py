@@ -276,7 +276,8 @@ GOOD = '{"problem": "p", "answer": "1"}\n'
             "data.jsonl",
             '{"text": "p", "answer": "1"}',
             False,
-            r"no column prompt \| .* \| conversations among those found \(text, answer\); set data\.problem_column",
+            r"no column prompt \| .* \| conversations among those found \(text, answer\); "
+            r"set data\.problem_column",
         ),
         (
             "data.jsonl",
@@ -317,7 +318,8 @@ GOOD = '{"problem": "p", "answer": "1"}\n'
         ),
         (
             "data.jsonl",
-            '{"problem": "p", "answer": "1", "generations": ["a"], "correctness_math_verify": [false]}',
+            '{"problem": "p", "answer": "1", "generations": ["a"], '
+            '"correctness_math_verify": [false]}',
             True,
             r"data\.jsonl:1: no \(verified\) trace in column generations",
         ),

@@ -256,18 +256,26 @@ def test_the_fused_output_layer_holds_an_eighth_of_the_logits(monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------- bad input
+IDS_TK = torch.zeros(2, 1).long()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: logprobs(torch.zeros(4, 6).T, torch.zeros(6, 1).long(), None), "logits_TV must be contiguous"),
-        (lambda: logprobs(torch.zeros(2, 3).long(), torch.zeros(2, 1).long(), None), "logits_TV must be floating"),
+        (lambda: logprobs(torch.zeros(4, 6).T, torch.zeros(6, 1).long(), None),
+         "logits_TV must be contiguous"),
+        (lambda: logprobs(torch.zeros(2, 3).long(), IDS_TK, None),
+         "logits_TV must be floating"),
         (lambda: logprobs(torch.zeros(2, 3), torch.zeros(2, 1), None), "ids_TK must be int64"),
-        (lambda: linear_logprobs(torch.zeros(2, 3), torch.zeros(5, 4), torch.zeros(2, 1).long(), None), "the same D"),
-        (lambda: linear_logprobs(torch.zeros(2, 3), torch.zeros(5, 3).half(), torch.zeros(2, 1).long(), None),
+        (lambda: linear_logprobs(torch.zeros(2, 3), torch.zeros(5, 4), IDS_TK, None),
+         "the same D"),
+        (lambda: linear_logprobs(torch.zeros(2, 3), torch.zeros(5, 3).half(), IDS_TK, None),
          "of one floating-point dtype"),
         (lambda: linear_topk(torch.zeros(2, 3), torch.zeros(5, 3), 6, None), "k=6"),
-        (lambda: linear_topk(torch.zeros(2, 3), torch.zeros(5, 3), 1, None, chunk_tokens=0), "chunk_tokens=0"),
-        (lambda: divergence(torch.zeros(2, 3), torch.zeros(2, 4), None, kind="tvd"), "must have one shape"),
+        (lambda: linear_topk(torch.zeros(2, 3), torch.zeros(5, 3), 1, None, chunk_tokens=0),
+         "chunk_tokens=0"),
+        (lambda: divergence(torch.zeros(2, 3), torch.zeros(2, 4), None, kind="tvd"),
+         "must have one shape"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(call, message):

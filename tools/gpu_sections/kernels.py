@@ -45,7 +45,8 @@ def _against_float64(machine: Machine, logits_TV: Tensor, valid: int, seed: int)
         of = {"temperature": temperature, "valid": valid}
         got = with_gradient(logits_TV, ids_TK, seed, **of, in_place=in_place)  # type: ignore[arg-type]
         want = with_gradient(logits_TV.double(), ids_TK, seed, **of)  # type: ignore[arg-type]
-        name = f"{tokens} x {vocab}, {_name(logits_TV)}, K {k}, T {temperature}{', in place' if in_place else ''}"
+        name = f"{tokens} x {vocab}, {_name(logits_TV)}, K {k}, T {temperature}"
+        name += ", in place" if in_place else ""
         yield below(
             f"{name}: values", max(deviation(got[0], want[0]), deviation(got[1], want[1])), VALUES
         )

@@ -78,10 +78,10 @@ def _output_layer(machine: Machine, tokens: int, vocab: int, width: int) -> Iter
     make = lambda: (hidden_TD.clone().requires_grad_(), weight_VD.clone().requires_grad_())  # noqa: E731
     for name, run in ways.items():
         timing = machine.timed(run, make, repeat=3)
-        rate = (
-            8 * tokens * vocab * width / timing.milliseconds * 1e3
-        )  # forward, again, and two backward
-        beside = f"{rate / machine.product_rate:.0%} of a product's rate, peak {timing.peak / 2**30:.2f} GiB"
+        # a product forward, again, and two backward
+        rate = 8 * tokens * vocab * width / timing.milliseconds * 1e3
+        share = f"{rate / machine.product_rate:.0%} of a product's rate"
+        beside = f"{share}, peak {timing.peak / 2**30:.2f} GiB"
         yield measured(f"{name}, width {width}: ms", timing.milliseconds, machine.beside(beside))
 
 
