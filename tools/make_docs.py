@@ -21,8 +21,15 @@ from megatron_opd.architectures import config  # noqa: E402
 from megatron_opd.cluster import script  # noqa: E402
 from megatron_opd.cluster.job import Job  # noqa: E402
 from megatron_opd.cluster.profile import load_profile  # noqa: E402
-from megatron_opd.methods import parts, terms  # noqa: E402
-from megatron_opd.methods.parts import CosineDecay, LinearDecay, Switch  # noqa: E402
+from megatron_opd.methods import (  # noqa: E402
+    advantages,
+    corrections,
+    gates,
+    ratios,
+    schedules,
+    terms,
+)
+from megatron_opd.methods.schedules import CosineDecay, LinearDecay, Switch  # noqa: E402
 from megatron_opd.methods.terms import MethodConfig  # noqa: E402
 from megatron_opd.recipe import keys  # noqa: E402
 from megatron_opd.recipe.keys import RunConfig  # noqa: E402
@@ -121,7 +128,7 @@ class SchemaSource:
 
 # ----------------------------------------------------------------------------------- docs/config.md
 def config_page() -> str:
-    source = SchemaSource(config, keys, terms, parts)
+    source = SchemaSource(config, keys, terms, advantages, ratios, gates, corrections, schedules)
     sections = [section(source, "", RunConfig)]
     for path, kind in nested(RunConfig):
         sections.append(section(source, path, kind))
@@ -183,10 +190,10 @@ def kinds_of(kind: Any) -> tuple[str, ...]:
 
 METHOD_PARTS: dict[str, tuple[Any, ...]] = {
     "method.TERM": get_args(terms.Term),
-    "method.TERM.advantages.NAME": get_args(parts.Advantage),
-    "method.TERM.ratio": get_args(parts.Ratio),
-    "method.TERM.gates.NAME": get_args(parts.Gate),
-    "method.TERM.correction": (parts.Correction,),
+    "method.TERM.advantages.NAME": get_args(advantages.Advantage),
+    "method.TERM.ratio": get_args(ratios.Ratio),
+    "method.TERM.gates.NAME": get_args(gates.Gate),
+    "method.TERM.correction": (corrections.Correction,),
     "weight": (LinearDecay, CosineDecay, Switch),
 }
 RANGES = {

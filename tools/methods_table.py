@@ -5,7 +5,7 @@ from typing import Any
 
 from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.methods.needs import Needs, needs_of
-from megatron_opd.methods.parts import CosineDecay, LinearDecay, Switch
+from megatron_opd.methods.schedules import CosineDecay, LinearDecay, Switch
 from megatron_opd.recipe.load import PACKAGED_RECIPES, describe_recipe
 
 

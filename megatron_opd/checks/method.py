@@ -4,7 +4,16 @@ teacher in it."""
 from dataclasses import replace
 
 from megatron_opd.errors import ConfigError
+from megatron_opd.methods.advantages import (
+    LogRatioAdvantage,
+    ProcessRewardAdvantage,
+    RewardAdvantage,
+    ShapingAdvantage,
+    TopKAdvantage,
+)
 from megatron_opd.methods.catalogue import CATALOGUE
+from megatron_opd.methods.corrections import Correction
+from megatron_opd.methods.gates import EntropyGate, ProbabilityGapGate
 from megatron_opd.methods.needs import (
     gates_of,
     needs_of,
@@ -13,22 +22,8 @@ from megatron_opd.methods.needs import (
     reads_teacher,
     reads_traces,
 )
-from megatron_opd.methods.parts import (
-    ClippedRatio,
-    Correction,
-    CosineDecay,
-    EntropyGate,
-    LinearDecay,
-    LogRatioAdvantage,
-    ProbabilityGapGate,
-    ProcessRewardAdvantage,
-    RewardAdvantage,
-    ShapedProbability,
-    ShapingAdvantage,
-    Switch,
-    TopKAdvantage,
-    Weight,
-)
+from megatron_opd.methods.ratios import ClippedRatio, ShapedProbability
+from megatron_opd.methods.schedules import CosineDecay, LinearDecay, Switch, Weight
 from megatron_opd.methods.terms import (
     DivergenceTerm,
     MethodConfig,

@@ -6,8 +6,8 @@ from megatron_opd.architectures.architecture import Architecture
 from megatron_opd.architectures.config import LayoutConfig, ModelConfig
 from megatron_opd.errors import ConfigError
 from megatron_opd.methods.catalogue import CATALOGUE
+from megatron_opd.methods.gates import EntropyGate
 from megatron_opd.methods.needs import gates_of, needs_of, process_reward
-from megatron_opd.methods.parts import EntropyGate
 from megatron_opd.recipe.keys import RunConfig, TeacherConfig
 
 

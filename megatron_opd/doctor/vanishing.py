@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from megatron_opd.methods.parts import Advantage, LogRatioAdvantage, TopKAdvantage
+from megatron_opd.methods.advantages import Advantage, LogRatioAdvantage, TopKAdvantage
 from megatron_opd.methods.terms import (
     DivergenceTerm,
     MethodConfig,

@@ -8,31 +8,33 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from megatron_opd.methods.parts import (
+from megatron_opd.methods.advantages import (
     Advantage,
-    Aggregate,
-    ClippedRatio,
-    DetachedRatio,
+    LogRatioAdvantage,
+    ProcessRewardAdvantage,
+    RewardAdvantage,
+    ShapingAdvantage,
+    TopKAdvantage,
+)
+from megatron_opd.methods.gates import (
     EntropyGate,
     EntropyQuantileGate,
-    LinearDecay,
-    LogRatioAdvantage,
     LogRatioGate,
-    NoRatio,
     ProbabilityGapGate,
-    ProcessRewardAdvantage,
-    Ratio,
-    RewardAdvantage,
-    ShapedProbability,
-    ShapingAdvantage,
-    Switch,
-    TeacherRatio,
-    TopKAdvantage,
     TrustGate,
-    Weight,
     WrongGate,
 )
+from megatron_opd.methods.ratios import (
+    ClippedRatio,
+    DetachedRatio,
+    NoRatio,
+    Ratio,
+    ShapedProbability,
+    TeacherRatio,
+)
+from megatron_opd.methods.schedules import LinearDecay, Switch, Weight
 from megatron_opd.methods.terms import (
+    Aggregate,
     CrossEntropyTerm,
     DivergenceTerm,
     EntropyTerm,

@@ -6,30 +6,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
-from megatron_opd.methods.parts import (
+from megatron_opd.methods.advantages import (
     Advantage,
-    Correction,
-    CosineDecay,
+    LogRatioAdvantage,
+    LogRatioFactor,
+    ProcessRewardAdvantage,
+    RewardAdvantage,
+    ShapingAdvantage,
+    TopKAdvantage,
+)
+from megatron_opd.methods.corrections import Correction
+from megatron_opd.methods.gates import (
     EntropyGate,
     EntropyQuantileGate,
     Gate,
-    LinearDecay,
-    LogRatioAdvantage,
-    LogRatioFactor,
     LogRatioGate,
     ProbabilityGapGate,
-    ProcessRewardAdvantage,
-    RewardAdvantage,
-    ShapedProbability,
-    ShapingAdvantage,
     SigmoidGate,
-    Switch,
-    TeacherRatio,
-    TopKAdvantage,
     TrustGate,
-    Weight,
     WrongGate,
 )
+from megatron_opd.methods.ratios import ShapedProbability, TeacherRatio
+from megatron_opd.methods.schedules import CosineDecay, LinearDecay, Switch, Weight
 from megatron_opd.methods.terms import (
     CrossEntropyTerm,
     DivergenceTerm,

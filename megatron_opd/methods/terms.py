@@ -1,8 +1,8 @@
 """The terms of a method, and the method. No torch.
 
 A loss is a weighted sum of terms. Terms of five kinds share one forward pass of the student; what
-makes the methods of the literature different are the advantages, ratios, gates and weights
-(`parts.py`) they are made of.
+makes the methods of the literature different are the advantages, ratios, gates, corrections and
+weights in a term. Those have a file per kind in this folder.
 """
 
 from dataclasses import dataclass, field
@@ -11,16 +11,21 @@ from typing import Annotated, Literal
 from annotated_types import Gt, Le
 
 from megatron_opd.contracts.ranges import Fraction, NonNegativeInt, PositiveInt, ProperFraction
-from megatron_opd.methods.parts import (
-    Advantage,
-    Aggregate,
-    ClippedRatio,
-    Correction,
-    Gate,
-    Ratio,
-    RewardAdvantage,
-    Weight,
-)
+from megatron_opd.methods.advantages import Advantage, RewardAdvantage
+from megatron_opd.methods.corrections import Correction
+from megatron_opd.methods.gates import Gate
+from megatron_opd.methods.ratios import ClippedRatio, Ratio
+from megatron_opd.methods.schedules import Weight
+
+# How a term's tokens are averaged. "-norm" divides by rollout.max_completion_tokens in the place of
+# the length.
+Aggregate = Literal[
+    "token-mean",
+    "seq-mean-token-mean",
+    "seq-mean-token-sum",
+    "seq-mean-token-sum-norm",
+    "token-sum",
+]
 
 # What a term is averaged over: its own tokens | the sum of its gates | every token of the
 # responses, given ones too.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_opd.methods.parts import LogRatioAdvantage
+from megatron_opd.methods.advantages import LogRatioAdvantage
 
 LOWEST = -30.0  # a token the teacher gives less than e^-30, or does not have, counts as this
 

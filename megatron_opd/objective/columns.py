@@ -12,6 +12,14 @@ import torch
 from torch import Tensor
 
 from megatron_opd.mcore.batch import Columns, flatten
+from megatron_opd.methods.advantages import (
+    LogRatioAdvantage,
+    LogRatioFactor,
+    ProcessRewardAdvantage,
+    RewardAdvantage,
+    ShapingAdvantage,
+    TopKAdvantage,
+)
 from megatron_opd.methods.needs import (
     active,
     advantages_of,
@@ -20,16 +28,13 @@ from megatron_opd.methods.needs import (
     reads_traces,
     weight_at,
 )
-from megatron_opd.methods.parts import (
+from megatron_opd.methods.terms import (
     Aggregate,
-    LogRatioAdvantage,
-    LogRatioFactor,
-    ProcessRewardAdvantage,
-    RewardAdvantage,
-    ShapingAdvantage,
-    TopKAdvantage,
+    EntropyTerm,
+    MethodConfig,
+    PolicyGradientTerm,
+    Term,
 )
-from megatron_opd.methods.terms import EntropyTerm, MethodConfig, PolicyGradientTerm, Term
 from megatron_opd.objective.advantages import (
     group_advantages,
     log_ratio,

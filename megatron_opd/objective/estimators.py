@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from megatron_opd.mcore.batch import Columns
-from megatron_opd.methods.parts import (
+from megatron_opd.methods.ratios import (
     ClippedRatio,
     DetachedRatio,
     NoRatio,

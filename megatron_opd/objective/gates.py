@@ -12,8 +12,8 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from megatron_opd.methods.parts import (
-    Correction,
+from megatron_opd.methods.corrections import Correction
+from megatron_opd.methods.gates import (
     EndGate,
     EntropyGate,
     EntropyQuantileGate,

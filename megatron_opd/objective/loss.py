@@ -13,6 +13,14 @@ import torch
 from torch import Tensor
 
 from megatron_opd.mcore.batch import Columns
+from megatron_opd.methods.advantages import (
+    LogRatioAdvantage,
+    LogRatioFactor,
+    ProcessRewardAdvantage,
+    RewardAdvantage,
+    ShapingAdvantage,
+    TopKAdvantage,
+)
 from megatron_opd.methods.needs import (
     active,
     gates_of,
@@ -20,14 +28,6 @@ from megatron_opd.methods.needs import (
     of_sequence,
     reads_traces,
     weight_at,
-)
-from megatron_opd.methods.parts import (
-    LogRatioAdvantage,
-    LogRatioFactor,
-    ProcessRewardAdvantage,
-    RewardAdvantage,
-    ShapingAdvantage,
-    TopKAdvantage,
 )
 from megatron_opd.methods.terms import (
     CrossEntropyTerm,

@@ -11,7 +11,7 @@ from megatron_opd.architectures.architecture import Architecture
 from megatron_opd.contracts.rows import Rollout
 from megatron_opd.mcore.batch import Columns
 from megatron_opd.mcore.parallel import Parallel
-from megatron_opd.methods.parts import ProcessRewardAdvantage
+from megatron_opd.methods.advantages import ProcessRewardAdvantage
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.trainer.step import MicroBatchLoss, student_signals, update
 from megatron_opd.trainer.student import Student, prepare

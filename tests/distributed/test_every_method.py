@@ -18,7 +18,7 @@ from megatron_opd.contracts.rows import StudentSignals
 from megatron_opd.doctor.rows import as_read_by
 from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.methods.needs import active, parts
-from megatron_opd.methods.parts import ClippedRatio, DetachedRatio, TeacherRatio
+from megatron_opd.methods.ratios import ClippedRatio, DetachedRatio, TeacherRatio
 from tests.distributed import test_layout_invariance as replayed
 from tests.distributed.worlds import measure, measured
 from tests.tiny_config import tiny_config

@@ -85,7 +85,7 @@ def recorded_rollouts():
 
 def method_of(name):
     from megatron_opd.methods.catalogue import CATALOGUE
-    from megatron_opd.methods.parts import ClippedRatio
+    from megatron_opd.methods.ratios import ClippedRatio
     from megatron_opd.methods.terms import CrossEntropyTerm, MethodConfig, PolicyGradientTerm
 
     if not name.startswith("tgpo"):

@@ -22,7 +22,7 @@ from megatron_opd.checks.sizes import processes_needed
 from megatron_opd.errors import ConfigError, OpdError
 from megatron_opd.files.typed import differences, key_paths
 from megatron_opd.methods.catalogue import CATALOGUE
-from megatron_opd.methods.parts import LinearDecay
+from megatron_opd.methods.schedules import LinearDecay
 from megatron_opd.methods.terms import CrossEntropyTerm
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.recipe.load import dump_config, load_config, recipe_files

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from megatron_opd.methods.advantages import LogRatioAdvantage
 from megatron_opd.methods.catalogue import CATALOGUE
-from megatron_opd.methods.parts import ClippedRatio, LogRatioAdvantage, NoRatio, TeacherRatio
+from megatron_opd.methods.ratios import ClippedRatio, NoRatio, TeacherRatio
 from megatron_opd.methods.terms import MethodConfig, PolicyGradientTerm
 from tests.unit.categorical import (
     PROCESS,

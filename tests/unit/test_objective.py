@@ -9,27 +9,21 @@ import torch
 
 from megatron_opd.contracts.rows import Prompt, Rollout, Signals, StudentSignals, TeacherSignals
 from megatron_opd.mcore.batch import Columns
+from megatron_opd.methods.advantages import LogRatioAdvantage, LogRatioFactor, RewardAdvantage
 from megatron_opd.methods.catalogue import CATALOGUE
-from megatron_opd.methods.needs import active, fit_topk, is_on_policy, needs_of, weight_at
-from megatron_opd.methods.parts import (
-    ClippedRatio,
-    Correction,
-    CosineDecay,
-    DetachedRatio,
+from megatron_opd.methods.corrections import Correction
+from megatron_opd.methods.gates import (
     EndGate,
     EntropyGate,
     EntropyQuantileGate,
     FinishedGate,
-    LinearDecay,
-    LogRatioAdvantage,
-    LogRatioFactor,
     ProbabilityGapGate,
-    RewardAdvantage,
-    ShapedProbability,
     SigmoidGate,
-    Switch,
     TrustGate,
 )
+from megatron_opd.methods.needs import active, fit_topk, is_on_policy, needs_of, weight_at
+from megatron_opd.methods.ratios import ClippedRatio, DetachedRatio, ShapedProbability
+from megatron_opd.methods.schedules import CosineDecay, LinearDecay, Switch
 from megatron_opd.methods.terms import CrossEntropyTerm, MethodConfig, PolicyGradientTerm, TopKTerm
 from megatron_opd.objective.advantages import (
     factor,
