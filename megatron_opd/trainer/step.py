@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -174,13 +175,16 @@ class Trainer:
     def step(
         self, rollouts: Sequence[Rollout], build: Callable[[slice, slice], Columns], *, step: int
     ) -> list[dict[str, float]]:
-        """One update per equal part of `rollouts`; `build(rollout_slice, token_slice)` makes the
-        columns of a part."""
+        """Makes the updates of a step, each of its share of whole groups.
+
+        `build(rollout_slice, token_slice)` makes the columns of a share.
+        """
         offsets = token_offsets(rollouts)
-        size = len(rollouts) // self.updates_per_step
-        bounds = [(u * size, (u + 1) * size) for u in range(self.updates_per_step)]
-        parts = [(slice(a, b), slice(int(offsets[a]), int(offsets[b]))) for a, b in bounds]
-        return [self._update(rollouts[r], build(r, t), step) for r, t in parts]
+        metrics = []
+        for rows in shares_of_groups(rollouts, self.updates_per_step):
+            tokens = slice(int(offsets[rows.start]), int(offsets[rows.stop]))
+            metrics.append(self._update(rollouts[rows], build(rows, tokens), step))
+        return metrics
 
     def _update(self, rollouts: Sequence[Rollout], columns: Columns, step: int) -> dict[str, float]:
         sums, applied = update(
@@ -196,3 +200,20 @@ class Trainer:
                 "lower train.optimizer.lr or resume from an earlier checkpoint"
             )
         return {**sums, "train/skipped_updates": float(not applied)}
+
+
+def shares_of_groups(rollouts: Sequence[Rollout], updates: int) -> list[slice]:
+    """The rollouts of each update: of G groups, update u of U has numbers uG/U to (u+1)G/U - 1.
+
+    A group's rollouts lie together. Nothing is left out, however many rollouts a group has. Raises
+    RunError where there are fewer groups than updates.
+    """
+    groups = [rollout.group for rollout in rollouts]
+    starts = [i for i, group in enumerate(groups) if i == 0 or group != groups[i - 1]]
+    if len(starts) < updates:
+        raise RunError(
+            f"train.updates_per_step: {updates} updates of {len(starts)} groups; give fewer updates"
+        )
+    bounds = [*starts, len(rollouts)]
+    edges = [bounds[update * len(starts) // updates] for update in range(updates + 1)]
+    return [slice(first, last) for first, last in pairwise(edges)]
