@@ -1,0 +1,131 @@
+"""Data files -> examples: what the columns of a row say, checked and not yet rendered."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+from megatron_opd.recipe.keys import DataConfig
+from megatron_opd.tasks.fields import (
+    Fields,
+    choose_columns,
+    read_answer,
+    read_problem,
+    read_trace,
+    verified_columns,
+)
+from megatron_opd.tasks.messages import BadField, Problem
+from megatron_opd.tasks.rows import (
+    BadRows,
+    NumberedRow,
+    Row,
+    RowError,
+    json_columns,
+    parquet_columns,
+    read_json,
+    read_parquet,
+)
+
+TRACE_IDS_OF, TRACE_IDS_COLUMN = "response", "token_ids"  # as `megatron-opd traces` writes them
+# the first rows of a JSON file, whose columns are taken for all that it has
+_ROWS_WITH_ALL_COLUMNS = 100
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row's fields; number counts from 1 in its file, index from 0 over all files."""
+
+    path: Path
+    number: int
+    index: int
+    problem: Problem
+    answer: str
+    trace: str | None
+    trace_ids: object  # the trace's own tokens, from a file of `megatron-opd traces`
+
+    def error(self, what: str) -> RowError:
+        return RowError(self.path, self.number, what)
+
+
+def read_examples(
+    files: Sequence[Path],
+    config: DataConfig,
+    key: str,
+    bad_rows: BadRows,
+    *,
+    need_answer: bool,
+    need_trace: bool,
+) -> Iterator[Example]:
+    """The rows of the files, in order; those that cannot be read go to `bad_rows`."""
+    before = 0  # rows of the files ahead
+    for path in files:
+        last = 0
+        columns, found, rows = _open(
+            path, config, key, need_answer=need_answer, need_trace=need_trace
+        )
+        own_tokens = columns.trace == TRACE_IDS_OF and TRACE_IDS_COLUMN in found
+        for number, row in rows:
+            last = number
+            try:
+                if isinstance(row, RowError):
+                    raise row
+                trace_ids = row.get(TRACE_IDS_COLUMN, ()) if own_tokens else None
+                fields = _read_fields(row, columns, need_answer=need_answer, need_trace=need_trace)
+                yield Example(path, number, before + number - 1, *fields, trace_ids)
+            except RowError as error:
+                bad_rows.add(error)
+            except BadField as error:
+                bad_rows.add(RowError(path, number, str(error)))
+        before += last
+
+
+def _open(
+    path: Path, config: DataConfig, key: str, *, need_answer: bool, need_trace: bool
+) -> tuple[Fields, list[str], Iterator[NumberedRow]]:
+    """The columns to read of a file, those that it has, and its rows."""
+    if path.suffix == ".parquet":
+        found = parquet_columns(path)
+        columns = choose_columns(
+            path, found, config, key, need_answer=need_answer, need_trace=need_trace
+        )
+        has_own_tokens = columns.trace == TRACE_IDS_OF and TRACE_IDS_COLUMN in found
+        further = [TRACE_IDS_COLUMN] if has_own_tokens else []
+        further += verified_columns(found) if need_trace else []
+        return columns, found, read_parquet(path, [*columns.to_read(found), *further])
+    rows = read_json(path)
+    first = list(islice(rows, _ROWS_WITH_ALL_COLUMNS))
+    found = json_columns(path, first)
+    columns = choose_columns(
+        path, found, config, key, need_answer=need_answer, need_trace=need_trace
+    )
+    return columns, found, chain(first, rows)
+
+
+def _read_fields(
+    row: Row, columns: Fields, *, need_answer: bool, need_trace: bool
+) -> tuple[Problem, str, str | None]:
+    """Problem, answer and trace. Raises BadField."""
+    problem = read_problem(row, columns)
+    answer = read_answer(row, columns)
+    trace = read_trace(row, columns)
+    if need_answer and answer is None:
+        raise BadField(f"no answer in column {columns.answer}; fill it or remove the row")
+    if need_trace and trace is None:
+        raise BadField(f"no (verified) trace in column {columns.trace}; fill it or remove the row")
+    texts = [problem.text, answer, trace, *(message["content"] for message in problem.before)]
+    for text in texts:
+        if isinstance(text, str):
+            _check_characters(text)
+    return problem, answer or "", trace
+
+
+def _check_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise BadField(
+            f"{half} is half a character (a lone surrogate); mend it or remove the row"
+        ) from None
+    if "\0" in text:
+        raise BadField("a NUL character in the text; mend it or remove the row")
