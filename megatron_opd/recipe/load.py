@@ -1,30 +1,25 @@
-"""A recipe (YAML) and `key=value` overrides -> a validated `RunConfig`, and back to YAML. Imports
-no torch.
+"""A recipe (YAML) and `key=value` overrides -> a validated `RunConfig`, and back to YAML.
 
 A recipe may name another as its `base`, and then holds what differs. `method` has three spellings:
 a catalogue name; `{name: NAME, <term>: {<key>: ...}}`, which changes keys of the catalogue's terms;
 and `{name: ANY, terms: {...}}`, which says everything and is what `dump_config` writes.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
-
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from megatron_opd.errors import ConfigError
 from megatron_opd.files.typed import InvalidKey, build, join, unknown
 from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.methods.terms import MethodConfig
 from megatron_opd.recipe.keys import RunConfig
+from megatron_opd.recipe.yaml_text import InvalidYaml, parse_yaml, read_yaml, write_yaml
 
 _BESIDE_TERMS = tuple(
     each.name for each in fields(MethodConfig) if each.name not in ("name", "terms")
 )
-MAX_VALUES = 10_000  # of a recipe; anchors can make any number of a few lines
 PACKAGED_RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
@@ -55,18 +50,12 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 def dump_config(config: RunConfig) -> str:
     """The resolved recipe as YAML. `load_config` of it gives an equal `RunConfig`."""
-    text = io.StringIO()
-    yaml = _yaml()
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.representer.add_representer(str, _represent_text)
-    yaml.dump(asdict(config), text)
-    return text.getvalue()
+    return write_yaml(asdict(config))
 
 
 def recipe_files() -> dict[str, Path]:
-    """Name -> file of every recipe in ./recipes and in the package's recipes/; the current
-    directory's win."""
+    """Name -> file of every recipe in ./recipes and the package's recipes/; those of ./recipes
+    win."""
     found: dict[str, Path] = {}
     for folder in (PACKAGED_RECIPES, Path("recipes")):
         for path in sorted(folder.rglob("*.yaml")):
@@ -106,7 +95,7 @@ def read_recipe(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
 
     Mappings are merged key by key, but for `method`, which is another one or the same.
     """
-    tree = _read_yaml(path)
+    tree = read_yaml(path)
     if "base" not in tree:
         return tree
     base, below = tree.pop("base"), (*below, path.resolve())
@@ -124,73 +113,6 @@ def read_recipe(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     return _merge(under, tree)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """The YAML 1.2 mapping in `path`. Raises ConfigError with the line of a syntax error."""
-    try:
-        tree = _parse(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    except InvalidYaml as error:
-        raise ConfigError(f"{path}: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must be a mapping of keys")
-    return tree
-
-
-class InvalidYaml(Exception):
-    """What is wrong with a text, in one line."""
-
-
-def _parse(text: str) -> Any:
-    """The value of a YAML 1.2 text. Raises InvalidYaml."""
-    try:
-        value = _yaml().load(text)
-    except YAMLError as error:
-        raise InvalidYaml(_syntax(error)) from None
-    except (
-        Exception
-    ) as error:  # of tags and dates the parser lets through whatever int() and its like raise
-        raise InvalidYaml(f"not valid YAML ({type(error).__name__}: {error})") from None
-    if _counted(value, MAX_VALUES) > MAX_VALUES:
-        raise InvalidYaml(
-            f"has more than {MAX_VALUES} values, or one within itself; write it without anchors"
-        )
-    return value
-
-
-def _counted(value: Any, limit: int) -> int:
-    """How many values there are, shared ones as often as they appear; counting ends soon after
-    `limit`."""
-    count, left = 0, [value]
-    while left and count <= limit:
-        node = left.pop()
-        count += 1
-        if isinstance(node, dict):
-            left.extend(node.values())
-        elif isinstance(node, list | tuple | set):
-            left.extend(node)
-    return count
-
-
-def _yaml() -> YAML:
-    # the pure parser is YAML 1.2: 1e-6 is a number, on and yes are words
-    return YAML(typ="safe", pure=True)
-
-
-def _represent_text(representer: Any, text: str) -> Any:
-    # These are line breaks to YAML 1.1, whose rules the emitter still follows; in double quotes it
-    # escapes them.
-    style = '"' if set(text) & set("\x85\u2028\u2029\ufeff") else None
-    return representer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-def _syntax(error: YAMLError) -> str:
-    if not isinstance(error, MarkedYAMLError):
-        return " ".join(str(error).split())
-    line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-    return f"{line}{error.problem or error.context or 'not valid YAML'}"
-
-
 def parse_override(text: str) -> tuple[str, Any]:
     """Key and value of "a.b.c=value", the value in YAML. Raises ConfigError."""
     key, equals, value = text.partition("=")
@@ -199,7 +121,7 @@ def parse_override(text: str) -> tuple[str, Any]:
             f"{text!r}: an override is written key=value, such as rollout.num_prompts=8"
         )
     try:
-        return key, _parse(value)
+        return key, parse_yaml(value)
     except InvalidYaml as error:
         raise ConfigError(f"{text!r}: {error}; quote the value") from None
 
@@ -233,8 +155,7 @@ def set_key(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 
 def _full_key(key: str) -> str:
-    """method.guidance.weight -> method.terms.guidance.weight, where the resolved recipe holds
-    it."""
+    """Of method.guidance.weight: method.terms.guidance.weight, where the resolved recipe has it."""
     first, _, rest = key.partition(".")
     if first != "method" or not rest or rest.partition(".")[0] in ("terms", *_BESIDE_TERMS):
         return key
