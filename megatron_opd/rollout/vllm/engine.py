@@ -28,14 +28,20 @@ from megatron_opd.rollout.vllm.host_process import (
     torch_generators_kept,
     trainer_state_kept,
 )
+from megatron_opd.rollout.vllm.sampling import (
+    completion_of,
+    forget_prefixes,
+    run_requests,
+    sampling_params,
+)
 from megatron_opd.rollout.vllm.start import check_context, start_vllm
 from megatron_opd.weights.probes import Probes
 from megatron_opd.world.device import device as local_device
 
 
 class VllmEngine:
-    """vLLM with the weights of `model.path`, which count as policy version 0; `empty`, with none
-    until `reload`.
+    """vLLM with the weights of `model.path`, which count as policy version 0, or `empty` until
+    `reload`.
 
     When torch.distributed is initialised, all ranks must construct their engines together, after
     the trainer's own process groups; otherwise vLLM makes a default group of one, and `close` ends
@@ -180,23 +186,7 @@ class VllmEngine:
             )
         if not requests:
             return []
-        from vllm import SamplingParams
-
-        params = [
-            SamplingParams(
-                temperature=temperature,
-                top_p=top_p,
-                max_tokens=request.max_tokens,
-                seed=request.seed,
-                logprobs=0,  # the sampled token's only
-                flat_logprobs=True,
-                # In the place of what vLLM reads from the model's files by itself.
-                stop_token_ids=self._ends,
-                ignore_eos=True,
-                detokenize=False,  # text is decoded once, at the end
-            )
-            for request in requests
-        ]
+        params = [sampling_params(request, self._ends, temperature, top_p) for request in requests]
         contexts = [
             np.concatenate([request.prompt.token_ids, request.given]) for request in requests
         ]
@@ -211,34 +201,21 @@ class VllmEngine:
         except Exception as error:
             raise RunError(f"vLLM failed while generating: {error!r}") from error
         return [
-            _completion(request, output) for request, output in zip(requests, outputs, strict=True)
+            completion_of(request, output)
+            for request, output in zip(requests, outputs, strict=True)
         ]
 
     def _run(
-        self, contexts: list[np.ndarray], params: list, keep_cache: bool,
+        self,
+        contexts: list[np.ndarray],
+        params: list[Any],
+        keep_cache: bool,
         on_progress: Callable[[int, int], None] | None,
-    ) -> list:  # fmt: skip
-        # Keys and values of older weights must not be seen; those of an earlier call would make the
-        # numbers of this one depend on the run's history, and a resumed run differ.
-        if not keep_cache and not self._llm.reset_prefix_cache():
-            raise RunError(
-                "vLLM did not give up its prefix cache: requests of another call are still running"
-            )
-        token_ids = [{"prompt_token_ids": context.tolist()} for context in contexts]
-        engine = self._llm.llm_engine
-        request_ids = self._llm.enqueue(token_ids, params, use_tqdm=False)
-        outputs = []
-        try:
-            with torch_generators_kept(self.device):
-                while engine.has_unfinished_requests():
-                    finished = [output for output in engine.step() if output.finished]
-                    outputs += finished
-                    if on_progress and finished:
-                        on_progress(len(outputs), len(contexts))
-        except BaseException:  # Ctrl-C too must leave an engine without requests
-            engine.abort_request(request_ids, internal=True)
-            raise
-        return sorted(outputs, key=lambda output: int(output.request_id))
+    ) -> list[Any]:
+        if not keep_cache:
+            forget_prefixes(self._llm)
+        with torch_generators_kept(self.device):
+            return run_requests(self._llm, contexts, params, on_progress)
 
     def rollout(
         self,
@@ -321,15 +298,3 @@ class VllmEngine:
             destroy_engine_groups(default_group_too=self._owns_default_group)
         self.policy_version = None
         del self._llm, self._weights
-
-
-def _completion(request: Request, output: Any) -> Completion:
-    sampled = output.outputs[0]
-    if sampled.finish_reason not in ("stop", "length"):
-        raise RunError(
-            f"vLLM ended the completion of prompt {request.prompt.index} with "
-            f"{sampled.finish_reason!r}"
-        )
-    return Completion(
-        list(sampled.token_ids), list(sampled.logprobs.logprobs), sampled.finish_reason
-    )
