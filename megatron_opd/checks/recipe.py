@@ -13,7 +13,8 @@ from megatron_opd.architectures.directory import check_vocabulary, common_vocabu
 from megatron_opd.architectures.ends import read_ends, student_ends_note, teacher_ends_note
 from megatron_opd.checks.data import check_data_keys
 from megatron_opd.checks.method import check_method
-from megatron_opd.checks.sizes import check_sizes, models_of
+from megatron_opd.checks.processes import models_of
+from megatron_opd.checks.sizes import check_sizes
 from megatron_opd.errors import ConfigError
 from megatron_opd.methods.needs import needs_of
 from megatron_opd.recipe.keys import (

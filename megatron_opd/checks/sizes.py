@@ -4,6 +4,13 @@ import math
 
 from megatron_opd.architectures.architecture import Architecture
 from megatron_opd.architectures.config import LayoutConfig, ModelConfig
+from megatron_opd.checks.processes import (
+    check_processes,
+    check_rollout_processes,
+    check_teacher_processes,
+    models_of,
+    samples,
+)
 from megatron_opd.errors import ConfigError
 from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.methods.gates import EntropyGate
@@ -33,53 +40,11 @@ def check_sizes(
     warnings = _check_vocabularies(config, architectures)
     _check_lengths(config)
     _check_batch(config)
-    _check_rollout_processes(config)
-    _check_teacher_processes(config)
+    check_rollout_processes(config)
+    check_teacher_processes(config)
     if world_size is not None:
-        _check_processes(config, world_size)
+        check_processes(config, world_size)
     return warnings
-
-
-def processes_needed(config: RunConfig) -> int:
-    """The fewest a run can have."""
-    return processes_shared(config) + sum(config.processes_apart.values())
-
-
-def processes_shared(config: RunConfig) -> int:
-    """Beside those set aside for one role: this many, or a multiple.
-
-    Every layout's TP x PP x CP, and EP x ETP x PP, divides the number of processes: their least
-    common multiple.
-    """
-    return math.lcm(*(size for _, model in _sharing(config) for size in _sizes(model)))
-
-
-def _sharing(config: RunConfig) -> list[tuple[str, ModelConfig]]:
-    """The models that lie on the same processes as the student."""
-    return models_of(config)[:1] if config.teacher_processes else models_of(config)
-
-
-def models_of(config: RunConfig) -> list[tuple[str, ModelConfig]]:
-    teacher = [("teacher", config.teacher)] if config.teacher else []
-    return [("student", config.student), *teacher]
-
-
-def _sizes(model: ModelConfig) -> tuple[int, int]:
-    layout = model.layout
-    return (
-        layout.model_parallel_size,
-        layout.expert_parallel_size * layout.pipeline_model_parallel_size,
-    )
-
-
-def sequences_per_step(config: RunConfig) -> int:
-    """Rollouts with their traces, or, where nothing is sampled, one trace of each prompt."""
-    group = (
-        config.rollout.samples_per_prompt + config.method.traces_per_group
-        if needs_of(config.method).rollouts
-        else 1
-    )
-    return config.rollout.num_prompts * group
 
 
 def _check_reach(config: RunConfig, student: Architecture) -> None:
@@ -97,8 +62,10 @@ def _check_reach(config: RunConfig, student: Architecture) -> None:
 
 
 def _check_vocabularies(config: RunConfig, architectures: dict[str, Architecture]) -> list[str]:
-    method, sizes = config.method, {name: each.vocab_size for name, each in architectures.items()}
-    needs, smallest = needs_of(method), min(sizes.values())
+    method = config.method
+    needs = needs_of(method)
+    sizes = {name: architecture.vocab_size for name, architecture in architectures.items()}
+    smallest = min(sizes.values())
     if needs.teacher_head and config.teacher:
         _check_teacher_head(config.student.layout, config.teacher)
         if len(set(sizes.values())) > 1 and config.teacher.layout.tensor_model_parallel_size > 1:
@@ -128,8 +95,8 @@ def _check_vocabularies(config: RunConfig, architectures: dict[str, Architecture
 
 
 def _check_teacher_head(student: LayoutConfig, teacher: TeacherConfig) -> None:
-    """The teacher goes through the student's micro-batches during the update, each rank through its
-    own."""
+    """During the update every rank takes the teacher through its own micro-batch of the
+    student."""
     if teacher.offload:
         raise ConfigError(
             "teacher.offload: a term on whole distributions needs the teacher during updates; "
@@ -165,10 +132,8 @@ def _check_layout(name: str, model: ModelConfig, architecture: Architecture) -> 
 
 
 def _check_stages(key: str, model: ModelConfig, architecture: Architecture) -> None:
-    stages, chunks = (
-        model.layout.pipeline_model_parallel_size,
-        model.layout.virtual_pipeline_model_parallel_size,
-    )
+    stages = model.layout.pipeline_model_parallel_size
+    chunks = model.layout.virtual_pipeline_model_parallel_size
     if architecture.num_layers % stages:
         raise ConfigError(
             f"{key}.pipeline_model_parallel_size: {stages} does not divide the "
@@ -218,17 +183,12 @@ def _check_experts(name: str, model: ModelConfig, architecture: Architecture) ->
 
 def _check_lengths(config: RunConfig) -> None:
     completion, longest = config.rollout.max_completion_tokens, config.max_sequence_length
-    if _samples(config) and completion >= longest:
+    if samples(config) and completion >= longest:
         raise ConfigError(
             f"rollout.max_completion_tokens: {completion} leaves no room for a prompt within "
             f"max_sequence_length={longest}"
         )
-
     _check_micro_batch(config)
-
-
-def _samples(config: RunConfig) -> bool:
-    return needs_of(config.method).rollouts or config.eval is not None
 
 
 def _check_micro_batch(config: RunConfig) -> None:
@@ -253,89 +213,4 @@ def _check_batch(config: RunConfig) -> None:
     if prompts % updates:
         raise ConfigError(
             f"train.updates_per_step: {updates} does not divide rollout.num_prompts={prompts}"
-        )
-
-
-def _check_rollout_processes(config: RunConfig) -> None:
-    if config.rollout.processes and config.method.teacher_share:
-        raise ConfigError(
-            "rollout.processes: with method.teacher_share student and teacher sample on the "
-            "student's processes; remove it"
-        )
-    if config.rollout.processes and not _samples(config):
-        raise ConfigError(
-            f"rollout.processes: no effect, method {config.method.name} samples nothing; remove it"
-        )
-
-
-def _check_teacher_processes(config: RunConfig) -> None:
-    apart, needs, key = config.teacher_processes, needs_of(config.method), "teacher.processes"
-    if not apart or config.teacher is None:
-        return
-    if config.method.teacher_share:
-        raise ConfigError(
-            f"{key}: with method.teacher_share the student's processes hold the teacher too; "
-            "remove it"
-        )
-    if needs.teacher_head:
-        raise ConfigError(
-            f"{key}: a term on whole distributions needs the teacher beside the student; remove it"
-        )
-    if not needs.teacher:
-        raise ConfigError(
-            f"{key}: no effect, method {config.method.name} reads no teacher; remove it"
-        )
-    if config.teacher.offload:
-        raise ConfigError(
-            f"teacher.offload: no effect with {key}, whose devices hold nothing else; remove it"
-        )
-    needed = math.lcm(*_sizes(config.teacher))
-    if apart % needed:
-        raise ConfigError(
-            f"{key}: teacher.layout, {_shown(config.teacher)}, needs a multiple of {needed}, not "
-            f"{apart}"
-        )
-
-
-def _shown(model: ModelConfig) -> str:
-    layout = model.layout
-    sizes = f"TP {layout.tensor_model_parallel_size} x PP {layout.pipeline_model_parallel_size}"
-    if layout.context_parallel_size > 1:
-        sizes += f" x CP {layout.context_parallel_size}"
-    if layout.expert_model_parallel_size > 1:
-        sizes += f" with EP {layout.expert_model_parallel_size}"
-    if layout.expert_tensor_parallel_size > 1:
-        sizes += f" with ETP {layout.expert_tensor_parallel_size}"
-    return sizes
-
-
-def _start(processes: int) -> str:
-    return f"start {processes} in all (--nproc, or cluster.nodes x cluster.processes_per_node)"
-
-
-def _check_processes(config: RunConfig, world_size: int) -> None:
-    roles, needed = config.processes_apart, processes_shared(config)
-    apart = sum(roles.values())
-    if apart >= world_size:
-        keys = " + ".join(f"{role}.processes" for role in roles)
-        raise ConfigError(
-            f"{keys}: {apart} of {world_size} leave the student none; {_start(needed + apart)}"
-        )
-    world_size -= apart
-    widest, model = max(_sharing(config), key=lambda named: max(_sizes(named[1])))
-    if world_size % needed:
-        at_least = "at least" if world_size < needed else "a multiple of"
-        rounded = max(needed, world_size // needed * needed)
-        beside = " and ".join(f"the {role}'s {size}" for role, size in roles.items())
-        there = f"{world_size} beside {beside}" if apart else f"{world_size}"
-        raise ConfigError(
-            f"{widest}.layout: {_shown(model)} needs {at_least} {needed} processes, there would be "
-            f"{there}; {_start(rounded + apart)}"
-        )
-    data_parallel = world_size // config.student.layout.model_parallel_size
-    sequences = sequences_per_step(config) // config.train.updates_per_step
-    if sequences % data_parallel:
-        raise ConfigError(
-            f"rollout.num_prompts: the {sequences} sequences of an update do not divide among the "
-            f"student's {data_parallel} data-parallel replicas; make them a multiple"
         )

@@ -29,8 +29,8 @@ def show(arguments: argparse.Namespace) -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
+    from megatron_opd.checks.processes import processes_shared
     from megatron_opd.checks.recipe import check_run_directory
-    from megatron_opd.checks.sizes import processes_shared
     from megatron_opd.checks.training import check_recipe
     from megatron_opd.recipe.load import load_config
 

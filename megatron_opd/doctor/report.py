@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_opd.checks.sizes import processes_needed
+from megatron_opd.checks.processes import processes_needed
 from megatron_opd.doctor.finding import Finding
 from megatron_opd.doctor.judge import judge
 from megatron_opd.doctor.packages import check_packages

@@ -57,16 +57,20 @@ class Distribution(Protocol):
     ) -> Any: ...
 
     def divergence(
-        self, teacher: Any, *, kind: str, alpha: float | None, beta: float | None, temperature: float,
+        self,
+        teacher: Any,
+        *,
+        kind: str,
+        alpha: float | None,
+        beta: float | None,
+        temperature: float,
         valid_vocab_size: int,
-    ) -> Tensor: ...  # fmt: skip
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class View:
-    """What the terms see of T tokens. Of the student's numbers, those of the sampled token, the
-    argmax, the top-k and
-    the entropy carry gradients."""
+    """What the terms see of T tokens. The student's numbers carry gradients, but for `old_T`."""
 
     columns: Columns
     step: int
@@ -114,11 +118,9 @@ class Objective:
         now = active(self.method, step)
         view = self._view(head, columns, step, now, teacher)
         # Means are of the student's own tokens, or, for a method on traces alone, of all.
-        counted_T = (
-            columns.sampled_T
-            if needs_of(self.method).rollouts
-            else torch.ones_like(columns.sampled_T)
-        )
+        counted_T = columns.sampled_T
+        if not needs_of(self.method).rollouts:
+            counted_T = torch.ones_like(columns.sampled_T)
         sums = _common_sums(view, counted_T)
         # Something to differentiate even where no term is active.
         total = 0.0 * view.student_T.nan_to_num(neginf=0.0).sum()
@@ -126,17 +128,15 @@ class Objective:
             if name not in now.terms:
                 continue
             value_T, facts = _value(now.terms[name], j, view)
-            # A token that does not count may have no finite value: its scale of 0 would make it
-            # NaN.
+            # The value of a token that does not count may be infinite: NaN, with a scale of 0.
             scale_T = columns.scales_TJ[:, j]
             value = (scale_T * value_T.where(scale_T != 0, 0.0)).sum()
             sums[f"objective/{name}/loss"] = value.detach()
             if gates_of(term) and columns.gates_TJ is not None:
                 facts["gate"] = columns.gates_TJ[:, j]
             for fact, fact_T in () if reads_traces(term) else facts.items():
-                sums[f"objective/{name}/{fact}"] = (
-                    fact_T.float().where(columns.sampled_T, 0.0).sum()
-                )
+                own_T = fact_T.float().where(columns.sampled_T, 0.0)
+                sums[f"objective/{name}/{fact}"] = own_T.sum()
             total = total + weight_at(term.weight, step) * value
         sums["train/loss"] = total.detach()
         return total, sums
@@ -214,7 +214,8 @@ def _advantages(term: PolicyGradientTerm, j: int, view: View) -> Tensor:
     """Float32 [T], detached."""
     columns, step = view.columns, view.step
     assert columns.advantages_TJ is not None, "every method with a policy gradient has this column"
-    total_T, factors = columns.advantages_TJ[:, j], []
+    total_T = columns.advantages_TJ[:, j]
+    factors = []
     for advantage in term.advantages.values():
         weight = weight_at(advantage.weight, step)
         match advantage:
@@ -227,23 +228,18 @@ def _advantages(term: PolicyGradientTerm, j: int, view: View) -> Tensor:
                 total_T = total_T + weight * _shaping(advantage, view)
             case TopKAdvantage(k=k):
                 assert columns.topk_logprobs_TK is not None, "the plan asks for the teacher's top-k"
-                student_TK, teacher_TK = (
-                    view.topk_TK[:, :k].detach(),
-                    columns.topk_logprobs_TK[:, :k],
-                )
-                total_T = (
-                    total_T
-                    - weight * truncated_forward_kl(student_TK, teacher_TK, tail="none").loss_T
-                )
+                student_TK = view.topk_TK[:, :k].detach()
+                teacher_TK = columns.topk_logprobs_TK[:, :k]
+                kl_T = truncated_forward_kl(student_TK, teacher_TK, tail="none").loss_T
+                total_T = total_T - weight * kl_T
             case LogRatioFactor():
                 factors.append((weight, advantage.clip))
             case _:
                 assert_never(advantage)
     for weight, clip in factors:
         assert columns.teacher_logprobs_T is not None, "the plan asks for the teacher"
-        total_T = total_T * factor(
-            total_T, log_ratio(columns.teacher_logprobs_T, view.old_T), weight, clip
-        )
+        ratio_T = log_ratio(columns.teacher_logprobs_T, view.old_T)
+        total_T = total_T * factor(total_T, ratio_T, weight, clip)
     return total_T
 
 

@@ -6,7 +6,8 @@ from functools import cached_property
 from megatron_opd.architectures.architecture import Architecture
 from megatron_opd.architectures.config import LayoutConfig, ModelConfig
 from megatron_opd.checks.method import check_method
-from megatron_opd.checks.sizes import check_sizes, sequences_per_step
+from megatron_opd.checks.processes import sequences_per_step
+from megatron_opd.checks.sizes import check_sizes
 from megatron_opd.mcore.model import DTYPES
 from megatron_opd.methods.needs import Needs, needs_of
 from megatron_opd.planning.activations import FullMicroBatch

@@ -47,9 +47,9 @@ class Work:
 def step_time(case: Case) -> StepTime:
     needs = case.needs
     student = forward_time(case, "student", case.samples)
-    teacher = (
-        forward_time(case, "teacher", case.samples) + _asked(case) if case.reads_teacher else 0.0
-    )
+    teacher = 0.0
+    if case.reads_teacher:
+        teacher = forward_time(case, "teacher", case.samples) + _asked(case)
     updates = case.config.train.updates_per_step * update_time(case, case.samples_per_update)
     process = update_time(case, case.samples) if needs.process else 0.0
     return StepTime(
@@ -80,8 +80,7 @@ def _asked(case: Case) -> float:
 
 
 def _channel(case: Case, num_bytes: float, to: str) -> float:
-    """From one process to all of a role, along gloo's binomial tree, which does not know who shares
-    a node."""
+    """From one process to all of a role, along gloo's binomial tree, which knows no nodes."""
     rounds = math.ceil(math.log2(1 + case.gpus_of(to)))
     return rounds * num_bytes / min(CHANNEL, LINK * case.hardware.network_link)
 
@@ -113,35 +112,32 @@ def forward_time(case: Case, name: str, samples: int) -> float:
 
 
 def update_time(case: Case, samples: int) -> float:
-    """The backward pass has twice the products of the forward pass, a fused output layer its logits
-    once more, and as
-    many collectives; what is recomputed comes on top. Then the gradients meet."""
-    mlp, mlp_collectives = _mlp_products(case, "student"), _exchange(case, "student")
-    products, collectives = _products(case, "student"), _collectives(case, "student")
+    """Of an update's forward and backward passes, and the gradients' reduction.
+
+    The backward pass has twice the products of the forward pass and as many collectives; a fused
+    output layer computes its logits once more, and what is recomputed comes on top.
+    """
+    mlp = _mlp_products(case, "student") + _exchange(case, "student")
+    products = _products(case, "student")
+    collectives = _collectives(case, "student")
     again = {
         "none": 0.0,
-        "selective": mlp + mlp_collectives,
+        "selective": mlp,
         "full": products - _head_products(case, "student") + collectives,
     }[case.config.train.recompute_granularity]
     seconds = 3 * products + 2 * collectives + again
     if case.config.train.fused_output_layer:
         seconds += _head_products(case, "student")
-    return seconds * (
-        case.micro_batches("student", samples) + _stages(case, "student") - 1
-    ) + _reduce_seconds(case)
+    passes = case.micro_batches("student", samples) + _stages(case, "student") - 1
+    return seconds * passes + _reduce_seconds(case)
 
 
 def _products(case: Case, name: str) -> float:
-    """Of one micro-batch in the slowest stage of a forward pass, the last. Attention is causal:
-    half of the square."""
+    """Of one micro-batch in the slowest stage of a forward pass, the last."""
     arch = case.architectures[name]
-    attention = (
-        2
-        * case.config.max_sequence_length
-        * arch.num_attention_heads
-        * arch.head_dim
-        * arch.num_layers
-    )
+    # Causal: half of the square.
+    width = arch.num_attention_heads * arch.head_dim
+    attention = 2 * case.config.max_sequence_length * width * arch.num_layers
     dense = 2 * (work(arch).layers - work(arch).mlp) + attention
     return _per_rank(case, name, dense) + _mlp_products(case, name) + _head_products(case, name)
 
@@ -174,11 +170,9 @@ def _collectives(case: Case, name: str) -> float:
     and a scatter each, as long), the keys and values of the other context-parallel ranks, and the
     tokens on their way to experts; between stages the stream.
     """
-    batch, tp, pp = (
-        case.micro_batch(name),
-        case.model(name).layout.tensor_model_parallel_size,
-        _stages(case, name),
-    )
+    batch = case.micro_batch(name)
+    tp = case.model(name).layout.tensor_model_parallel_size
+    pp = _stages(case, name)
     # experts are whole: their ranks exchange rows instead
     sums = 2 if batch.arch.experts is None else 1
     layer = sums * 2 * (tp - 1) / tp * batch.whole_hidden / _link(case, name, tp)
@@ -202,8 +196,8 @@ def _stages(case: Case, name: str) -> int:
 
 
 def _reduce_seconds(case: Case) -> float:
-    """Gradients in float32 scattered over the ranks that hold the same parameters, which are
-    gathered from them."""
+    """Gradients, in float32, are scattered over the ranks that hold the same parameters; these are
+    gathered from there."""
     layout = case.config.student.layout
     ranks, bytes_moved = case.stage_size("student"), FLOAT32 / case.element + 1
     seconds = []
@@ -236,20 +230,16 @@ def generate_time(case: Case) -> float:
     read = (_weights_read(case, at_once) + at_once * context * held.cache_per_token) / (
         BANDWIDTH * case.hardware.memory_bandwidth
     )
-    computed = (
-        at_once
-        * 2
-        * (counted.layers + counted.experts + counted.head)
-        / (COMPUTE * case.hardware.flops)
-    )
+    operations = 2 * (counted.layers + counted.experts + counted.head)
+    computed = at_once * operations / (COMPUTE * case.hardware.flops)
     seconds = -(-mine // at_once) * completion * max(read, computed)
     apart = "rollout" in case.config.processes_apart
     return seconds + (_channel(case, _rollout_bytes(case), "student") if apart else 0.0)
 
 
 def _weights_read(case: Case, sequences: int) -> float:
-    """Bytes of the engine's weights that a step of decoding reads: of experts, those that any of
-    its tokens chose."""
+    """Bytes of the engine's weights that a step of decoding reads; of experts, those that a token
+    chose."""
     experts, held = case.architectures["student"].experts, engine(case, "student").weights
     if experts is None:
         return held
@@ -265,17 +255,17 @@ def _bytes_of_experts(case: Case) -> float:
 
 
 def refit_time(case: Case) -> float:
-    """The parts of each tensor meet on every rank of a replica, experts on every rank. On CUDA the
-    engine's weights
-    come from the host and go back there, or, to engines on processes of their own, the new ones go
-    through it."""
+    """Of the gathers, and of the ways to and from the host.
+
+    The parts of each tensor meet on every rank of a replica, experts on every rank. On CUDA the
+    engine's weights come from the host and go back there, or, to engines on processes of their own,
+    the new ones go through it.
+    """
     if not case.needs.rollouts:
         return 0.0
-    layout, weights, in_experts = (
-        case.config.student.layout,
-        engine(case, "student").weights,
-        _bytes_of_experts(case),
-    )
+    layout = case.config.student.layout
+    weights = engine(case, "student").weights
+    in_experts = _bytes_of_experts(case)
     stages_of = _stages(case, "student")
     gathered = 0.0
     for held, parts in (
@@ -285,11 +275,8 @@ def refit_time(case: Case) -> float:
         together = case.gpus_of("student") if stages_of > 1 else parts
         gathered += held * (parts - 1) / parts / _link(case, "student", together)
     sent = _channel(case, weights, "rollout") if "rollout" in case.config.processes_apart else 0.0
-    return (
-        gathered
-        + sent
-        + (2 * weights / (LINK * case.hardware.host_link) if case.hardware.is_cuda else 0.0)
-    )
+    through_host = 2 * weights / (LINK * case.hardware.host_link) if case.hardware.is_cuda else 0.0
+    return gathered + sent + through_host
 
 
 def _link(case: Case, role: str, ranks: int) -> float:

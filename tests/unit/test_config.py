@@ -17,8 +17,8 @@ from megatron_opd.architectures.architecture import (
     read_architecture,
 )
 from megatron_opd.architectures.config import ModelConfig
+from megatron_opd.checks.processes import processes_needed
 from megatron_opd.checks.recipe import check_run_directory, preflight
-from megatron_opd.checks.sizes import processes_needed
 from megatron_opd.errors import ConfigError, OpdError
 from megatron_opd.files.typed import differences, key_paths
 from megatron_opd.methods.catalogue import CATALOGUE
