@@ -29,7 +29,9 @@ def catalogue_table() -> str:
         ]
         cells.append("<br>".join(f"`{recipe}`" for recipe in recipes.get(name, [])))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    choices = [f"- `{name}`: {entry.open}." for name, entry in CATALOGUE.items() if entry.open]
+    choices = [
+        f"- `{name}`: {entry.left_open}." for name, entry in CATALOGUE.items() if entry.left_open
+    ]
     return (
         "\n".join([*rows, "", "What the papers leave open, and what is chosen here:", "", *choices])
         + "\n"
