@@ -45,14 +45,13 @@ def evaluate(
     recipe: str | Path, *overrides: str, model: str | Path | None = None
 ) -> dict[str, float]:
     """The held-out metrics of a model directory, or of the recipe's student, in this process."""
-    from megatron_opd.architectures.config import ModelConfig
-    from megatron_opd.checks.models import model_to_sample
-    from megatron_opd.evaluation.heldout import evaluate_model
+    from megatron_opd.checks.models import model_to_evaluate
 
     config = load_recipe(recipe, *overrides)
-    return evaluate_model(
-        config, model_to_sample(ModelConfig(str(model)) if model else config.student)
-    )
+    evaluated = model_to_evaluate(config, model)
+    from megatron_opd.evaluation.heldout import evaluate_model  # imports vLLM
+
+    return evaluate_model(config, evaluated)
 
 
 def convert(

@@ -6,6 +6,8 @@ from pathlib import Path
 from megatron_opd.architectures.architecture import architecture_of
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.checks.hub import local_model
+from megatron_opd.errors import ConfigError
+from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.weights.check import check_weights
 
 
@@ -14,3 +16,12 @@ def model_to_sample(model: ModelConfig) -> ModelConfig:
     model = replace(model, path=local_model(model.path))
     check_weights(Path(model.path), architecture_of(model), sampled=True)
     return model
+
+
+def model_to_evaluate(config: RunConfig, path: str | Path | None) -> ModelConfig:
+    """The model at `path`, or the recipe's student. Raises ConfigError without held-out prompts."""
+    if config.data.heldout is None:
+        raise ConfigError(
+            "data.heldout: missing; eval measures on held-out prompts, give data.heldout=FILE"
+        )
+    return model_to_sample(ModelConfig(str(path)) if path else config.student)

@@ -78,16 +78,11 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    from megatron_opd.architectures.config import ModelConfig
-    from megatron_opd.checks.models import model_to_sample
+    from megatron_opd.checks.models import model_to_evaluate
     from megatron_opd.recipe.load import load_config
 
     config = load_config(arguments.recipe, arguments.overrides)
-    if config.data.heldout is None:
-        raise ConfigError(
-            "data.heldout: missing; eval measures on held-out prompts, give data.heldout=FILE"
-        )
-    model = model_to_sample(ModelConfig(arguments.model) if arguments.model else config.student)
+    model = model_to_evaluate(config, arguments.model)
     from megatron_opd.evaluation.heldout import evaluate_model
 
     evaluate_model(config, model)
