@@ -34,7 +34,7 @@ from megatron_opd.objective.batch import Batch  # noqa: E402
 from megatron_opd.objective.columns import build_columns  # noqa: E402
 from megatron_opd.objective.loss import Objective  # noqa: E402
 from megatron_opd.recipe.keys import DataConfig, OptimizerConfig, RunConfig, TrainConfig  # noqa: E402
-from megatron_opd.teacher.score import Teacher  # noqa: E402
+from megatron_opd.teacher.score import MegatronTeacher  # noqa: E402
 from megatron_opd.trainer.step import update  # noqa: E402
 from megatron_opd.trainer.student import Student, prepare  # noqa: E402
 from megatron_opd.weights.load import load_hf  # noqa: E402
@@ -98,7 +98,7 @@ def build(directory: Path, repeat: int) -> dict[str, Any]:
         return chunks
 
     samples = rollouts()
-    teacher = Teacher(
+    teacher = MegatronTeacher(
         load("teacher"),
         arch,
         parallel,

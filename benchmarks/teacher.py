@@ -33,13 +33,13 @@ from megatron_opd.mcore import passes  # noqa: E402
 from megatron_opd.mcore.batch import MicroBatch, micro_batches  # noqa: E402
 from megatron_opd.mcore.head import Head  # noqa: E402
 from megatron_opd.mcore.model import build_model  # noqa: E402
-from megatron_opd.teacher.score import Teacher  # noqa: E402
+from megatron_opd.teacher.score import MegatronTeacher  # noqa: E402
 from megatron_opd.weights.load import load_hf  # noqa: E402
 
 VOCAB, HIDDEN, SEQUENCES, PROMPT, COMPLETION, MICRO = 16384, 512, 16, 64, 128, 768
 
 
-def build(directory: Path, layers: int, precision: str) -> Teacher:
+def build(directory: Path, layers: int, precision: str) -> MegatronTeacher:
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(
         "qwen3",
@@ -59,7 +59,7 @@ def build(directory: Path, layers: int, precision: str) -> Teacher:
     arch, parallel = read_architecture(directory), groups.create(LayoutConfig())
     chunks = build_model(arch, parallel, precision=precision)
     load_hf(chunks, directory, arch, parallel)
-    return Teacher(
+    return MegatronTeacher(
         chunks, arch, parallel, student_vocab_size=VOCAB, micro_batch_tokens=MICRO, temperature=1.0
     )
 
@@ -75,7 +75,7 @@ def rollouts() -> list[Rollout]:
     ]
 
 
-def plain(teacher: Teacher, samples: list[Rollout]) -> None:
+def plain(teacher: MegatronTeacher, samples: list[Rollout]) -> None:
     def logits(_: MicroBatch, head: Head) -> tuple[Tensor, None]:
         out_TV = head.hidden_TD @ head.weight_VD.T
         return out_TV.new_zeros(()), None
@@ -87,7 +87,7 @@ def plain(teacher: Teacher, samples: list[Rollout]) -> None:
         )
 
 
-def measure(teacher: Teacher, repeat: int) -> dict[str, list[float]]:
+def measure(teacher: MegatronTeacher, repeat: int) -> dict[str, list[float]]:
     """side -> seconds of each run."""
     samples = rollouts()
     sides: dict[str, Callable[[], Any]] = {

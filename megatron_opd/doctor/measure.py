@@ -86,14 +86,14 @@ def refit(config: RunConfig, rollouts: list[Rollout]) -> Metrics:
     first weights.
     """
     from megatron_opd.refit.push import push
-    from megatron_opd.runs.run import open_engine
+    from megatron_opd.rollout.open import open_engine
     from megatron_opd.weights.export import iter_hf_tensors
 
     moved = replace(config, student=replace(config.student, path=config.student.path + OTHER))
     models, before = assemble(moved), assemble(config)
     temperature = config.rollout.temperature
     with contextlib.ExitStack() as closing:
-        engine = open_engine(config, closing)
+        engine = open_engine(config, groups.channel("rollout"), closing)
         for version, student in enumerate((before.student, models.student)):
             push(
                 iter_hf_tensors(student.bare_chunks, student.arch, student.parallel),

@@ -8,6 +8,7 @@ import numpy as np
 
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.contracts.stations import Engine, Verifier
 from megatron_opd.errors import ConfigError
 from megatron_opd.evaluation.sampler import open_sampler
 from megatron_opd.mcore.parallel import gather_shares, share
@@ -15,12 +16,9 @@ from megatron_opd.metrics.console import held_out_words
 from megatron_opd.metrics.interval import interval_95
 from megatron_opd.metrics.summary import bad_golds, unanswered
 from megatron_opd.recipe.keys import EvalConfig, RunConfig
-from megatron_opd.rollout.remote import RemoteEngine
-from megatron_opd.rollout.vllm.engine import VllmEngine
 from megatron_opd.tasks.data import load_heldout
 from megatron_opd.tasks.data_files import shown
 from megatron_opd.tasks.tokenizer import load_tokenizer
-from megatron_opd.verify.pool import VerifierPool
 
 if TYPE_CHECKING:
     from megatron_opd.runs.run import Run
@@ -50,8 +48,8 @@ def held_out(run: "Run", step: int) -> dict[str, float]:
 
 
 def answers(
-    engine: VllmEngine | RemoteEngine,
-    rewards: VerifierPool,
+    engine: Engine,
+    rewards: Verifier,
     prompts: list[Prompt],
     config: RunConfig,
     settings: EvalConfig,

@@ -5,25 +5,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from megatron_opd.architectures.config import ModelConfig
+from megatron_opd.contracts.stations import Engine, Verifier
 from megatron_opd.recipe.keys import RunConfig
-from megatron_opd.rollout.vllm.engine import VllmEngine
-from megatron_opd.verify.pool import VerifierPool
+from megatron_opd.rollout.open import start_vllm_engine
+from megatron_opd.verify.open import open_verifier
 
 
 @contextmanager
-def open_sampler(
-    config: RunConfig, model: ModelConfig
-) -> Iterator[tuple[VllmEngine, VerifierPool]]:
+def open_sampler(config: RunConfig, model: ModelConfig) -> Iterator[tuple[Engine, Verifier]]:
     """vLLM with `model` and the recipe's rewards, closed again whatever happens."""
     with ExitStack() as closing:
-        engine = VllmEngine(
-            model,
-            config.rollout,
-            precision=config.precision,
-            max_sequence_length=config.max_sequence_length,
-            seed=config.seed,
-        )
+        engine = start_vllm_engine(config, model)
         closing.callback(engine.close)
-        rewards = VerifierPool(config.reward)
-        closing.callback(rewards.close)
-        yield engine, rewards
+        yield engine, open_verifier(config.reward, closing)

@@ -15,15 +15,14 @@ from megatron_opd.architectures.directory import common_vocabulary
 from megatron_opd.architectures.ends import merged_ends
 from megatron_opd.contracts.merged_ids import MergedIds
 from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.contracts.stations import Engine, Verifier
 from megatron_opd.errors import ConfigError, RunError
 from megatron_opd.evaluation.sampler import open_sampler
 from megatron_opd.recipe.keys import RunConfig
-from megatron_opd.rollout.vllm.engine import VllmEngine
 from megatron_opd.tasks.data import load_training
 from megatron_opd.tasks.data_files import shown
 from megatron_opd.tasks.pin import pin
 from megatron_opd.tasks.tokenizer import load_tokenizer
-from megatron_opd.verify.pool import VerifierPool
 
 
 def write_traces(
@@ -81,8 +80,8 @@ def check_out(out: Path) -> None:
 
 def _first_of_each(
     prompts: list[Prompt],
-    engine: VllmEngine,
-    rewards: VerifierPool | None,
+    engine: Engine,
+    rewards: Verifier | None,
     config: RunConfig,
     samples: int,
     temperature: float,

@@ -6,28 +6,17 @@ weight in a form of their own.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
+from megatron_opd.contracts.stations import Engine, Probes
 from megatron_opd.errors import RunError
-from megatron_opd.weights.probes import Probes
+from megatron_opd.weights.probes import make_probes, project
 
 # relative to the largest product
 _ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-
-
-class Engine(Protocol):
-    """What a push needs of the rollout engine."""
-
-    dtype: torch.dtype
-    policy_version: int | None
-
-    def reload(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None: ...
-
-    def project(self, name: str, probes: Probes) -> list[torch.Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -80,8 +69,8 @@ class _Products:
 
 def _project(tensor: torch.Tensor, version: int) -> _Products:
     matrix_OI = tensor.reshape(tensor.shape[0], -1)
-    probes = Probes.of(matrix_OI.shape[1], version, tensor.device)
-    return _Products(probes, probes.project(matrix_OI))
+    probes = make_probes(matrix_OI.shape[1], version, tensor.device)
+    return _Products(probes, project(probes, matrix_OI))
 
 
 def _verify(name: str, sent: _Products, engine: Engine) -> float:

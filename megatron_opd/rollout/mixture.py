@@ -12,6 +12,7 @@ import numpy as np
 
 from megatron_opd.contracts.merged_ids import MergedIds
 from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.contracts.stations import Engine
 from megatron_opd.rollout.requests import Completion, Request, request_seed, room, sample_numbers
 from megatron_opd.rollout.vllm.engine import VllmEngine
 
@@ -50,8 +51,8 @@ class Draft:
 
 
 def generate_mixture(
-    student: VllmEngine,
-    teacher: VllmEngine,
+    student: Engine,
+    teacher: Engine,
     prompts: list[Prompt],
     *,
     teacher_share: float,
@@ -63,15 +64,15 @@ def generate_mixture(
     seed: int,
     merged: MergedIds | None = None,
 ) -> list[Rollout]:
-    """`samples_per_prompt` completions of each prompt, prompt-major; a token is the teacher's with
-    probability
-    `teacher_share`.
+    """`samples_per_prompt` completions of each prompt, prompt-major; a token is the teacher's
+    with probability `teacher_share`.
 
-    Seeds and errors are as in `VllmEngine.generate`. The engines alternate, once per change of
+    Seeds and errors are as in `Engine.generate`. The engines alternate, once per change of
     turns of the sample that has most; what they computed of a context is kept within the call.
     `Rollout.by_teacher` says whose a token is. An end that the teacher alone has becomes the
     student's, as `merged` says; its engine must stop at the student's.
     """
+    assert isinstance(student, VllmEngine) and isinstance(teacher, VllmEngine), "of this process"
     drafts = []
     for prompt in prompts:
         length = room(prompt, max_completion_tokens, student.max_sequence_length)

@@ -3,17 +3,24 @@ one each."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.contracts.stations import Engine, Probes
 from megatron_opd.errors import OpdError
 from megatron_opd.mcore.parallel import gather_shares, share
 from megatron_opd.recipe.keys import RunConfig
-from megatron_opd.rollout.vllm.engine import VllmEngine
-from megatron_opd.weights.probes import Probes
 from megatron_opd.world.channel import Channel, as_answer
+
+
+class ServedEngine(Engine, Protocol):
+    """An engine of a process of its own."""
+
+    device: torch.device
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -58,12 +65,12 @@ class RemoteEngine:
         channel.ask(_Open(config))
 
     def restart(self) -> None:
-        """As `VllmEngine.restart`, of all engines."""
+        """As `Engine.restart`, of all engines."""
         self.policy_version = None
         self._channel.ask(_Restart())
 
     def generate(self, prompts: list[Prompt], **settings: Any) -> list[Rollout]:
-        """As `VllmEngine.generate`, for this process's share of the prompts.
+        """As `Engine.generate`, for this process's share of the prompts.
 
         Those of all processes are shared out anew, among the engines; where one of these fails, all
         processes learn it.
@@ -72,7 +79,7 @@ class RemoteEngine:
         return [rollout for group in share(groups) for rollout in group]
 
     def reload(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """As `VllmEngine.reload`, into all engines. The first process's tensors are sent."""
+        """As `Engine.reload`, into all engines. The first process's tensors are sent."""
         self.policy_version = None
         self._channel.ask(_Reload(), named_tensors)
 
@@ -80,16 +87,16 @@ class RemoteEngine:
         """Nothing: the engines have devices of their own."""
 
     def project(self, name: str, probes: Probes) -> list[torch.Tensor]:
-        """As `VllmEngine.project`, of the copies of all engines."""
+        """As `Engine.project`, of the copies of all engines."""
         signs_I = probes.signs_I
         products = self._channel.ask(_Project(name, replace(probes, signs_I=signs_I.cpu())))
         return [product_KO.to(signs_I.device) for product_KO in products]
 
 
-def serve(channel: Channel, open_engine: Callable[[RunConfig], VllmEngine]) -> None:
+def serve(channel: Channel, open_engine: Callable[[RunConfig], ServedEngine]) -> None:
     """In the processes of the engines: does what `RemoteEngine` asks, until the student's processes
     have ended."""
-    engines: list[VllmEngine] = []  # none, or one
+    engines: list[ServedEngine] = []  # none, or one
     try:
         channel.serve(
             lambda question: _together(lambda: _answer(question, channel, engines, open_engine))
@@ -102,8 +109,8 @@ def serve(channel: Channel, open_engine: Callable[[RunConfig], VllmEngine]) -> N
 def _answer(
     question: Any,
     channel: Channel,
-    engines: list[VllmEngine],
-    open_engine: Callable[[RunConfig], VllmEngine],
+    engines: list[ServedEngine],
+    open_engine: Callable[[RunConfig], ServedEngine],
 ) -> list[Any]:
     """This process's part of the answer."""
     if isinstance(question, _Open):
@@ -128,7 +135,7 @@ def _answer(
     return []
 
 
-def _reload(engine: VllmEngine, channel: Channel) -> None:
+def _reload(engine: ServedEngine, channel: Channel) -> None:
     tensors = channel.tensors()
     try:
         engine.reload((name, tensor.to(engine.device)) for name, tensor in tensors)

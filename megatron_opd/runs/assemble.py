@@ -15,9 +15,10 @@ from megatron_opd.mcore.model import build_model
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.objective.loss import Objective
 from megatron_opd.objective.process_reward import ProcessRewardObjective
+from megatron_opd.contracts.stations import Teacher
 from megatron_opd.contracts.rows import Rollout, Signals
 from megatron_opd.teacher.remote import RemoteTeacher
-from megatron_opd.teacher.score import Teacher
+from megatron_opd.teacher.score import MegatronTeacher
 from megatron_opd.trainer.checkpoint import load_converted
 from megatron_opd.trainer.process_reward import ProcessModel, prepare_process_model
 from megatron_opd.trainer.step import Trainer
@@ -32,7 +33,7 @@ class Models:
     config: RunConfig
     needs: Needs
     student: Student
-    teacher: Teacher | RemoteTeacher | None
+    teacher: Teacher | None
     reference: Teacher | None  # the student as the run found it
     process: ProcessModel | None  # trained beside the student, for rewards of every token
     objective: Objective
@@ -62,7 +63,7 @@ def assemble(config: RunConfig) -> Models:
     layout = groups.create(config.student.layout)
     student = prepare(load(config, config.student, arch, layout), arch, layout, config)
     channel = groups.channel("teacher")
-    teacher: Teacher | RemoteTeacher | None = None
+    teacher: Teacher | None = None
     if needs.teacher or needs.teacher_head:
         teacher = RemoteTeacher(channel, config) if channel else load_teacher(config)
     reference = _frozen(config, config.student) if needs.reference else None
@@ -76,12 +77,12 @@ def assemble(config: RunConfig) -> Models:
         micro_batch_tokens=config.train.micro_batch_tokens,
         temperature=temperature,
         max_skipped=config.train.max_skipped_updates,
-        teacher_head=teacher.head if isinstance(teacher, Teacher) and needs.teacher_head else None,
+        teacher_head=teacher.head if isinstance(teacher, MegatronTeacher) and needs.teacher_head else None,
     )
     return Models(config, needs, student, teacher, reference, process, objective, trainer)
 
 
-def load_teacher(config: RunConfig) -> Teacher:
+def load_teacher(config: RunConfig) -> MegatronTeacher:
     """The recipe's teacher, on the processes of this one's world."""
     return _frozen(config, config.teacher)
 
@@ -104,12 +105,12 @@ def load(config: RunConfig, model: ModelConfig, arch: Architecture, layout: Para
     return chunks
 
 
-def _frozen(config: RunConfig, model: ModelConfig | None) -> Teacher:
+def _frozen(config: RunConfig, model: ModelConfig | None) -> MegatronTeacher:
     """A model that only scores: the teacher, or the student as it is on disk."""
     assert model is not None, "checked before the run"
     arch = architecture_of(model)
     layout = groups.create(model.layout)
-    return Teacher(
+    return MegatronTeacher(
         load(config, model, arch, layout),
         arch,
         layout,

@@ -9,7 +9,6 @@ from megatron_opd.methods.needs import is_on_policy
 from megatron_opd.mcore.parallel import gather_shares, share
 from megatron_opd.metrics.summary import Clock
 from megatron_opd.contracts.rows import Prompt, Rollout
-from megatron_opd.rollout.vllm.engine import VllmEngine
 from megatron_opd.rollout.mixture import generate_mixture
 from megatron_opd.rollout.prefix import PrefixLaw
 from megatron_opd.runs.run import Run
@@ -92,7 +91,7 @@ def sample(run: Run, prompts: list[Prompt], step: int) -> list[Rollout]:
         "seed": seed,
     }
     if method.teacher_share:
-        assert isinstance(run.engine, VllmEngine) and run.teacher_engine, "both engines are of this process"
+        assert run.teacher_engine is not None, "a method whose teacher draws has its engine"
         engines = (run.engine, run.teacher_engine)
         asked |= {"teacher_share": method.teacher_share, "merged": run.merged_ends}
         mine = generate_mixture(*engines, share(prompts), **asked)

@@ -14,7 +14,8 @@ from megatron_opd.mcore import parallel as groups
 from megatron_opd.world.channel import Channel
 from megatron_opd.runs.assemble import load_teacher
 from megatron_opd.rollout import remote as remote_engine
-from megatron_opd.runs.run import StopRequest, start_engine
+from megatron_opd.rollout.open import start_engine
+from megatron_opd.runs.run import StopRequest
 from megatron_opd.teacher import remote as remote_teacher
 
 _SERVE: dict[str, Callable[[Channel], None]] = {

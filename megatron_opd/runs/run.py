@@ -15,7 +15,6 @@ from megatron_opd.architectures.ends import merged_ends, read_ends
 from megatron_opd.contracts.merged_ids import MergedIds
 from megatron_opd.methods.needs import needs_of
 from megatron_opd.recipe.keys import RunConfig
-from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.errors import Interrupted, OutOfTime, RunError
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.metrics.run_directory import disk_may_be_full
@@ -27,9 +26,9 @@ from megatron_opd.tasks.source import PromptSource
 from megatron_opd.tasks.tokenizer import load_tokenizer
 from megatron_opd.contracts.rows import Prompt, StepRecord
 from megatron_opd.refit.push import push
-from megatron_opd.verify.pool import VerifierPool
-from megatron_opd.rollout.vllm.engine import VllmEngine
-from megatron_opd.rollout.remote import RemoteEngine
+from megatron_opd.verify.open import open_verifier
+from megatron_opd.rollout.open import open_engine, start_vllm_engine
+from megatron_opd.contracts.stations import Engine, Verifier
 from megatron_opd.trainer import checkpoint
 from megatron_opd.weights.export import export_hf, iter_hf_tensors
 
@@ -40,9 +39,9 @@ class Run(Models):
     the vocabulary."""
 
     directory: Path
-    engine: VllmEngine | RemoteEngine | None
-    teacher_engine: VllmEngine | None  # where the teacher draws some of the tokens
-    rewards: VerifierPool | None
+    engine: Engine | None
+    teacher_engine: Engine | None  # where the teacher draws some of the tokens
+    rewards: Verifier | None
     source: PromptSource
     heldout: list[Prompt]
     sinks: Sinks | None  # on rank 0
@@ -189,9 +188,7 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
     needs, directory = needs_of(config.method, config.train.updates_per_step), Path(config.directory)
     rewards = None
     if needs.rewards or config.eval:
-        rewards = VerifierPool(config.reward)
-        closing.callback(rewards.close)
-        rewards.warm_up()
+        rewards = open_verifier(config.reward, closing)
     models = assemble(config)
     tokenizer = load_tokenizer(config.student.path)
     prompts = load_training(config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces, warn=_warned_before)
@@ -201,13 +198,16 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
     if "source" in state:
         source.load_state_dict(state["source"])
         models.trainer.skipped_in_a_row = state["skipped_in_a_row"]
-    engine = teacher_engine = None
+    engine: Engine | None = None
+    teacher_engine: Engine | None = None
     if needs.rollouts or config.eval:
-        engine = open_engine(config, closing)  # the refit below brings the trainer's weights
+        # the refit below brings the trainer's weights
+        engine = open_engine(config, groups.channel("rollout"), closing)
     if config.method.teacher_share and config.teacher:
         ends = read_ends(config.student.path)
-        teacher_engine = _engine(config, config.teacher, sleeps=False, further_ends=ends.ids)
-        closing.callback(teacher_engine.close, groups_too=False)
+        second = start_vllm_engine(config, config.teacher, sleeps=False, further_ends=ends.ids)
+        closing.callback(second.close, groups_too=False)
+        teacher_engine = second
     sinks = _open_sinks(config, directory, tokenizer, state["step"] if resume else None, closing)
     run = Run(
         **vars(models), directory=directory, engine=engine, teacher_engine=teacher_engine, rewards=rewards,
@@ -222,33 +222,6 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
 
 def _warned_before(text: str) -> None:
     """`check_data` has read the same files and passed the warning on."""
-
-
-def open_engine(config: RunConfig, closing: contextlib.ExitStack) -> VllmEngine | RemoteEngine:
-    """What samples from the student, without weights yet: in this process, or in those set aside
-    for it. Collective."""
-    channel = groups.channel("rollout")
-    if channel:
-        return RemoteEngine(channel, config)
-    engine = start_engine(config)
-    closing.callback(engine.close)
-    return engine
-
-
-def start_engine(config: RunConfig, *, sleeps: bool = True) -> VllmEngine:
-    """The recipe's engine, in this process."""
-    return _engine(config, config.student, sleeps=sleeps, empty=True)
-
-
-def _engine(config: RunConfig, model: ModelConfig, **settings: Any) -> VllmEngine:
-    return VllmEngine(
-        model,
-        config.rollout,
-        precision=config.precision,
-        max_sequence_length=config.max_sequence_length,
-        seed=config.seed,
-        **settings,
-    )
 
 
 def _open_sinks(

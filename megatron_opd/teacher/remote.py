@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from megatron_opd.contracts.rows import Rollout, TeacherSignals
 from megatron_opd.recipe.keys import RunConfig
-from megatron_opd.teacher.score import Teacher
+from megatron_opd.teacher.score import MegatronTeacher
 from megatron_opd.world.channel import Channel
 
 
@@ -38,10 +38,10 @@ class RemoteTeacher:
         return self._channel.ask(_Score(self._number, rollouts, topk))
 
 
-def serve(channel: Channel, load: Callable[[RunConfig], Teacher]) -> None:
+def serve(channel: Channel, load: Callable[[RunConfig], MegatronTeacher]) -> None:
     """In the teacher's processes: does what `RemoteTeacher` asks, until the student's processes
     have ended."""
-    teachers: list[Teacher] = []
+    teachers: list[MegatronTeacher] = []
 
     def answer(question: _Load | _Score) -> int | TeacherSignals:
         if isinstance(question, _Load):

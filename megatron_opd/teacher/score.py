@@ -19,7 +19,7 @@ from megatron_opd.mcore.offload import HostWeights
 from megatron_opd.mcore.parallel import Parallel
 
 
-class Teacher:
+class MegatronTeacher:
     """A frozen model with a layout of its own.
 
     Args:

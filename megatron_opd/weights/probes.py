@@ -5,46 +5,35 @@ does not pass; a vector of signs covers the columns between them, up to rounding
 read at every version.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
+
+from megatron_opd.contracts.stations import Probes
 
 _COLUMNS = 3
 
 
-@dataclass(frozen=True)
-class Probes:
-    """Of a weight of some width, on its device."""
+def make_probes(width: int, version: int, device: torch.device) -> Probes:
+    """Columns that are spread over the width and move with the version, and signs."""
+    if width == 1:
+        return Probes((0,), torch.empty(0, device=device))
+    bits = torch.randint(2, (width,), generator=torch.Generator().manual_seed(width))
+    columns = tuple((i * width // _COLUMNS + version) % width for i in range(_COLUMNS))
+    return Probes(columns, (2.0 * bits - 1).to(device))
 
-    columns: tuple[int, ...]
-    signs_I: Tensor  # float32, 1 or -1; empty for a width of 1
 
-    @classmethod
-    def of(cls, width: int, version: int, device: torch.device) -> "Probes":
-        """The columns are spread over the width and move with the version."""
-        if width == 1:
-            return cls((0,), torch.empty(0, device=device))
-        bits = torch.randint(2, (width,), generator=torch.Generator().manual_seed(width))
-        columns = tuple((i * width // _COLUMNS + version) % width for i in range(_COLUMNS))
-        return cls(columns, (2.0 * bits - 1).to(device))
+def project(probes: Probes, matrix_OI: Tensor) -> Tensor:
+    """float32 [exact + 1, O] (without the signs' row for a width of 1), computed in the matrix's
+    dtype."""
+    rows = [matrix_OI[:, list(probes.columns)].T]
+    if len(probes.signs_I):
+        rows.append((matrix_OI @ probes.signs_I.to(matrix_OI.dtype))[None])
+    return torch.cat(rows).float()
 
-    @property
-    def exact(self) -> int:
-        """The first so many rows of the products have no rounding."""
-        return len(self.columns)
 
-    def project(self, matrix_OI: Tensor) -> Tensor:
-        """float32 [exact + 1, O] (without the signs' row for a width of 1), computed in the
-        matrix's dtype."""
-        rows = [matrix_OI[:, list(self.columns)].T]
-        if len(self.signs_I):
-            rows.append((matrix_OI @ self.signs_I.to(matrix_OI.dtype))[None])
-        return torch.cat(rows).float()
-
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """[exact + 1, I]: the same vectors for a kernel that multiplies."""
-        width = max(1, len(self.signs_I))
-        units = torch.zeros(len(self.columns), width, dtype=dtype, device=self.signs_I.device)
-        units[range(len(self.columns)), self.columns] = 1
-        return torch.cat([units, self.signs_I.to(dtype)[None]]) if len(self.signs_I) else units
+def dense(probes: Probes, dtype: torch.dtype) -> Tensor:
+    """[exact + 1, I]: the same vectors for a kernel that multiplies."""
+    width = max(1, len(probes.signs_I))
+    units = torch.zeros(len(probes.columns), width, dtype=dtype, device=probes.signs_I.device)
+    units[range(len(probes.columns)), probes.columns] = 1
+    return torch.cat([units, probes.signs_I.to(dtype)[None]]) if len(probes.signs_I) else units

@@ -195,11 +195,11 @@ def die(out: Path) -> None:
 
 def fail_in_the_second_score(out: Path, how: str) -> None:
     """In the teacher's process."""
-    from megatron_opd.teacher.score import Teacher
+    from megatron_opd.teacher.score import MegatronTeacher
 
-    score, calls = Teacher.score, iter(range(100))
+    score, calls = MegatronTeacher.score, iter(range(100))
 
-    def failing(self: Teacher, *arguments: Any) -> Any:
+    def failing(self: MegatronTeacher, *arguments: Any) -> Any:
         second = next(calls) == 1
         if second and how == "teacher killed":
             die(out)
@@ -207,7 +207,7 @@ def fail_in_the_second_score(out: Path, how: str) -> None:
             raise ValueError("no room")
         return score(self, *arguments)
 
-    Teacher.score = failing  # type: ignore[method-assign]
+    MegatronTeacher.score = failing  # type: ignore[method-assign]
 
 
 def main(how: str, directory: Path, out: Path) -> int:

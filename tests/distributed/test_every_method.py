@@ -141,7 +141,7 @@ def run(
     from megatron_opd.objective.batch import Batch
     from megatron_opd.objective.loss import Objective, finish
     from megatron_opd.objective.process_reward import ProcessRewardObjective, process_columns
-    from megatron_opd.teacher.score import Teacher
+    from megatron_opd.teacher.score import MegatronTeacher
     from megatron_opd.trainer.process_reward import ProcessModel, prepare_process_model
     from megatron_opd.trainer.step import Trainer
     from megatron_opd.trainer.student import prepare
@@ -154,7 +154,7 @@ def run(
         "micro_batch_tokens": micro,
         "temperature": 1.0,
     }
-    teacher, reference = (Teacher(*model("teacher", frozen), **scoring) for _ in range(2))
+    teacher, reference = (MegatronTeacher(*model("teacher", frozen), **scoring) for _ in range(2))
     chunks, arch, parallel = model("student", layout)
     config = tiny_config(1e-30, layout, fused_output_layer=fused)  # the weights stay as they are
     student = prepare(chunks, arch, parallel, config)

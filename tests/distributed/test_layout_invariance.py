@@ -216,14 +216,14 @@ def replay(directory: Path, name: str, tp: int, pp: int, sp: bool, micro: int) -
     from megatron_opd.architectures.config import LayoutConfig
     from megatron_opd.contracts.rows import Signals
     from megatron_opd.objective.loss import Objective, finish
-    from megatron_opd.teacher.score import Teacher
+    from megatron_opd.teacher.score import MegatronTeacher
     from megatron_opd.trainer.step import Trainer
     from megatron_opd.trainer.student import prepare
 
     rollouts, layout, fused = recorded_rollouts(), LayoutConfig(tp, pp, sp), "fused" in name
     # The teacher's layout is another one wherever that is possible.
     frozen = load_model(directory / "teacher", LayoutConfig(pp, tp) if pp != tp else LayoutConfig())
-    teacher = Teacher(
+    teacher = MegatronTeacher(
         *frozen,
         student_vocab_size=VOCAB,
         micro_batch_tokens=micro + 10,

@@ -100,7 +100,7 @@ def signals(
     directory: Path, name: str, tp: int, pp: int, sp: bool, ep: int, etp: int, micro: int
 ) -> dict:
     from megatron_opd.architectures.config import LayoutConfig
-    from megatron_opd.teacher.score import Teacher
+    from megatron_opd.teacher.score import MegatronTeacher
 
     chunks, arch, parallel = replayed.load_model(
         directory / "teacher", LayoutConfig(tp, pp, sp, ep, etp)
@@ -116,7 +116,7 @@ def signals(
         arch.hidden_size,
     )
     assert held == [one_layer] * (arch.num_layers // pp)
-    teacher = Teacher(
+    teacher = MegatronTeacher(
         chunks,
         arch,
         parallel,

@@ -177,14 +177,14 @@ class Case:
         from megatron_opd.architectures.config import LayoutConfig
         from megatron_opd.contracts.rows import Signals
         from megatron_opd.objective.loss import Objective
-        from megatron_opd.teacher.score import Teacher
+        from megatron_opd.teacher.score import MegatronTeacher
         from megatron_opd.trainer.step import Trainer
         from megatron_opd.trainer.student import prepare
 
         layout = LayoutConfig(**keys)
         self.rollouts = replayed.recorded_rollouts()
         dense = {key: value for key, value in keys.items() if not key.startswith("expert")}
-        teacher = Teacher(
+        teacher = MegatronTeacher(
             *replayed.load_model(directory / "teacher", LayoutConfig(**dense)),
             student_vocab_size=replayed.VOCAB, micro_batch_tokens=60, temperature=1.0,
         )  # fmt: skip

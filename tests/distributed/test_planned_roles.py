@@ -197,11 +197,11 @@ def observe(directory: Path) -> None:
     """In the processes set aside for a role: writes what each question of the student's has found
     there."""
     from megatron_opd.rollout.vllm.engine import VllmEngine
-    from megatron_opd.teacher.score import Teacher
+    from megatron_opd.teacher.score import MegatronTeacher
 
-    score, reload, cases = Teacher.score, VllmEngine.reload, iter([*CASES])
+    score, reload, cases = MegatronTeacher.score, VllmEngine.reload, iter([*CASES])
 
-    def scoring(self: Teacher, *arguments: Any) -> Any:
+    def scoring(self: MegatronTeacher, *arguments: Any) -> Any:
         parameters = [each for chunk in self.chunks for each in chunk.parameters()]
         with LiveBytes() as live:
             live.ignore(*parameters)
@@ -226,7 +226,7 @@ def observe(directory: Path) -> None:
         }
         write(directory, next(cases), ENGINE, held)
 
-    Teacher.score, VllmEngine.reload = scoring, reloading  # type: ignore[method-assign]
+    MegatronTeacher.score, VllmEngine.reload = scoring, reloading  # type: ignore[method-assign]
 
 
 def main(directory: Path) -> int:

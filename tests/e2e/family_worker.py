@@ -23,7 +23,7 @@ from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.recipe.keys import RolloutConfig
 from megatron_opd.refit.push import push
 from megatron_opd.rollout.vllm.engine import VllmEngine
-from megatron_opd.teacher.score import Teacher
+from megatron_opd.teacher.score import MegatronTeacher
 from megatron_opd.weights.export import export_hf, iter_hf_tensors
 from megatron_opd.weights.load import load_hf
 from tests.e2e import tiny_hf
@@ -43,7 +43,7 @@ def measure(
 ) -> dict[str, Any]:
     model, config = ModelConfig(str(model_dir)), RolloutConfig(kv_cache_gib=0.0625)
     chunks = build_model(arch, parallel, precision="float32")
-    trainer = Teacher(
+    trainer = MegatronTeacher(
         chunks,
         arch,
         parallel,

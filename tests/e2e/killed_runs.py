@@ -24,7 +24,7 @@ from megatron_opd.recipe.load import load_config
 from megatron_opd.rollout.vllm.engine import VllmEngine
 from megatron_opd.runs import run
 from megatron_opd.tasks.tokenizer import load_tokenizer
-from megatron_opd.teacher.score import Teacher
+from megatron_opd.teacher.score import MegatronTeacher
 from megatron_opd.trainer import checkpoint
 from megatron_opd.trainer import step as train_step
 from megatron_opd.verify.pool import VerifierPool
@@ -105,7 +105,7 @@ def in_the_stream_of_weights() -> None:
 PHASES: dict[str, Callable[[], None]] = {
     "generate": in_generation,
     "score": lambda: before(VerifierPool, "score"),
-    "teacher": lambda: before(Teacher, "_signals"),
+    "teacher": lambda: before(MegatronTeacher, "_signals"),
     "forward": lambda: before(Objective, "__call__", calls=2),  # the second micro-batch
     "optimizer": lambda: after(train_step, "_apply"),
     "refit": in_the_stream_of_weights,

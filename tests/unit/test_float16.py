@@ -29,7 +29,7 @@ from megatron_opd.recipe.keys import (
     RunConfig,
     TrainConfig,
 )
-from megatron_opd.teacher.score import Teacher
+from megatron_opd.teacher.score import MegatronTeacher
 from megatron_opd.trainer import checkpoint
 from megatron_opd.trainer.step import Trainer
 from megatron_opd.trainer.student import Student, prepare
@@ -271,9 +271,9 @@ def test_a_teacher_scores_in_float16(model: ModelConfig) -> None:
         "offload": False,
     }
     wide, half = (
-        Teacher(new_chunks(model, each), arch, parallel, temperature=TEMPERATURE, **settings).score(
-            ROLLOUTS, 4
-        )
+        MegatronTeacher(
+            new_chunks(model, each), arch, parallel, temperature=TEMPERATURE, **settings
+        ).score(ROLLOUTS, 4)
         for each in ("float32", "float16")
     )
     assert np.abs(wide.logprobs_T - half.logprobs_T).max() < 20 * ROUNDING

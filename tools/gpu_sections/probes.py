@@ -4,7 +4,7 @@ must."""
 from collections.abc import Iterator
 
 from megatron_opd.refit.push import _ROUNDING
-from megatron_opd.weights.probes import Probes
+from megatron_opd.weights.probes import make_probes, project
 from tools.gpu_sections.machine import Machine
 from tools.gpu_sections.rows import Row, below, exactly
 
@@ -18,10 +18,10 @@ def check(machine: Machine) -> Iterator[Row]:
         worst, missed = 0.0, 0
         for rows, width in SHAPES:
             merged = machine.normal(rows // scale + 64, width // scale, dtype=dtype, std=0.02)
-            probes, sent = Probes.of(merged.shape[1], 3, machine.device), merged[64:].clone()
-            products, held = probes.project(sent), probes.project(merged[64:])
+            probes, sent = make_probes(merged.shape[1], 3, machine.device), merged[64:].clone()
+            products, held = project(probes, sent), project(probes, merged[64:])
             worst = max(worst, float((products - held).abs().max() / products.abs().max()))
-            older = probes.project(sent * 1.01)
+            older = project(probes, sent * 1.01)
             missed += bool((older[: probes.exact] == held[: probes.exact]).all())
         name = str(dtype).removeprefix("torch.")
         yield below(f"{name}: deviation of equal weights", worst, limit)

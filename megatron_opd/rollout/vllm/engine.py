@@ -18,6 +18,7 @@ import torch.distributed as dist
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.architectures.ends import read_ends
 from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.contracts.stations import Probes
 from megatron_opd.errors import OpdError, RunError
 from megatron_opd.recipe.keys import RolloutConfig
 from megatron_opd.rollout.requests import Completion, Request, request_seed, room, sample_numbers
@@ -35,7 +36,6 @@ from megatron_opd.rollout.vllm.sampling import (
     sampling_params,
 )
 from megatron_opd.rollout.vllm.start import check_context, start_vllm
-from megatron_opd.weights.probes import Probes
 from megatron_opd.world.device import device as local_device
 
 

@@ -16,7 +16,8 @@ from vllm._custom_ops import cpu_prepack_moe_weight
 from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 
-from megatron_opd.weights.probes import Probes
+from megatron_opd.contracts.stations import Probes
+from megatron_opd.weights.probes import project
 
 PROJECTIONS = ("gate", "up", "down")
 
@@ -35,7 +36,7 @@ class ExpertSlot:
         rows, columns = self.shape
         matrix_OI = self._matrix()[:, :columns]
         first = matrix_OI.shape[0] // 2 if self.projection == "up" else 0
-        return [probes.project(matrix_OI[first : first + rows])]
+        return [project(probes, matrix_OI[first : first + rows])]
 
     def _matrix(self) -> torch.Tensor:
         """This expert's [gate; up], or its down projection, as vLLM widened it."""

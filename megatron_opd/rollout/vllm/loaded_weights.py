@@ -19,8 +19,9 @@ from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
+from megatron_opd.contracts.stations import Probes
 from megatron_opd.rollout.vllm.loaded_experts import ExpertSlot, expert_slots, forget_packing
-from megatron_opd.weights.probes import Probes
+from megatron_opd.weights.probes import dense, project
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class _Slot:
         rows = slice(self.first_row, self.first_row + self.shape[0])
         tensor = getattr(module, self.parameter)
         if tensor.numel():
-            yield probes.project(tensor[rows].reshape(self.shape[0], -1))
+            yield project(probes, tensor[rows].reshape(self.shape[0], -1))
         if self.parameter == "weight" and hasattr(module, "cpu_linear"):
-            dense_KI = probes.dense(module.params_dtype)
+            dense_KI = dense(probes, module.params_dtype)
             yield module.quant_method.apply(module, dense_KI, None)[:, rows].float()
 
 
