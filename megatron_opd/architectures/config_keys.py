@@ -15,6 +15,7 @@ from megatron_opd.errors import DataError
 
 _QUANTISED = "the weights are quantised; give the model in BF16 or F32"
 _PLAIN = "the attention would be another; give a model without it"
+_CHUNKED = "vLLM would attend in chunks and the trainer would not; remove the key from a copy"
 _SCALED = "it scales what the model computes; give a model without it"
 _OTHER_LAYERS = "its layers are others; give a model without it"
 
@@ -22,7 +23,7 @@ _OTHER_LAYERS = "its layers are others; give a model without it"
 REFUSED = {
     "quantization_config": _QUANTISED,
     "compression_config": _QUANTISED,
-    "dual_chunk_attention_config": "vLLM would attend in chunks and the trainer would not; remove the key from a copy",
+    "dual_chunk_attention_config": _CHUNKED,
     "attention_chunk_size": _PLAIN,
     "attn_logit_softcapping": _SCALED,
     "final_logit_softcapping": _SCALED,

@@ -113,8 +113,8 @@ def _policies(method: MethodConfig) -> list[str]:
 
 # ---------------------------------------------------------------------------- the expected gradient
 def _check_gradient(method: MethodConfig) -> list[str]:
-    """A teacher that is asked and not in the expected gradient is a mistake; where a paper makes it,
-    a warning."""
+    """A teacher that is asked and not in the expected gradient is a mistake; in a paper's method, a
+    warning."""
     if not needs_of(method).teacher or _teaches(method):
         return []
     problem = (

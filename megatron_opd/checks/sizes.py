@@ -166,7 +166,7 @@ def _check_experts(name: str, model: ModelConfig, architecture: Architecture) ->
             raise ConfigError(f"{key}: no effect, {model.path} has no experts; remove it")
         if whole and whole % size:
             raise ConfigError(f"{key}: {size} does not divide the {whole} {what} of {model.path}")
-    # 16 bytes of two each
+    # a row is a multiple of 16 bytes, at 2 bytes a number
     if experts and experts.intermediate_size // layout.expert_tensor_parallel_size % 8:
         raise ConfigError(
             f"{name}.layout.expert_tensor_parallel_size: a rank's share of the intermediate size "

@@ -111,8 +111,8 @@ def _asked_for_unread_answers(config: RunConfig, prompts: list[Prompt], key: str
     if config.reward.answer != "boxed" or not asked:
         return []
     return [
-        f'reward.answer: {len(asked)} of {len(prompts)} prompts of {key} ask for an answer after "Answer:" and none in '
-        "a box, which alone is read; set reward.answer=boxed_or_last"
+        f"reward.answer: {len(asked)} of {len(prompts)} prompts of {key} ask for an answer after "
+        '"Answer:" and none in a box, which alone is read; set reward.answer=boxed_or_last'
     ]
 
 
@@ -127,7 +127,10 @@ def _bad_golds(prompts: list[Prompt], key: str) -> list[str]:
     if not bad:
         return []
     first = f"row {bad[0].index + 1} ({bad[0].answer[:60]!r})"
-    line = f"{key}: bad_gold: {len(bad)} of {len(prompts)} gold answers state no value to compare with, first {first}"
+    line = (
+        f"{key}: bad_gold: {len(bad)} of {len(prompts)} gold answers state no value to compare "
+        f"with, first {first}"
+    )
     if len(bad) > MOST_BAD_GOLDS * len(prompts):
         raise DataError(f"{line}; mend or remove them, or name another answer_column")
     return [f"{line}; every answer to them scores 0"]

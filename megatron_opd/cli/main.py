@@ -26,7 +26,8 @@ examples:
   megatron-opd launch demo --cluster cpu-test
   megatron-opd plan tgpo_qwen25_math_7b --gpus 8 --gpu a100
 
-RECIPE is a YAML file, the name of one in recipes/, or a run directory. KEY=VALUE sets a key of it (docs/config.md).
+RECIPE is a YAML file, the name of one in recipes/, or a run directory. \
+KEY=VALUE sets a key of it (docs/config.md).
 """
 
 

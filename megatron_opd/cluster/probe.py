@@ -92,7 +92,7 @@ def _round(
     path = attempt / f"probe-{number}"
     if place.rank == 0:
         path.mkdir()
-    # it may wait that long for a node's report
+    # rank 0 may wait that long for a node's report
     _wait_for(path, f"rank 0 on {place.nodes[0]}", seconds + 60)
     decision, child = path / "failed.json", _start(path, groups, place, host, seconds)
     judge = _Judge(path, groups, place.per_node) if place.rank == 0 else None

@@ -154,7 +154,7 @@ def heartbeat(job: Job, place: Place) -> Iterator[dict[str, Any]]:
             "node": place.node,
             "time": now,
         } | state
-        # a full disk; the run itself says so where it loses anything
+        # such as a full disk: the run itself says so where it loses anything
         with contextlib.suppress(OSError):
             write_atomically(job.directory / "heartbeat.json", json.dumps(said).encode())
 

@@ -27,10 +27,13 @@ ended() {{
     [ "$newest" = "$(cat $job_dir/newest 2>/dev/null)" ] || echo 0 >$job_dir/failures
     echo "$newest" >$job_dir/newest
     failures=$(cat $job_dir/failures 2>/dev/null || echo 0)
-    echo "ended: $verdict, newest checkpoint: ${{newest:-none}}, failures without a new one: $failures"
+    echo "ended: $verdict, newest checkpoint: ${{newest:-none}}," \\
+        "failures without a new one: $failures"
     case $verdict in
     requeue) scontrol requeue $SLURM_JOB_ID ;;
-    exclude) sbatch --parsable --requeue --exclude="$(paste -sd, $job_dir/excluded)" "$0" >>$job_dir/job_id ;;
+    exclude)
+        excluded=$(paste -sd, $job_dir/excluded)
+        sbatch --parsable --requeue --exclude="$excluded" "$0" >>$job_dir/job_id ;;
     died)
         if [ $failures -lt {max_failures} ]; then
             echo $((failures + 1)) >$job_dir/failures

@@ -76,7 +76,8 @@ def in_words(beat: dict[str, Any], now: float) -> str:
     if beat["state"] == "running":
         step += f" for {beat['time'] - beat['since']:.0f} s"
     ago = now - beat["time"]
-    return f"last heartbeat: {beat['state']} {step}, {ago:.0f} s ago on {beat['node']} (attempt {beat['attempt']})"
+    where = f"on {beat['node']} (attempt {beat['attempt']})"
+    return f"last heartbeat: {beat['state']} {step}, {ago:.0f} s ago {where}"
 
 
 def _logs_of(directory: Path, job_id: str) -> list[Path]:

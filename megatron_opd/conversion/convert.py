@@ -1,9 +1,11 @@
 """Weights from one directory format to the other: Hugging Face, and Megatron's distributed
 checkpoint.
 
-    .OUT.partial/       while it is being written; the same command, given again, goes on with its whole files
+    .OUT.partial/       while it is being written; the same command, given again, goes on with its
+                        whole files
       conversion.json   what is converted to what
-      NAME.done         beside every file that is on disk and was read back: its size, SHA-256 and contents
+      NAME.done         beside every file that is on disk and was read back: its size, SHA-256 and
+                        contents
 
 Files are independent of each other, so processes share them out and need not speak to each other.
 The process that the user started checks the source's checksums meanwhile, and completes the

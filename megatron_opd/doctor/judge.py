@@ -42,7 +42,10 @@ def _gradients(
         layouts += f" on {config.teacher_processes} of them alone"
     if config.rollout.processes:
         layouts += f", engines on {config.rollout.processes} of them alone"
-    text = f"{len(ours)} updates of {config.method.name} on {nproc} processes ({layouts}): loss and gradient norm "
+    text = (
+        f"{len(ours)} updates of {config.method.name} on {nproc} processes ({layouts}): loss and "
+        "gradient norm "
+    )
     if passed:
         return Finding("ok", "gradients", f"{text}are those of one process, to {worst:.0e}")
     return Finding(
@@ -65,7 +68,10 @@ def _own_teacher(config: RunConfig, found: dict[str, Any]) -> Finding:
         key.split("/")[1] for key in own if key.startswith("objective/") and key.endswith("/loss")
     ]
     loss, norm, usual = abs(own["train/loss"]), own["train/grad_norm"], real["train/grad_norm"]
-    text = f"{', '.join(names)}: loss {loss:.0e}, gradient norm {norm:.0e}, with another teacher {usual:.0e}"
+    text = (
+        f"{', '.join(names)}: loss {loss:.0e}, gradient norm {norm:.0e}, with another teacher "
+        f"{usual:.0e}"
+    )
     passed = loss <= ZERO * SCALE and norm <= ZERO * usual
     return Finding(
         "ok" if passed else "fail",

@@ -25,7 +25,7 @@ def recorded(config: RunConfig, vocab_size: int) -> list[Rollout]:
             length = int(rng.integers(1, longest))
             token_ids = rng.integers(2, vocab_size, length).astype(np.int32)
             logprobs = rng.normal(-3, 0.5, length).astype(np.float32)
-            # some groups have no right one
+            # some groups have no right answer
             reward = float((group + sample) % 3 == 0 and group % 4 != 3)
             rollouts.append(
                 Rollout(
@@ -36,9 +36,8 @@ def recorded(config: RunConfig, vocab_size: int) -> list[Rollout]:
 
 
 def as_read_by(method: MethodConfig, rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """Where a method learns from traces, or mixes them in, some rollouts become one; some get a
-    given prefix, or tokens
-    that the teacher drew.
+    """Makes traces of some rollouts where a method learns from traces or mixes them in; some get a
+    given prefix, or tokens that the teacher drew.
     """
     if not needs_of(method).rollouts:
         return [replace(r, given=r.num_tokens) for r in rollouts]

@@ -142,7 +142,7 @@ def _write(config: Any, tokenizer_dir: Path, directory: Path, *, seed: int) -> N
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for name, parameter in model.named_parameters():
-            # ones and zeros would hide one that is lost
+            # left at ones and zeros, a parameter that is lost would not be missed
             if "norm" in name or name.endswith("bias"):
                 parameter.add_(0.2 * torch.randn_like(parameter))
     model.save_pretrained(directory)

@@ -27,7 +27,7 @@ class FileRecord(TypedDict):
 
 def describe(path: Path) -> FileRecord:
     digest, size = hashlib.sha256(), 0
-    # whole pages: see weights/blocks.py
+    # a buffer of whole pages: see weights/blocks.py
     with path.open("rb", buffering=0) as file, mmap.mmap(-1, 2**17) as buffer:
         view = memoryview(buffer)
         while count := file.readinto(view):

@@ -172,8 +172,8 @@ def _map_tensor_methods() -> None:
 
 
 def _give_split_sizes_as_integers() -> None:
-    """Megatron's token dispatcher makes its split sizes integers when it moves them from the device,
-    and here nothing is moved."""
+    """Megatron's token dispatcher makes its split sizes integers when it moves them to the host;
+    here they lie there."""
     dispatcher: Any = importlib.import_module("megatron.core.transformer.moe.token_dispatcher")
     move = dispatcher.maybe_move_tensor_to_cpu
     if getattr(move, "for_megatron_on_host", False):
@@ -189,8 +189,8 @@ def _give_split_sizes_as_integers() -> None:
 
 
 def _let_shares_differ_in_size() -> None:
-    """Every rank has another number of tokens for sliced experts, and gloo gathers and scatters only
-    equal ones."""
+    """Every rank has another number of tokens for sliced experts, which gloo neither gathers nor
+    scatters."""
     mappings: Any = importlib.import_module("megatron.core.tensor_parallel.mappings")
     gather = mappings._gather_along_first_dim
     reduce_scatter = mappings._reduce_scatter_along_first_dim

@@ -50,7 +50,7 @@ def _linear(freqs_F: Tensor, theta: float, scaling: RopeScaling) -> Tensor:
 def _llama3(freqs_F: Tensor, theta: float, scaling: RopeScaling) -> Tensor:
     """Llama 3.1: slow frequencies divided by the factor, fast ones kept, those between mixed by
     their turns."""
-    # within the original context
+    # turns within the original context
     turns_F = scaling.original_max_position_embeddings * freqs_F / (2 * math.pi)
     kept_F = (turns_F - scaling.low_freq_factor) / (
         scaling.high_freq_factor - scaling.low_freq_factor

@@ -148,10 +148,11 @@ def held_out_words(metrics: Metrics) -> str:
     low, high = metrics["eval/accuracy/low"], metrics["eval/accuracy/high"]
     words = f"held-out accuracy {metrics['eval/accuracy']:.1%}, 95 % {low:.1%} to {high:.1%}"
     words += f", {metrics['eval/prompts']:.0f} prompts"
-    words += f", {metrics['eval/unanswered/mean']:.1%} without an answer, {metrics['eval/truncated/mean']:.1%} cut off"
-    return words + (
-        f", {metrics['eval/bad_gold']:.0f} bad gold answers" if metrics["eval/bad_gold"] else ""
-    )
+    words += f", {metrics['eval/unanswered/mean']:.1%} without an answer"
+    words += f", {metrics['eval/truncated/mean']:.1%} cut off"
+    if metrics["eval/bad_gold"]:
+        words += f", {metrics['eval/bad_gold']:.0f} bad gold answers"
+    return words
 
 
 def _is_shown(key: str, metrics: Metrics) -> bool:

@@ -10,12 +10,12 @@ What a layer keeps for its backward pass, in elements per token:
 
     norm before attention   2 H'           its input, which is the residual stream, and its output
     qkv                     Q + 2 G        one tensor, kept whole because the value is a view of it
-    query norm              Q              its input, a copy: the qkv tensor is interleaved by group (Qwen3)
+    query norm (Qwen3)      Q              its input, a copy: the qkv tensor is interleaved by group
     rotated query and key   Q + G
     attention               Q              its output; and one float32 per head
     norm before the MLP     2 H'
     gate and up             2 F            the output of linear_fc1
-    silu(gate), up + 0      2 F            Megatron adds an offset to `up`, which makes it a tensor of its own
+    silu(gate), up + 0      2 F            `up` is a tensor of its own: Megatron adds a number to it
     their product           F
 
 and 4 T e head_dim for the cosines and sines. On CUDA a norm is one kernel, which keeps its input
@@ -75,13 +75,8 @@ class FullMicroBatch:
         return self.tokens * self.arch.hidden_size * self.element
 
     def _heads(self, heads: int) -> int:
-        return (
-            self.tokens
-            * heads
-            * self.arch.head_dim
-            * self.element
-            // self.layout.tensor_model_parallel_size
-        )
+        whole = self.tokens * heads * self.arch.head_dim * self.element
+        return whole // self.layout.tensor_model_parallel_size
 
     @property
     def query(self) -> int:
@@ -148,9 +143,8 @@ def layer_saved(batch: FullMicroBatch) -> int:
     alone = batch.layout.context_parallel_size == 1
     saved += query + 2 * key if alone or arch.qk_norm else 0
     if arch.qk_norm:
-        saved += _head_norm(
-            batch, query, is_copy=arch.num_attention_heads > arch.num_key_value_heads
-        )
+        is_copy = arch.num_attention_heads > arch.num_key_value_heads
+        saved += _head_norm(batch, query, is_copy=is_copy)
         saved += _head_norm(batch, key, is_copy=False)
     saved += query + (key if alone else 2 * batch.attended) + query
     heads = arch.num_attention_heads // batch.layout.tensor_model_parallel_size
@@ -182,16 +176,14 @@ def routing(batch: FullMicroBatch) -> int:
 
 def recomputed(batch: FullMicroBatch, granularity: str) -> int:
     """What of `layer_saved` a layer does not keep, but computes again."""
-    return {"none": 0, "selective": _mlp_saved(batch), "full": layer_saved(batch) - batch.hidden}[
-        granularity
-    ]
+    again = {"none": 0, "selective": _mlp_saved(batch), "full": layer_saved(batch) - batch.hidden}
+    return again[granularity]
 
 
 def stage_saved(
     batch: FullMicroBatch, num_layers: int, granularity: str, *, first: bool, last: bool
 ) -> int:
-    """Of one micro-batch on a stage: its layers, the ids the embedding keeps, and the final norm's
-    input."""
+    """Of one micro-batch on a stage: its layers, the embedding's ids and the final norm's input."""
     ids = batch.tokens * 8 if first else 0
     layer = layer_saved(batch) - recomputed(batch, granularity)
     return num_layers * layer + ids + (_norm(batch, batch.hidden) if last else 0)
@@ -205,8 +197,7 @@ def _norm(batch: FullMicroBatch, size: int) -> int:
 
 
 def _head_norm(batch: FullMicroBatch, size: int, *, is_copy: bool) -> int:
-    """Likewise per head; an input that is no copy is a part of the qkv tensor, which is kept
-    anyway."""
+    """Likewise per head; an input that is no copy lies in the qkv tensor, which is kept anyway."""
     elements = size // batch.element
     per_row = elements // batch.arch.head_dim * FLOAT32
     if batch.is_cuda:
@@ -229,11 +220,9 @@ def head_training(batch: FullMicroBatch, *, fused: bool) -> int:
         return hidden + batch.logits + max(_scratch(batch, batch.logits), hidden + weight * e)
     chunk = batch.chunk_logits
     product = weight * FLOAT32 if batch.is_cuda and e < FLOAT32 else 0
-    backward = (
-        hidden
-        + weight * FLOAT32
-        + max(chunk + max(product, _scratch(batch, chunk)), weight * e if e < 4 else 0)
-    )
+    in_chunk = chunk + max(product, _scratch(batch, chunk))
+    in_dtype = weight * e if e < FLOAT32 else 0
+    backward = hidden + weight * FLOAT32 + max(in_chunk, in_dtype)
     return hidden + max(chunk + _scratch(batch, chunk), backward)
 
 
@@ -250,10 +239,8 @@ def layer_training(batch: FullMicroBatch, largest_parameter: int) -> int:
     kept, or backward the rows' gradient and that of all experts' weights in one linear layer.
     """
     if batch.arch.experts:
-        forward, backward = (
-            (_copies(batch) - 1) * batch.routed,
-            batch.routed + largest_parameter * batch.element,
-        )
+        forward = (_copies(batch) - 1) * batch.routed
+        backward = batch.routed + largest_parameter * batch.element
         return batch.hidden + max(forward, backward)
     gathered = batch.whole_hidden if batch.layout.sequence_parallel else 0
     return batch.hidden + gathered + 2 * batch.mlp + largest_parameter * batch.element
@@ -280,21 +267,22 @@ def forward(batch: FullMicroBatch) -> int:
 
 
 def _copies(batch: FullMicroBatch) -> int:
-    """Of the rows: gathered for the experts, sorted by expert, the experts' results, and these in
-    order; where the
-    experts lie on several ranks, as sent and as received. Sliced experts get those of all ranks
-    that share them."""
+    """How often the rows exist at one time.
+
+    Gathered for the experts, sorted by expert, as the experts' results, and these in order; where
+    the experts lie on several ranks, as sent and as received. Sliced experts get those of all ranks
+    that share them.
+    """
     copies = 4 if batch.layout.expert_model_parallel_size == 1 else 5
     return copies * batch.layout.expert_tensor_parallel_size
 
 
 def head_scoring(batch: FullMicroBatch) -> int:
-    """Frozen models score in chunks of tokens: the chunk's logits, and on the host a copy in
-    float32."""
+    """Frozen models score in chunks of tokens: a chunk's logits, and on the host a float32 copy."""
     return batch.head_hidden + batch.chunk_logits + _scratch(batch, batch.chunk_logits)
 
 
 def _scratch(batch: FullMicroBatch, logits: int) -> int:
-    """The host walks over logits in blocks: two buffers and a product of them. The CUDA kernels
+    """The host walks over logits in blocks, with two buffers and a product of them; CUDA kernels
     need none."""
     return 0 if batch.is_cuda else 3 * FLOAT32 * min(BLOCK_ELEMENTS, logits // batch.element)

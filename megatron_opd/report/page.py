@@ -225,11 +225,15 @@ def _warnings(rows: Sequence[Row]) -> list[str]:
 def _reward_warnings(rows: Sequence[Row]) -> list[str]:
     """What gave answers a 0 that is not their own fault."""
     kinds = {
-        "reward/bad_gold": "prompts had a gold answer that nothing can be compared with; their rewards are 0",
-        "reward/reason/over_budget": "answers were not judged within reward.budget_seconds; their rewards are 0",
+        "reward/bad_gold": "prompts had a gold answer that nothing can be compared with",
+        "reward/reason/over_budget": "answers were not judged within reward.budget_seconds",
     }
     totals = {key: sum(row.get(key) or 0 for row in rows) for key in kinds}
-    return [f"{totals[key]:,.0f} {words}" for key, words in kinds.items() if totals[key]]
+    return [
+        f"{totals[key]:,.0f} {words}; their rewards are 0"
+        for key, words in kinds.items()
+        if totals[key]
+    ]
 
 
 def _settings(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -17,7 +17,7 @@ def due(run_dir: Path, step: int) -> Origin | None:
     One of another checkpoint is kept as `hf-step-NNNNNN`, after its own step, or `hf-before` where
     it does not say. What a killed export has left is removed.
     """
-    # has the checksums of all files
+    # the manifest has the checksums of all files
     manifest = run_dir / "checkpoints" / f"step-{step:06d}" / MANIFEST
     origin: Origin = {"step": step, "checkpoint_sha256": describe(manifest)["sha256"]}
     out = run_dir / "hf"

@@ -1,6 +1,6 @@
-"""What a process is for. Most run the algorithm on their share of the student; some may hold the
-teacher alone, or an
-engine.
+"""What a process is for.
+
+Most run the algorithm on their share of the student; some may hold the teacher alone, or an engine.
 
 Each role is a world of its own: the default process group, and so whatever is collective over the
 world, is of the processes of one role.

@@ -196,7 +196,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
         raise TimeoutError(f"it takes more than {seconds:g} seconds")
 
     before = signal.signal(signal.SIGALRM, stop)
-    # and again, should the template swallow the first
+    # again every second, should the template swallow the first
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield

@@ -65,7 +65,17 @@ _SETTINGS = {
 _AS_STORED = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _QWEN2 = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 _QWEN2_DEFAULTS = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
-_QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN2_SPLIT = "|".join(
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",  # English contractions
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",  # a word, with the space or mark before it
+        r"\p{N}",  # digits one by one
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",  # punctuation, with the line breaks behind it
+        r"\s*[\r\n]+",  # line breaks, with the white space before them
+        r"\s+(?!\S)",  # white space but for its last character, which the next word takes
+        r"\s+",
+    )
+)
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 

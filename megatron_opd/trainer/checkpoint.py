@@ -5,7 +5,8 @@ renamed.
       model/         Megatron distributed checkpoint: weights and optimizer
       process/       the same of a model trained beside the student (PRIME)
       state.json     step, data position, position in the learning-rate schedule, loss scale
-      manifest.json  size and SHA-256 of every file; its presence under the final name makes the checkpoint complete
+      manifest.json  size and SHA-256 of every file; its presence under the final name makes the
+                     checkpoint complete
 
 Any layout on any number of processes loads what another one wrote. There is no generator state to
 keep: dropout is 0 and every draw is a function of (seed, step, prompt, sample).
@@ -108,7 +109,7 @@ def load(checkpoint: Path, models: Students) -> dict[str, Any]:
         # have changed.
         model.scheduler.num_steps = 0
         model.scheduler.step(state["schedulers"][name]["num_steps"])
-        # none: it was another precision
+        # without a scale in the state, the run had another precision
         if model.loss_scale and (scale := state.get("loss_scales", {}).get(name)):
             model.loss_scale.load_state_dict(scale)
     return state

@@ -33,7 +33,10 @@ def check_ids(ids_TK: Tensor, tokens: int, vocab: int, name: str = "ids_TK") -> 
 
 
 def check_hidden(hidden_TD: Tensor, weight_VD: Tensor) -> None:
-    shapes = f"hidden_TD {tuple(hidden_TD.shape)} {hidden_TD.dtype}, weight_VD {tuple(weight_VD.shape)} {weight_VD.dtype}"
+    shapes = (
+        f"hidden_TD {tuple(hidden_TD.shape)} {hidden_TD.dtype}, "
+        f"weight_VD {tuple(weight_VD.shape)} {weight_VD.dtype}"
+    )
     if hidden_TD.dim() != 2 or weight_VD.dim() != 2 or hidden_TD.shape[1] != weight_VD.shape[1]:
         raise ValueError(
             f"hidden_TD and weight_VD must be [T, D] and [V/tp, D] with the same D, got {shapes}"

@@ -38,17 +38,21 @@ def divergence(
 
     Args:
         student_logits_TV, teacher_logits_TV: [T, V/tp], contiguous, shards of the same ids; dtypes
-        may differ. kind: one of
+            may differ.
+        kind: one of
             forward_kl       KL(q || p)
             reverse_kl       KL(p || q)
-            jsd              beta KL(q || m) + (1 - beta) KL(p || m), m = beta q + (1 - beta) p    (GKD, 2306.13649)
-            skew_forward_kl  KL(q || alpha q + (1 - alpha) p)                                  (DistiLLM, 2402.03898)
-            skew_reverse_kl  KL(p || alpha p + (1 - alpha) q)                                  (DistiLLM)
+            jsd              beta KL(q || m) + (1 - beta) KL(p || m), m = beta q + (1 - beta) p
+                             (GKD, 2306.13649)
+            skew_forward_kl  KL(q || alpha q + (1 - alpha) p)
+            skew_reverse_kl  KL(p || alpha p + (1 - alpha) q)  (both DistiLLM, 2402.03898)
             tvd              half the sum of |p - q|
-            alpha_beta       -1/(ab) sum [q^a p^b - a/(a+b) q^(a+b) - b/(a+b) p^(a+b)]             (ABKD, 2505.04560)
+            alpha_beta       -1/(ab) sum [q^a p^b - a/(a+b) q^(a+b) - b/(a+b) p^(a+b)]
+                             (ABKD, 2505.04560)
         alpha, beta: parameters of the kinds that have them, within (0, 1) but for alpha_beta (a, b
-        and a + b not 0). temperature: of both distributions; the loss is not multiplied with its
-        square. valid_vocab_size: ids from here on have probability 0 on both sides.
+            and a + b not 0).
+        temperature: of both distributions; the loss is not multiplied with its square.
+        valid_vocab_size: ids from here on have probability 0 on both sides.
 
     Communication: 3 collectives forward, 0 backward. Raises ValueError: shapes that differ, an
     unknown kind, a parameter that is missing, superfluous or out of range.

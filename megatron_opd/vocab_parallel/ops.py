@@ -136,7 +136,7 @@ def merge_topk(
         return _signals(combine(local, ids_TJ, None, valid_vocab_size), values_TK, ids_TK)
     missing = k - values_TK.shape[1]  # a shard with fewer tokens than k
     values_TK = torch.nn.functional.pad(values_TK, (0, missing), value=-torch.inf)
-    # after every real id
+    # filled with an id that sorts after every real one
     ids_TK = torch.nn.functional.pad(ids_TK, (0, missing), value=torch.iinfo(torch.int32).max)
     parts = [
         local.max_T[:, None],

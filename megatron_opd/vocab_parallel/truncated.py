@@ -26,9 +26,10 @@ def truncated_forward_kl(
     """Forward KL on K ids per token, float32 [T], in nats.
 
     tail: what becomes of the rest of the vocabulary
-        none         sum q (log q - log p)                                            (TrOPD, k = 64)
-        renormalise  the same with q / Q in the place of q; the student's p stays     (EOPD, k = 16)
-        ghost        none + (1 - Q) (log(1 - Q) - log(1 - P)): the rest as one id; a KL of two distributions
+        none         sum q (log q - log p)  (TrOPD, k = 64)
+        renormalise  the same with q / Q in the place of q; the student's p stays  (EOPD, k = 16)
+        ghost        none + (1 - Q) (log(1 - Q) - log(1 - P)): the rest as one id; a KL of two
+                     distributions
         generalised  none - Q + P: not negative, and 0 only where p = q
     The gradients of `none` and `renormalise` differ by the factor Q.
     Raises ValueError: shapes that differ, an unknown tail.

@@ -52,7 +52,7 @@ def check_headers(model_dir: Path, arch: Architecture) -> dict[str, TensorHeader
             f"{model_dir}: tensor {adapter} is of a LoRA adapter; merge it with its base and save "
             "the model"
         )
-    # the table may be vast
+    # before the table is made, which may be vast
     if arch.num_layers * (arch.experts.count if arch.experts else 1) > len(headers):
         experts = f" of {arch.experts.count} experts" if arch.experts else ""
         raise DataError(
@@ -97,7 +97,10 @@ def not_tied(model_dir: Path) -> DataError:
 
 def _why_missing(name: str, headers: dict[str, TensorHeader]) -> str:
     if name == TIED_HEAD:
-        return "save the model with it, or set tie_word_embeddings to true in config.json if it shares the embedding"
+        return (
+            "save the model with it, or set tie_word_embeddings to true in config.json if it "
+            "shares the embedding"
+        )
     if f"{name}_scale_inv" in headers or name.removesuffix("weight") + "qweight" in headers:
         return "the weights are quantised; give the model in BF16 or F32"
     return "its config.json describes another model"

@@ -1,7 +1,8 @@
 """Megatron's distributed checkpoint format (`torch_dist`) read and written piece by piece, without
 Megatron.
 
-    .metadata      pickled `torch.distributed.checkpoint` metadata: where every block of every stored tensor is
+    .metadata      pickled `torch.distributed.checkpoint` metadata: where every block of every
+                   stored tensor is
     metadata.json  the format's name
     *.distcp       records one after the other, each a tensor or an object as `torch.save` writes it
 

@@ -69,10 +69,11 @@ def export_hf(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     origin: Origin | None = None,
 ) -> None:
-    """Writes the model as a directory that transformers and vLLM load; tokenizer and config come
-    from `source_dir`,
-    but for what a recipe may change of the architecture, and the tokens that end a response:
-    generation_config.json names all at which the engine stopped.
+    """Writes the model as a directory that transformers and vLLM load.
+
+    Tokenizer and config come from `source_dir`, but for what a recipe may change of the
+    architecture, and the tokens that end a response: generation_config.json names all at which the
+    engine stopped.
 
     Every rank calls it: the first replica's ranks gather (all ranks where experts lie on several
     replicas), the first rank writes, in `dtype` (None: the parameters'), and `origin` beside them.

@@ -17,11 +17,13 @@ from megatron_opd.errors import DataError
 Shape = tuple[int, ...]
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LFS_POINTER = b"version https://git-lfs"
+_LORA = "holds a LoRA adapter without its base model; merge the two and save the result"
+_PICKLED = "holds pickled weights only, which can run code; save the model as safetensors"
 # What a directory may hold in the place of safetensors weights, and what to do then.
 _INSTEAD = {
-    "adapter_config.json": "holds a LoRA adapter without its base model; merge the two and save the result",
-    "adapter_model.safetensors": "holds a LoRA adapter without its base model; merge the two and save the result",
-    "pytorch_model*.bin": "holds pickled weights only, which can run code; save the model as safetensors",
+    "adapter_config.json": _LORA,
+    "adapter_model.safetensors": _LORA,
+    "pytorch_model*.bin": _PICKLED,
     "*.gguf": "holds GGUF weights only; save the model as safetensors",
 }
 

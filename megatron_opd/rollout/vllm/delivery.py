@@ -8,9 +8,10 @@ from megatron_opd.errors import RunError
 
 
 class Delivery:
-    """Hands vLLM the tensors it knows and keeps count of the rest: an exception inside its loaders
-    would leave it half
-    loaded, with layers that have no storage."""
+    """Hands vLLM the tensors it knows and keeps count of the rest.
+
+    An exception inside vLLM's loaders would leave it half loaded, with layers that have no storage.
+    """
 
     def __init__(
         self, named_tensors: Iterable[tuple[str, torch.Tensor]], shapes: dict[str, tuple[int, ...]]
