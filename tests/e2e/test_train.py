@@ -403,14 +403,17 @@ def test_a_float16_run_goes_on_too(bench: Bench, tmp_path: Path) -> None:
 def test_one_process_needs_no_launcher_and_draws_the_same_samples(
     bench: Bench, whole_run: Path, tmp_path: Path
 ) -> None:
-    """From the same weights in Megatron's format, which vLLM cannot read and the refit brings
-    it."""
-    run, student = (
-        tmp_path / "alone",
-        convert.convert(str(bench.student), str(tmp_path / "student")),
-    )
+    """Started by the Python function, from the same weights in Megatron's format, which vLLM cannot
+    read and the refit brings it."""
+    run = tmp_path / "alone"
+    student = convert.convert(str(bench.student), str(tmp_path / "student"))
     changes = ["eval=null", "num_steps=1", f"student.path={student}"]
-    command("train", *bench.recipe(run, *LAYOUTS["dp2"], *changes))
+    program = tmp_path / "alone.py"
+    program.write_text(
+        "import sys\nimport megatron_opd\nprint(megatron_opd.train(*sys.argv[1:]))\n"
+    )
+    stdout, _ = forked(str(program), None, *bench.recipe(run, *LAYOUTS["dp2"], *changes))
+    assert stdout.splitlines()[-1] == str(run)
     assert [row["step"] for row in rows_of(run)] == [0, 1]
     sampled = [
         [json.loads(line)["token_ids"] for line in (each / "rollouts" / "step-000000.jsonl").open()]
