@@ -35,8 +35,9 @@ def train(
 ) -> Path:
     """Trains in `nproc` processes (1: in this one). Returns the run's directory."""
     from megatron_opd import start
-    from megatron_opd.world.worker import raise_outcome
+    from megatron_opd.world.worker import prepare_process, raise_outcome
 
+    prepare_process()
     raise_outcome(*start.train(str(recipe), overrides, nproc=nproc, resume=resume))
     return Path(start.recipe_to_train(str(recipe), overrides, resume=resume).directory)
 
@@ -46,9 +47,11 @@ def evaluate(
 ) -> dict[str, float]:
     """The held-out metrics of a model directory, or of the recipe's student, in this process."""
     from megatron_opd.checks.models import model_to_evaluate
+    from megatron_opd.world.worker import prepare_process
 
     config = load_recipe(recipe, *overrides)
     evaluated = model_to_evaluate(config, model)
+    prepare_process()
     from megatron_opd.evaluation.heldout import evaluate_model  # imports vLLM
 
     return evaluate_model(config, evaluated)
@@ -72,6 +75,9 @@ def plan(
 ) -> dict[str, Any]:
     """Memory and time of the recipe on a cluster, of its own layout and of others, as `plan --json`
     writes them."""
+    from megatron_opd.world.worker import prepare_process
+
+    prepare_process()
     from megatron_opd.planning.plan import make_plan
 
     return make_plan(

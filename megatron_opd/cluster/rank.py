@@ -22,8 +22,7 @@ from megatron_opd.cluster.place import Place
 from megatron_opd.errors import ConfigError, Interrupted, OpdError, OutOfTime, RunError
 from megatron_opd.files.atomic import write_atomically
 from megatron_opd.metrics.run_directory import metrics_path
-from megatron_opd.world.host import hide_gpus
-from megatron_opd.world.worker import finish, outcome, quieten_dependencies
+from megatron_opd.world.worker import finish, outcome, prepare_process
 
 HEARTBEAT_SECONDS = 5.0
 UNFIT = 3
@@ -112,8 +111,7 @@ def _join(place: Place, host: str, attempt: Path, seconds: float) -> Any:
 def _train(job: Job) -> int:
     from megatron_opd.start import train
 
-    quieten_dependencies()
-    hide_gpus()
+    prepare_process()
     resume = (Path(job.run_dir) / "config.yaml").is_file()
     try:
         return finish(*outcome(lambda: train(str(job.directory / "recipe.yaml"), resume=resume)[0]))

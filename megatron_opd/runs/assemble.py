@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from megatron_opd.architectures.architecture import Architecture, architecture_of
-from megatron_opd.architectures.ends import merged_ends
-from megatron_opd.architectures.directory import common_vocabulary, holds_megatron_weights
-from megatron_opd.methods.needs import Needs, active, fit_topk, needs_of, process_reward
-from megatron_opd.recipe.keys import RunConfig, TeacherConfig
 from megatron_opd.architectures.config import ModelConfig
+from megatron_opd.architectures.directory import common_vocabulary, holds_megatron_weights
+from megatron_opd.architectures.ends import merged_ends
+from megatron_opd.contracts.rows import Rollout, Signals
+from megatron_opd.contracts.stations import Teacher
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.model import build_model
 from megatron_opd.mcore.parallel import Parallel
+from megatron_opd.methods.needs import Needs, active, fit_topk, needs_of, process_reward
 from megatron_opd.objective.loss import Objective
 from megatron_opd.objective.process_reward import ProcessRewardObjective
-from megatron_opd.contracts.stations import Teacher
-from megatron_opd.contracts.rows import Rollout, Signals
+from megatron_opd.recipe.keys import RunConfig, TeacherConfig
 from megatron_opd.teacher.remote import RemoteTeacher
 from megatron_opd.teacher.score import MegatronTeacher
 from megatron_opd.trainer.checkpoint import load_converted
@@ -48,8 +48,14 @@ class Models:
         """What the models beside the student say of the rollouts, as far as a term with a weight at
         `step` reads it."""
         needs = needs_of(active(self.config.method, step))
-        teacher = self.teacher.score(rollouts, needs.topk) if self.teacher and needs.teacher else None
-        reference = self.reference.score(rollouts).logprobs_T if self.reference and needs.reference else None
+        teacher = (
+            self.teacher.score(rollouts, needs.topk) if self.teacher and needs.teacher else None
+        )
+        reference = (
+            self.reference.score(rollouts).logprobs_T
+            if self.reference and needs.reference
+            else None
+        )
         process = self.process.logprobs(rollouts) if self.process and needs.process else None
         return Signals(teacher, reference, process_logprobs_T=process)
 
@@ -58,7 +64,9 @@ def assemble(config: RunConfig) -> Models:
     """Collective over the student's world, after `mcore.parallel.start`."""
     needs = needs_of(config.method, config.train.updates_per_step)
     arch = architecture_of(config.student)
-    shared = shared_vocabulary(config.student, config.teacher) if config.teacher else arch.vocab_size
+    shared = (
+        shared_vocabulary(config.student, config.teacher) if config.teacher else arch.vocab_size
+    )
     config = replace(config, method=fit_topk(config.method, shared))
     layout = groups.create(config.student.layout)
     student = prepare(load(config, config.student, arch, layout), arch, layout, config)
@@ -77,7 +85,9 @@ def assemble(config: RunConfig) -> Models:
         micro_batch_tokens=config.train.micro_batch_tokens,
         temperature=temperature,
         max_skipped=config.train.max_skipped_updates,
-        teacher_head=teacher.head if isinstance(teacher, MegatronTeacher) and needs.teacher_head else None,
+        teacher_head=teacher.head
+        if isinstance(teacher, MegatronTeacher) and needs.teacher_head
+        else None,
     )
     return Models(config, needs, student, teacher, reference, process, objective, trainer)
 
@@ -97,7 +107,9 @@ def shared_vocabulary(student: ModelConfig, teacher: ModelConfig) -> int:
 
 def load(config: RunConfig, model: ModelConfig, arch: Architecture, layout: Parallel) -> list[Any]:
     """This rank's chunks of a model directory, in the recipe's precision."""
-    chunks = build_model(arch, layout, precision=config.precision, recompute=config.train.recompute_granularity)
+    chunks = build_model(
+        arch, layout, precision=config.precision, recompute=config.train.recompute_granularity
+    )
     if holds_megatron_weights(Path(model.path)):
         load_converted(Path(model.path), chunks, arch, layout)
     else:
@@ -122,7 +134,9 @@ def _frozen(config: RunConfig, model: ModelConfig | None) -> MegatronTeacher:
     )
 
 
-def _process(config: RunConfig, arch: Architecture, layout: Parallel, temperature: float) -> ProcessModel | None:
+def _process(
+    config: RunConfig, arch: Architecture, layout: Parallel, temperature: float
+) -> ProcessModel | None:
     advantage = process_reward(config.method)
     if advantage is None:
         return None

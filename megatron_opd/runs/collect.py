@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from megatron_opd.methods.needs import is_on_policy
-from megatron_opd.mcore.parallel import gather_shares, share
-from megatron_opd.metrics.summary import Clock
 from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.mcore.parallel import gather_shares, share
+from megatron_opd.methods.needs import is_on_policy
+from megatron_opd.metrics.summary import Clock
 from megatron_opd.rollout.mixture import generate_mixture
 from megatron_opd.rollout.prefix import PrefixLaw
 from megatron_opd.runs.run import Run
@@ -23,7 +23,10 @@ def collect(run: Run, step: int, clock: Clock) -> list[Rollout]:
     """
     if not is_on_policy(run.config.method, run.config.seed, step):
         # Every term of such a method is of the text at hand, whoever wrote it.
-        return [replace(trace, given=0) for trace in traces(run.source.next(run.config.rollout.num_prompts))]
+        return [
+            replace(trace, given=0)
+            for trace in traces(run.source.next(run.config.rollout.num_prompts))
+        ]
     wanted = run.config.rollout.num_prompts
     kept: list[list[Rollout]] = []
     uniform: list[list[Rollout]] = []
@@ -58,7 +61,11 @@ def with_new_samples(prompts: list[Prompt], drawn: Counter[int], group_size: int
 
 def _scored(run: Run, prompts: list[Prompt], step: int, clock: Clock) -> list[Rollout]:
     with clock("generate"):
-        rollouts = run.sampled(lambda: sample(run, prompts, step)) if run.needs.rollouts else traces(prompts)
+        rollouts = (
+            run.sampled(lambda: sample(run, prompts, step))
+            if run.needs.rollouts
+            else traces(prompts)
+        )
     with clock("reward"):
         # A method that reads no rewards runs on prompts without gold answers too; there is nothing
         # to score then.
@@ -99,7 +106,9 @@ def sample(run: Run, prompts: list[Prompt], step: int) -> list[Rollout]:
         prefix_of = PrefixLaw(method.prefix, settings, step, seed) if method.prefix else None
         mine = run.engine.generate(share(prompts), prefix_of=prefix_of, **asked)
     group_of = share(list(range(len(prompts))))
-    sampled = [replace(r, group=group_of[i // settings.samples_per_prompt]) for i, r in enumerate(mine)]
+    sampled = [
+        replace(r, group=group_of[i // settings.samples_per_prompt]) for i, r in enumerate(mine)
+    ]
     return sampled + [
         Rollout.of_trace(prompt, group, prompt.first_sample + settings.samples_per_prompt + i)
         for prompt, group in zip(share(prompts), group_of, strict=True)

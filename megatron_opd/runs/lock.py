@@ -46,7 +46,9 @@ def held(directory: Path, seconds: float = SECONDS) -> Iterator[None]:
     try:
         with contextlib.suppress(OSError):  # a full disk; only the message of others is poorer
             os.ftruncate(descriptor, 0)
-            os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+            os.write(
+                descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+            )
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -62,12 +64,18 @@ def _take(path: Path) -> int | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise ConfigError(f"run_dir: cannot write {path} ({error.strerror}); choose another run_dir=...") from None
+        raise ConfigError(
+            f"run_dir: cannot write {path} ({error.strerror}); choose another run_dir=..."
+        ) from None
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _NO_LOCKS:
-            print(f"megatron-opd: warning: {path}: no locks there ({error.strerror})", file=sys.stderr, flush=True)
+            print(
+                f"megatron-opd: warning: {path}: no locks there ({error.strerror})",
+                file=sys.stderr,
+                flush=True,
+            )
             return descriptor
         os.close(descriptor)
         if error.errno in _TAKEN:

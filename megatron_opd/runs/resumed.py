@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.mcore import parallel as groups
+from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.trainer import checkpoint
 
 

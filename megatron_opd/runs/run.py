@@ -10,26 +10,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_opd.runs import exported, resumed
 from megatron_opd.architectures.ends import merged_ends, read_ends
 from megatron_opd.contracts.merged_ids import MergedIds
-from megatron_opd.methods.needs import needs_of
-from megatron_opd.recipe.keys import RunConfig
+from megatron_opd.contracts.rows import Prompt, StepRecord
+from megatron_opd.contracts.stations import Engine, Verifier
 from megatron_opd.errors import Interrupted, OutOfTime, RunError
 from megatron_opd.mcore import parallel as groups
+from megatron_opd.methods.needs import needs_of
 from megatron_opd.metrics.run_directory import disk_may_be_full
 from megatron_opd.metrics.sinks import Sinks
+from megatron_opd.recipe.keys import RunConfig
+from megatron_opd.refit.push import push
+from megatron_opd.rollout.open import open_engine, start_vllm_engine
+from megatron_opd.runs import exported, resumed
 from megatron_opd.runs.assemble import Models, assemble
 from megatron_opd.tasks.data import load_heldout, load_training
 from megatron_opd.tasks.pin import pin
 from megatron_opd.tasks.source import PromptSource
 from megatron_opd.tasks.tokenizer import load_tokenizer
-from megatron_opd.contracts.rows import Prompt, StepRecord
-from megatron_opd.refit.push import push
-from megatron_opd.verify.open import open_verifier
-from megatron_opd.rollout.open import open_engine, start_vllm_engine
-from megatron_opd.contracts.stations import Engine, Verifier
 from megatron_opd.trainer import checkpoint
+from megatron_opd.verify.open import open_verifier
 from megatron_opd.weights.export import export_hf, iter_hf_tensors
 
 
@@ -58,12 +58,16 @@ class Run(Models):
 
     def evaluates_at(self, step: int) -> bool:
         settings = self.config.eval
-        return settings is not None and (step == 0 or (settings.every > 0 and step % settings.every == 0))
+        return settings is not None and (
+            step == 0 or (settings.every > 0 and step % settings.every == 0)
+        )
 
     def refit(self, version: int) -> dict[str, float]:
         """The student's present weights into the engine. Collective."""
         assert self.engine is not None
-        tensors = iter_hf_tensors(self.student.bare_chunks, self.student.arch, self.student.parallel)
+        tensors = iter_hf_tensors(
+            self.student.bare_chunks, self.student.arch, self.student.parallel
+        )
         report = push(tensors, self.engine, version)
         return {"refit/bytes": report.bytes, "refit/max_error": report.max_error}
 
@@ -89,7 +93,10 @@ class Run(Models):
             return result
         if self.engine is None or self.teacher_engine:
             raise failure or RunError("the engine of another rank failed")
-        self.note(f"step {self.step}: {failure or 'the engine of another rank failed'}; starting the engines again")
+        self.note(
+            f"step {self.step}: {failure or 'the engine of another rank failed'}; starting the "
+            "engines again"
+        )
         # its traceback holds the engine that failed, whose memory the next one needs
         failure = None
         self.engine.restart()
@@ -122,7 +129,9 @@ class Run(Models):
             start = time.perf_counter()
             if self.sinks:
                 self.sinks.sync()
-            checkpoint.save(self.directory / "checkpoints", self.step, self.trained, state, keep=settings.keep)
+            checkpoint.save(
+                self.directory / "checkpoints", self.step, self.trained, state, keep=settings.keep
+            )
             self.carried["timing/checkpoint_seconds"] = time.perf_counter() - start
         if stopping and not last:
             if groups.any_rank(self.stop.out_of_time, self.student.parallel.device):
@@ -138,7 +147,9 @@ class Run(Models):
         origin = groups.from_rank_0(lambda: exported.due(self.directory, self.step))
         if origin:
             student, source, out = self.student, self.config.student.path, self.directory / "hf"
-            export_hf(student.bare_chunks, student.arch, student.parallel, source, out, origin=origin)
+            export_hf(
+                student.bare_chunks, student.arch, student.parallel, source, out, origin=origin
+            )
             self.note(f"exported {out}, a Hugging Face directory")
 
     def report(self) -> None:
@@ -158,7 +169,10 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = self.out_of_time = False
-        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+        self._before = {
+            s: signal.signal(s, self._handle)
+            for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        }
 
     def _handle(self, number: int, frame: Any) -> None:
         if number == signal.SIGUSR1:
@@ -183,15 +197,22 @@ def open_run(config: RunConfig, *, resume: bool) -> Iterator[Run]:
         yield run
 
 
-def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: contextlib.ExitStack) -> Run:
+def _assemble(
+    config: RunConfig, resume: bool, stop: StopRequest, closing: contextlib.ExitStack
+) -> Run:
     config = groups.from_rank_0(lambda: pin(config))  # its clock, its data files
-    needs, directory = needs_of(config.method, config.train.updates_per_step), Path(config.directory)
+    needs, directory = (
+        needs_of(config.method, config.train.updates_per_step),
+        Path(config.directory),
+    )
     rewards = None
     if needs.rewards or config.eval:
         rewards = open_verifier(config.reward, closing)
     models = assemble(config)
     tokenizer = load_tokenizer(config.student.path)
-    prompts = load_training(config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces, warn=_warned_before)
+    prompts = load_training(
+        config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces, warn=_warned_before
+    )
     source = PromptSource(prompts, seed=config.seed, shuffle=config.data.shuffle)
     heldout = load_heldout(config, tokenizer, warn=_warned_before) if config.eval else []
     state, warnings = resumed.load_newest(config, models.trained) if resume else ({"step": 0}, [])
@@ -210,8 +231,16 @@ def _assemble(config: RunConfig, resume: bool, stop: StopRequest, closing: conte
         teacher_engine = second
     sinks = _open_sinks(config, directory, tokenizer, state["step"] if resume else None, closing)
     run = Run(
-        **vars(models), directory=directory, engine=engine, teacher_engine=teacher_engine, rewards=rewards,
-        source=source, heldout=heldout, sinks=sinks, stop=stop, step=state["step"],
+        **vars(models),
+        directory=directory,
+        engine=engine,
+        teacher_engine=teacher_engine,
+        rewards=rewards,
+        source=source,
+        heldout=heldout,
+        sinks=sinks,
+        stop=stop,
+        step=state["step"],
     )
     for line in warnings:
         run.note(line)
@@ -225,7 +254,11 @@ def _warned_before(text: str) -> None:
 
 
 def _open_sinks(
-    config: RunConfig, directory: Path, tokenizer: Any, resume_step: int | None, closing: contextlib.ExitStack
+    config: RunConfig,
+    directory: Path,
+    tokenizer: Any,
+    resume_step: int | None,
+    closing: contextlib.ExitStack,
 ) -> Sinks | None:
     """Rank 0 creates the run directory; the others learn whether that worked."""
     sinks = None

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from megatron_opd.errors import ConfigError, DataError, Interrupted, OpdError, RunError
 from megatron_opd.world import torchrun
+from megatron_opd.world.host import hide_gpus
 
 # Whoever named the path can do something about it; nothing else that the system refuses is
 # expected.
@@ -22,6 +23,12 @@ _WRONG_PATHS = (
     errno.EISDIR,
     errno.ELOOP,
 )
+
+
+def prepare_process() -> None:
+    """What comes before torch is imported, in a process of our own or a user's."""
+    quieten_dependencies()
+    hide_gpus()
 
 
 def quieten_dependencies() -> None:

@@ -24,7 +24,7 @@ WITH_OTHER_KERNELS = """
 import os, sys
 os.environ["TRITON_INTERPRET"] = "1"
 from importlib import util
-from megatron_opd.mcore import vocab_parallel
+from megatron_opd import vocab_parallel
 name = "megatron_opd.vocab_parallel.kernels"
 spec = util.spec_from_file_location(name, sys.argv.pop(1))
 vocab_parallel.kernels = sys.modules[name] = util.module_from_spec(spec)

@@ -10,9 +10,12 @@ from typing import Any
 from megatron_opd.recipe.load import read_recipe, recipe_files
 
 VALUES: list[Any] = [
-    None, True, False, 0, 1, -1, 3, 2**31, 2**32, 2**63, 10**30, -(10**30), 0.5, -0.5, 1e-320, 1e308,
-    math.nan, math.inf, -math.inf, "", " ", "a", "1", "1e-3", "null", "true", "\u00e9\u2028", "\x85",
-    "a\nb", "x" * 5000, "..", "/", "~", "/dev/null", "/proc/self/mem", "$HOME", "*.jsonl", "{problem}",
+    None, True, False, 0, 1, -1, 3, 2**31, 2**32, 2**63, 10**30, -(10**30), 0.5, -0.5,
+    1e-320, 1e308,
+    math.nan, math.inf, -math.inf, "", " ", "a", "1", "1e-3", "null", "true",
+    "\u00e9\u2028", "\x85",
+    "a\nb", "x" * 5000, "..", "/", "~", "/dev/null", "/proc/self/mem", "$HOME",
+    "*.jsonl", "{problem}",
     [], [1], ["a"], [[[]]], [None], {}, {"kind": "a"}, {"kind": []}, {"kind": {}}, {"kind": None},
     {"a": {}}, {1: 2}, {None: 1}, {"name": "a"}, {"start": 1, "decay": -1},
     {"kind": "cosine", "start": 0, "steps": 1}, datetime.date(2026, 1, 1), b"bytes", {"a", "b"},

@@ -112,6 +112,10 @@ def test_every_folder_has_its_floor() -> None:
     there = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in SOURCES}
     assert there == set(FLOOR_OF)
     assert len(list(PACKAGE.glob("*.py"))) <= MOST_LOOSE_FILES
+    # A folder without one is left out of the wheel.
+    assert {path.parent for path in SOURCES} == {
+        path.parent for path in PACKAGE.rglob("__init__.py")
+    }
 
 
 def test_what_reads_a_recipe_does_not_import_torch() -> None:

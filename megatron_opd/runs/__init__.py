@@ -1,0 +1,1 @@
+"""A run: its stations assembled, its directory, what it goes on from."""
