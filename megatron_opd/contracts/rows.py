@@ -26,6 +26,18 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What a verifier says of the answer in a completion."""
+
+    score: float  # from 0, wrong, to 1, right
+    correct: bool | None  # None: nobody judged it, or it cannot be judged
+    reason: str  # "correct", "wrong", "no_answer", "timeout", ...
+
+
+UNSCORED = Verdict(0.0, None, "unscored")
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One completion of one prompt."""
 
@@ -39,9 +51,8 @@ class Rollout:
     policy_version: int  # version of the weights that sampled it; -1 for a trace
     # position of its prompt in the step; rollouts of one group share their reward statistics
     group: int = 0
-    reward: float = 0.0
-    # why the reward is what it is: "correct", "wrong", "no_answer", "timeout", ...
-    reward_reason: str = "unscored"
+    reward: float = 0.0  # what the verdict is worth in training
+    verdict: Verdict = UNSCORED
     # bool [T], tokens that the teacher drew in the student's place; logprob 0
     by_teacher: np.ndarray | None = None
     # leading tokens that the student did not sample: all of a trace, those of a prefix
@@ -64,7 +75,7 @@ class Rollout:
             finish_reason="stop",
             policy_version=-1,
             group=group,
-            reward_reason="trace",
+            verdict=Verdict(0.0, None, "trace"),
             given=len(prompt.trace_ids),
         )
 

@@ -83,5 +83,5 @@ class Verifier(Protocol):
     """Judges answers. Local to a process."""
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """The rollouts in their order with `reward` and `reward_reason`. An answer never raises;
+        """The rollouts in their order with verdicts and rewards. An answer never raises;
         RunError where no judge starts."""

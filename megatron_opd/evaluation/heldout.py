@@ -75,11 +75,11 @@ def answers(
 def accuracy(groups: list[list[Rollout]], settings: EvalConfig) -> dict[str, float]:
     """avg@k over the prompts with its 95 % interval, pass@k when k > 1, and the shares without an
     answer."""
-    rewards_NK = np.array([[r.reward for r in group] for group in groups])
+    correct_NK = np.array([[float(bool(r.verdict.correct)) for r in group] for group in groups])
     rollouts = [rollout for group in groups for rollout in group]
-    low, high = interval_95(rewards_NK)
+    low, high = interval_95(correct_NK)
     metrics = {
-        "eval/accuracy": float(rewards_NK.mean()),
+        "eval/accuracy": float(correct_NK.mean()),
         "eval/accuracy/low": low,
         "eval/accuracy/high": high,
         "eval/prompts": len(groups),
@@ -89,7 +89,7 @@ def accuracy(groups: list[list[Rollout]], settings: EvalConfig) -> dict[str, flo
         "eval/completion_tokens/mean": float(np.mean([r.num_tokens for r in rollouts])),
     }
     if settings.samples_per_prompt > 1:
-        metrics[f"eval/pass@{settings.samples_per_prompt}"] = float(rewards_NK.max(axis=1).mean())
+        metrics[f"eval/pass@{settings.samples_per_prompt}"] = float(correct_NK.max(axis=1).mean())
     return metrics
 
 

@@ -109,7 +109,9 @@ def _first_of_each(
                 replace(each, sample=round_) for each in answers if each.finish_reason == "stop"
             ]
             good = (
-                [each for each in rewards.score(ended) if each.reward == 1.0] if rewards else ended
+                [each for each in rewards.score(ended) if each.verdict.correct]
+                if rewards
+                else ended
             )
             kept |= {each.prompt.index: each for each in good}
             done = min(first + size, len(open_))

@@ -104,7 +104,7 @@ def rollout_row(step: int, rollout: Rollout, tokens: list[str] | None) -> Row:
         "prompt": rollout.prompt.text,
         "completion": rollout.text,
         "reward": float(rollout.reward),
-        "reward_reason": rollout.reward_reason,
+        "reward_reason": rollout.verdict.reason,
         "finish_reason": rollout.finish_reason,
         "policy_version": rollout.policy_version,
         "prompt_token_ids": rollout.prompt.token_ids.tolist(),

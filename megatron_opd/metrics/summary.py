@@ -71,12 +71,12 @@ def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     Where answers are verified, also the share without an answer, and how many prompts have a gold
     answer that cannot be compared with. None of this where nothing was scored.
     """
-    if all(r.reward_reason in ("unscored", "trace") for r in rollouts):
+    if all(r.verdict.reason in ("unscored", "trace") for r in rollouts):
         return {}
     groups: dict[int, set[float]] = {}
     for r in rollouts:
         groups.setdefault(r.group, set()).add(r.reward)
-    reasons = Counter(r.reward_reason for r in rollouts)
+    reasons = Counter(r.verdict.reason for r in rollouts)
     metrics = {
         "reward/mean": float(np.mean([r.reward for r in rollouts])),
         "reward/uniform_groups/mean": float(
@@ -92,9 +92,9 @@ def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 def unanswered(rollouts: Sequence[Rollout]) -> float:
     """The share of completions without an answer, cut off by the token limit or not."""
-    return float(np.mean([r.reward_reason in UNANSWERED for r in rollouts]))
+    return float(np.mean([r.verdict.reason in UNANSWERED for r in rollouts]))
 
 
 def bad_golds(rollouts: Sequence[Rollout]) -> int:
     """How many prompts have a gold answer that nothing can be compared with."""
-    return len({r.prompt.index for r in rollouts if r.reward_reason == "bad_gold"})
+    return len({r.prompt.index for r in rollouts if r.verdict.reason == "bad_gold"})

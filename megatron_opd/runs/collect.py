@@ -6,12 +6,19 @@ from dataclasses import replace
 from typing import Any
 
 from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.errors import RunError
 from megatron_opd.mcore.parallel import gather_shares, share
 from megatron_opd.methods.needs import is_on_policy
 from megatron_opd.metrics.summary import Clock
 from megatron_opd.rollout.mixture import generate_mixture
 from megatron_opd.rollout.prefix import PrefixLaw
 from megatron_opd.runs.run import Run
+
+# Reasons of a verdict that are the verifier's or the data's fault, and the shares of a step's
+# answers above which they are warned of and end the run.
+VERIFIER_FAILURES = ("bad_gold", "crashed", "error")
+WARNED_SHARE = 0.05
+LARGEST_SHARE = 0.5
 
 
 def collect(run: Run, step: int, clock: Clock) -> list[Rollout]:
@@ -74,7 +81,26 @@ def _scored(run: Run, prompts: list[Prompt], step: int, clock: Clock) -> list[Ro
     with clock("gather"):
         if run.needs.rollouts:
             rollouts = sorted(gather_shares(rollouts), key=lambda r: (r.group, r.sample))
+    if warning := check_verdicts(rollouts, step):
+        run.note(warning)
     return rollouts
+
+
+def check_verdicts(rollouts: Sequence[Rollout], step: int) -> str | None:
+    """A warning where the verifier fails on many answers, for which nothing is learned.
+
+    Raises RunError where it fails on most of them. Answers that take too long do not count: a model
+    may write them.
+    """
+    failures = Counter(r.verdict.reason for r in rollouts if r.verdict.reason in VERIFIER_FAILURES)
+    count = sum(failures.values())
+    if count <= WARNED_SHARE * len(rollouts):
+        return None
+    reasons = ", ".join(f"{number} {reason}" for reason, number in failures.most_common())
+    text = f"step {step}: {count} of {len(rollouts)} answers could not be judged ({reasons})"
+    if count > LARGEST_SHARE * len(rollouts):
+        raise RunError(f"{text}; mend the gold answers of data.train, or what ends the verifier")
+    return f"warning: {text}; they count as wrong"
 
 
 def _groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:

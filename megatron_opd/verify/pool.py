@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from megatron_opd.contracts.rows import Rollout
+from megatron_opd.contracts.rows import Rollout, Verdict
 from megatron_opd.errors import RunError
 from megatron_opd.recipe.keys import RewardConfig
 from megatron_opd.verify.answer import content_of, final_answer, read_gold
@@ -34,6 +34,8 @@ GRACE_SECONDS = 10
 SHARE_OF_BUDGET = 0.2  # of what is left of a step's budget, which the next answer may take
 # for an answer when nothing is left; math-verify takes 1 to 50 ms, 150 for a first of its kind
 LEAST_SECONDS = 0.2
+# Reasons for which nothing is known of the answer.
+NOT_JUDGED = ("bad_gold", "crashed", "error", "over_budget")
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -60,8 +62,7 @@ class VerifierPool:
             worker.start()
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """Return the rollouts, in order, with `reward` (1.0 for "correct", else 0.0) and
-        `reward_reason` filled in.
+        """Return the rollouts, in order, with their verdicts, and the score as `reward`.
 
         Reasons: correct, wrong, no_answer, truncated (by the token limit, before an answer),
         bad_gold, too_long, timeout, over_budget, crashed, error. Equal answers to equal gold
@@ -79,7 +80,7 @@ class VerifierPool:
             _scored(rollout, _without_answer(rollout) if answer is None else reasons[answer, gold])
             for rollout, (answer, gold) in zip(rollouts, pairs, strict=True)
         ]
-        if count := sum(r.reward_reason == "over_budget" for r in scored):
+        if count := sum(r.verdict.reason == "over_budget" for r in scored):
             seconds = self.config.budget_seconds
             logger.warning(
                 "%d answers were not judged within reward.budget_seconds=%g and score 0",
@@ -152,7 +153,9 @@ def _without_answer(rollout: Rollout) -> str:
 
 
 def _scored(rollout: Rollout, reason: str) -> Rollout:
-    return replace(rollout, reward=float(reason == "correct"), reward_reason=reason)
+    correct = None if reason in NOT_JUDGED else reason == "correct"
+    verdict = Verdict(float(reason == "correct"), correct, reason)
+    return replace(rollout, verdict=verdict, reward=verdict.score)
 
 
 class _WorkerDied(Exception):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from megatron_opd.contracts.rows import Prompt, Rollout, StepRecord
+from megatron_opd.contracts.rows import Prompt, Rollout, StepRecord, Verdict
 from megatron_opd.evaluation.heldout import accuracy
 from megatron_opd.metrics.console import open_console
 from megatron_opd.metrics.interval import interval_95
@@ -65,7 +65,8 @@ def rollouts_of(reasons: list[str]) -> list[Rollout]:
         Rollout(
             Prompt(i // 2, "", "", "", none), i % 2, none, none.astype(np.float32), "",
             "length" if reason == "truncated" else "stop", 0, group=i // 2,
-            reward=float(reason == "correct"), reward_reason=reason,
+            reward=float(reason == "correct"),
+            verdict=Verdict(float(reason == "correct"), reason == "correct", reason),
         )
         for i, reason in enumerate(reasons)
     ]  # fmt: skip

@@ -3,10 +3,12 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 
-from megatron_opd.contracts.rows import Prompt
+from megatron_opd.contracts.rows import UNSCORED, Prompt, Rollout, Verdict
+from megatron_opd.errors import RunError
 from megatron_opd.rollout.requests import request_seed, sample_numbers
-from megatron_opd.runs.collect import with_new_samples
+from megatron_opd.runs.collect import check_verdicts, with_new_samples
 from megatron_opd.tasks.source import PromptSource
 
 
@@ -25,3 +27,26 @@ def test_no_two_samples_of_a_step_have_one_seed() -> None:
     assert [prompt.first_sample for prompt in step[:6]] == [0] * 6
     traces = {(prompt.index, prompt.first_sample + 4) for prompt in step}
     assert len(traces) == 16 and not traces & set(places)
+
+
+def judged(*reasons: str) -> list[Rollout]:
+    prompt, nothing = Prompt(0, "", "", "", np.ones(1, np.int32)), np.ones(1, np.float32)
+    verdicts = [Verdict(0.0, None, reason) for reason in reasons]
+    return [
+        Rollout(prompt, i, nothing.astype(np.int32), nothing, "", "stop", 0, verdict=verdict)
+        for i, verdict in enumerate(verdicts)
+    ]
+
+
+def test_a_verifier_that_fails_is_warned_of_and_then_ends_the_run() -> None:
+    assert check_verdicts(judged(*["crashed"], *["wrong"] * 19), 3) is None
+    warning = check_verdicts(judged("crashed", "bad_gold", *["wrong"] * 18), 3)
+    assert warning is not None
+    assert warning.startswith("warning: step 3: 2 of 20 answers could not be judged (1 crashed, 1")
+    with pytest.raises(RunError, match=r"step 3: 11 of 20 .* \(11 bad_gold\); mend the gold"):
+        check_verdicts(judged(*["bad_gold"] * 11, *["correct"] * 9), 3)
+
+
+def test_answers_that_a_model_makes_slow_and_unjudged_ones_are_no_failures() -> None:
+    for reason in ("timeout", "over_budget", "too_long", "no_answer", UNSCORED.reason):
+        assert check_verdicts(judged(*[reason] * 20), 0) is None

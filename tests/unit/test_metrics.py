@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from megatron_opd.architectures.config import ModelConfig
-from megatron_opd.contracts.rows import Prompt, Rollout, StepRecord, TeacherSignals
+from megatron_opd.contracts.rows import Prompt, Rollout, StepRecord, TeacherSignals, Verdict
 from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.metrics.console import LiveConsole, PlainConsole, open_console
@@ -130,7 +130,7 @@ def _make_rollout(
         step,
         prompt_index,
         float(correct),
-        reason,
+        Verdict(float(correct), bool(correct), reason),
     )
 
 
@@ -339,7 +339,7 @@ def test_sampled_text_cannot_become_markup(tmp_path: Path) -> None:
         hostile,
         "stop",
         0,
-        reward_reason=hostile,
+        verdict=Verdict(0.0, None, hostile),
     )
     signals = TeacherSignals(
         encode("21<>"), np.full(4, np.nan, np.float32), np.full(4, np.nan, np.float32)

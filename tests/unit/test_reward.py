@@ -199,8 +199,11 @@ def test_rewards_reasons_and_order(pool: VerifierPool) -> None:
     ]
     scored = pool.score([rollout(text, gold) for text, gold, _ in cases])
     assert [r.text for r in scored] == [text for text, _, _ in cases]
-    assert [r.reward_reason for r in scored] == [reason for _, _, reason in cases]
+    assert [r.verdict.reason for r in scored] == [reason for _, _, reason in cases]
     assert [r.reward for r in scored] == [float(reason == "correct") for _, _, reason in cases]
+    assert [r.verdict.score for r in scored] == [r.reward for r in scored]
+    judged = {"correct": True, "bad_gold": None}
+    assert [r.verdict.correct for r in scored] == [judged.get(c[2], False) for c in cases]
     assert pool.score([]) == []
 
 
@@ -219,18 +222,18 @@ def test_a_completion_that_was_cut_off_has_no_answer_without_a_box() -> None:
                 rollout(text, "5", "length")
                 for text in (r"so 3 + 2 = 5", r"\boxed{5} and so on", r"so \boxed{5")
             ]
-            assert [r.reward_reason for r in pool.score(cut)] == [
+            assert [r.verdict.reason for r in pool.score(cut)] == [
                 "truncated",
                 "correct",
                 "truncated",
             ]
-            ended = pool.score([rollout("so it is 5", "5")])[0].reward_reason
+            ended = pool.score([rollout("so it is 5", "5")])[0].verdict.reason
             assert ended == {"boxed": "no_answer", "boxed_or_last": "correct"}[mode]
 
 
 def test_golds_that_nothing_can_match_are_named(pool: VerifierPool) -> None:
     golds = ["less than 7", r"\frac{1}{2", "5 apples and 3 oranges", r"\sqrt[", "x^^2"]
-    assert [pool.score([rollout(r"\boxed{2x}", gold)])[0].reward_reason for gold in golds] == [
+    assert [pool.score([rollout(r"\boxed{2x}", gold)])[0].verdict.reason for gold in golds] == [
         "bad_gold"
     ] * len(golds)
 
@@ -249,7 +252,7 @@ def test_many_hostile_answers_stay_within_the_budget(
         before = time.monotonic()
         scored = pool.score([rollout(text, gold) for text, gold in pairs])
         assert time.monotonic() - before < 60  # 2 to 4 s on an idle machine
-    assert [r.reward_reason for r in scored] == ["over_budget", "correct"] * 6
+    assert [r.verdict.reason for r in scored] == ["over_budget", "correct"] * 6
     assert "6 answers were not judged within reward.budget_seconds=1 and score 0" in caplog.text
 
 
@@ -262,9 +265,9 @@ def test_hostile_answers_score_zero_within_the_limits(pool: VerifierPool) -> Non
     )
     assert time.monotonic() - start < len(scored) * (LIMIT_SECONDS + 1)
     assert [r.reward for r in scored] == [0.0] * len(HOSTILE) + [1.0]
-    reasons = {r.reward_reason for r in scored[:-1]}
+    reasons = {r.verdict.reason for r in scored[:-1]}
     assert reasons <= {"wrong", "no_answer", "too_long", "timeout", "crashed", "error"}
-    assert scored[HOSTILE.index(HANGS)].reward_reason == "timeout"
+    assert scored[HOSTILE.index(HANGS)].verdict.reason == "timeout"
     assert process_of(pool) == worker, "a hung answer must not cost a new worker"
 
 
@@ -272,7 +275,7 @@ def test_equal_answers_are_evaluated_once(pool: VerifierPool) -> None:
     copies = 30
     start = time.monotonic()
     scored = pool.score([rollout(f"attempt {i}: {HANGS}", r"\sqrt{2}") for i in range(copies)])
-    assert {r.reward_reason for r in scored} == {"timeout"}
+    assert {r.verdict.reason for r in scored} == {"timeout"}
     assert time.monotonic() - start < copies * LIMIT_SECONDS / 2
 
 
@@ -301,14 +304,14 @@ def test_a_killed_process_is_replaced_and_no_answer_is_lost(
     time.sleep(0.05)
     os.kill(pid, signal.SIGKILL)
     scoring.join()
-    assert [r.reward_reason for r in result] == ["correct", "wrong"] * 50
+    assert [r.verdict.reason for r in result] == ["correct", "wrong"] * 50
     assert victim(pool) != pid
 
 
 def test_an_evaluator_killed_while_idle_is_replaced(pool: VerifierPool) -> None:
     pool.score([rollout(r"\boxed{2x}", "2x")])
     os.kill(evaluator_of(pool), signal.SIGKILL)
-    assert pool.score([rollout(r"\boxed{2\pi}", r"2\pi")])[0].reward_reason == "correct"
+    assert pool.score([rollout(r"\boxed{2\pi}", r"2\pi")])[0].verdict.reason == "correct"
 
 
 def test_several_workers_keep_the_order_and_close_ends_them_in_mid_answer() -> None:
@@ -316,7 +319,7 @@ def test_several_workers_keep_the_order_and_close_ends_them_in_mid_answer() -> N
     scored = pool.score(
         [rollout(rf"\boxed{{{i}.5x}}", rf"\frac{{{2 * i + i % 2}}}{{2}}x") for i in range(20)]
     )
-    assert [r.reward_reason for r in scored] == ["wrong", "correct"] * 10
+    assert [r.verdict.reason for r in scored] == ["wrong", "correct"] * 10
     groups = [worker.process.pid for worker in pool._workers if worker.process]
     scoring = threading.Thread(
         target=lambda: pool.score([rollout(HANGS, "x"), rollout(HANGS, "y")])
