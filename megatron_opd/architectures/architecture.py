@@ -29,8 +29,10 @@ class Experts:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes and switches of a decoder-only model; the input of `mcore.model.build` and of the
-    weight table."""
+    """Sizes and switches of a decoder-only model.
+
+    `mcore.model.build` and the weight table are made from it.
+    """
 
     model_type: str  # a key of SUPPORTED
     vocab_size: int
@@ -62,14 +64,18 @@ SUPPORTED: dict[str, tuple[bool, bool]] = {
 
 
 def read_architecture(model_dir: str | Path) -> Architecture:
-    """Reads `model_dir/config.json`. Raises DataError naming the file when it is missing, malformed
-    or unsupported."""
+    """Reads `model_dir/config.json`.
+
+    Raises DataError naming the file when it is missing, malformed or unsupported.
+    """
     return parse_architecture(read_config(model_dir), Path(model_dir) / "config.json")
 
 
 def read_config(model_dir: str | Path) -> dict[str, Any]:
-    """The content of `model_dir/config.json`. Raises DataError naming the file when it is missing
-    or malformed."""
+    """The content of `model_dir/config.json`.
+
+    Raises DataError naming the file when it is missing or malformed.
+    """
     path = Path(model_dir) / "config.json"
     if not Path(model_dir).is_dir():
         raise DataError(f"{model_dir}: no such model directory; {_remedy(Path(model_dir))}")
@@ -86,17 +92,19 @@ def read_config(model_dir: str | Path) -> dict[str, Any]:
 
 
 def _remedy(missing: Path) -> str:
-    """How a directory that recipes name comes to be."""
+    """How the user gets a directory that a recipe names and this machine lacks."""
     if (
         missing.parts[:1] == ("runs",)
         and len(missing.parts) > 1
         and missing.parts[1].startswith("demo")
     ):
-        kind = next(
-            (kind for kind in ("real", "moe") if missing.parts[1].startswith(f"demo_{kind}")), None
-        )
-        made_by = {None: "make demo", "real": "make demo-real", "moe": "python tools/demo.py --moe"}
-        return f"make it with: {made_by[kind]}"
+        folder = missing.parts[1]
+        command = "make demo"
+        if folder.startswith("demo_real"):
+            command = "make demo-real"
+        elif folder.startswith("demo_moe"):
+            command = "python tools/demo.py --moe"
+        return f"make it with: {command}"
     return (
         "give the directory that holds config.json, or download it there: "
         f"hf download ORGANISATION/{missing.name} --local-dir {missing}"
@@ -104,12 +112,12 @@ def _remedy(missing: Path) -> str:
 
 
 def architecture_of(model: ModelConfig) -> Architecture:
-    """That of the model's directory, with what the recipe changes. Raises DataError."""
+    """The architecture of a model's directory, with the recipe's changes. Raises DataError."""
     return changed(read_architecture(model.path), model)
 
 
 def changed(arch: Architecture, model: ModelConfig) -> Architecture:
-    """`arch` with what the recipe changes of it."""
+    """`arch` with the values that the recipe sets in `model`."""
     changes = {
         name: getattr(model, name) for name in CHANGEABLE if getattr(model, name) is not None
     }
@@ -117,8 +125,7 @@ def changed(arch: Architecture, model: ModelConfig) -> Architecture:
 
 
 def config_changes(model_dir: str | Path, arch: Architecture) -> dict[str, Any]:
-    """Keys of `model_dir/config.json` that must change for it to describe `arch`; {} where nothing
-    differs.
+    """The keys of `model_dir/config.json` that must change for it to describe `arch`.
 
     Rotary embeddings have two spellings, and readers that know both prefer one or the other: all
     that are there change.
@@ -127,7 +134,7 @@ def config_changes(model_dir: str | Path, arch: Architecture) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     if source.max_position_embeddings != arch.max_position_embeddings:
         changes["max_position_embeddings"] = arch.max_position_embeddings
-    # A scaling may take the longest sequence from beside it, which then must no longer say so.
+    # A scaling without a length of its own reads the longest sequence, which has just changed.
     if source.rope_theta != arch.rope_theta or (arch.rope_scaling and changes):
         changes["rope_theta"] = arch.rope_theta
         changes["rope_parameters"] = rope_parameters(arch.rope_theta, arch.rope_scaling)
@@ -137,12 +144,13 @@ def config_changes(model_dir: str | Path, arch: Architecture) -> dict[str, Any]:
 
 
 def engine_changes(model: ModelConfig) -> dict[str, Any]:
-    """What vLLM must read otherwise than the directory's config.json says it.
+    """The keys that vLLM must read with other values than the directory's config.json has.
 
-    Of YaRN it reads no `attention_factor`, but a factor of its own beside the usual one.
+    For YaRN, vLLM reads `attn_factor`, which multiplies the usual factor, not `attention_factor`.
     """
     arch = architecture_of(model)
-    changes, scaling = config_changes(model.path, arch), arch.rope_scaling
+    changes = config_changes(model.path, arch)
+    scaling = arch.rope_scaling
     if scaling and scaling.rope_type == "yarn":
         attn_factor = scaling.attention_factor / yarn_attention_factor(scaling.factor)
         changes["rope_parameters"] = rope_parameters(arch.rope_theta, scaling) | {
@@ -152,7 +160,7 @@ def engine_changes(model: ModelConfig) -> dict[str, Any]:
 
 
 def parse_architecture(config: dict[str, Any], path: Path) -> Architecture:
-    """The content of a `config.json`; `path` is named in errors. Raises DataError."""
+    """The architecture that a `config.json` describes. Raises DataError naming `path`."""
     model_type = read_key(config, "model_type", str, path)
     if model_type not in SUPPORTED:
         raise DataError(
@@ -223,9 +231,8 @@ def _experts(config: dict[str, Any], path: Path) -> Experts:
             f"{path}: layers without experts among those with (decoder_sparse_step, "
             "mlp_only_layers) are not supported"
         )
-    count = read_key(
-        config, "num_experts" if "num_experts" in config else "num_local_experts", Size, path
-    )
+    count_key = "num_experts" if "num_experts" in config else "num_local_experts"
+    count = read_key(config, count_key, Size, path)
     per_token = read_key(config, "num_experts_per_tok", Size, path)
     if per_token > count:
         raise DataError(

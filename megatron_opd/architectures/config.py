@@ -32,10 +32,10 @@ class LayoutConfig:
             "ETP": self.expert_tensor_parallel_size,
             "CP": self.context_parallel_size,
         }
-        parts = [f"{name}{size}" for name, size in sizes.items() if size > 1] + [
-            "SP"
-        ] * self.sequence_parallel
-        return " ".join(parts) or "TP1"
+        labels = [f"{name}{size}" for name, size in sizes.items() if size > 1]
+        if self.sequence_parallel:
+            labels.append("SP")
+        return " ".join(labels) or "TP1"
 
     @property
     def model_parallel_size(self) -> int:
@@ -47,8 +47,10 @@ class LayoutConfig:
         )
 
     def padded_length(self, length: int) -> int:
-        """The next length that can be shared out: each of several context-parallel ranks holds two
-        equal chunks."""
+        """`length`, rounded up to what divides over the context-parallel ranks.
+
+        Several ranks hold two slices of equal length each.
+        """
         multiple = 2 * self.context_parallel_size if self.context_parallel_size > 1 else 1
         return -(-length // multiple) * multiple
 

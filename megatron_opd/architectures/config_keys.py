@@ -1,10 +1,9 @@
-"""Which keys of a `config.json` are read, which change nothing, and which ask for what is not
-computed here.
+"""Which keys of a `config.json` are read, are harmless, or are refused.
 
-The four supported model types read a fixed set of keys in transformers, so a key of nobody's has no
-effect there. A version of tomorrow may give it one: it is a warning, and not an error, lest
-harmless new keys lock anybody out. What is known to change results, there, in vLLM or in a model's
-own code, is an error.
+The four supported model types read a fixed set of keys in transformers, so any other key has no
+effect there. A later version may give it one, so it gets a warning; not an error, since that would
+refuse models with harmless new keys. A key that is known to change results in transformers, in
+vLLM or in a model's own code is an error.
 """
 
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ _CHUNKED = "vLLM would attend in chunks and the trainer would not; remove the ke
 _SCALED = "it scales what the model computes; give a model without it"
 _OTHER_LAYERS = "its layers are others; give a model without it"
 
-# Key -> why not, and what to do. A value of _OFF, or of _NEUTRAL, asks for nothing.
+# Key -> why it is refused, and what to do. A value in _OFF or _NEUTRAL changes nothing.
 REFUSED = {
     "quantization_config": _QUANTISED,
     "compression_config": _QUANTISED,
@@ -97,7 +96,7 @@ READ = frozenset(
         "mlp_only_layers",
     }
 )
-# Of training, of generation, of other heads, of the file itself.
+# Keys of training, of generation, of other heads, of the file itself.
 HARMLESS = frozenset(
     {
         "architectures",
@@ -184,8 +183,7 @@ HARMLESS = frozenset(
 
 
 def refuse_what_is_not_computed(config: Mapping[str, Any], path: Path) -> None:
-    """Raises DataError naming the first key of `config` that asks for what no model here
-    computes."""
+    """Raises DataError naming the first key of `config` that changes what a model computes."""
     for key, why in REFUSED.items():
         value = config.get(key)
         if value not in _OFF and value != _NEUTRAL.get(key):
@@ -194,21 +192,21 @@ def refuse_what_is_not_computed(config: Mapping[str, Any], path: Path) -> None:
         raise DataError(
             f"{path}: is_causal=false is not supported: tokens would see those after them"
         )
-    kinds = config.get("layer_types")
-    if kinds and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
-        other = (
-            next((kind for kind in kinds if kind != "full_attention"), kinds)
-            if isinstance(kinds, list)
-            else kinds
-        )
+    layer_types = config.get("layer_types") or []
+    others = [layer_types]  # a value that is no list is refused whole
+    if isinstance(layer_types, list):
+        others = [layer_type for layer_type in layer_types if layer_type != "full_attention"]
+    if others:
         raise DataError(
-            f"{path}: layer_types: {other!r} is not supported; supported: full_attention"
+            f"{path}: layer_types: {others[0]!r} is not supported; supported: full_attention"
         )
 
 
 def unknown_keys(config: Mapping[str, Any]) -> list[str]:
-    """The keys with a value other than null, false, 0 or empty of which nothing is known. "_name"
-    is private."""
+    """The keys of which nothing is known, unless their value is null, false, 0 or empty.
+
+    Keys that begin with "_" are private.
+    """
     known = READ | HARMLESS | set(REFUSED)
     return [
         key

@@ -1,5 +1,7 @@
-"""What lies beside the weights in a model directory, and whether two of them share a tokenizer.
-Imports no torch."""
+"""The vocabulary of a model directory, and whether two directories share one.
+
+Imports no torch.
+"""
 
 from pathlib import Path
 
@@ -8,14 +10,12 @@ from megatron_opd.files.json_file import read_json
 
 
 def holds_megatron_weights(model_dir: Path) -> bool:
-    """Whether the weights are a Megatron distributed checkpoint, as `convert` writes, and not
-    safetensors."""
+    """Whether the weights are a Megatron distributed checkpoint, as `convert` writes it."""
     return (model_dir / "model" / ".metadata").is_file()
 
 
 def read_vocabulary(model_dir: Path) -> dict[str, int]:
-    """Token -> id from `tokenizer.json`, added tokens included. Raises DataError naming the
-    file."""
+    """Token -> id, added tokens included, from `tokenizer.json`. Raises DataError."""
     path = model_dir / "tokenizer.json"
     if not path.is_file():
         raise DataError(f"{path}: missing; save the model's fast tokenizer there")
@@ -39,8 +39,7 @@ def read_vocabulary(model_dir: Path) -> dict[str, int]:
 
 
 def check_vocabulary(model_dir: Path, vocab_size: int) -> None:
-    """Raises DataError when the tokenizer has ids that the model's embedding lacks, or no
-    tokens."""
+    """Raises DataError when the tokenizer has no tokens, or ids that the embedding lacks."""
     highest = max(read_vocabulary(model_dir).values(), default=-1)
     if not 0 <= highest < vocab_size:
         problem = (
@@ -50,32 +49,34 @@ def check_vocabulary(model_dir: Path, vocab_size: int) -> None:
 
 
 def common_vocabulary(student_dir: Path, teacher_dir: Path) -> int | None:
-    """How many of the first ids mean the same token to both; None where both have one vocabulary.
+    """How many ids, from 0 on, mean the same token to both; None where the vocabularies are equal.
 
-    One of them may have further tokens after the last common one, as Qwen3 has after those of
-    Qwen2.5. Raises DataError with the first id at which they differ. Sizes of embeddings may
-    differ.
+    One of them may have further tokens after the common ones, as Qwen3 has after Qwen2.5's. Sizes
+    of embeddings may differ. Raises DataError with the first id at which the vocabularies differ.
     """
     if student_dir.resolve() == teacher_dir.resolve():
         return None
-    student, teacher = read_vocabulary(student_dir), read_vocabulary(teacher_dir)
+    student = read_vocabulary(student_dir)
+    teacher = read_vocabulary(teacher_dir)
     if student == teacher:
         return None
-    mine, theirs = ({index: token for token, index in each.items()} for each in (student, teacher))
-    size = min(max(mine, default=-1), max(theirs, default=-1)) + 1
-    first = next((index for index in range(size) if mine.get(index) != theirs.get(index)), None)
-    twice = len(mine) < len(student) or len(theirs) < len(teacher)
-    if first is None and not twice:
+    student_tokens = {index: token for token, index in student.items()}
+    teacher_tokens = {index: token for token, index in teacher.items()}
+    size = min(max(student_tokens, default=-1), max(teacher_tokens, default=-1)) + 1
+    differing = (i for i in range(size) if student_tokens.get(i) != teacher_tokens.get(i))
+    first = next(differing, None)
+    shared_ids = len(student_tokens) < len(student) or len(teacher_tokens) < len(teacher)
+    if first is None and not shared_ids:
         return size
-    if first is None:  # two tokens of one id
+    if first is None:  # two tokens have the same id
         token = min(student.items() ^ teacher.items())[0]
         difference = (
             f"token {token!r} has id {student.get(token)} there and {teacher.get(token)} here"
         )
     else:
-        difference = (
-            f"id {first} is {_token(mine.get(first))} there and {_token(theirs.get(first))} here"
-        )
+        there = _token(student_tokens.get(first))
+        here = _token(teacher_tokens.get(first))
+        difference = f"id {first} is {there} there and {here} here"
     raise DataError(
         f"{teacher_dir / 'tokenizer.json'}: not the tokenizer of {student_dir}: {difference}; "
         "teacher and student must share one"

@@ -1,5 +1,7 @@
-"""Which tokens end a response: of one model directory, and of a teacher's beside a student's.
-Imports no torch."""
+"""Which tokens end a response of a model, and where a teacher's differ from a student's.
+
+Imports no torch.
+"""
 
 import math
 from dataclasses import dataclass
@@ -14,45 +16,45 @@ from megatron_opd.files.json_file import read_json, read_key
 
 @dataclass(frozen=True)
 class Ends:
-    """The tokens that end a response. The engine stops at each of them; traces end with `first`."""
+    """The tokens that end a response: the engine stops at any of them, traces end with `first`."""
 
     ids: tuple[int, ...]  # ascending
     first: int  # the tokenizer's EOS, or where it names none the generation config's first
 
 
 def read_ends(model_dir: str | Path) -> Ends:
-    """The tokenizer's EOS, and what generation_config.json names (config.json, where that names
-    none).
+    """The tokenizer's EOS and the ends that generation_config.json names.
 
-    Ids for which the model has no row are left out: it never samples them.
-    Raises DataError when there is none at all: such a model would never stop.
+    Where that file names none, config.json counts. Ids for which the model has no row are left
+    out: it never samples them. Raises DataError when no id is left: the model would never stop.
     """
-    every = named_ends(model_dir)
-    if not every:
+    ids = named_ends(model_dir)
+    if not ids:
         raise DataError(
             f"{model_dir}: names no token that ends a response; set eos_token in "
             "tokenizer_config.json or eos_token_id in generation_config.json"
         )
-    return Ends(tuple(sorted(set(every))), every[0])
+    return Ends(tuple(sorted(set(ids))), ids[0])
 
 
 def named_ends(model_dir: str | Path) -> list[int]:
-    """The ids of `read_ends`, its first one first; none where the files name none."""
-    of_tokenizer, configured = _of_tokenizer(Path(model_dir)), _configured(Path(model_dir))
+    """The ids of `read_ends`, in the order of the files; empty where the files name none."""
+    of_tokenizer = _of_tokenizer(Path(model_dir))
+    configured = _configured(Path(model_dir))
     path = Path(model_dir) / "config.json"
     rows = read_key(_read(path), "vocab_size", int | None, path, None) or math.inf
-    every = [index for index in (of_tokenizer, *configured) if index is not None and index < rows]
-    return list(dict.fromkeys(every))
+    ids = [index for index in (of_tokenizer, *configured) if index is not None and index < rows]
+    return list(dict.fromkeys(ids))
 
 
 def merged_ends(student_dir: str | Path, teacher_dir: str | Path) -> MergedIds | None:
-    """The ends that the teacher has and the student lacks, and the student's end that stands for
-    them.
+    """The teacher's ends that the student lacks, with the student's end that stands for them.
 
-    None where the teacher ends with tokens that end the student's responses too, or where no end of
-    the student's is a token of the teacher's.
+    None where all of the teacher's ends are the student's too, or where no end of the student's is
+    a token of the teacher's.
     """
-    student_dir, teacher_dir = Path(student_dir), Path(teacher_dir)
+    student_dir = Path(student_dir)
+    teacher_dir = Path(teacher_dir)
     student = named_ends(student_dir)
     alone = tuple(sorted(index for index in named_ends(teacher_dir) if index not in student))
     if not alone:
@@ -65,10 +67,12 @@ def merged_ends(student_dir: str | Path, teacher_dir: str | Path) -> MergedIds |
 def student_ends_note(student_dir: str | Path) -> list[str]:
     """One line where the student's files name different ends."""
     directory = Path(student_dir)
-    of_tokenizer, configured = _of_tokenizer(directory), _configured(directory)
+    of_tokenizer = _of_tokenizer(directory)
+    configured = _configured(directory)
     if of_tokenizer is None or not configured or of_tokenizer in configured:
         return []
-    tokenizer, others = _names(directory, [of_tokenizer]), _names(directory, configured)
+    tokenizer = _names(directory, [of_tokenizer])
+    others = _names(directory, configured)
     return [
         f"student.path: ends a response with {tokenizer} by its tokenizer and with {others} by its "
         "generation config; sampling stops at all of them, and so does what is exported"
@@ -77,22 +81,24 @@ def student_ends_note(student_dir: str | Path) -> list[str]:
 
 def teacher_ends_note(student_dir: str | Path, teacher_dir: str | Path) -> list[str]:
     """One line where the teacher has ends that the student lacks."""
-    student, teacher = read_ends(student_dir), read_ends(teacher_dir)
+    student = read_ends(student_dir)
+    teacher = read_ends(teacher_dir)
     alone = [index for index in teacher.ids if index not in student.ids]
     if not alone:
         return []
-    theirs, mine = _names(Path(teacher_dir), alone), _names(Path(student_dir), list(student.ids))
+    teacher_ends = _names(Path(teacher_dir), alone)
+    student_ends = _names(Path(student_dir), list(student.ids))
     merged = merged_ends(student_dir, teacher_dir)
     if merged is None:
         return [
-            f"teacher.path: ends a response with {theirs}, the student with {mine}, no token of "
-            "the teacher's: there it teaches what the student must not learn; give the terms that "
-            "read it a gate {kind: not_end}"
+            f"teacher.path: ends a response with {teacher_ends}, the student with {student_ends}, "
+            "no token of the teacher's: there it teaches what the student must not learn; give the "
+            "terms that read it a gate {kind: not_end}"
         ]
     into = _names(Path(student_dir), [merged.into])
     return [
-        f"teacher.path: ends a response with {theirs}, the student with {mine}; as the teacher's "
-        f"tokens the former count as {into}"
+        f"teacher.path: ends a response with {teacher_ends}, the student with {student_ends}; as "
+        f"the teacher's tokens the former count as {into}"
     ]
 
 
@@ -107,7 +113,7 @@ def _of_tokenizer(model_dir: Path) -> int | None:
         added = settings.get("added_tokens_decoder", {})
         added = added if isinstance(added, dict) else {}
         known = {
-            each.get("content"): index for index, each in added.items() if isinstance(each, dict)
+            entry.get("content"): index for index, entry in added.items() if isinstance(entry, dict)
         }
         index = known[token] if token in known else read_vocabulary(model_dir).get(token)
         return None if index is None else int(index)
@@ -115,8 +121,7 @@ def _of_tokenizer(model_dir: Path) -> int | None:
 
 
 def _configured(model_dir: Path) -> list[int]:
-    """The ids of the generation config, in its order. Raises DataError naming the key of one that
-    is no id."""
+    """The ids that the generation config names, in its order. Raises DataError for no id."""
     for name in ("generation_config.json", "config.json"):
         path = model_dir / name
         value = read_key(_read(path), "eos_token_id", int | None | list[int], path, None)
@@ -136,7 +141,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _names(model_dir: Path, ids: list[int]) -> str:
-    """'<|im_end|>' (151645) and ..."""
+    """The tokens and their ids, such as "'<|im_end|>' (151645)", joined with "and"."""
     token_of = {index: token for token, index in read_vocabulary(model_dir).items()}
     return " and ".join(
         f"{token_of[index]!r} ({index})" if index in token_of else f"{index}" for index in ids

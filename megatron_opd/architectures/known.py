@@ -1,5 +1,4 @@
-"""The architectures of a recipe's models: from their directories, or, where these are not, from a
-shipped table."""
+"""The architectures of a recipe's models, from their directories or from a shipped table."""
 
 import json
 from collections.abc import Mapping
@@ -19,8 +18,7 @@ TABLE = Path(__file__).with_name("known.json")
 
 
 def architectures(models: Mapping[str, ModelConfig]) -> tuple[dict[str, Architecture], list[str]]:
-    """The architectures of the recipe's models by role, and a line for each that came from the
-    table.
+    """The architectures of the recipe's models by role, and a line for each one from the table.
 
     Raises DataError where a model is neither a directory nor in the table.
     """
@@ -38,11 +36,12 @@ def architectures(models: Mapping[str, ModelConfig]) -> tuple[dict[str, Architec
     return by_role, notes
 
 
-def _from_table(name: str, model: ModelConfig) -> Architecture:
-    table, key = json.loads(TABLE.read_text()), Path(model.path).name
+def _from_table(role: str, model: ModelConfig) -> Architecture:
+    table = json.loads(TABLE.read_text())
+    key = Path(model.path).name
     if key not in table:
         raise DataError(
-            f"{name}.path: {model.path} is no directory, and {key} is none of the known "
+            f"{role}.path: {model.path} is no directory, and {key} is none of the known "
             f"{', '.join(table)}; give a directory with its config.json"
         )
     return changed(parse_architecture(table[key], TABLE), model)

@@ -1,8 +1,7 @@
-"""Rotary position embeddings (RoPE) in a Hugging Face `config.json`, in one spelling. Imports no
-torch.
+"""Rotary position embeddings (RoPE) in a Hugging Face `config.json`, in one spelling.
 
-transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5 `rope_parameters`. Where a
-file has both, `rope_scaling` counts, as in transformers 5.
+Imports no torch. transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5
+`rope_parameters`. Where a file has both, `rope_scaling` counts, as in transformers 5.
 """
 
 import math
@@ -17,9 +16,9 @@ from megatron_opd.files.json_file import read_key
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How the frequencies are stretched over more positions than the model was first trained on.
+    """How frequencies are stretched over more positions than the model was first trained on.
 
-    Names, defaults and meanings are transformers'; KEYS says which of them a type reads.
+    Names, defaults and meanings are those of transformers; KEYS lists the fields that a type reads.
     """
 
     rope_type: str  # "linear" | "llama3" | "yarn"
@@ -59,8 +58,7 @@ _KNOWN = {
 
 
 def read_rope(config: dict[str, Any], path: Path) -> tuple[float, RopeScaling | None]:
-    """Base and scaling from `config`, the content of `path`. Raises DataError naming the file and
-    the key."""
+    """Base and scaling from `config`, the content of `path`. Raises DataError naming the key."""
     rope = _rope_mapping(config, path)
     theta = float(read_key(config | rope, "rope_theta", PositiveFloat, path, 10000.0))
     rope_type = rope.get("rope_type", rope.get("type", "default"))
@@ -75,8 +73,7 @@ def read_rope(config: dict[str, Any], path: Path) -> tuple[float, RopeScaling | 
         )
     if rope_type == "default":
         return theta, None
-    # transformers prefers the key beside the dictionary; where there is none, the longest sequence
-    # counts.
+    # transformers prefers the key beside the dictionary, and falls back to the longest sequence.
     original = rope.get("original_max_position_embeddings", config["max_position_embeddings"])
     rope = rope | {
         "original_max_position_embeddings": config.get("original_max_position_embeddings", original)
@@ -123,20 +120,21 @@ def _is_positive(value: object) -> bool:
 
 
 def _attention_factor(rope: dict[str, Any]) -> float:
-    factor, mscale, mscale_all_dim = rope["factor"], rope.get("mscale"), rope.get("mscale_all_dim")
+    factor = rope["factor"]
+    mscale = rope.get("mscale")
+    mscale_all_dim = rope.get("mscale_all_dim")
     if mscale and mscale_all_dim:
         return yarn_attention_factor(factor, mscale) / yarn_attention_factor(factor, mscale_all_dim)
     return yarn_attention_factor(factor)
 
 
 def yarn_attention_factor(factor: float, mscale: float = 1.0) -> float:
-    """What YaRN multiplies cosine and sine by (arXiv 2309.00071, Eq. 22, for both query and
-    key)."""
+    """The factor of YaRN on cosine and sine, of query and key alike (arXiv 2309.00071, Eq. 22)."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 def rope_parameters(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
-    """As transformers 5 writes them."""
+    """The key `rope_parameters` as transformers 5 writes it."""
     if scaling is None:
         return {"rope_type": "default", "rope_theta": theta}
     values = {key: getattr(scaling, key) for key in KEYS[scaling.rope_type]}
