@@ -1,4 +1,4 @@
-"""What the keys of `data` say, before a file is opened."""
+"""Checks of the keys of `data`, before a file is opened."""
 
 import re
 
@@ -9,12 +9,12 @@ _NOT_A_LINE_BREAK = re.compile(r"\\[nt](?![a-zA-Z])")  # \ne and \tan are LaTeX
 
 
 def check_data_keys(config: RunConfig) -> list[str]:
-    """Keys without effect, limits that contradict each other, line breaks that are none; returns
-    warnings.
+    """Refuses keys without effect, contradicting limits and line breaks that are none.
 
-    Raises ConfigError.
+    Returns warnings. Raises ConfigError.
     """
-    data, template = config.data, config.data.template
+    data = config.data
+    template = data.template
     if template.kind == "raw" and template.system != TemplateConfig.system:
         raise ConfigError(
             "data.template.system: no effect with kind=raw; put it into data.template.text"

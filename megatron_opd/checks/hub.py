@@ -1,5 +1,4 @@
-"""Models named by their id on the Hugging Face Hub, in the place of a directory. Imports no
-torch."""
+"""Models that a recipe names by their id on the Hugging Face Hub. Imports no torch."""
 
 import re
 from dataclasses import replace
@@ -27,16 +26,14 @@ class HubModel(NamedTuple):
 def with_local_models(config: RunConfig) -> RunConfig:
     """`config` with the directories of its models in the place of their ids; see `local_model`."""
     student = _with_local_path(config.student)
-    return replace(
-        config, student=student, teacher=config.teacher and _with_local_path(config.teacher)
-    )
+    teacher = config.teacher and _with_local_path(config.teacher)
+    return replace(config, student=student, teacher=teacher)
 
 
 def local_model(path: str) -> str:
-    """`path`, or where the files of the Hub's model of that id are: in the cache, or now downloaded
-    to it.
+    """`path`, or the directory of the Hub's model of that id: in the cache, downloaded if need be.
 
-    Raises DataError, with the command that downloads, where they are not there and cannot be had.
+    Raises DataError, with the command that downloads, where the model cannot be had.
     """
     model = parse_id(path)
     if model is None:
@@ -44,7 +41,9 @@ def local_model(path: str) -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    name, revision, files = model.name, model.revision, list(FILES)
+    name = model.name
+    revision = model.revision
+    files = list(FILES)
     try:
         try:
             directory = snapshot_download(
@@ -55,13 +54,13 @@ def local_model(path: str) -> str:
         except LocalEntryNotFoundError:
             pass
         return snapshot_download(name, revision=revision, allow_patterns=files)
-    except Exception as error:  # of the network, the Hub's answers, the disk, by kind of failure
+    except Exception as error:  # the network, the Hub and the disk fail in many types
         cause = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        wanted = f" --revision {revision}" if revision else ""
+        option = f" --revision {revision}" if revision else ""
         raise DataError(
             f"{path}: no such directory, and it cannot be had from the Hugging Face Hub "
             f"({cause:.200}); give a directory, or run where there is a network: hf download "
-            f"{name}{wanted}"
+            f"{name}{option}"
         ) from error
 
 

@@ -1,5 +1,4 @@
-"""Whether a method can be run: its signals exist, its terms fit together, and its gradient has the
-teacher in it."""
+"""Whether a method can be run: its signals exist, its terms fit together, its teacher teaches."""
 
 from megatron_opd.checks.term import check_term
 from megatron_opd.errors import ConfigError
@@ -17,8 +16,9 @@ from megatron_opd.recipe.keys import RunConfig
 
 
 def check_method(config: RunConfig) -> list[str]:
-    """Returns warnings. Raises ConfigError naming the key."""
-    method, needs = config.method, needs_of(config.method)
+    """Checks the recipe's method. Returns warnings. Raises ConfigError naming the key."""
+    method = config.method
+    needs = needs_of(method)
     warnings = []
     if (needs.teacher or needs.teacher_head) and config.teacher is None:
         raise ConfigError(
@@ -47,8 +47,10 @@ def _reader(method: MethodConfig) -> str:
 
 
 def _check_teacher_share(method: MethodConfig) -> None:
-    """The engine has no logprob of the student's for tokens that the teacher drew, and tokens that
-    are given take nobody's turn."""
+    """Refuses what does not go with tokens that the teacher draws. Raises ConfigError.
+
+    The engine has no student logprob for such tokens, and a prefix takes the turn of neither model.
+    """
     key = "method.teacher_share"
     if not needs_of(method).rollouts:
         raise ConfigError(f"{key}: no effect, {method.name} samples nothing; remove it")
@@ -70,8 +72,10 @@ def _check_teacher_share(method: MethodConfig) -> None:
 
 
 def _check_mixture(method: MethodConfig) -> None:
-    """Terms on traces need traces, traces need such a term, and only rewards have groups sampled
-    anew."""
+    """Checks that traces and terms on traces come together. Raises ConfigError.
+
+    Refills need rewards: only they say whether a group is to be sampled anew.
+    """
     if method.teacher_share:
         _check_teacher_share(method)
     if method.max_refills and not needs_of(method).rewards:
@@ -81,9 +85,10 @@ def _check_mixture(method: MethodConfig) -> None:
     if method.on_policy_fraction < 1:
         of_samples = _policies(method)
         if of_samples or not needs_of(method).rollouts:
-            needs_samples = of_samples and f"method.{of_samples[0]} needs samples"
-            what = needs_samples or "every term is on traces already"
-            raise ConfigError(f"method.on_policy_fraction: {what}; set it to 1")
+            problem = "every term is on traces already"
+            if of_samples:
+                problem = f"method.{of_samples[0]} needs samples"
+            raise ConfigError(f"method.on_policy_fraction: {problem}; set it to 1")
     on_traces = [name for name, term in method.terms.items() if reads_traces(term)]
     mixed = [key for key in ("traces_per_group", "prefix") if getattr(method, key)]
     if len(on_traces) == len(method.terms) and mixed:
@@ -113,8 +118,7 @@ def _policies(method: MethodConfig) -> list[str]:
 
 # ---------------------------------------------------------------------------- the expected gradient
 def _check_gradient(method: MethodConfig) -> list[str]:
-    """A teacher that is asked and not in the expected gradient is a mistake; in a paper's method, a
-    warning."""
+    """A teacher that is asked but teaches nothing: an error, in a paper's method a warning."""
     if not needs_of(method).teacher or _teaches(method):
         return []
     problem = (
@@ -132,8 +136,7 @@ def _teaches(method: MethodConfig) -> bool:
 
 
 def _has_teacher(part: object) -> bool:
-    """Whether a part depends on the teacher's opinion of the sampled token, or pulls towards its
-    tokens."""
+    """Whether a part reads the teacher's logprob of the sampled token, or learns its tokens."""
     if isinstance(part, ShapingAdvantage):
         return part.signal != "argmax_logprob"
     if isinstance(part, TopKAdvantage | EntropyGate):

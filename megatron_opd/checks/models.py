@@ -1,4 +1,4 @@
-"""A model that is sampled on its own, before an engine starts."""
+"""Checks of a model that is sampled without a trainer, before an engine starts."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -9,12 +9,12 @@ from megatron_opd.recipe.keys import RunConfig
 
 
 def processes_needed(config: RunConfig) -> int:
-    """The fewest a run can have."""
+    """The smallest number of processes that a run can have."""
     return processes_shared(config) + sum(config.processes_apart.values())
 
 
 def processes_shared(config: RunConfig) -> int:
-    """Beside those set aside for one role: this many, or a multiple.
+    """The number of which the processes of no single role must be a multiple.
 
     Every layout's TP x PP x CP, and EP x ETP x PP, divides the number of processes: their least
     common multiple.
@@ -29,7 +29,7 @@ def models_of(config: RunConfig) -> list[tuple[str, ModelConfig]]:
 
 
 def sequences_per_step(config: RunConfig) -> int:
-    """Rollouts with their traces, or, where nothing is sampled, one trace of each prompt."""
+    """Rollouts and traces of a step; where nothing is sampled, one trace of each prompt."""
     if not needs_of(config.method).rollouts:
         return config.rollout.num_prompts
     group = config.rollout.samples_per_prompt + config.method.traces_per_group
@@ -43,7 +43,8 @@ def samples(config: RunConfig) -> bool:
 
 def check_processes(config: RunConfig, world_size: int) -> None:
     """Whether `world_size` processes are enough, and divide. Raises ConfigError."""
-    roles, needed = config.processes_apart, processes_shared(config)
+    roles = config.processes_apart
+    needed = processes_shared(config)
     apart = sum(roles.values())
     if apart >= world_size:
         keys = " + ".join(f"{role}.processes" for role in roles)

@@ -1,4 +1,4 @@
-"""What a recipe alone and its model directories can get wrong, found before torch is imported.
+"""Checks of a recipe and its model directories, before torch is imported.
 
 Every problem is one ConfigError or DataError that names the key or the file and the remedy.
 """
@@ -27,7 +27,7 @@ from megatron_opd.recipe.keys import (
 from megatron_opd.weights.check import check_weights
 
 RUN_LOCK = ".lock"
-# what a process may leave that was killed before its run began
+# files that a process may leave when it is killed before its run begins
 _NOTHING_YET = {RUN_LOCK, "config.yaml.tmp"}
 
 
@@ -49,10 +49,10 @@ def preflight(config: RunConfig, *, world_size: int | None) -> list[str]:
 
 
 def check_run_directory(config: RunConfig, *, resume: bool) -> None:
-    """The run's directory must be new (or, to resume, a run) and writable. Raises ConfigError
-    naming run_dir.
+    """The run's directory must be writable and new, or, to resume, a run.
 
-    It is a run from its config.yaml on, the first file that is written.
+    A directory is a run from its config.yaml on, the first file that is written. Raises
+    ConfigError naming run_dir.
     """
     directory = Path(config.directory)
     if "\0" in config.directory:
@@ -60,11 +60,9 @@ def check_run_directory(config: RunConfig, *, resume: bool) -> None:
             f"run_dir: {config.directory!r} holds a null character; choose another run_dir=..."
         )
     is_run = (directory / "config.yaml").is_file()
-    others = (
-        sorted({path.name for path in directory.iterdir()} - _NOTHING_YET)
-        if directory.is_dir()
-        else []
-    )
+    others: list[str] = []
+    if directory.is_dir():
+        others = sorted({path.name for path in directory.iterdir()} - _NOTHING_YET)
     if others and not is_run:
         raise ConfigError(
             f"run_dir: {directory} exists already and is no run: it has {others[0]} and no "
@@ -80,7 +78,8 @@ def check_run_directory(config: RunConfig, *, resume: bool) -> None:
         )
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"run_dir: {directory} is a file; give another run_dir=...")
-    parent = next(each for each in (directory, *directory.absolute().parents) if each.exists())
+    folders = (directory, *directory.absolute().parents)
+    parent = next(folder for folder in folders if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=parent):
             pass
@@ -117,10 +116,10 @@ def _check_settings_have_effect(config: RunConfig) -> None:
 
 def _check_loss_scale(config: RunConfig) -> None:
     scale = config.train.loss_scale
-    for each in fields(LossScaleConfig):
-        if config.precision != "float16" and getattr(scale, each.name) != each.default:
+    for key in fields(LossScaleConfig):
+        if config.precision != "float16" and getattr(scale, key.name) != key.default:
             raise ConfigError(
-                f"train.loss_scale.{each.name}: no effect with precision={config.precision}; "
+                f"train.loss_scale.{key.name}: no effect with precision={config.precision}; "
                 "remove it"
             )
     if scale.minimum > scale.initial:
@@ -131,20 +130,20 @@ def _check_loss_scale(config: RunConfig) -> None:
 
 
 def _check_nothing_sampled(config: RunConfig) -> None:
-    """Supervised methods sample only to evaluate: keys of the rollouts and the reward must keep
-    their defaults."""
-    unused = (
-        ["rollout.temperature"]
-        if config.eval
-        else [f"rollout.{each.name}" for each in fields(RolloutConfig)]
-    )
-    unused += [] if config.eval else [f"reward.{each.name}" for each in fields(RewardConfig)]
+    """Keys of rollouts and reward must keep their defaults where a method samples nothing.
+
+    Such a method samples only to evaluate. Raises ConfigError.
+    """
+    unused = ["rollout.temperature"]
+    if not config.eval:
+        unused = [f"rollout.{field.name}" for field in fields(RolloutConfig)]
+        unused += [f"reward.{field.name}" for field in fields(RewardConfig)]
     for key in unused:
         section, name = key.split(".")
-        given = getattr(getattr(config, section), name)
-        one_trace_per_prompt = key == "rollout.samples_per_prompt" and given == 1
+        value = getattr(getattr(config, section), name)
+        one_trace_per_prompt = key == "rollout.samples_per_prompt" and value == 1
         default = getattr(RolloutConfig if section == "rollout" else RewardConfig, name)
-        if name != "num_prompts" and given != default and not one_trace_per_prompt:
+        if name != "num_prompts" and value != default and not one_trace_per_prompt:
             raise ConfigError(
                 f"{key}: no effect, method {config.method.name} samples nothing; remove it"
             )
@@ -171,11 +170,11 @@ def _check_eval(evaluation: EvalConfig, *, has_heldout: bool) -> None:
 
 
 def _check_directories(config: RunConfig) -> dict[str, Architecture]:
-    """The architectures in the models' directories, which must hold weights and a tokenizer that
-    fits."""
+    """The architectures of the models, whose directories hold weights and a fitting tokenizer."""
     architectures = {}
     for name, model in models_of(config):
-        directory, architecture = Path(model.path), architecture_of(model)
+        directory = Path(model.path)
+        architecture = architecture_of(model)
         # The student's engine gets its weights from the trainer.
         sampled = name == "teacher" and bool(config.method.teacher_share)
         check_weights(directory, architecture, sampled=sampled)
@@ -185,25 +184,25 @@ def _check_directories(config: RunConfig) -> dict[str, Architecture]:
 
 
 def _unknown_keys(config: RunConfig) -> list[str]:
-    unread = (
-        (name, model.path, unknown_keys(read_config(model.path)))
-        for name, model in models_of(config)
-    )
-    return [
-        f"{name}.path: {path}/config.json has {', '.join(keys)}, which nothing here reads; if that "
-        "changes what the model computes, this run computes something else"
-        for name, path, keys in unread
-        if keys
-    ]
+    warnings = []
+    for name, model in models_of(config):
+        keys = unknown_keys(read_config(model.path))
+        if keys:
+            warnings.append(
+                f"{name}.path: {model.path}/config.json has {', '.join(keys)}, which nothing here "
+                "reads; if that changes what the model computes, this run computes something else"
+            )
+    return warnings
 
 
 def _compare_models(config: RunConfig, architectures: dict[str, Architecture]) -> list[str]:
-    """What the models, or the files of one, do not have in common and the run can live with."""
+    """Warnings of differences between the models, or the files of one, that a run can live with."""
     read_ends(config.student.path)  # a student that never stops is refused
     warnings = student_ends_note(config.student.path)
     if config.teacher is None:
         return warnings
-    student, teacher = Path(config.student.path), Path(config.teacher.path)
+    student = Path(config.student.path)
+    teacher = Path(config.teacher.path)
     common = common_vocabulary(student, teacher)
     if common is not None:
         warnings.append(

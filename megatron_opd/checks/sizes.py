@@ -21,11 +21,10 @@ from megatron_opd.recipe.keys import RunConfig, TeacherConfig
 def check_sizes(
     config: RunConfig, architectures: dict[str, Architecture], *, world_size: int | None
 ) -> list[str]:  # fmt: skip
-    """Whether layouts, lengths, vocabularies and batches divide and fit; needs no model directory.
-    Returns warnings.
+    """Checks that layouts, lengths, vocabularies and batches divide and fit.
 
-    `architectures` is that of the "student" and, where there is one, of the "teacher". Raises
-    ConfigError.
+    `architectures` has the "student" and, where there is one, the "teacher"; no model directory is
+    read. Returns warnings. Raises ConfigError.
     """
     for name, model in models_of(config):
         _check_layout(name, model, architectures[name])
@@ -95,8 +94,7 @@ def _check_vocabularies(config: RunConfig, architectures: dict[str, Architecture
 
 
 def _check_teacher_head(student: LayoutConfig, teacher: TeacherConfig) -> None:
-    """During the update every rank takes the teacher through its own micro-batch of the
-    student."""
+    """During the update every rank takes its micro-batch through the teacher too."""
     if teacher.offload:
         raise ConfigError(
             "teacher.offload: a term on whole distributions needs the teacher during updates; "
@@ -110,18 +108,19 @@ def _check_teacher_head(student: LayoutConfig, teacher: TeacherConfig) -> None:
 
 
 def _check_layout(name: str, model: ModelConfig, architecture: Architecture) -> None:
-    layout, key = model.layout, f"{name}.layout"
+    layout = model.layout
+    key = f"{name}.layout"
     tensor = layout.tensor_model_parallel_size
     split = {
         "attention heads": architecture.num_attention_heads,
         "key-value heads": architecture.num_key_value_heads,
         **({} if architecture.experts else {"intermediate size": architecture.intermediate_size}),
     }
-    for what, size in split.items():
+    for quantity, size in split.items():
         if size % tensor:
             raise ConfigError(
-                f"{key}.tensor_model_parallel_size: {tensor} does not divide the {size} {what} of "
-                f"{model.path}"
+                f"{key}.tensor_model_parallel_size: {tensor} does not divide the {size} {quantity} "
+                f"of {model.path}"
             )
     _check_stages(key, model, architecture)
     _check_experts(name, model, architecture)
@@ -152,8 +151,9 @@ def _check_stages(key: str, model: ModelConfig, architecture: Architecture) -> N
 
 
 def _check_experts(name: str, model: ModelConfig, architecture: Architecture) -> None:
-    experts, layout = architecture.experts, model.layout
-    for size_of, what, whole in (
+    experts = architecture.experts
+    layout = model.layout
+    for size_key, quantity, whole in (
         ("expert_model_parallel_size", "experts", experts and experts.count),
         (
             "expert_tensor_parallel_size",
@@ -161,11 +161,14 @@ def _check_experts(name: str, model: ModelConfig, architecture: Architecture) ->
             experts and experts.intermediate_size,
         ),
     ):
-        key, size = f"{name}.layout.{size_of}", getattr(layout, size_of)
+        key = f"{name}.layout.{size_key}"
+        size = getattr(layout, size_key)
         if experts is None and size > 1:
             raise ConfigError(f"{key}: no effect, {model.path} has no experts; remove it")
         if whole and whole % size:
-            raise ConfigError(f"{key}: {size} does not divide the {whole} {what} of {model.path}")
+            raise ConfigError(
+                f"{key}: {size} does not divide the {whole} {quantity} of {model.path}"
+            )
     # a row is a multiple of 16 bytes, at 2 bytes a number
     if experts and experts.intermediate_size // layout.expert_tensor_parallel_size % 8:
         raise ConfigError(
@@ -182,7 +185,8 @@ def _check_experts(name: str, model: ModelConfig, architecture: Architecture) ->
 
 
 def _check_lengths(config: RunConfig) -> None:
-    completion, longest = config.rollout.max_completion_tokens, config.max_sequence_length
+    completion = config.rollout.max_completion_tokens
+    longest = config.max_sequence_length
     if samples(config) and completion >= longest:
         raise ConfigError(
             f"rollout.max_completion_tokens: {completion} leaves no room for a prompt within "
@@ -192,7 +196,8 @@ def _check_lengths(config: RunConfig) -> None:
 
 
 def _check_micro_batch(config: RunConfig) -> None:
-    tokens, longest = config.train.micro_batch_tokens, config.max_sequence_length
+    tokens = config.train.micro_batch_tokens
+    longest = config.max_sequence_length
     for name, model in models_of(config):
         ranks = model.layout.context_parallel_size
         if tokens * ranks < model.layout.padded_length(longest):
@@ -209,7 +214,8 @@ def _check_micro_batch(config: RunConfig) -> None:
 
 
 def _check_batch(config: RunConfig) -> None:
-    prompts, updates = config.rollout.num_prompts, config.train.updates_per_step
+    prompts = config.rollout.num_prompts
+    updates = config.train.updates_per_step
     if prompts % updates:
         raise ConfigError(
             f"train.updates_per_step: {updates} does not divide rollout.num_prompts={prompts}"

@@ -23,7 +23,7 @@ _PARAMETERS = {"jsd": ("beta",), "skew_forward_kl": ("alpha",), "skew_reverse_kl
 
 
 def check_term(key: str, term: Term, config: RunConfig) -> list[str]:
-    """Returns warnings. Raises ConfigError naming a key below `key`, the term's own."""
+    """Checks one term; returns warnings. Raises ConfigError naming a key of the term's `key`."""
     warnings = _check_weight(f"{key}.weight", term.weight, config.num_steps)
     gates = gates_of(term)
     for name, gate in gates.items():
@@ -96,9 +96,12 @@ def _check_policy(key: str, term: PolicyGradientTerm, config: RunConfig) -> list
 
 
 def _check_correction(key: str, correction: Correction) -> None:
-    """A sampler that agrees with the trainer has ratios of 1: a window that keeps some tokens keeps
-    these."""
-    low, high = correction.low, correction.high
+    """The window must not be empty, and must hold 1. Raises ConfigError.
+
+    The ratios are 1 where the sampler agrees with the trainer.
+    """
+    low = correction.low
+    high = correction.high
     if correction.kind in ("truncated", "sequence_truncated"):
         if low:
             raise ConfigError(f"{key}.low: no effect with kind={correction.kind}; remove it")
@@ -127,14 +130,12 @@ def _check_log_ratio(key: str, advantage: LogRatioAdvantage) -> None:
 
 
 def _check_divergence(key: str, term: DivergenceTerm, config: RunConfig) -> None:
-    wanted = _PARAMETERS.get(term.divergence, ())
+    parameters = _PARAMETERS.get(term.divergence, ())
     for name in ("alpha", "beta"):
         value = getattr(term, name)
-        if (value is None) == (name in wanted):
-            raise ConfigError(
-                f"{key}.{name}: {'missing' if value is None else 'no effect'} with "
-                f"{term.divergence}"
-            )
+        if (value is None) == (name in parameters):
+            problem = "missing" if value is None else "no effect"
+            raise ConfigError(f"{key}.{name}: {problem} with {term.divergence}")
         if value is not None and term.divergence != "alpha_beta" and not 0 < value < 1:
             raise ConfigError(f"{key}.{name}: {value} must lie between 0 and 1")
     total = (term.alpha or 0) + (term.beta or 0)

@@ -1,5 +1,7 @@
-"""Every check that can be made before a process group or a device is touched. Imports no torch
-itself."""
+"""Every check that can be made before a process group or a device is touched.
+
+Imports no torch itself.
+"""
 
 import re
 from pathlib import Path
@@ -20,7 +22,7 @@ from megatron_opd.tasks.tokenizer import tokenizer_for_checks
 from megatron_opd.verify.answer import read_gold
 
 _ANSWER_LINE = re.compile(r"\banswer\s*:\s*\S", re.IGNORECASE)
-# share of gold answers that cannot be compared with, before the data are refused
+# fraction of gold answers without a value to compare with, above which the data are refused
 MOST_BAD_GOLDS = 0.05
 # Keys that a resumed run may change.
 RESUMABLE = (
@@ -40,26 +42,27 @@ RESUMABLE = (
 
 
 def check_recipe(config: RunConfig, *, world_size: int | None) -> list[str]:
-    """The recipe, the model directories and the data files; returns warnings. Raises ConfigError,
-    DataError."""
+    """Checks the recipe, the model directories and the data files.
+
+    Returns warnings. Raises ConfigError, DataError.
+    """
     config = with_local_models(config)
     warnings = preflight(config, world_size=world_size)
     return warnings + check_data(config)
 
 
 def check_data(config: RunConfig) -> list[str]:
-    """Reads the data files as the run will."""
-    tokenizer, needs = tokenizer_for_checks(config.student.path), needs_of(config.method)
+    """Reads the data files as the run will. Returns warnings. Raises ConfigError, DataError."""
+    tokenizer = tokenizer_for_checks(config.student.path)
+    needs = needs_of(config.method)
     check_unchanged(config)
     warnings: list[str] = []
     prompts = load_training(
         config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces, warn=warnings.append
     )
-    heldout = (
-        load_heldout(config, tokenizer, warn=warnings.append)
-        if config.data.heldout is not None
-        else []
-    )
+    heldout: list[Prompt] = []
+    if config.data.heldout is not None:
+        heldout = load_heldout(config, tokenizer, warn=warnings.append)
     if needs.rollouts:
         warnings += _room_for_completions(config, prompts, "data.train")
     if config.eval:
@@ -85,8 +88,7 @@ def check_data(config: RunConfig) -> list[str]:
 
 
 def _room_for_completions(config: RunConfig, prompts: list[Prompt], key: str) -> list[str]:
-    """Counts the prompts that max_sequence_length leaves less than
-    rollout.max_completion_tokens."""
+    """Counts the prompts that leave less room than rollout.max_completion_tokens."""
     completion = config.rollout.max_completion_tokens
     lengths = [len(prompt.token_ids) for prompt in prompts]
     cut = sum(length + completion > config.max_sequence_length for length in lengths)
@@ -101,8 +103,7 @@ def _room_for_completions(config: RunConfig, prompts: list[Prompt], key: str) ->
 
 
 def _asked_for_unread_answers(config: RunConfig, prompts: list[Prompt], key: str) -> list[str]:
-    """Counts the prompts that ask for a line "Answer: ..." and for no box, where only a box is
-    read."""
+    """Counts the prompts that ask for "Answer: ..." and no box, where only a box is read."""
     asked = [
         prompt
         for prompt in prompts
@@ -117,10 +118,10 @@ def _asked_for_unread_answers(config: RunConfig, prompts: list[Prompt], key: str
 
 
 def _bad_golds(prompts: list[Prompt], key: str) -> list[str]:
-    """Counts the gold answers that nothing can be compared with. Raises DataError when they are no
-    exception.
+    """Counts the gold answers that nothing can be compared with.
 
-    Reads them all as the verifier will, but does no computer algebra: microseconds each.
+    Reads them all as the verifier will, without computer algebra: microseconds each. Raises
+    DataError when more than MOST_BAD_GOLDS of them are such.
     """
     readable = {gold: read_gold(gold) is not None for gold in {prompt.answer for prompt in prompts}}
     bad = [prompt for prompt in prompts if not readable[prompt.answer]]
@@ -140,9 +141,9 @@ def _in_both(prompts: list[Prompt], heldout: list[Prompt]) -> list[str]:
     """Counts the held-out prompts that the run trains on."""
     texts = {prompt.text for prompt in prompts}
     count = sum(prompt.text in texts for prompt in heldout)
-    return (
-        [f"data.heldout: {count} of {len(heldout)} prompts are in data.train too"] if count else []
-    )
+    if not count:
+        return []
+    return [f"data.heldout: {count} of {len(heldout)} prompts are in data.train too"]
 
 
 def check_resumed(config: RunConfig) -> None:
@@ -154,10 +155,9 @@ def check_resumed(config: RunConfig) -> None:
     stored_file = Path(config.directory) / "config.yaml"
     check_run_directory(config, resume=True)
     stored = load_config(str(stored_file))
-    # A recipe leaves open what the run has pinned at its start.
-    changed = [
-        key for key in differences(stored, keep_pins(config, stored)) if not _may_change(key)
-    ]
+    # The run pinned at its start what the recipe leaves open.
+    keys = differences(stored, keep_pins(config, stored))
+    changed = [key for key in keys if not _may_change(key)]
     if changed:
         may = ", ".join(key for key in RESUMABLE if key != "run_dir")
         raise ConfigError(
