@@ -1,5 +1,4 @@
-"""The algorithm, on one screen: sample, verify, ask the teacher, update, hand the new weights to
-the sampler."""
+"""The algorithm, on one screen: sample, verify, ask the teacher, update, refit the sampler."""
 
 from dataclasses import replace
 from functools import partial
@@ -67,8 +66,7 @@ def one_step(run: Run, step: int) -> StepRecord:
 def learn_rewards(
     models: Models, rollouts: list[Rollout], signals: Signals, step: int
 ) -> dict[str, float]:
-    """The update of the process model, whose logprobs of before it the student's update has
-    used."""
+    """Updates the process model, whose earlier logprobs the student's update has used."""
     if models.process is None or signals.process_logprobs_T is None:
         return {}
     batch = Batch(rollouts, signals, models.config.seed, step)

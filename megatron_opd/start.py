@@ -20,11 +20,10 @@ from megatron_opd.world import torchrun
 def train(
     recipe: str, overrides: Sequence[str] = (), *, resume: bool = False, nproc: int | None = None
 ) -> tuple[int, str]:
-    """Trains in this process, or in `nproc` that it starts, or as one of those that torchrun has
-    started.
+    """Trains in this process, in `nproc` that it starts, or as one that torchrun has started.
 
-    Returns an exit code and its message, those of the rank that failed first; raises OpdError in a
-    process that trains.
+    Returns the exit code and the message of the rank that failed first, (0, "") where none did.
+    Raises OpdError in a process that trains.
     """
     from megatron_opd.checks.recipe import check_run_directory
     from megatron_opd.checks.training import check_data
@@ -63,8 +62,7 @@ def train(
 def recipe_to_train(
     recipe: str, overrides: Sequence[str] = (), *, resume: bool = False
 ) -> RunConfig:
-    """The recipe as a run trains it: local copies of hub models, and what a resumed run has
-    pinned."""
+    """The recipe as a run trains it: with local copies of Hub models and a resumed run's pins."""
     from megatron_opd.checks.hub import with_local_models
     from megatron_opd.recipe.load import load_config
     from megatron_opd.tasks.pin import keep_pins
@@ -80,7 +78,7 @@ def recipe_to_train(
 
 
 def warn(warnings: list[str]) -> None:
-    """A line for each on rank 0's standard error."""
+    """Prints a line for each warning, on rank 0's standard error."""
     if _is_first():
         for text in warnings:
             print(f"megatron-opd: warning: {text}", file=sys.stderr, flush=True)

@@ -14,9 +14,9 @@ from megatron_opd.world.worker import say
 def recipes(arguments: argparse.Namespace) -> None:
     from megatron_opd.recipe.load import describe_recipe, recipe_files
 
-    rows = [("RECIPE", "METHOD", "")] + [
-        (name, *describe_recipe(path)) for name, path in recipe_files().items()
-    ]
+    rows = [("RECIPE", "METHOD", "")]
+    for name, path in recipe_files().items():
+        rows.append((name, *describe_recipe(path)))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, method, text in rows:
         print(f"{name:{widths[0]}}  {method:{widths[1]}}  {text}".rstrip())
@@ -38,15 +38,12 @@ def check(arguments: argparse.Namespace) -> None:
     warn(check_recipe(config, world_size=arguments.nproc))
     is_run = (Path(config.directory) / "config.yaml").is_file()
     check_run_directory(config, resume=is_run)
-    needed, then = (
-        f"{processes_shared(config)} or a multiple",
-        " (a run: --resume)" if is_run else "",
-    )
-    needed += "".join(
-        f" plus {size} for the {role}" for role, size in config.processes_apart.items()
-    )
+    note = " (a run: --resume)" if is_run else ""
+    needed = f"{processes_shared(config)} or a multiple"
+    for role, size in config.processes_apart.items():
+        needed += f" plus {size} for the {role}"
     print(
-        f"OK: {config.name}: {config.method.name}, --nproc {needed}, into {config.directory}{then}"
+        f"OK: {config.name}: {config.method.name}, --nproc {needed}, into {config.directory}{note}"
     )
 
 

@@ -49,12 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 # ---------------------------------------------------------------------------------------- arguments
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, unparsed = parser.parse_known_args(argv)
     # argparse stops collecting KEY=VALUE at the first option between them.
-    if rest and (any(each.startswith("-") for each in rest) or not hasattr(arguments, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        arguments.overrides = arguments.overrides + rest
+    takes_keys = hasattr(arguments, "overrides")
+    if unparsed and (not takes_keys or any(word.startswith("-") for word in unparsed)):
+        parser.error(f"unrecognized arguments: {' '.join(unparsed)}")
+    if unparsed:
+        arguments.overrides = arguments.overrides + unparsed
     return arguments
 
 

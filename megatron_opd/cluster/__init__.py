@@ -1,2 +1,1 @@
-"""Runs on a Slurm cluster: from a recipe and a cluster's profile to a job that takes care of
-itself."""
+"""Runs on a Slurm cluster: a recipe and a cluster's profile make a job that mends itself."""

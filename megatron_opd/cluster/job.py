@@ -1,5 +1,4 @@
-"""A job as it lies beside the run's directory, in RUN.job: what its processes read, and what they
-leave there.
+"""A job's directory RUN.job, beside the run's: the files its processes read and write.
 
 recipe.yaml     the resolved recipe
 job.json        this file's `Job`
@@ -47,7 +46,7 @@ class Job:
         return [self.python, "-m", "megatron_opd.cluster.rank", str(self.directory)]
 
     def environment(self) -> dict[str, str]:
-        """Of the job's processes; quoted for a shell."""
+        """The environment variables of the job's processes, quoted for a shell."""
         threads = str(self.cluster.cpus_per_process or 1)
         # Newer versions of srun do not take the number of CPUs from sbatch.
         settings = {
@@ -95,12 +94,12 @@ def make(config: RunConfig, cluster: ClusterConfig, python: str) -> Job:
 def read(directory: Path) -> Job:
     """The job in RUN.job. Raises ConfigError."""
     try:
-        found: dict[str, Any] = json.loads((directory / "job.json").read_text())
+        stored: dict[str, Any] = json.loads((directory / "job.json").read_text())
     except FileNotFoundError:
         raise ConfigError(
             f"{directory}: no job was launched there; name the run's directory, such as runs/demo"
         ) from None
-    return Job(**{**found, "cluster": build(ClusterConfig, found["cluster"])})
+    return Job(**{**stored, "cluster": build(ClusterConfig, stored["cluster"])})
 
 
 def job_ids(directory: Path) -> list[str]:
@@ -110,13 +109,16 @@ def job_ids(directory: Path) -> list[str]:
 
 
 def last_heartbeat(directory: Path) -> dict[str, Any] | None:
-    """The last one of a run's newest job; None before the first."""
+    """The last heartbeat of a run's newest job; None before the first."""
     path = directory / "heartbeat.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def note_id(directory: Path, job_id: str) -> None:
-    """Unless the batch script has been faster, which may even have submitted the next job."""
+    """Appends a job's number, unless the batch script was faster.
+
+    That may even have submitted the next job by now.
+    """
     if job_id not in job_ids(directory):
         with (directory / "job_id").open("a") as file:
             file.write(f"{job_id}\n")

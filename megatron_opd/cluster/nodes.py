@@ -1,5 +1,4 @@
-"""The nodes' reports before a job begins: what each finds out about itself, and which of them is
-unfit.
+"""The nodes' reports on themselves before a job begins, and which nodes are unfit.
 
 Every node's first process writes a file on the shared file system; rank 0 reads them all. A node
 that cannot write there, or never comes up, is named because its file is missing.
@@ -29,7 +28,7 @@ CHECK_SECONDS = 120
 
 @dataclass(frozen=True)
 class Report:
-    """Of one node. `problem` is "" where it is fit."""
+    """The report of one node. `problem` is "" where it is fit."""
 
     node: str
     problem: str
@@ -41,9 +40,9 @@ def report(job: Job, attempt: Path, node: str) -> Report:
     """Checks this node and leaves its report in `attempt`."""
     import torch
 
-    found = Report(node, _problem(job, attempt, node), __version__, torch.__version__)
-    write_atomically(attempt / f"{node}.json", json.dumps(asdict(found)).encode())
-    return found
+    result = Report(node, _problem(job, attempt, node), __version__, torch.__version__)
+    write_atomically(attempt / f"{node}.json", json.dumps(asdict(result)).encode())
+    return result
 
 
 def unfit(attempt: Path, nodes: list[str], *, seconds: float) -> dict[str, str]:
@@ -59,11 +58,11 @@ def unfit(attempt: Path, nodes: list[str], *, seconds: float) -> dict[str, str]:
     problems = {
         node: f"did not report within {seconds:.0f} s" for node in nodes if node not in reports
     }
-    problems |= {node: each.problem for node, each in reports.items() if each.problem}
-    wanted = next((reports[node] for node in nodes if node in reports), None)
-    for node, each in reports.items():
-        if wanted and (each.version, each.torch) != (wanted.version, wanted.torch):
-            problems.setdefault(node, f"has torch {each.torch}, {wanted.node} has {wanted.torch}")
+    problems |= {node: result.problem for node, result in reports.items() if result.problem}
+    first = next((reports[node] for node in nodes if node in reports), None)
+    for node, result in reports.items():
+        if first and (result.version, result.torch) != (first.version, first.torch):
+            problems.setdefault(node, f"has torch {result.torch}, {first.node} has {first.torch}")
     return problems
 
 
@@ -80,13 +79,15 @@ def _problem(job: Job, attempt: Path, node: str) -> str:
 
 
 def _gpu_problem(wanted: int) -> str:
-    """Asked of another process: what computes on a GPU holds some of its memory until it ends, and
-    may hang."""
+    """What is wrong with the node's GPUs; "" where nothing is.
+
+    Another process finds out: one that computes on a GPU holds some of its memory until it ends,
+    and may hang.
+    """
     if wanted == 0:
         return ""
-    return _run(
-        [sys.executable, "-m", "megatron_opd.cluster.nodes", str(wanted)], "the check of its GPUs"
-    )
+    command = [sys.executable, "-m", "megatron_opd.cluster.nodes", str(wanted)]
+    return _run(command, "the check of its GPUs")
 
 
 def _own_check(command: str) -> str:
@@ -94,23 +95,25 @@ def _own_check(command: str) -> str:
 
 
 def _run(command: list[str], name: str) -> str:
-    """What a check said last, if it failed."""
+    """Runs a check. Returns the last line of its output if it failed, else ""."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=CHECK_SECONDS)
     except subprocess.TimeoutExpired:
         return f"{name} took more than {CHECK_SECONDS} s"
-    said = (done.stderr or done.stdout).strip().splitlines()
-    return f"{name} failed{': ' + said[-1] if said else ''}" if done.returncode else ""
+    if not done.returncode:
+        return ""
+    output = (done.stderr or done.stdout).strip().splitlines()
+    return f"{name} failed: {output[-1]}" if output else f"{name} failed"
 
 
 def _use_gpus(wanted: int) -> None:
-    """Computes something on each. Ends the process where one is missing or fails."""
+    """Computes something on every GPU. Ends the process where one is missing or fails."""
     import torch
 
-    found = torch.cuda.device_count()
-    if found != wanted:
-        sys.exit(f"{found} of {wanted} GPUs are visible")
-    for index in range(found):
+    visible = torch.cuda.device_count()
+    if visible != wanted:
+        sys.exit(f"{visible} of {wanted} GPUs are visible")
+    for index in range(visible):
         try:
             torch.ones(1024, device=f"cuda:{index}").sum().item()
         except RuntimeError as error:
@@ -118,35 +121,34 @@ def _use_gpus(wanted: int) -> None:
 
 
 def address(node: str) -> str:
-    """By which other nodes reach this one: what Slurm itself uses."""
+    """The address by which other nodes reach this one: the one that Slurm itself uses."""
     try:
-        shown = slurm.ask("scontrol", "show", "node", node, "-o").split()
+        words = slurm.ask("scontrol", "show", "node", node, "-o").split()
     except ConfigError:  # in a container there may be no such command
         return node
-    return next(
-        (word.removeprefix("NodeAddr=") for word in shown if word.startswith("NodeAddr=")), node
-    )
+    prefix = "NodeAddr="
+    return next((word.removeprefix(prefix) for word in words if word.startswith(prefix)), node)
 
 
 def interface(towards: str) -> str:
-    """The network interface through which this node reaches another; "" where that cannot be told.
+    """The network interface through which this node reaches another; "" where that is unknown.
 
-    gloo by itself takes the one that this node's own name resolves to, which on some systems is the
-    loopback.
+    gloo by itself takes the interface that this node's own name resolves to, which on some systems
+    is the loopback.
     """
     try:
         family, kind, _protocol, _name, there = socket.getaddrinfo(
             towards, 9, type=socket.SOCK_DGRAM
         )[0]
         with socket.socket(family, kind) as route:
-            route.connect(there)  # of a datagram's: nothing is sent
+            route.connect(there)  # a datagram socket sends nothing when it connects
             own = route.getsockname()[0]
     except OSError:
         return ""
-    interfaces = psutil.net_if_addrs().items()
-    return next(
-        (name for name, addresses in interfaces if own in [each.address for each in addresses]), ""
-    )
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == own for address in addresses):
+            return name
+    return ""
 
 
 if __name__ == "__main__":

@@ -29,24 +29,24 @@ class Place:
 
     @property
     def per_node(self) -> int:
-        """Processes."""
+        """The number of processes on a node."""
         return self.world_size // len(self.nodes)
 
 
 def expand(nodelist: str) -> list[str]:
-    """Slurm's short form of names, such as "gpu[01-03,7],login": gpu01, gpu02, gpu03, gpu7,
-    login."""
-    names, rest = [], nodelist
-    while rest:
-        prefix, bracket, after = rest.partition("[")
+    """The names in Slurm's short form: "gpu[01-02,7],login" is gpu01, gpu02, gpu7, login."""
+    names = []
+    unread = nodelist
+    while unread:
+        prefix, bracket, after = unread.partition("[")
         if not bracket or "," in prefix:
-            name, _, rest = rest.partition(",")
+            name, _, unread = unread.partition(",")
             names.append(name)
             continue
-        inside, _, rest = after.partition("]")
-        suffix, _, rest = rest.partition(",")
-        for part in inside.split(","):
-            first, _, last = part.partition("-")
+        inside, _, unread = after.partition("]")
+        suffix, _, unread = unread.partition(",")
+        for interval in inside.split(","):
+            first, _, last = interval.partition("-")
             numbers = range(int(first), int(last or first) + 1)
             names += [f"{prefix}{number:0{len(first)}d}{suffix}" for number in numbers]
     return names

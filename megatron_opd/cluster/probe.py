@@ -1,9 +1,8 @@
-"""Whether the nodes of a job reach each other: an all-reduce over all of them, which may fail or
-hang without harm.
+"""Whether the nodes of a job reach each other: an all-reduce that may fail or hang without harm.
 
 Every rank makes it in a process of its own (`python -m megatron_opd.cluster.probe`). Where it does
 not come through, the nodes try it alone and with their neighbours, and those for which nothing
-works are named. The ranks tell each other of it in files, as the nodes do in their reports: the
+works are named. The ranks exchange the results in files, as the nodes do with their reports: the
 shared file system is the one thing known to work.
 """
 
@@ -28,14 +27,13 @@ Group = tuple[int, ...]  # nodes, by their index in the job
 
 
 def unreachable(place: Place, host: str, attempt: Path, seconds: float) -> dict[str, str]:
-    """Node -> what is wrong with it, the same on every rank; empty where an all-reduce over all
-    nodes came through.
+    """Node -> its problem, the same on every rank; empty where all nodes reach each other.
 
-    `host`: by which others reach this node. `seconds`: for the first all-reduce.
-
-    Raises RunError where it failed and yet no node can be told to be at fault.
+    `host` is the address by which others reach this node; the first all-reduce may take `seconds`.
+    Raises RunError where that fails and yet no node is known to be at fault.
     """
-    everyone, search = tuple(range(len(place.nodes))), min(seconds, SEARCH_SECONDS)
+    everyone = tuple(range(len(place.nodes)))
+    search = min(seconds, SEARCH_SECONDS)
     failed = _round(0, [everyone], place, host, attempt, seconds)
     if not failed:
         return {}
@@ -47,21 +45,21 @@ def unreachable(place: Place, host: str, attempt: Path, seconds: float) -> dict[
             of_pairs |= _round(number, groups, place, host, attempt, search)
         unfit = at_fault(of_pairs, len(everyone))
     if not unfit:
-        said = failed[everyone]
         raise RunError(
             f"an all-reduce over {len(everyone)} nodes failed, yet every node has one that works: "
-            f"{said}"
+            f"{failed[everyone]}"
         )
     return {place.nodes[node]: problem for node, problem in unfit.items()}
 
 
 def ring(nodes: int) -> list[Group]:
-    """Each node with the next one."""
-    return [(node, (node + 1) % nodes) for node in range(nodes if nodes > 2 else nodes - 1)]
+    """Each node with the next one, the last with the first; two nodes make one pair."""
+    pairs = nodes if nodes > 2 else nodes - 1
+    return [(node, (node + 1) % nodes) for node in range(pairs)]
 
 
 def rounds(nodes: int) -> Iterator[list[Group]]:
-    """The pairs of the ring; no node is in two of a round."""
+    """The pairs of the ring, in rounds: no node is in two pairs of a round."""
     pairs = ring(nodes)
     while pairs:
         together: list[Group] = []
@@ -73,28 +71,30 @@ def rounds(nodes: int) -> Iterator[list[Group]]:
 
 
 def at_fault(failed: dict[Group, str], nodes: int) -> dict[int, str]:
-    """The nodes that fail with all of their neighbours; of a pair alone nobody can say which it
-    is."""
-    found = {}
+    """The nodes that fail with all of their neighbours, with their problems.
+
+    Of a single pair that fails nobody can say which node it is.
+    """
+    unfit = {}
     for node in range(nodes):
         pairs = [pair for pair in ring(nodes) if node in pair]
         if pairs and all(pair in failed for pair in pairs):
-            found[node] = f"no all-reduce with its neighbours comes through: {failed[pairs[0]]}"
-    return found
+            unfit[node] = f"no all-reduce with its neighbours comes through: {failed[pairs[0]]}"
+    return unfit
 
 
 # ------------------------------------------------------------------------------------------ a round
 def _round(
     number: int, groups: list[Group], place: Place, host: str, attempt: Path, seconds: float
 ) -> dict[Group, str]:
-    """The groups that failed, each with its first problem. Rank 0 decides when the round is
-    over."""
+    """The groups that failed, with their first problem. Rank 0 decides when the round is over."""
     path = attempt / f"probe-{number}"
     if place.rank == 0:
         path.mkdir()
     # rank 0 may wait that long for a node's report
     _wait_for(path, f"rank 0 on {place.nodes[0]}", seconds + 60)
-    decision, child = path / "failed.json", _start(path, groups, place, host, seconds)
+    decision = path / "failed.json"
+    child = _start(path, groups, place, host, seconds)
     judge = _Judge(path, groups, place.per_node) if place.rank == 0 else None
     until = time.monotonic() + seconds
     while not decision.is_file():
@@ -126,12 +126,13 @@ def _indices(group: Group, per_node: int) -> list[int]:
 def _start(
     path: Path, groups: list[Group], place: Place, host: str, seconds: float
 ) -> "subprocess.Popen[bytes] | None":
-    """This rank's part, if its node has one in this round. What it says goes into a file."""
+    """Starts this rank's process, if its node is in this round. Its output goes into a file."""
     for number, group in enumerate(groups):
         ranks = _indices(group, place.per_node)
         if _index(place) in ranks:
-            given = [path / f"{number}.meet", ranks.index(_index(place)), len(ranks), host, seconds]
-            command = [sys.executable, "-m", "megatron_opd.cluster.probe", *map(str, given)]
+            meeting = path / f"{number}.meet"
+            arguments = [meeting, ranks.index(_index(place)), len(ranks), host, seconds]
+            command = [sys.executable, "-m", "megatron_opd.cluster.probe", *map(str, arguments)]
             own = os.environ | {"LOCAL_RANK": str(place.local_rank)}
             with (path / f"{_index(place)}.log").open("wb") as log:
                 return subprocess.Popen(command, env=own, stdout=log, stderr=log)
@@ -139,10 +140,12 @@ def _start(
 
 
 def _leave_result(path: Path, index: int, code: int) -> None:
-    """An empty one where all went well."""
+    """Writes what went wrong in this rank's process: an empty file where all went well."""
     text = (path / f"{index}.log").read_text(errors="replace")
-    said = [line for line in text.splitlines() if line.strip()]
-    problem = (said[-1] if said else f"it ended with {code}") if code else ""
+    lines = [line for line in text.splitlines() if line.strip()]
+    problem = ""
+    if code:
+        problem = lines[-1] if lines else f"it ended with {code}"
     write_atomically(path / f"{index}.result", problem.encode())
 
 
@@ -155,8 +158,7 @@ class _Judge:
         self.results: dict[int, str] = {}
 
     def is_done(self) -> bool:
-        """Whether it is known of every group if its all-reduce came through: one rank that fails is
-        enough."""
+        """Whether the outcome of every group is known: one rank that fails decides it."""
         for ranks in self.ranks.values():
             for rank in set(ranks) - set(self.results):
                 file = self.path / f"{rank}.result"
@@ -180,10 +182,9 @@ class _Judge:
 
 # ----------------------------------------------------------------------------------- the all-reduce
 def meet(written: Path, host: str, seconds: float, *, first: bool) -> tuple[str, int, Any]:
-    """Address and port of the store that the first process serves, on a port which the system
-    chooses.
+    """Address, port and object of the store that the first process serves on a free port.
 
-    The third is that store, None for the others. Raises RunError.
+    The object is None in the other processes. Raises RunError.
     """
     from torch.distributed import TCPStore
 
@@ -192,8 +193,8 @@ def meet(written: Path, host: str, seconds: float, *, first: bool) -> tuple[str,
         store = TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False)
         write_atomically(written, json.dumps({"host": host, "port": store.port}).encode())
     _wait_for(written, "the first process", seconds)
-    found = json.loads(written.read_text())
-    return found["host"], found["port"], store
+    meeting = json.loads(written.read_text())
+    return meeting["host"], meeting["port"], store
 
 
 def _wait_for(path: Path, who: str, seconds: float) -> None:
@@ -222,7 +223,7 @@ def main(written: Path, rank: int, size: int, host: str, seconds: float) -> None
         raise RunError(f"the sum of {size} ones is {ones.max().item()}")
     store.set(f"done {rank}", "")
     if rank == 0:  # it serves the store
-        store.wait([f"done {each}" for each in range(size)], timeout)
+        store.wait([f"done {other}" for other in range(size)], timeout)
 
 
 if __name__ == "__main__":

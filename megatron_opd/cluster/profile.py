@@ -1,5 +1,4 @@
-"""A cluster's profile (slurm/*.yaml): what a job asks of Slurm, and what its processes find on a
-node. No torch."""
+"""A cluster's profile (slurm/*.yaml): what a job asks of Slurm and finds on a node. No torch."""
 
 import math
 import os
@@ -78,10 +77,10 @@ class ClusterConfig:
 
 
 def load_profile(name: str, overrides: Sequence[str] = ()) -> ClusterConfig:
-    """Reads a profile: a file, or the name of one in slurm/. Overrides are "key=value" without the
-    prefix.
+    """Reads a profile: a file, or the name of one in slurm/.
 
-    Raises ConfigError, one line that names the file or the override, and the key.
+    Overrides are "key=value" without the prefix. Raises ConfigError, one line that names the
+    file or the override, and the key.
     """
     path = _find(name)
     try:
@@ -104,24 +103,28 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> ClusterConfig:
 
 
 def seconds(time: str) -> float:
-    """Of a time as Slurm writes it: 30 (minutes), 30:00, 4:00:00, 1-12, 1-12:30, 1-12:30:00. Raises
-    ValueError."""
+    """The seconds of a time as Slurm writes it. Raises ValueError.
+
+    Its forms: 30 (minutes), 30:00, 4:00:00, 1-12, 1-12:30, 1-12:30:00, and words for no limit.
+    """
     if time.lower() in ("0", "infinite", "unlimited", "n/a"):
         return math.inf
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
-    if not found:
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
+    if not match:
         raise ValueError(
             f"{time} is no time as Slurm writes it; write hours:minutes:seconds, or "
             "days-hours:minutes"
         )
-    days, *rest = (int(each or 0) for each in found.groups())
-    if found[1] is None and found[4] is None:  # minutes, or minutes:seconds
-        rest = [0, *rest[:2]]
-    return ((days * 24 + rest[0]) * 60 + rest[1]) * 60 + rest[2]
+    days, hours, minutes, seconds = (int(number or 0) for number in match.groups())
+    if match[1] is None and match[4] is None:  # minutes, or minutes:seconds
+        minutes, seconds = hours, minutes
+        hours = 0
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _find(name: str) -> Path:
-    path, known = Path(name), {each.stem: each for each in sorted(PROFILES.glob("*.yaml"))}
+    path = Path(name)
+    known = {profile.stem: profile for profile in sorted(PROFILES.glob("*.yaml"))}
     if path.is_file():
         return path
     if name in known:
@@ -144,7 +147,7 @@ def _check(profile: ClusterConfig, path: Path) -> ClusterConfig:
 
 
 def check_present(profile: ClusterConfig) -> None:
-    """What the job brings along from this machine. Raises ConfigError."""
+    """Checks what the job brings along from this machine. Raises ConfigError."""
     for name in profile.secrets:
         if name not in os.environ:
             raise ConfigError(
@@ -172,7 +175,7 @@ def _check_time(profile: ClusterConfig, path: Path) -> None:
 
 
 def _check_tunnel(profile: ClusterConfig, tunnel: TunnelConfig, path: Path) -> ClusterConfig:
-    """What lies on the cluster is checked there."""
+    """Checks the tunnel. Files on the cluster are checked there."""
     if not Path(tunnel.directory).is_absolute():
         raise ConfigError(
             f"{path}: tunnel.directory: {tunnel.directory} is no absolute path of the cluster's"

@@ -36,12 +36,12 @@ VERDICTS = {
 
 
 def main(directory: Path) -> int:
-    job, place = read(directory), Place.from_slurm()
+    job = read(directory)
+    place = Place.from_slurm()
     os.chdir(job.working_dir)
     attempt = directory / "attempts" / place.attempt
     attempt.mkdir(parents=True, exist_ok=True)
-    # Until the run listens to it; a process that is asked to hurry while it starts has nothing to
-    # save.
+    # A process that is asked to hurry while it starts has nothing to save; the run listens later.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     beating: contextlib.AbstractContextManager[dict[str, Any]] = contextlib.nullcontext({})
     if place.rank == 0:
@@ -56,8 +56,7 @@ def main(directory: Path) -> int:
         state["state"] = verdict or "failed"
     if place.rank == 0 and verdict:
         (directory / "verdict").write_text(verdict)
-    # When one process fails srun kills the others, which may still be saving, or be about to write
-    # the verdict.
+    # When one process fails, srun kills the others, which may still save or write the verdict.
     return 0 if verdict in ("finished", "requeue", "stopped") or (verdict and place.rank) else code
 
 
@@ -89,8 +88,10 @@ def _exclude(job: Job, problems: dict[str, str]) -> int:
 
 
 def _join(place: Place, host: str, attempt: Path, seconds: float) -> Any:
-    """Sets what torch's rendezvous reads. Returns the store that rank 0 serves, to be held until
-    the end."""
+    """Sets the variables of torch's rendezvous.
+
+    Returns the store that rank 0 serves, to be held until the end.
+    """
     address, port, store = probe.meet(
         attempt / "rendezvous.json", host, seconds, first=place.rank == 0
     )
@@ -100,8 +101,7 @@ def _join(place: Place, host: str, attempt: Path, seconds: float) -> Any:
         "LOCAL_RANK": str(place.local_rank),
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
-        # torch then takes part in a store that is there, as under torchrun, in the place of serving
-        # one.
+        # torch then joins the store that is there, as under torchrun, and serves none itself.
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
@@ -125,7 +125,7 @@ def _train(job: Job) -> int:
 
 
 def _says_that_another_is_gone(error: RuntimeError) -> bool:
-    """What a collective raises then; gloo's errors have no type of their own."""
+    """Whether a collective raises this when another process is gone; gloo has no type for it."""
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or "/gloo/" in str(error)
@@ -142,11 +142,12 @@ def heartbeat(job: Job, place: Place) -> Iterator[dict[str, Any]]:
     stop = threading.Event()
 
     def write() -> None:
-        now, step = time.time(), _last_step(Path(job.run_dir))
+        now = time.time()
+        step = _last_step(Path(job.run_dir))
         if step != state["step"]:
             # a beating heart alone would hide that nothing happens
             state.update(step=step, since=now)
-        said = {
+        content = {
             "job": place.job_id,
             "attempt": place.attempt,
             "node": place.node,
@@ -154,7 +155,7 @@ def heartbeat(job: Job, place: Place) -> Iterator[dict[str, Any]]:
         } | state
         # such as a full disk: the run itself says so where it loses anything
         with contextlib.suppress(OSError):
-            write_atomically(job.directory / "heartbeat.json", json.dumps(said).encode())
+            write_atomically(job.directory / "heartbeat.json", json.dumps(content).encode())
 
     def beat() -> None:
         while not stop.wait(HEARTBEAT_SECONDS):
@@ -175,7 +176,7 @@ def heartbeat(job: Job, place: Place) -> Iterator[dict[str, Any]]:
 
 
 def _last_step(run_dir: Path) -> int | None:
-    """Of the last whole line of metrics.jsonl."""
+    """The step of the last whole line of metrics.jsonl; None where there is none."""
     path = metrics_path(run_dir)
     if not path.is_file():
         return None

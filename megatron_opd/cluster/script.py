@@ -1,5 +1,4 @@
-"""The parts of a job's batch script that do not depend on who writes it: nemo-run, or `sbatch`
-below."""
+"""The parts of a job's batch script that nemo-run's and that of `sbatch` below share."""
 
 import shlex
 from typing import Any
@@ -46,8 +45,7 @@ rm -f $job_dir/verdict
 {note_id}"""
 
 
-# When a process fails, the others are ended. When one is done, rank 0 has this long (seconds) to
-# finish writing.
+# When a process fails, the others are ended. When one is done, rank 0 has 1800 s to finish writing.
 SRUN = ("--kill-on-bad-exit=1", "--wait=1800")
 
 
@@ -73,9 +71,9 @@ def note_id(job_id: str, path: str) -> str:
 
 
 def flags(job: Job) -> dict[str, Any]:
-    """Of sbatch, by their long names. The signal comes to every process ahead of the time limit."""
+    """The flags of sbatch, by long name. The signal reaches every process ahead of the limit."""
     cluster = job.cluster
-    wanted: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "account": cluster.account,
         "partition": cluster.partition,
         "qos": cluster.qos,
@@ -92,20 +90,22 @@ def flags(job: Job) -> dict[str, Any]:
         "signal": f"USR1@{cluster.save_before_seconds}",
         "open-mode": "append",
     }
-    return {name: value for name, value in wanted.items() if value not in ("", None)}
+    return {name: value for name, value in settings.items() if value not in ("", None)}
 
 
 def sbatch(job: Job) -> str:
-    """A whole batch script, for sites without nemo-run. `megatron-opd launch --prepare` writes it
-    into RUN.job."""
+    """A whole batch script, for sites without nemo-run.
+
+    `megatron-opd launch --prepare` writes it into RUN.job.
+    """
     log = job.directory / "logs"
     lines = [
         "#!/bin/bash",
         f"# {job.name}. Submit it with: sbatch {job.directory}/train.sbatch",
         f"# then: megatron-opd status|logs|cancel {job.run_dir}",
     ]
-    given = {"job-name": job.name, "requeue": True, "output": f"{log}/batch_%j.out", **flags(job)}
-    for name, value in given.items():
+    options = {"job-name": job.name, "requeue": True, "output": f"{log}/batch_%j.out", **flags(job)}
+    for name, value in options.items():
         lines.append(f"#SBATCH --{name}" + ("" if value is True else f"={shlex.quote(str(value))}"))
     lines += ["", *setup(job), ""]
     output = f"{log}/%j_${{SLURM_RESTART_COUNT:-0}}_%t.out"
@@ -116,10 +116,15 @@ def sbatch(job: Job) -> str:
 
 
 def _container(job: Job) -> list[str]:
-    """Of srun. An image's own variables go before those of the job, but for the ones that are
-    named."""
+    """The flags of srun for a container.
+
+    `env` names the job's variables that take precedence over the image's own.
+    """
     if job.cluster.container is None:
         return []
-    image, mounts = job.cluster.container.image, ",".join(job.cluster.container.mounts)
-    given = {"image": image, "mounts": mounts, "env": ",".join(job.environment())}
-    return [f"--container-{name}={value}" for name, value in given.items() if value]
+    settings = {
+        "image": job.cluster.container.image,
+        "mounts": ",".join(job.cluster.container.mounts),
+        "env": ",".join(job.environment()),
+    }
+    return [f"--container-{name}={value}" for name, value in settings.items() if value]

@@ -11,7 +11,7 @@ TIMEOUT = 60  # seconds; a controller that is busy answers late
 
 
 def ask(*command: str) -> str:
-    """The output of a Slurm command. Raises ConfigError with what it said."""
+    """The output of a Slurm command. Raises ConfigError with the command's last line of errors."""
     if shutil.which(command[0]) is None:
         raise ConfigError(
             f"{command[0]}: not found; this is no machine of a Slurm cluster, go to its login node"
@@ -23,27 +23,29 @@ def ask(*command: str) -> str:
             f"{command[0]}: no answer within {TIMEOUT} seconds; is the Slurm controller up?"
         ) from None
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        raise ConfigError(f"{command[0]}: {said[-1] if said else 'failed'}")
+        errors = [line for line in done.stderr.splitlines() if line.strip()]
+        raise ConfigError(f"{command[0]}: {errors[-1] if errors else 'failed'}")
     return done.stdout
 
 
 def check_place(cluster: ClusterConfig) -> None:
-    """Whether partition and account exist and give so many nodes for so long. Raises
-    ConfigError."""
+    """Checks that partition and account exist and allow the job's nodes and time.
+
+    Raises ConfigError.
+    """
     rows = [line.split("|") for line in ask("sinfo", "-h", "-o", "%R|%P|%D|%l").splitlines()]
     default = next((name for name, starred, _nodes, _limit in rows if starred.endswith("*")), "")
-    there = {name: (int(nodes), limit) for name, _starred, nodes, limit in rows}
+    partitions = {name: (int(nodes), limit) for name, _starred, nodes, limit in rows}
     partition = cluster.partition or default
-    if partition and partition not in there:
-        names = ", ".join(sorted(there))
+    if partition and partition not in partitions:
+        names = ", ".join(sorted(partitions))
         raise ConfigError(f"cluster.partition: {partition} is none of this cluster's: {names}")
     if partition:
-        _check_partition(cluster, partition, *there[partition])
-    mine = ask(
+        _check_partition(cluster, partition, *partitions[partition])
+    associations = ask(
         "sacctmgr", "-n", "-P", "list", "association", "format=account", f"user={getpass.getuser()}"
     )
-    accounts = sorted(set(mine.split()))
+    accounts = sorted(set(associations.split()))
     if cluster.account and accounts and cluster.account not in accounts:
         raise ConfigError(
             f"cluster.account: {cluster.account} is none of yours: {', '.join(accounts)}"
@@ -63,7 +65,7 @@ def _check_partition(cluster: ClusterConfig, partition: str, nodes: int, limit: 
 
 
 def state(job_id: str) -> str:
-    """Such as PENDING, RUNNING, COMPLETED, TIMEOUT; with the reason where it waits."""
+    """A job's state, such as PENDING, RUNNING or TIMEOUT; with the reason where it waits."""
     if queued := _queued(job_id):
         name, _, reason = queued.partition(" ")
         return f"{name} ({reason})" if reason not in ("", "None") else name
@@ -77,8 +79,10 @@ def in_queue(job_id: str) -> bool:
 
 
 def _queued(job_id: str) -> str:
-    """State and reason of a job in the queue, else "". Slurm forgets a job some minutes after its
-    end."""
+    """State and reason of a job in the queue, else "".
+
+    Slurm forgets a job some minutes after its end.
+    """
     try:
         return ask("squeue", "-h", "-j", job_id, "-o", "%T %r").strip()
     except ConfigError as error:

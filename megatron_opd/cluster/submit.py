@@ -1,5 +1,4 @@
-"""`megatron-opd launch`: everything that can be checked is checked, then nemo-run submits the
-job."""
+"""`megatron-opd launch`: checks everything that can be checked, then nemo-run submits the job."""
 
 import json
 import os
@@ -34,16 +33,15 @@ LAUNCHER = Path(__file__).resolve().parents[2] / ".venv-launch" / "bin" / "pytho
 def launch(
     recipe: str, cluster: str, overrides: Sequence[str], *, dry_run: bool, prepare: bool
 ) -> int:
-    """Submits a recipe; with `dry_run` prints the batch script; with `prepare` writes everything
-    but submits nothing.
+    """Submits a recipe.
 
-    A dry run may be made where there is no Slurm, and no model or data yet.
-
-    Raises ConfigError, DataError.
+    With `dry_run` it only prints the batch script, which takes no Slurm, model or data yet. With
+    `prepare` it writes everything but submits nothing. Raises ConfigError, DataError.
     """
-    of_cluster = [each.removeprefix(PREFIX) for each in overrides if each.startswith(PREFIX)]
+    of_cluster = [text.removeprefix(PREFIX) for text in overrides if text.startswith(PREFIX)]
+    of_recipe = [text for text in overrides if not text.startswith(PREFIX)]
     profile = load_profile(cluster, of_cluster)
-    config = load_config(recipe, [each for each in overrides if not each.startswith(PREFIX)])
+    config = load_config(recipe, of_recipe)
     if not prepare and not LAUNCHER.exists():
         raise ConfigError(
             f"launch: nemo-run is not installed, {LAUNCHER} does not exist; run: make launch-env, "
@@ -53,9 +51,8 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="megatron-opd-") as temporary:
         if dry_run:
             fits(config, profile)
-            print(
-                _nemo_run(job, Path(temporary), dry_run=True).replace(temporary, str(job.directory))
-            )
+            batch_script = _nemo_run(job, Path(temporary), dry_run=True)
+            print(batch_script.replace(temporary, str(job.directory)))
             return 0
         if profile.tunnel:
             tunnel.prepare(profile.tunnel, job, dump_config(config))
@@ -65,26 +62,27 @@ def launch(
         if prepare:
             print(f"sbatch {job.directory / 'train.sbatch'}")
             return 0
-        job_id = _nemo_run(job, Path(temporary) if profile.tunnel else job.directory, dry_run=False)
+        folder = Path(temporary) if profile.tunnel else job.directory
+        job_id = _nemo_run(job, folder, dry_run=False)
     if profile.tunnel:
         tunnel.submitted(profile.tunnel, job, job_id)
     else:
         jobs.note_id(job.directory, job_id)
-    _say_what_next(
-        job, job_id, ["megatron-opd", "launch", recipe, *overrides, "--cluster", cluster]
-    )
+    again = ["megatron-opd", "launch", recipe, *overrides, "--cluster", cluster]
+    _say_what_next(job, job_id, again)
     return 0
 
 
 def _say_what_next(job: Job, job_id: str, again: Sequence[str]) -> None:
-    there, home = job.cluster.tunnel, Path(job.working_dir)
+    outside = job.cluster.tunnel
+    home = Path(job.working_dir)
     run_dir = Path(job.run_dir)
     run_dir = run_dir.relative_to(home) if run_dir.is_relative_to(home) else run_dir
     sizes = f"{job.cluster.nodes} x {job.cluster.processes_per_node} processes"
     print(f"job {job_id}: {job.name} on {sizes}, into {run_dir}")
     for command in ("status", "logs", "cancel"):
         own = f"megatron-opd {command} {run_dir}"
-        print(f"  {tunnel.command(there, f'.venv/bin/{own}') if there else own}")
+        print(f"  {tunnel.command(outside, f'.venv/bin/{own}') if outside else own}")
     print(f"if it stays down, this goes on with it: {shlex.join(again)}")
 
 
@@ -94,8 +92,10 @@ def _warn(warnings: Sequence[str]) -> None:
 
 
 def _check(config: RunConfig, job: Job) -> list[str]:
-    """Everything, with the Slurm, the models and the data of this machine. Returns warnings. Raises
-    ConfigError."""
+    """Checks everything, with the Slurm, the models and the data of this machine.
+
+    Returns warnings. Raises ConfigError.
+    """
     warnings = check_recipe(config, world_size=job.processes)
     fits(config, job.cluster)
     check_present(job.cluster)
@@ -115,23 +115,28 @@ def _check(config: RunConfig, job: Job) -> list[str]:
 
 
 def unmounted(config: RunConfig, job: Job) -> list[str]:
-    """A warning for each thing the processes need that no mount of the container shows. A site may
-    mount more."""
+    """A warning for each path that the processes need and no mount of the container shows.
+
+    It is no error, since a site may mount more.
+    """
     if job.cluster.container is None:
         return []
-    models = [each.path for each in (config.student, config.teacher) if each]
+    models = [model.path for model in (config.student, config.teacher) if model]
     needed = [job.working_dir, job.run_dir, *models, *config.data.paths]
-    shown = [mount.split(":")[1] for mount in job.cluster.container.mounts if ":" in mount]
-    return [
-        f"cluster.container.mounts: {path} is below none of them, under that name; the processes "
-        "may not see it"
-        for path in (Path(job.working_dir) / each for each in needed)
-        if not any(path.is_relative_to(each) for each in shown)
-    ]
+    mounted = [mount.split(":")[1] for mount in job.cluster.container.mounts if ":" in mount]
+    warnings = []
+    for name in needed:
+        path = Path(job.working_dir) / name
+        if not any(path.is_relative_to(folder) for folder in mounted):
+            warnings.append(
+                f"cluster.container.mounts: {path} is below none of them, under that name; the "
+                "processes may not see it"
+            )
+    return warnings
 
 
 def _check_unfinished(config: RunConfig, job: Job) -> None:
-    """A job would find nothing to do but to write the report again. Raises ConfigError."""
+    """Refuses a finished run: a job would only write the report again. Raises ConfigError."""
     beat = jobs.last_heartbeat(job.directory)
     if beat and beat["state"] == "finished" and beat["step"] >= config.num_steps:
         raise ConfigError(
@@ -141,8 +146,7 @@ def _check_unfinished(config: RunConfig, job: Job) -> None:
 
 
 def fits(config: RunConfig, cluster: ClusterConfig) -> None:
-    """Raises ConfigError unless the recipe's layouts divide the job's processes and its memory plan
-    fits."""
+    """Raises ConfigError unless the layouts divide the job's processes and the memory plan fits."""
     from megatron_opd.architectures.known import architectures
     from megatron_opd.planning.case import Case
     from megatron_opd.planning.hardware import hardware
@@ -161,7 +165,7 @@ def fits(config: RunConfig, cluster: ClusterConfig) -> None:
 
 
 def _write(job: Job, config: RunConfig) -> None:
-    """The job's directory, anew but for its logs."""
+    """Writes the job's directory anew; its logs stay."""
     (job.directory / "logs").mkdir(parents=True, exist_ok=True)
     for name in ("cancelled", "verdict", "failures", "newest", "heartbeat.json", "job_id"):
         (job.directory / name).unlink(missing_ok=True)
@@ -175,19 +179,21 @@ def _write(job: Job, config: RunConfig) -> None:
 
 def _nemo_run(job: Job, folder: Path, *, dry_run: bool) -> str:
     """The batch script, or the number of the submitted job. nemo-run's files stay in `folder`."""
+    container: dict[str, Any] = {}
+    if job.cluster.container:
+        container = asdict(job.cluster.container) | {"env": list(job.environment())}
     spec = {
         "name": job.name,
         "logs": str(job.directory / "logs"),
         "flags": script.flags(job),
         "setup": script.setup(job),
         "srun": script.SRUN,
-        "container": asdict(job.cluster.container) | {"env": list(job.environment())}
-        if job.cluster.container
-        else {},
+        "container": container,
         "command": job.command(),
         "tunnel": _tunnel(job) if job.cluster.tunnel and not dry_run else None,
     }
-    home, written = folder / "nemo-run", folder / "spec.json"
+    home = folder / "nemo-run"
+    written = folder / "spec.json"
     written.write_text(json.dumps(spec, indent=1))
     environment = dict(os.environ) | {"NEMORUN_HOME": str(home)}
     command = [
@@ -199,20 +205,20 @@ def _nemo_run(job: Job, folder: Path, *, dry_run: bool) -> str:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     scripts = sorted(home.glob("experiments/*/*/train_sbatch.sh"))
     if done.returncode or not scripts:
-        said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        refused = [line for line in said if line.startswith("sbatch: error:")]
-        raise ConfigError(
-            f"launch: nemo-run could not submit: {(refused or said or ['it said nothing'])[-1]}"
-        )
+        output = (done.stdout + done.stderr).splitlines()
+        lines = [line.strip() for line in output if line.strip()]
+        refusals = [line for line in lines if line.startswith("sbatch: error:")]
+        problem = (refusals or lines or ["it said nothing"])[-1]
+        raise ConfigError(f"launch: nemo-run could not submit: {problem}")
     return scripts[-1].read_text() if dry_run else done.stdout.split()[-1]
 
 
 def _tunnel(job: Job) -> dict[str, Any]:
-    """nemo-run's, with its folder on the cluster."""
+    """nemo-run's description of the tunnel, with its folder on the cluster."""
     assert job.cluster.tunnel is not None, "asked of jobs with one"
-    there = asdict(job.cluster.tunnel)
-    del there["directory"]
-    return there | {
-        "identity": there["identity"] or None,
+    settings = asdict(job.cluster.tunnel)
+    del settings["directory"]
+    return settings | {
+        "identity": settings["identity"] or None,
         "job_dir": str(job.directory / "nemo-run"),
     }

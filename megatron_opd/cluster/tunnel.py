@@ -1,5 +1,4 @@
-"""Launching from outside of the cluster: what its files and its Slurm say is asked over SSH,
-nemo-run submits over SSH.
+"""Launching from outside of the cluster, over SSH.
 
 The login node has a checkout with its environment, as every node has. `megatron-opd launch
 --prepare` there checks the recipe and writes the job's directory; only the submission itself is
@@ -32,8 +31,10 @@ tar -x -C "$there"
 
 
 def prepare(tunnel: TunnelConfig, job: Job, recipe: str) -> None:
-    """Checks everything and writes RUN.job on the cluster, with the warnings shown. Raises
-    ConfigError."""
+    """Checks everything and writes RUN.job on the cluster, and prints the warnings from there.
+
+    Raises ConfigError.
+    """
     profile = json.dumps(asdict(replace(job.cluster, tunnel=None)))  # JSON is YAML
     files = io.BytesIO()
     with tarfile.open(fileobj=files, mode="w") as archive:
@@ -59,24 +60,26 @@ def command(tunnel: TunnelConfig, line: str) -> str:
     return shlex.join([*_ssh(tunnel), f"cd {shlex.quote(tunnel.directory)} && {line}"])
 
 
-def _run(tunnel: TunnelConfig, script: str, given: bytes = b"") -> list[str]:
-    """Runs shell lines on the login node; returns what they wrote to standard error. Raises
-    ConfigError."""
+def _run(tunnel: TunnelConfig, script: str, stdin: bytes = b"") -> list[str]:
+    """Runs shell lines on the login node; returns the lines of standard error.
+
+    Raises ConfigError.
+    """
     if shutil.which("ssh") is None:
         raise ConfigError("tunnel: ssh is not installed here")
     try:
         done = subprocess.run(
-            [*_ssh(tunnel), script], input=given, capture_output=True, timeout=SECONDS
+            [*_ssh(tunnel), script], input=stdin, capture_output=True, timeout=SECONDS
         )
     except subprocess.TimeoutExpired:
         raise ConfigError(
             f"tunnel.host: no answer from {tunnel.host} within {SECONDS} seconds"
         ) from None
-    said = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
     if done.returncode:
-        last = said[-1] if said else f"ended with {done.returncode}"
+        last = errors[-1] if errors else f"ended with {done.returncode}"
         raise ConfigError(f"{tunnel.host}: {last.removeprefix('megatron-opd: error: ')}")
-    return said
+    return errors
 
 
 def _ssh(tunnel: TunnelConfig) -> list[str]:

@@ -1,4 +1,4 @@
-"""`megatron-opd status`, `logs` and `cancel`: of a run that was launched, by its directory."""
+"""`megatron-opd status`, `logs` and `cancel` of a launched run, by its directory."""
 
 import sys
 import time
@@ -15,11 +15,14 @@ CANCEL_SECONDS = 180
 def status(run_dir: Path) -> int:
     """Prints the newest job's state, the last heartbeat, and what to do next. Returns 0."""
     directory = directory_of(run_dir)
-    job, ids = read(directory), job_ids(directory)
+    job = read(directory)
+    ids = job_ids(directory)
     if not ids:
         raise ConfigError(f"{directory}: nothing was submitted; run megatron-opd launch again")
-    state, beat = slurm.state(ids[-1]), last_heartbeat(directory)
-    print(f"job {ids[-1]}: {state}" + (f", after {', '.join(ids[:-1])}" if len(ids) > 1 else ""))
+    state = slurm.state(ids[-1])
+    beat = last_heartbeat(directory)
+    earlier = f", after {', '.join(ids[:-1])}" if len(ids) > 1 else ""
+    print(f"job {ids[-1]}: {state}{earlier}")
     if beat:
         print(in_words(beat, time.time()))
     excluded = (directory / "excluded").read_text().split()
@@ -31,8 +34,10 @@ def status(run_dir: Path) -> int:
 
 
 def logs(run_dir: Path, *, follow: bool) -> int:
-    """Prints the newest job's logs: the batch script's, then rank 0's. With `follow`, until the job
-    has ended."""
+    """Prints the newest job's logs: the batch script's, then those of its processes.
+
+    With `follow` it goes on until the job has ended.
+    """
     directory = directory_of(run_dir)
     read(directory)
     shown: dict[Path, int] = {}
@@ -65,9 +70,10 @@ def cancel(run_dir: Path) -> int:
                 f"{running[-1]}"
             )
         time.sleep(0.5)
-    print(
-        f"cancelled job {', '.join(running)}" if running else "no job of this run is in the queue"
-    )
+    if running:
+        print(f"cancelled job {', '.join(running)}")
+    else:
+        print("no job of this run is in the queue")
     return 0
 
 
@@ -81,7 +87,7 @@ def in_words(beat: dict[str, Any], now: float) -> str:
 
 
 def _logs_of(directory: Path, job_id: str) -> list[Path]:
-    """The batch script's, then those of the processes, restart by restart."""
+    """The batch script's log, then those of the processes, restart by restart."""
     return [*directory.glob(f"batch_{job_id}.out"), *sorted(directory.glob(f"{job_id}_*.out"))]
 
 
