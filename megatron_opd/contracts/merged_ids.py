@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MergedIds:
-    """Tokens whose probability another one gets: ends that the teacher alone has, and an end of the
-    student's."""
+    """Ends that the teacher alone has, and the student's end that gets their probability."""
 
     ids: tuple[int, ...]
     into: int

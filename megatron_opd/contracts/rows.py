@@ -1,5 +1,4 @@
-"""What travels between the stations: prompts, rollouts, the teacher's signals. NumPy only, no
-torch.
+"""What travels between the stations: prompts, rollouts, signals. NumPy only, no torch.
 
 A *completion token* is a token the student sampled (or, for supervised data, a token of the trace).
 Every per-token array below covers completion tokens only, in order.
@@ -82,8 +81,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class TeacherSignals:
-    """What the teacher says at each of the T completion tokens of a list of rollouts, flat in
-    rollout order."""
+    """The teacher's numbers at the T completion tokens of rollouts, flat in rollout order."""
 
     argmax_ids_T: np.ndarray  # int32, the teacher's most likely token after the student's prefix
     logprobs_T: np.ndarray  # float32, the teacher's logprob of the student's token
@@ -94,10 +92,10 @@ class TeacherSignals:
 
     def part(self, tokens: slice) -> "TeacherSignals":
         columns = (self.argmax_ids_T, self.logprobs_T, self.entropy_T)
-        best = (self.topk_ids_TK, self.topk_logprobs_TK)
+        topk = (self.topk_ids_TK, self.topk_logprobs_TK)
         return TeacherSignals(
             *(column[tokens] for column in columns),
-            *(None if each is None else each[tokens] for each in best),
+            *(None if column is None else column[tokens] for column in topk),
         )
 
 
@@ -114,8 +112,7 @@ class StudentSignals:
 
 @dataclass(frozen=True)
 class Signals:
-    """Everything the models say of the completion tokens of a list of rollouts. `None`: no term
-    reads it."""
+    """All models' signals of the completion tokens of rollouts; None where no term reads one."""
 
     teacher: TeacherSignals | None = None
     reference_logprobs_T: np.ndarray | None = None  # float32, of the student as the run found it
@@ -124,7 +121,8 @@ class Signals:
 
     def part(self, tokens: slice) -> "Signals":
         """The rows of some tokens."""
-        reference, process = self.reference_logprobs_T, self.process_logprobs_T
+        reference = self.reference_logprobs_T
+        process = self.process_logprobs_T
         return Signals(
             self.teacher and self.teacher.part(tokens),
             None if reference is None else reference[tokens],

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Probes:
-    """What a weight of some width is multiplied with; `weights/probes.py` says why and how."""
+    """The vectors that a weight is multiplied with; `weights/probes.py` says why and how."""
 
     columns: tuple[int, ...]
     signs_I: "torch.Tensor"  # float32, 1 or -1, on the weight's device; empty for a width of 1
 
     @property
     def exact(self) -> int:
-        """The first so many rows of the products have no rounding."""
+        """How many of the products' first rows have no rounding."""
         return len(self.columns)
 
 
@@ -73,7 +73,7 @@ class Engine(Protocol):
 
 
 class Teacher(Protocol):
-    """Says what a model would have written. Collective, with the same rollouts everywhere."""
+    """Says what a model would have written. Collective, with the same rollouts on all processes."""
 
     def score(self, rollouts: Sequence[Rollout], topk: int = 0) -> TeacherSignals:
         """Signals at every completion token, on every process; with the `topk` most likely ids."""

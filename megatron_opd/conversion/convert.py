@@ -1,5 +1,4 @@
-"""Weights from one directory format to the other: Hugging Face, and Megatron's distributed
-checkpoint.
+"""Weights from one directory format to the other: Hugging Face's and Megatron's.
 
     .OUT.partial/       while it is being written; the same command, given again, goes on with its
                         whole files
@@ -85,13 +84,13 @@ class Job:
 
 
 def convert(source: str, out: str, *, dtype: str | None = None, nproc: int = 1) -> Path:
-    """Writes the weights of `source` to `out` in the other format, in `dtype` (a key of DTYPES;
-    None: as they are).
+    """Writes the weights of `source` to `out` in the other format.
 
-    `source` is a Hugging Face directory, one that `run` wrote, or RUN/checkpoints/step-NNNNNN. The
-    layout it was trained in does not matter. Every tensor is read back and compared bit for bit;
-    `out` appears when all is well. Raises DataError when `source` is not a whole model or `out`
-    exists, RunError when a file does not read back.
+    `dtype` is a key of DTYPES; None keeps that of the source. `source` is a Hugging Face
+    directory, one that `convert` wrote, or RUN/checkpoints/step-NNNNNN, whatever its layout. Every
+    tensor is read back and compared bit for bit; `out` appears when all is well. Raises
+    DataError when `source` is not a whole model or `out` exists, RunError when a file does not read
+    back.
     """
     target = Path(out)
     check_out_dir(target)
@@ -133,9 +132,10 @@ def convert(source: str, out: str, *, dtype: str | None = None, nproc: int = 1) 
 
 
 def work(source: str, out: str, *, dtype: str | None) -> None:
-    """One of several processes that `run` started: writes its share of the files."""
+    """Writes this process's share of the files: one of several that `convert` started."""
     job = open_job(Path(source), dtype)
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank = int(os.environ["RANK"])
+    size = int(os.environ["WORLD_SIZE"])
     names = list(job.conversion.files)[rank::size]
     with ThreadPoolExecutor(1) as pool:
         write_files(job.conversion, _partial(Path(out)), names, _line(job), pool, [])
@@ -143,8 +143,10 @@ def work(source: str, out: str, *, dtype: str | None) -> None:
 
 # --------------------------------------------------------------------------------------- the source
 def open_job(source: Path, dtype: str | None) -> Job:
-    """Tells the direction from what `source` holds, and checks it as far as headers and sizes of
-    files go."""
+    """The conversion of what `source` holds, whose headers and file sizes are checked.
+
+    Raises DataError.
+    """
     if not source.is_dir():
         there = ", ".join(sorted(path.name for path in source.parent.glob("step-*")))
         raise DataError(f"{source}: no such directory" + (f"; there are {there}" if there else ""))
@@ -160,7 +162,7 @@ def open_job(source: Path, dtype: str | None) -> Job:
 
 def _from_hf(source: Path, dtype: str | None) -> Job:
     arch = read_architecture(source)
-    if read_manifest(source) is not None:  # `run` wrote it
+    if read_manifest(source) is not None:  # `convert` wrote it
         _refuse_at_once(source)
     checkpoint = check_hf(source, arch)
     stored = {checkpoint.dtypes[name] for name in hf_shapes(weight_table(arch))}
@@ -172,10 +174,12 @@ def _from_megatron(source: Path, dtype: str | None) -> Job:
     _refuse_at_once(source)
     changes: dict[str, Any] = {}
     if (source / "config.json").is_file():
-        companions, arch = source, read_architecture(source)
+        companions = source
+        arch = read_architecture(source)
     elif recipe.is_file():
         student = load_config(str(recipe), []).student
-        companions, arch = Path(student.path), architecture_of(student)
+        companions = Path(student.path)
+        arch = architecture_of(student)
         changes = config_changes(companions, arch)
     else:
         raise DataError(
@@ -192,13 +196,13 @@ def _dtype(name: str | None, stored: set[Any], source: Path) -> torch.dtype:
     if name is not None:
         return DTYPES[name]
     if len(stored) > 1 or not stored <= set(_NAMES):
-        found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in stored))
-        raise DataError(f"{source}: holds tensors of {found}; choose what to write with --dtype")
+        dtypes = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in stored))
+        raise DataError(f"{source}: holds tensors of {dtypes}; choose what to write with --dtype")
     return stored.pop()
 
 
 def _refuse_at_once(source: Path) -> None:
-    """Missing files, wrong sizes, and the contents of small files: what the others are read by."""
+    """Refuses missing files, wrong sizes and damaged small files, by which the others are read."""
     manifest = read_manifest(source)
     if manifest is None:
         raise DataError(
@@ -252,12 +256,12 @@ def _keep_only_what_belongs_to(job: Job, partial: Path) -> None:
 def _complete(job: Job, partial: Path, target: Path) -> None:
     """Adds index, config, tokenizer and manifest, and gives the directory its name."""
     done = {name: partial / (name + DONE) for name in job.conversion.files}
-    said = {name: json.loads(path.read_text()) for name, path in done.items()}
-    job.conversion.finish(partial, {name: each["records"] for name, each in said.items()})
+    seals = {name: json.loads(path.read_text()) for name, path in done.items()}
+    job.conversion.finish(partial, {name: seal["records"] for name, seal in seals.items()})
     copy_companions(job.companions, partial, job.conversion.dtype, job.config_changes)
     for path in [*done.values(), partial / _JOB]:
         path.unlink()
-    write_manifest(partial, {name: each["file"] for name, each in said.items()})
+    write_manifest(partial, {name: seal["file"] for name, seal in seals.items()})
     check_out_dir(target)
     partial.rename(target)
     sync(target.parent)

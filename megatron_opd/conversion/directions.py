@@ -1,5 +1,4 @@
-"""The two directions of a conversion, file by file: what a file holds, how it is written, what it
-reads back as."""
+"""The two directions of a conversion, file by file: how each is written and compared again."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,8 +27,11 @@ FILE_BYTES = 5 * 10**8  # also how much is done anew after a crash
 
 
 class Conversion(Protocol):
-    """`files` names every file of tensors, relative to the new directory. They can be written in
-    any order."""
+    """A direction of a conversion.
+
+    `files` names every file of tensors, relative to the new directory. They can be written in any
+    order.
+    """
 
     @property
     def files(self) -> Mapping[str, Sequence[Piece]]: ...
@@ -37,15 +39,13 @@ class Conversion(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     def write(self, file: NewFile, name: str) -> Records:
-        """Writes file `name`; what it returns is handed to `differing` and `finish`."""
+        """Writes file `name`. Returns the records that `differing` and `finish` need."""
 
     def differing(self, file: CheckedFile, name: str, records: Records) -> str | None:
-        """Reads a file again, in order: the first tensor that is not its source bit for bit, or
-        None."""
+        """The first tensor of a file that differs from its source in any bit, else None."""
 
     def finish(self, directory: Path, records: Mapping[str, Records]) -> None:
-        """Adds what makes the files a checkpoint, and holds all names, shapes and dtypes against
-        the model's."""
+        """Makes the files a checkpoint, whose names, shapes and dtypes must be the model's."""
 
 
 class ToMegatron:

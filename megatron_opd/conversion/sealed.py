@@ -1,5 +1,4 @@
-"""The files of a conversion: written, read back, and marked as done once every tensor in them is
-its source.
+"""The files of a conversion: written, read back, and marked as done when no tensor differs.
 
 NAME.done, beside such a file, has its size and SHA-256, and what its format says of its contents.
 """
@@ -26,9 +25,11 @@ def write_files(
     pool: Executor,
     checks: list[Future[None]],
 ) -> None:
-    """Writes each file; the one before is read back meanwhile. Stops when a check of the source
-    fails."""
-    sealed = []
+    """Writes the files, and reads each one back while the next is written.
+
+    Stops when a check of the source fails.
+    """
+    seals = []
     for name in names:
         for check in checks:
             if check.done():
@@ -39,14 +40,14 @@ def write_files(
             continue
         with NewFile(path) as file:
             records = conversion.write(file, name)
-        sealed.append(pool.submit(_seal, conversion, partial, name, records))
+        seals.append(pool.submit(_seal, conversion, partial, name, records))
         report(name, path.stat().st_size, kept)
-    for each in sealed:
-        each.result()
+    for seal in seals:
+        seal.result()
 
 
 def _seal(conversion: Conversion, partial: Path, name: str, records: Records) -> None:
-    """Reads a file back and, when every tensor in it is its source, says so beside it."""
+    """Reads a file back and, when no tensor differs from its source, leaves NAME.done beside it."""
     path = partial / name
     with CheckedFile(path) as file:
         try:

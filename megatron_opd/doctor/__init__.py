@@ -1,2 +1,1 @@
-"""`megatron-opd doctor`: what is installed, and whether a recipe's layout and method compute what
-they should."""
+"""`megatron-opd doctor`: what is installed, and whether a recipe computes what it should."""

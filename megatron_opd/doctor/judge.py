@@ -20,8 +20,11 @@ SCALE = 0.1  # losses below it count as this large: a policy gradient's is near 
 def judge(
     config: RunConfig, nproc: int, on_layout: dict[str, Any], on_one: list[Metrics]
 ) -> Iterator[Finding]:
-    """`on_layout`: what `measure` found on the recipe's layout; `on_one`: what `measure_updates`
-    did on one process."""
+    """Judges the measurements.
+
+    `on_layout` is what `measure` returns on the recipe's layout, `on_one` what `measure_updates`
+    returns on one process.
+    """
     yield _gradients(config, nproc, on_layout["updates"], on_one)
     yield _own_teacher(config, on_layout)
     yield _other_teacher(config, on_layout)
@@ -31,13 +34,15 @@ def judge(
 def _gradients(
     config: RunConfig, nproc: int, ours: list[Metrics], theirs: list[Metrics]
 ) -> Finding:
-    layouts = f"student {config.student.layout}" + (
-        f", teacher {config.teacher.layout}" if config.teacher else ""
-    )
-    worst, passed = 0.0, len(ours) == len(theirs)
-    for number, (mine, one) in enumerate(zip(ours, theirs, strict=False)):
-        deviation = _deviation(mine, one)
-        worst, passed = max(worst, deviation), passed and deviation <= (LATER if number else FIRST)
+    layouts = f"student {config.student.layout}"
+    if config.teacher:
+        layouts += f", teacher {config.teacher.layout}"
+    worst = 0.0
+    passed = len(ours) == len(theirs)
+    for number, (update, reference) in enumerate(zip(ours, theirs, strict=False)):
+        deviation = _deviation(update, reference)
+        worst = max(worst, deviation)
+        passed = passed and deviation <= (LATER if number else FIRST)
     if config.teacher_processes:
         layouts += f" on {config.teacher_processes} of them alone"
     if config.rollout.processes:
@@ -55,19 +60,20 @@ def _gradients(
     )
 
 
-def _own_teacher(config: RunConfig, found: dict[str, Any]) -> Finding:
+def _own_teacher(config: RunConfig, measured: dict[str, Any]) -> Finding:
     subject = "teacher = student"
-    if "own_teacher" not in found:
+    if "own_teacher" not in measured:
         return Finding(
             "ok",
             subject,
             f"does not apply: no term of {config.method.name} is a distance from the teacher",
         )
-    own, real = found["own_teacher"][0], found["distance"][0]
-    names = [
-        key.split("/")[1] for key in own if key.startswith("objective/") and key.endswith("/loss")
-    ]
-    loss, norm, usual = abs(own["train/loss"]), own["train/grad_norm"], real["train/grad_norm"]
+    own = measured["own_teacher"][0]
+    keys = [key for key in own if key.startswith("objective/") and key.endswith("/loss")]
+    names = [key.split("/")[1] for key in keys]
+    loss = abs(own["train/loss"])
+    norm = own["train/grad_norm"]
+    usual = measured["distance"][0]["train/grad_norm"]
     text = (
         f"{', '.join(names)}: loss {loss:.0e}, gradient norm {norm:.0e}, with another teacher "
         f"{usual:.0e}"
@@ -80,45 +86,48 @@ def _own_teacher(config: RunConfig, found: dict[str, Any]) -> Finding:
     )
 
 
-def _other_teacher(config: RunConfig, found: dict[str, Any]) -> Finding:
-    subject, needs = "other teacher", needs_of(active(config.method, 0))
-    if not (needs.teacher or needs.teacher_head) or "other_teacher" not in found:
+def _other_teacher(config: RunConfig, measured: dict[str, Any]) -> Finding:
+    subject = "other teacher"
+    needs = needs_of(active(config.method, 0))
+    if not (needs.teacher or needs.teacher_head) or "other_teacher" not in measured:
         return Finding(
             "ok",
             subject,
             f"does not apply: {config.method.name} reads no teacher at its first step",
         )
-    change = _deviation(found["other_teacher"][0], found["updates"][0])
+    change = _deviation(measured["other_teacher"][0], measured["updates"][0])
     if CHANGE < change < math.inf:
-        return Finding(
-            "ok", subject, f"other teacher weights change loss or gradient norm by {change:.0e}"
-        )
-    return Finding(
-        "fail", subject, f"other teacher weights change loss and gradient norm by {change:.0e}"
-    )
+        text = f"other teacher weights change loss or gradient norm by {change:.0e}"
+        return Finding("ok", subject, text)
+    text = f"other teacher weights change loss and gradient norm by {change:.0e}"
+    return Finding("fail", subject, text)
 
 
-def _refit(config: RunConfig, found: dict[str, Any]) -> Finding:
+def _refit(config: RunConfig, measured: dict[str, Any]) -> Finding:
     if not needs_of(config.method).rollouts:
         return Finding("ok", "refit", f"does not apply: {config.method.name} samples nothing")
-    if "refit" not in found:
+    if "refit" not in measured:
         return Finding("warn", "refit", "not checked: vLLM is not installed")
-    mean, largest, stale = (found["refit"][key] for key in ("mean", "max", "stale"))
+    refit = measured["refit"]
+    mean = refit["mean"]
+    largest = refit["max"]
+    stale = refit["stale"]
     text = (
         f"engine and trainer differ by {mean:.0e} nats a token (at most {largest:.0e}) over "
-        f"{found['refit']['tokens']} tokens at temperature {config.rollout.temperature:g}; before "
+        f"{refit['tokens']} tokens at temperature {config.rollout.temperature:g}; before "
         f"it by {stale:.0e}"
     )
     return Finding("ok" if mean <= REFIT and stale > 10 * REFIT else "fail", "refit", text)
 
 
-def _deviation(mine: Metrics, one: Metrics) -> float:
+def _deviation(update: Metrics, reference: Metrics) -> float:
     """The larger of the two relative deviations; infinite where one is no number."""
     scales = {"train/loss": SCALE, "train/grad_norm": 1e-6}
-    deviations = [
-        abs(mine[key] - one[key]) / max(abs(one[key]), scale) for key, scale in scales.items()
-    ]
-    return max(each if math.isfinite(each) else math.inf for each in deviations)
+    deviations = []
+    for key, scale in scales.items():
+        deviation = abs(update[key] - reference[key]) / max(abs(reference[key]), scale)
+        deviations.append(deviation if math.isfinite(deviation) else math.inf)
+    return max(deviations)
 
 
 def _pair(ours: list[Metrics], theirs: list[Metrics]) -> str:

@@ -25,15 +25,14 @@ Metrics = dict[str, float]
 
 
 def measure(config: RunConfig) -> dict[str, Any]:
-    """What `judge` judges, in every process of the recipe's layout."""
+    """The measurements that `judge` reads, in every process of the recipe's layout."""
     vocab_size = architecture_of(config.student).vocab_size
     rollouts = recorded(config, vocab_size)
-    found: dict[str, Any] = {"updates": measure_updates(config)}
+    measured: dict[str, Any] = {"updates": measure_updates(config)}
     if config.teacher:
         other = replace(config.teacher, path=config.teacher.path + OTHER)
-        found["other_teacher"] = updates(
-            assemble(replace(config, teacher=other)), rollouts, steps=1
-        )
+        models = assemble(replace(config, teacher=other))
+        measured["other_teacher"] = updates(models, rollouts, steps=1)
     if method := vanishing(config.method, vocab_size):
         assert config.teacher is not None, "its terms read the teacher"
         distances = replace(config, method=method)
@@ -44,37 +43,36 @@ def measure(config: RunConfig) -> dict[str, Any]:
             distances,
             teacher=replace(config.teacher, **(vars(config.student) | {"layout": layout})),
         )
-        found["own_teacher"], found["distance"] = (
-            _on_policy(each, vocab_size) for each in (itself, distances)
-        )
+        measured["own_teacher"] = _on_policy(itself, vocab_size)
+        measured["distance"] = _on_policy(distances, vocab_size)
     if needs_of(config.method).rollouts and importlib.util.find_spec("vllm"):
-        found["refit"] = refit(config, rollouts)
-    return found
+        measured["refit"] = refit(config, rollouts)
+    return measured
 
 
 def measure_updates(config: RunConfig) -> list[Metrics]:
-    """What must not depend on the layout."""
+    """The metrics of STEPS steps, which must not depend on the layout."""
     rollouts = recorded(config, architecture_of(config.student).vocab_size)
     return updates(assemble(config), rollouts, steps=STEPS)
 
 
 def updates(models: Models, rollouts: list[Rollout], *, steps: int) -> list[Metrics]:
     """The metrics of every update of some steps on the same rollouts."""
-    found = []
+    metrics = []
     for step in range(steps):
         signals = models.signals(rollouts, step)
-        signals = replace(
-            signals, student=models.trainer.signals(rollouts) if models.needs.student_pass else None
-        )
+        student = models.trainer.signals(rollouts) if models.needs.student_pass else None
+        signals = replace(signals, student=student)
         build = partial(columns, models, rollouts, signals, step)
-        found += [finish(sums) for sums in models.trainer.step(rollouts, build, step=step)]
+        metrics += [finish(sums) for sums in models.trainer.step(rollouts, build, step=step)]
         learn_rewards(models, rollouts, signals, step)
-    return found
+    return metrics
 
 
 def _on_policy(config: RunConfig, vocab_size: int) -> list[Metrics]:
     """One update on rollouts that the student could have sampled: no ratio is other than 1."""
-    models, rollouts = assemble(config), recorded(config, vocab_size)
+    models = assemble(config)
+    rollouts = recorded(config, vocab_size)
     rollouts = with_logprobs(rollouts, models.trainer.signals(rollouts).logprobs_T)
     return updates(models, rollouts, steps=1)
 
@@ -82,15 +80,16 @@ def _on_policy(config: RunConfig, vocab_size: int) -> list[Metrics]:
 def refit(config: RunConfig, rollouts: list[Rollout]) -> Metrics:
     """The recipe's engines get the student's weights, then those of another one, and sample.
 
-    `mean` and `max`: difference of their logprobs from the trainer's; `stale`: the mean from the
-    first weights.
+    `mean` and `max` are differences (nats) of their logprobs from those of the trainer, `stale` is
+    the mean difference from those of the first weights.
     """
     from megatron_opd.refit.push import push
     from megatron_opd.rollout.open import open_engine
     from megatron_opd.weights.export import iter_hf_tensors
 
     moved = replace(config, student=replace(config.student, path=config.student.path + OTHER))
-    models, before = assemble(moved), assemble(config)
+    models = assemble(moved)
+    before = assemble(config)
     temperature = config.rollout.temperature
     with contextlib.ExitStack() as closing:
         engine = open_engine(config, groups.channel("rollout"), closing)
@@ -101,7 +100,7 @@ def refit(config: RunConfig, rollouts: list[Rollout]) -> Metrics:
                 version,
             )
         prompts = list({r.prompt.index: r.prompt for r in rollouts}.values())
-        mine = engine.generate(
+        share = engine.generate(
             groups.share(prompts),
             version=1,
             step=1,
@@ -110,7 +109,7 @@ def refit(config: RunConfig, rollouts: list[Rollout]) -> Metrics:
             seed=0,
             max_completion_tokens=config.rollout.max_completion_tokens,
         )
-    sampled = groups.gather_shares(mine)
+    sampled = groups.gather_shares(share)
     logprobs_T = np.concatenate([r.logprobs for r in sampled])
     difference_T = np.abs(logprobs_T - models.trainer.signals(sampled).logprobs_T)
     stale_T = np.abs(logprobs_T - before.trainer.signals(sampled).logprobs_T)

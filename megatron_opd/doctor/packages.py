@@ -1,4 +1,4 @@
-"""What is installed, what is missing, and what lacking it costs."""
+"""Which packages are installed, and what it costs to lack one."""
 
 import importlib.util
 import os
@@ -16,16 +16,13 @@ GIB = 2**30
 
 
 def check_packages() -> Iterator[Finding]:
-    """Needs no recipe."""
+    """A finding for every entry of CHECKS; needs no recipe."""
     for subject, check in CHECKS.items():
         try:
             yield check(subject)
-        except (
-            Exception
-        ) as error:  # an import or a probe can fail in any way; the line is the report
-            yield Finding(
-                "fail", subject, f"{type(error).__name__}: {' '.join(str(error).split())}"
-            )
+        except Exception as error:  # an import or a probe can fail in any way
+            text = " ".join(str(error).split())
+            yield Finding("fail", subject, f"{type(error).__name__}: {text}")
 
 
 def _python(subject: str) -> Finding:
@@ -119,7 +116,7 @@ def _optional(module: str, cost: str) -> Callable[[str], Finding]:
     def check(subject: str) -> Finding:
         if importlib.util.find_spec(module) is None:
             return Finding("warn", subject, f"not installed: {cost}")
-        # compiled against another torch, it is found but does not import
+        # a package compiled against another torch is installed but does not import
         importlib.import_module(module)
         return Finding("ok", subject, "imports")
 
@@ -135,9 +132,10 @@ def _cores(subject: str) -> Finding:
 def _bfloat16(subject: str) -> Finding:
     import torch
 
-    found = torch.cpu.get_capabilities()
-    names = ("amx_bf16", "avx512_bf16") if found["architecture"] == "x86_64" else ("bf16",)
-    if has := [name for name in names if found.get(name)]:
+    capabilities = torch.cpu.get_capabilities()
+    x86 = capabilities["architecture"] == "x86_64"
+    names = ("amx_bf16", "avx512_bf16") if x86 else ("bf16",)
+    if has := [name for name in names if capabilities.get(name)]:
         return Finding("ok", subject, f"in this CPU's instructions: {', '.join(has)}")
     lacking = " nor ".join(names)
     return Finding(

@@ -55,12 +55,13 @@ def _preflight(config: RunConfig, nproc: int | None) -> Iterator[Finding]:
 
 
 def check_layout(config: RunConfig, nproc: int, folder: Path) -> Iterator[Finding]:
-    """What `measure` finds on the recipe's layout, judged; `folder` gets the small models."""
+    """The judged measurements on the recipe's layout; `folder` gets the small models."""
     from megatron_opd.doctor.shrink import alone, shrink
 
     small = shrink(config, folder, nproc)
     try:
-        on_one, on_layout = _on_one_process(alone(small)), _on_layout(small, nproc)
+        on_one = _on_one_process(alone(small))
+        on_layout = _on_layout(small, nproc)
     except Interrupted:
         raise
     except OpdError as error:
@@ -70,7 +71,7 @@ def check_layout(config: RunConfig, nproc: int, folder: Path) -> Iterator[Findin
 
 
 def _on_one_process(config: RunConfig) -> list[dict[str, float]]:
-    """The reference, in this process."""
+    """The reference: what `measure_updates` returns in this process."""
     from megatron_opd.doctor.measure import measure_updates
     from megatron_opd.mcore import parallel as groups
 
@@ -82,7 +83,7 @@ def _on_one_process(config: RunConfig) -> list[dict[str, float]]:
 
 
 def _on_layout(config: RunConfig, nproc: int) -> dict[str, Any]:
-    """What `measure` finds in `nproc` processes. Raises RunError, Interrupted."""
+    """The result of `measure` in `nproc` processes. Raises RunError, Interrupted."""
     from megatron_opd.world.torchrun import run_workers
 
     folder = Path(config.directory)

@@ -12,8 +12,10 @@ from megatron_opd.recipe.keys import RunConfig
 
 
 def recorded(config: RunConfig, vocab_size: int) -> list[Rollout]:
-    """`num_prompts` groups of random completions with rewards 0 and 1, by a policy that is not the
-    student's."""
+    """`num_prompts` groups of random completions with rewards 0 and 1.
+
+    Their logprobs are of a policy that is not the student's.
+    """
     rng = np.random.default_rng(7)
     longest = config.rollout.max_completion_tokens
     rollouts = []
@@ -36,8 +38,10 @@ def recorded(config: RunConfig, vocab_size: int) -> list[Rollout]:
 
 
 def as_read_by(method: MethodConfig, rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """Makes traces of some rollouts where a method learns from traces or mixes them in; some get a
-    given prefix, or tokens that the teacher drew.
+    """The rollouts with the sources of tokens that `method` reads.
+
+    Some become traces where it learns from traces; others get a given prefix, or tokens that the
+    teacher drew, where it has such.
     """
     if not needs_of(method).rollouts:
         return [replace(r, given=r.num_tokens) for r in rollouts]
@@ -54,9 +58,9 @@ def as_read_by(method: MethodConfig, rollouts: Sequence[Rollout]) -> list[Rollou
 
 
 def with_logprobs(rollouts: Sequence[Rollout], logprobs_T: np.ndarray) -> list[Rollout]:
-    """As if the policy of these logprobs, flat over all tokens, had sampled them."""
+    """The rollouts with other logprobs, which are flat over all tokens."""
     ends = np.cumsum([r.num_tokens for r in rollouts])
     return [
-        replace(r, logprobs=part)
-        for r, part in zip(rollouts, np.split(logprobs_T, ends[:-1]), strict=True)
+        replace(r, logprobs=logprobs)
+        for r, logprobs in zip(rollouts, np.split(logprobs_T, ends[:-1]), strict=True)
     ]

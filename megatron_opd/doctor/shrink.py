@@ -1,5 +1,4 @@
-"""A recipe's models in small: random weights, and every switch of their config.json that changes
-what is computed."""
+"""A recipe's models in small: random weights, and every switch of their config.json that counts."""
 
 import math
 import shutil
@@ -17,28 +16,26 @@ from megatron_opd.weights.hf import companions
 HEAD_DIM = 32  # vLLM's attention on a CPU wants at least that
 PER_REPLICA = 4  # prompts
 LONGEST = 64  # tokens of a sequence
-# Beside the recipe's own weights, others of the same architecture.
+# Suffix of a directory with other weights of the same architecture.
 OTHER = "_other"
 
 
 def shrink(config: RunConfig, folder: Path, nproc: int) -> RunConfig:
-    """Writes `folder`/student, student_other, teacher and teacher_other; returns the recipe on the
-    first of each.
+    """Writes small models to `folder`; returns the recipe with them in the place of its own.
 
-    Layouts, method and temperature stay; numbers are float32, so that layouts can be compared; the
-    learning rate is one that moves a small model.
+    They are student, teacher, and another of each (suffix OTHER). Layouts, method and
+    temperature stay; numbers are float32, so that layouts can be compared; the learning rate is one
+    that moves a small model.
     """
     models = [model for model in (config.student, config.teacher) if model]
     sizes = sorted({architecture_of(model).vocab_size for model in models})
-    # The order of sizes stays, and what is left over when they are divided among tensor-parallel
-    # ranks.
+    # The order of sizes stays, and so does their remainder among tensor-parallel ranks.
     vocabularies = {size: 64 * (2 + rank) + size % 64 for rank, size in enumerate(sizes)}
     layouts = [model.layout for model in models]
     for seed, (name, model) in enumerate(zip(("student", "teacher"), models, strict=False)):
         arch = architecture_of(model)
         small = _small_config(model, arch, layouts, vocabularies[arch.vocab_size])
-        # One tokenizer: that which real vocabularies have in common is more than the small ones
-        # hold.
+        # One tokenizer: real vocabularies have more tokens in common than the small ones hold.
         _write(small, Path(config.student.path), folder / name, seed=2 * seed)
         _write(small, Path(config.student.path), folder / f"{name}{OTHER}", seed=2 * seed + 1)
     updates = config.train.updates_per_step
@@ -74,7 +71,7 @@ def shrink(config: RunConfig, folder: Path, nproc: int) -> RunConfig:
 
 
 def alone(config: RunConfig) -> RunConfig:
-    """The same on one process, all sequences at once, with whole logits."""
+    """The recipe on one process, with all sequences at once and whole logits."""
     everything = config.rollout.num_prompts * config.rollout.samples_per_prompt
     return replace(
         config,
@@ -94,7 +91,7 @@ def _model_parallel(layout: LayoutConfig) -> tuple[int, int]:
 def _small_config(
     model: ModelConfig, arch: Architecture, layouts: list[LayoutConfig], vocab_size: int
 ) -> Any:
-    """Fits every layout of the recipe, so that the student can be its own teacher."""
+    """A config.json that fits every layout of the recipe: the student can be its own teacher."""
     import transformers
 
     tensor, stages = (
@@ -104,8 +101,8 @@ def _small_config(
     heads = groups * min(arch.num_attention_heads // arch.num_key_value_heads, 2)
     # hidden size = heads x head size
     derived = arch.num_attention_heads * arch.head_dim == arch.hidden_size
-    given = transformers.AutoConfig.from_pretrained(model.path)
-    keys = given.to_dict()
+    original = transformers.AutoConfig.from_pretrained(model.path)
+    keys = original.to_dict()
     keys.pop("layer_types", None)  # one per layer
     changes: dict[str, Any] = {
         "vocab_size": vocab_size,
@@ -122,7 +119,8 @@ def _small_config(
     if "head_dim" in keys:
         changes["head_dim"] = HEAD_DIM
     if arch.experts:
-        per_token, ranks = min(arch.experts.per_token, 2), model.layout.expert_model_parallel_size
+        per_token = min(arch.experts.per_token, 2)
+        ranks = model.layout.expert_model_parallel_size
         width = 24 * model.layout.expert_tensor_parallel_size
         count = ranks * -(-2 * per_token // ranks)
         keys.pop("num_local_experts", None)  # another name of the count
@@ -131,7 +129,7 @@ def _small_config(
             "num_experts_per_tok": per_token,
             "moe_intermediate_size": width,
         }
-    return type(given).from_dict(keys | changes)
+    return type(original).from_dict(keys | changes)
 
 
 def _write(config: Any, tokenizer_dir: Path, directory: Path, *, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""What of a method is exactly zero, value and gradient, where the teacher is the student."""
+"""The terms of a method that are zero, with their gradient, where the teacher is the student."""
 
 from dataclasses import replace
 
@@ -13,8 +13,7 @@ from megatron_opd.methods.terms import (
 
 
 def vanishing(method: MethodConfig, vocab_size: int) -> MethodConfig | None:
-    """The terms that measure a distance from the teacher, at weight 1 and on every token; None
-    where there are none.
+    """The terms that are a distance from the teacher, at weight 1 on every token; None for none.
 
     Top-k terms are taken on the whole vocabulary: on fewer ids their gradient is that of the mass
     the student leaves out. Total variation has no gradient at 0. A cross-entropy with the teacher's
@@ -34,10 +33,10 @@ def _distance(term: Term, vocab_size: int) -> Term | None:
             return replace(term, weight=1.0, gates={}, correction=None, k=vocab_size)
         case PolicyGradientTerm():
             advantages: dict[str, Advantage] = {
-                name: replace(each, weight=1.0)
-                for name, each in term.advantages.items()
-                if isinstance(each, TopKAdvantage)
-                or (isinstance(each, LogRatioAdvantage) and each.model == "teacher")
+                name: replace(advantage, weight=1.0)
+                for name, advantage in term.advantages.items()
+                if isinstance(advantage, TopKAdvantage)
+                or (isinstance(advantage, LogRatioAdvantage) and advantage.model == "teacher")
             }
             if advantages:
                 # Divided by its deviation, an advantage of zeros would be noise.

@@ -17,7 +17,7 @@ from megatron_opd.world.worker import quieten_dependencies
 
 def main(folder: Path) -> int:
     torchrun.die_with_parent(signal.SIGKILL)
-    quieten_dependencies()  # before what they say at their import
+    quieten_dependencies()  # before their imports, which print
     from megatron_opd.doctor.measure import measure
     from megatron_opd.runs.roles import run_in_role
 
@@ -26,9 +26,9 @@ def main(folder: Path) -> int:
         config = load_config(str(folder / "recipe.yaml"))
 
         def work() -> None:
-            found = measure(config)
+            measured = measure(config)
             if int(os.environ["RANK"]) == 0:
-                (folder / "measured.json").write_text(json.dumps(found))
+                (folder / "measured.json").write_text(json.dumps(measured))
 
         run_in_role(config, work)
     except OpdError as error:

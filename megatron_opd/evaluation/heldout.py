@@ -28,9 +28,13 @@ _EVAL_STREAM = 1 << 20
 
 
 def held_out(run: "Run", step: int) -> dict[str, float]:
-    """eval/* metrics of the weights at the start of `step`; {} when the recipe has no evaluation.
-    Collective."""
-    engine, rewards, settings = run.engine, run.rewards, run.config.eval
+    """The eval/* metrics of the weights at the start of `step`. Collective.
+
+    {} when the recipe has no evaluation.
+    """
+    engine = run.engine
+    rewards = run.rewards
+    settings = run.config.eval
     if settings is None or engine is None or rewards is None:
         return {}
     start = time.perf_counter()
@@ -73,8 +77,7 @@ def answers(
 
 
 def accuracy(groups: list[list[Rollout]], settings: EvalConfig) -> dict[str, float]:
-    """avg@k over the prompts with its 95 % interval, pass@k when k > 1, and the shares without an
-    answer."""
+    """avg@k over the prompts with its 95 % interval, pass@k when k > 1, fractions of failures."""
     correct_NK = np.array([[float(bool(r.verdict.correct)) for r in group] for group in groups])
     rollouts = [rollout for group in groups for rollout in group]
     low, high = interval_95(correct_NK)
@@ -94,8 +97,10 @@ def accuracy(groups: list[list[Rollout]], settings: EvalConfig) -> dict[str, flo
 
 
 def evaluate_model(config: RunConfig, model: ModelConfig) -> dict[str, float]:
-    """Evaluates a Hugging Face directory on the recipe's held-out prompts, in one process. Prints
-    as it goes."""
+    """Evaluates a Hugging Face directory on the recipe's held-out prompts, in one process.
+
+    Prints the metrics.
+    """
     settings = config.eval or EvalConfig()
     heldout = config.data.heldout_set
     if heldout is None:

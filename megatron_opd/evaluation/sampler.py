@@ -1,5 +1,4 @@
-"""An engine and a verifier without a trainer, for evaluations and traces: one process, the weights
-as they are."""
+"""An engine and a verifier without a trainer, in one process, for evaluations and traces."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -34,8 +34,7 @@ def write_traces(
     temperature: float,
     verified: bool = True,
 ) -> None:
-    """Samples up to `samples` responses per prompt and keeps the first that is right and ended by
-    itself.
+    """Samples up to `samples` responses per prompt; keeps the first right one that ended by itself.
 
     Not `verified`: the first that ended by itself; the data then needs no gold answers. Columns:
     problem, answer, response (text), sample, and token_ids where the student has the model's
@@ -86,13 +85,14 @@ def _first_of_each(
     samples: int,
     temperature: float,
 ) -> list[Rollout]:
-    """One sample of every prompt, then another of those without a trace, and so on; in the order of
-    the prompts.
+    """The first trace of every prompt that has one, in the order of the prompts.
 
-    A trace ended by itself and, where there are `rewards`, is right.
+    A trace ended by itself and, where there are `rewards`, is right. Every prompt is sampled once,
+    then those without a trace again, and so on.
     """
     kept: dict[int, Rollout] = {}
-    size, start = config.rollout.num_prompts, time.perf_counter()
+    size = config.rollout.num_prompts
+    start = time.perf_counter()
     for round_ in range(samples if temperature > 0 else 1):
         open_ = [prompt for prompt in prompts if prompt.index not in kept]
         for first in range(0, len(open_), size):
@@ -124,12 +124,10 @@ def _first_of_each(
 
 
 def with_students_end(token_ids: np.ndarray, merged: MergedIds) -> np.ndarray:
-    """The tokens of a finished response, whose end may be one that the teacher alone has."""
-    return (
-        np.append(token_ids[:-1], np.int32(merged.into))
-        if token_ids[-1] in merged.ids
-        else token_ids
-    )
+    """The tokens of a finished response, its end replaced if the teacher alone has it."""
+    if token_ids[-1] not in merged.ids:
+        return token_ids
+    return np.append(token_ids[:-1], np.int32(merged.into))
 
 
 def _provenance(
@@ -159,7 +157,7 @@ def _sha256(path: Path) -> str:
 def _write(
     out: Path, kept: list[Rollout], provenance: dict[str, Any], *, with_tokens: bool
 ) -> None:
-    """Whole or not at all."""
+    """Writes the file whole or not at all."""
     import pyarrow
     import pyarrow.parquet
 

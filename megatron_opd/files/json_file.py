@@ -15,8 +15,10 @@ _REQUIRED = object()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises DataError naming the file; FileNotFoundError where there is
-    none."""
+    """The JSON object in `path`.
+
+    Raises FileNotFoundError where there is no file, DataError naming it for anything else.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -25,10 +27,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); make it a readable file"
         ) from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # also of the encoding, and of numbers with too many digits
+    # a wrong encoding and a number with too many digits are ValueErrors too
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error}); copy it again") from None
     if not isinstance(value, dict):
         raise DataError(f"{path}: must be a JSON object, not {_kind_of(value)}; copy it again")
@@ -40,7 +40,7 @@ def read_key(
 ) -> Any:
     """The value of `key`, of the type `kind`; `path` is the file it comes from.
 
-    Raises DataError naming file and key when the value is of another type, or missing and without a
+    Raises DataError naming file and key when the value is of another type, or is missing and has no
     default.
     """
     if key not in values:

@@ -1,5 +1,4 @@
-"""What makes a directory whole: `manifest.json` lists size and SHA-256 of every file. Imports no
-torch."""
+"""`manifest.json`, which lists size and SHA-256 of every file of a directory. Imports no torch."""
 
 import errno
 import hashlib
@@ -26,7 +25,8 @@ class FileRecord(TypedDict):
 
 
 def describe(path: Path) -> FileRecord:
-    digest, size = hashlib.sha256(), 0
+    digest = hashlib.sha256()
+    size = 0
     # a buffer of whole pages: see weights/blocks.py
     with path.open("rb", buffering=0) as file, mmap.mmap(-1, 2**17) as buffer:
         view = memoryview(buffer)
@@ -38,8 +38,10 @@ def describe(path: Path) -> FileRecord:
 
 
 class NewFile(io.FileIO):
-    """A new file. Larger writes make the kernel look for larger free areas, which takes longer than
-    the copy."""
+    """A new file, written in portions of 128 KiB.
+
+    For larger writes the kernel looks for larger free areas, which takes longer than the copy.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "w")
@@ -51,8 +53,10 @@ class NewFile(io.FileIO):
         return len(view)
 
     def copy(self, path: Path, offset: int, size: int) -> None:
-        """Appends a part of another file: within the kernel, where the file systems can. Raises
-        EOFError."""
+        """Appends `size` bytes of another file, within the kernel where the file systems can.
+
+        Raises EOFError.
+        """
         with path.open("rb", buffering=0) as source:
             while size:
                 try:
@@ -63,7 +67,8 @@ class NewFile(io.FileIO):
                     count = self.write(os.pread(source.fileno(), min(size, _WRITE), offset))
                 if not count:
                     raise EOFError(path)
-                offset, size = offset + count, size - count
+                offset += count
+                size -= count
 
 
 class CheckedFile(io.FileIO):
@@ -87,7 +92,7 @@ class CheckedFile(io.FileIO):
         return self.tell()
 
     def record(self) -> FileRecord:
-        """What `describe` finds, once the rest is read."""
+        """The record that `describe` would return; reads the file to its end."""
         return {
             "bytes": self.seek(os.fstat(self.fileno()).st_size),
             "sha256": self._digest.hexdigest(),
@@ -95,8 +100,10 @@ class CheckedFile(io.FileIO):
 
 
 def write_manifest(directory: Path, known: Mapping[str, FileRecord] | None = None) -> None:
-    """Lists every file below `directory` and leaves all of them on disk. `known`: files that are so
-    already."""
+    """Lists every file below `directory`, and returns when all of them are on disk.
+
+    `known` are the records of files that are on disk already.
+    """
     manifest = dict(known or {})
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
         name = str(path.relative_to(directory))
@@ -115,22 +122,22 @@ def read_manifest(directory: Path) -> dict[str, FileRecord] | None:
         manifest = json.loads((directory / MANIFEST).read_text())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    return (
-        manifest if isinstance(manifest, dict) and all(map(_is_record, manifest.values())) else None
-    )
+    if not isinstance(manifest, dict) or not all(map(_is_record, manifest.values())):
+        return None
+    return manifest
 
 
 def _is_record(value: object) -> bool:
-    return isinstance(value, dict) and {"bytes": int, "sha256": str} == {
-        key: type(value[key]) for key in value
-    }
+    if not isinstance(value, dict):
+        return False
+    return {key: type(value[key]) for key in value} == {"bytes": int, "sha256": str}
 
 
 def checkpoint_steps(directory: Path) -> dict[int, Path]:
-    """step -> its checkpoint below `directory`, in order: those with a manifest, and so written to
-    their end.
+    """Step -> its checkpoint below `directory`, in order of steps.
 
-    Files and folders of other names are let be.
+    A checkpoint without a manifest was not written to its end, and is left out; so are files and
+    folders of other names.
     """
     named = [(re.fullmatch(r"step-(\d{6,})", path.name), path) for path in directory.glob("step-*")]
     return dict(
@@ -141,8 +148,10 @@ def checkpoint_steps(directory: Path) -> dict[int, Path]:
 
 
 def find_damage(directory: Path, *, contents: bool = True) -> str | None:
-    """What is wrong with the files of a directory, or None. Without `contents` only names and sizes
-    are compared."""
+    """The first problem of the files of a directory, or None.
+
+    Without `contents` only names and sizes are compared.
+    """
     manifest = read_manifest(directory)
     if manifest is None:
         return f"{MANIFEST} is missing or unreadable"
@@ -159,8 +168,8 @@ def damage_of(
     path = directory / name
     if not path.is_file():
         return f"{name} is missing"
-    if (found := path.stat().st_size) != expected["bytes"]:
-        return f"{name} has {found} bytes instead of {expected['bytes']}"
+    if (size := path.stat().st_size) != expected["bytes"]:
+        return f"{name} has {size} bytes instead of {expected['bytes']}"
     try:
         if contents and describe(path) != expected:
             return f"{name} does not match its checksum"

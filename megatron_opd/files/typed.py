@@ -1,7 +1,6 @@
-"""Turns a mapping into frozen dataclasses: the schema is walked here, pydantic checks every value
-at the leaves.
+"""Turns a mapping into frozen dataclasses; pydantic checks the values at the leaves.
 
-Walking it ourselves keeps each error at one key with one sentence, where pydantic lists every
+Walking the schema here keeps each error at one key with one sentence, where pydantic lists every
 branch of a union.
 """
 
@@ -19,8 +18,10 @@ _LEAF = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 class InvalidKey(Exception):
-    """One wrong key: `path` is dotted ("" is the whole recipe), `problem` says what is wrong and
-    the remedy."""
+    """One wrong key.
+
+    `path` is dotted, "" for the whole recipe; `problem` says what is wrong, and the remedy.
+    """
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
@@ -29,8 +30,7 @@ class InvalidKey(Exception):
 
 
 def build(kind: Any, value: Any, path: str = "") -> Any:
-    """Returns `value` as an instance of `kind` (a dataclass, union, dict or leaf type). Raises
-    InvalidKey."""
+    """`value` as an instance of `kind`: dataclass, union, dict or leaf type. Raises InvalidKey."""
     if is_dataclass(kind):
         return _build_dataclass(kind, value, path)
     if get_origin(kind) in (Union, types.UnionType):
@@ -63,13 +63,13 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 def key_paths(kind: Any, path: str = "") -> list[str]:
     """Dotted paths of every key below `kind`, except inside free-form dicts."""
     if get_origin(kind) in (Union, types.UnionType):
-        return [each for member in get_args(kind) for each in key_paths(member, path)]
+        return [key for member in get_args(kind) for key in key_paths(member, path)]
     if not is_dataclass(kind):
         return [path] if path else []
-    below = [
-        each for name, hint in _hints(kind).items() for each in key_paths(hint, join(path, name))
-    ]
-    return ([path] if path else []) + below
+    paths = [path] if path else []
+    for name, hint in _hints(kind).items():
+        paths += key_paths(hint, join(path, name))
+    return paths
 
 
 def _build_dataclass(kind: Any, value: Any, path: str) -> Any:
@@ -78,15 +78,15 @@ def _build_dataclass(kind: Any, value: Any, path: str) -> Any:
     for key in given:
         if key not in hints:
             raise InvalidKey(join(path, key), _unknown_key(kind, key, hints))
-    for each in fields(kind):
-        required = each.default is MISSING and each.default_factory is MISSING
-        if required and each.name not in given:
-            raise InvalidKey(join(path, each.name), "missing; it has no default")
+    for field in fields(kind):
+        required = field.default is MISSING and field.default_factory is MISSING
+        if required and field.name not in given:
+            raise InvalidKey(join(path, field.name), "missing; it has no default")
     return kind(**{key: build(hints[key], item, join(path, key)) for key, item in given.items()})
 
 
 def _unknown_key(kind: Any, key: str, hints: Mapping[str, Any]) -> str:
-    elsewhere = [each for each in key_paths(kind) if each.rpartition(".")[2] == key]
+    elsewhere = [known for known in key_paths(kind) if known.rpartition(".")[2] == key]
     if elsewhere and not difflib.get_close_matches(key, hints, n=1):
         return f"unknown key; did you mean {elsewhere[0]}?"
     return unknown("key", key, hints)
@@ -95,8 +95,8 @@ def _unknown_key(kind: Any, key: str, hints: Mapping[str, Any]) -> str:
 def _build_union(members: tuple[Any, ...], value: Any, path: str) -> Any:
     if value is None and type(None) in members:
         return None
-    classes = [each for each in members if is_dataclass(each)]
-    leaves = tuple(each for each in members if not is_dataclass(each) and each is not type(None))
+    classes = [member for member in members if is_dataclass(member)]
+    leaves = tuple(kind for kind in members if not is_dataclass(kind) and kind is not type(None))
     if not isinstance(value, Mapping) and leaves:
         return _build_leaf(Union[leaves], value, path)  # noqa: UP007 (the members are a run-time tuple)
     if len(classes) > 1:
@@ -107,9 +107,9 @@ def _build_union(members: tuple[Any, ...], value: Any, path: str) -> Any:
 
 
 def _tagged(classes: list[Any], value: Any, path: str) -> Any:
-    by_kind = {tag: each for each in classes for tag in get_args(_hints(each)["kind"])}
+    by_kind = {tag: cls for cls in classes for tag in get_args(_hints(cls)["kind"])}
     given = dict(_mapping(value, path))
-    usual = [each for each in classes if each.__dataclass_fields__["kind"].default is not MISSING]
+    usual = [cls for cls in classes if cls.__dataclass_fields__["kind"].default is not MISSING]
     if "kind" not in given and usual:
         return usual[0]
     if "kind" not in given:
