@@ -9,7 +9,6 @@ import numpy as np
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.contracts.rows import Prompt, Rollout
 from megatron_opd.contracts.stations import Engine, Verifier
-from megatron_opd.errors import ConfigError
 from megatron_opd.evaluation.sampler import open_sampler
 from megatron_opd.mcore.parallel import gather_shares, share
 from megatron_opd.metrics.console import held_out_words
@@ -103,8 +102,7 @@ def evaluate_model(config: RunConfig, model: ModelConfig) -> dict[str, float]:
     """
     settings = config.eval or EvalConfig()
     heldout = config.data.heldout_set
-    if heldout is None:
-        raise ConfigError("data.heldout: not set; an evaluation needs held-out prompts")
+    assert heldout is not None, "model_to_evaluate refuses a recipe without"
     config = replace(config, student=model)
     prompts = load_heldout(config, load_tokenizer(model.path))
     with open_sampler(config, model) as (engine, rewards):
