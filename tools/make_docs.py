@@ -321,7 +321,8 @@ def main() -> int:
             continue
         stale = True
         print(
-            f"{path.relative_to(REPOSITORY)}: " + ("stale; run `make docs`" if check else "written")
+            f"{path.relative_to(REPOSITORY, walk_up=True)}: "
+            + ("stale; run `make docs`" if check else "written")
         )
         if not check:
             path.write_text(text)

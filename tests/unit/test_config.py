@@ -169,10 +169,24 @@ def test_a_written_recipe_loads_as_itself(
     assert reload(config, folder) == config
 
 
+def test_a_stale_example_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(make_docs, "REPOSITORY", tmp_path / "repository")
+    example = tmp_path / "example.sbatch"
+    example.write_text("#!/bin/bash\n")
+    monkeypatch.setattr(make_docs, "EXAMPLE_SCRIPT", example)
+    monkeypatch.setattr("sys.argv", ["make_docs.py", "--check"])
+    assert make_docs.main() == 1
+    assert "example.sbatch: stale; run `make docs`\n" in capsys.readouterr().out
+    assert example.read_text() == "#!/bin/bash\n"
+
+
 def test_the_generated_pages_cover_every_key_and_go_stale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("CONFIG_PAGE", "METHODS_PAGE", "VOCAB_PAGE"):
+    # a stale example is written here, not into the repository
+    for name in ("CONFIG_PAGE", "METHODS_PAGE", "VOCAB_PAGE", "EXAMPLE_SCRIPT"):
         without_tables = re.sub(r"(?m)^\|.*\n", "", getattr(make_docs, name).read_text())
         (tmp_path / f"{name}.md").write_text(without_tables)
         monkeypatch.setattr(make_docs, name, tmp_path / f"{name}.md")
