@@ -1,5 +1,6 @@
 """The plan as text (tables on a terminal, plain lines otherwise) and as JSON."""
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -81,8 +82,8 @@ def by_student(others: Sequence[Candidate]) -> tuple[list[Candidate], list[Candi
 def as_json(
     case: Case, own: Candidate, others: Sequence[Candidate], notes: Sequence[str]
 ) -> dict[str, Any]:
-    """Everything the plan says, in bytes and seconds."""
-    return {
+    """Everything the plan says, in bytes and seconds, of the types that JSON reads back."""
+    plan = {
         "recipe": case.config.name,
         "method": case.config.method.name,
         "gpus": case.gpus,
@@ -93,6 +94,8 @@ def as_json(
         "own": _as_dict(own),
         "layouts": [_as_dict(each) for each in others],
     }
+    as_read: dict[str, Any] = json.loads(json.dumps(plan))  # tuples have become lists
+    return as_read
 
 
 def _as_dict(candidate: Candidate) -> dict[str, Any]:
