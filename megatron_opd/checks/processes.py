@@ -22,12 +22,6 @@ def processes_shared(config: RunConfig) -> int:
     return math.lcm(*(size for _, model in _sharing(config) for size in _sizes(model)))
 
 
-def models_of(config: RunConfig) -> list[tuple[str, ModelConfig]]:
-    """The student and, where there is one, the teacher, by name."""
-    teacher = [("teacher", config.teacher)] if config.teacher else []
-    return [("student", config.student), *teacher]
-
-
 def sequences_per_step(config: RunConfig) -> int:
     """Rollouts and traces of a step; where nothing is sampled, one trace of each prompt."""
     if not needs_of(config.method).rollouts:
@@ -118,7 +112,8 @@ def check_teacher_processes(config: RunConfig) -> None:
 
 def _sharing(config: RunConfig) -> list[tuple[str, ModelConfig]]:
     """The models that lie on the same processes as the student."""
-    return models_of(config)[:1] if config.teacher_processes else models_of(config)
+    models = list(config.models.items())
+    return models[:1] if config.teacher_processes else models
 
 
 def _sizes(model: ModelConfig) -> tuple[int, int]:

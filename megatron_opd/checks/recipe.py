@@ -13,7 +13,6 @@ from megatron_opd.architectures.directory import check_vocabulary, common_vocabu
 from megatron_opd.architectures.ends import read_ends, student_ends_note, teacher_ends_note
 from megatron_opd.checks.data import check_data_keys
 from megatron_opd.checks.method import check_method
-from megatron_opd.checks.processes import models_of
 from megatron_opd.checks.sizes import check_sizes
 from megatron_opd.errors import ConfigError
 from megatron_opd.methods.needs import needs_of
@@ -172,7 +171,7 @@ def _check_eval(evaluation: EvalConfig, *, has_heldout: bool) -> None:
 def _check_directories(config: RunConfig) -> dict[str, Architecture]:
     """The architectures of the models, whose directories hold weights and a fitting tokenizer."""
     architectures = {}
-    for name, model in models_of(config):
+    for name, model in config.models.items():
         directory = Path(model.path)
         architecture = architecture_of(model)
         # The student's engine gets its weights from the trainer.
@@ -185,7 +184,7 @@ def _check_directories(config: RunConfig) -> dict[str, Architecture]:
 
 def _unknown_keys(config: RunConfig) -> list[str]:
     warnings = []
-    for name, model in models_of(config):
+    for name, model in config.models.items():
         keys = unknown_keys(read_config(model.path))
         if keys:
             warnings.append(

@@ -8,7 +8,6 @@ from megatron_opd.checks.processes import (
     check_processes,
     check_rollout_processes,
     check_teacher_processes,
-    models_of,
     samples,
 )
 from megatron_opd.errors import ConfigError
@@ -26,7 +25,7 @@ def check_sizes(
     `architectures` has the "student" and, where there is one, the "teacher"; no model directory is
     read. Returns warnings. Raises ConfigError.
     """
-    for name, model in models_of(config):
+    for name, model in config.models.items():
         _check_layout(name, model, architectures[name])
     for name, architecture in architectures.items():
         longest = architecture.max_position_embeddings
@@ -198,7 +197,7 @@ def _check_lengths(config: RunConfig) -> None:
 def _check_micro_batch(config: RunConfig) -> None:
     tokens = config.train.micro_batch_tokens
     longest = config.max_sequence_length
-    for name, model in models_of(config):
+    for name, model in config.models.items():
         ranks = model.layout.context_parallel_size
         if tokens * ranks < model.layout.padded_length(longest):
             shared = f" on the {name}'s {ranks} context-parallel ranks" if ranks > 1 else ""

@@ -34,6 +34,8 @@ class Verdict:
 
 
 UNSCORED = Verdict(0.0, None, "unscored")
+# Reasons that are the verifier's fault or the data's, whatever the answer.
+VERIFIER_FAILURES = ("bad_gold", "crashed", "error")
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,10 @@ class Engine(Protocol):
         """`samples_per_prompt` completions of each prompt, prompt-major. Temperature 0 is greedy.
 
         A sample's tokens depend on (seed, step, prompt.index, sample) and the weights alone; its
-        logprobs (nats) are of the distribution it was drawn from. `prefix_of(prompt, sample)` gives
-        the first tokens of a completion. Raises RunError where the engine holds another `version`
-        or fails; no request is left in it then.
+        logprobs (nats) are of the distribution it was drawn from: after temperature and top_p.
+        `prefix_of(prompt, sample)` gives the first tokens of a completion, at least one fewer than
+        it may have. `on_progress(done, total)` counts completions. Raises RunError where the engine
+        holds another `version` or fails; no request is left in it then.
         """
 
     def reload(self, named_tensors: "Iterable[tuple[str, torch.Tensor]]") -> None:
@@ -69,7 +70,7 @@ class Engine(Protocol):
         """Leaves the device's memory to the models until the next call."""
 
     def restart(self) -> None:
-        """A new engine without weights in the place of one that failed."""
+        """A new engine in the place of one that failed, as that was before its first weights."""
 
 
 class Teacher(Protocol):

@@ -34,7 +34,7 @@ class Runs:
 
     @cached_property
     def bounds(self) -> Tensor:
-        """Where they begin and end, int32 [B + 1]: what varlen kernels want."""
+        """int32 [B + 1]: where sequences begin and end, as varlen kernels want it."""
         return _bounds(self.lengths, self.device)
 
     @cached_property

@@ -74,8 +74,7 @@ class Parallel:
 
     @property
     def copy_rank(self) -> int:
-        """Of the ranks with the same part of the weights (but for experts): 0 on the first
-        replica's."""
+        """Index of this rank among the replicas of its non-expert weights."""
         return self.groups.dp_cp.rank()
 
     @property

@@ -1,5 +1,7 @@
-"""Where a step's record goes: `metrics.jsonl`, `rollouts/`, `heldout/`, TensorBoard and the
-terminal. Rank 0 only."""
+"""Writes a step's record to `metrics.jsonl`, `rollouts/`, `heldout/`, TensorBoard and the terminal.
+
+Rank 0 only.
+"""
 
 import json
 import os

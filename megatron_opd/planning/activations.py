@@ -183,7 +183,7 @@ def recomputed(batch: FullMicroBatch, granularity: str) -> int:
 def stage_saved(
     batch: FullMicroBatch, num_layers: int, granularity: str, *, first: bool, last: bool
 ) -> int:
-    """Of one micro-batch on a stage: its layers, the embedding's ids and the final norm's input."""
+    """Bytes that a stage keeps of a micro-batch: layers, embedding's ids, final norm's input."""
     ids = batch.tokens * 8 if first else 0
     layer = layer_saved(batch) - recomputed(batch, granularity)
     return num_layers * layer + ids + (_norm(batch, batch.hidden) if last else 0)

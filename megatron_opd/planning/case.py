@@ -81,8 +81,10 @@ class Case:
         return ["student"] + ["rollout"] * self.generates + ["teacher"] * self.reads_teacher
 
     def ranks_of(self, role: str) -> range:
-        """Those set aside for it, the last ones in the order of `processes_apart`, or the
-        student's."""
+        """The processes set aside for the model, or the student's.
+
+        Those set aside are the last ones, in the order of `processes_apart`.
+        """
         first = self.gpus
         for apart, size in reversed(self.config.processes_apart.items()):
             first -= size
@@ -107,7 +109,7 @@ class Case:
         return sequences_per_step(self.config)
 
     def micro_batches(self, name: str, samples: int) -> int:
-        """Of one replica, for this many sequences."""
+        """Micro-batches of one replica, for this many sequences."""
         tokens = (
             self.config.train.micro_batch_tokens * self.model(name).layout.context_parallel_size
         )

@@ -25,7 +25,7 @@ class Candidate:
 
     @property
     def train(self) -> int:
-        """Of the ranks that train."""
+        """Bytes of the fullest rank that trains, while it does."""
         return max(kind.total("train") for kind in self.kinds if "student" in kind.stages)
 
 

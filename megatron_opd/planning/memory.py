@@ -227,10 +227,10 @@ def _update_buffers(case: Case, stage: int) -> int:
 
 
 def _refit(case: Case, here: dict[str, int]) -> dict[str, int]:
-    """Where the student is, the largest tensor on its way.
+    """Bytes in the refit: beside the student, the largest tensor on its way.
 
-    Where an engine is alone, what arrives of a module, until vLLM has it whole, and the module that
-    is filled with it before the engine's own takes its values.
+    Beside an engine alone, what arrives of a module until vLLM has it whole, and the module that is
+    filled with it before the engine's own takes its values.
     """
     if "student" in here:
         return {"gathered weights": _gathered(case)}

@@ -46,12 +46,12 @@ class Stage:
 
     @functools.cached_property
     def num_bytes(self) -> int:
-        """Of a frozen copy: a teacher's or reference's whole share of memory."""
+        """Bytes of a frozen copy: a teacher's or reference's whole share of memory."""
         return _bytes(self.before) + self.num_layers * _bytes(self.layer) + _bytes(self.after)
 
     @functools.cached_property
     def expert_bytes(self) -> int:
-        """Of these, what is spread over ranks otherwise than the dense parameters."""
+        """Bytes that are spread over ranks otherwise than the dense parameters."""
         return self.num_layers * _bytes(
             tuple(each for each in self.layer if not getattr(each, "allreduce", True))
         )
@@ -106,7 +106,7 @@ def _fullest(stage: Stage, layout: LayoutConfig, ranks: int) -> TrainedBytes:
 
 
 def trained_bytes(stage: Stage, layout: LayoutConfig, ranks: int) -> list[TrainedBytes]:
-    """Of each of the `ranks` of a pipeline stage: `train.student.prepare` on it. Exact."""
+    """Bytes on each of the `ranks` of a pipeline stage after `trainer.student.prepare`. Exact."""
     tp, experts = layout.tensor_model_parallel_size, layout.expert_parallel_size
     buffers = DistributedOptimizer.compute_full_param_layout(
         stage.parameters,
@@ -143,7 +143,7 @@ def _states_of_shards(buffer, shards: int) -> list[int]:
 
 
 def state_bytes(element: int) -> int:
-    """Of the optimizer, per element of a parameter with elements of this many bytes."""
+    """Bytes of the optimizer per element of a parameter whose elements have so many."""
     return MOMENTS + (MAIN if element < MAIN else 0)
 
 

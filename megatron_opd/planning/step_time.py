@@ -63,7 +63,7 @@ def step_time(case: Case) -> StepTime:
 
 
 def _arrival(case: Case) -> float:
-    """Of an offloaded teacher's weights, over the link to the host."""
+    """Seconds for an offloaded teacher's weights over the link to the host."""
     if not case.offloads_teacher:
         return 0.0
     model = case.model("teacher")
@@ -106,13 +106,13 @@ def work(arch: Architecture) -> Work:
 
 # ---------------------------------------------------------------------------------- training passes
 def forward_time(case: Case, name: str, samples: int) -> float:
-    """Of all micro-batches of a replica through its pipeline, whose bubble adds PP - 1 of them."""
+    """Seconds of a replica's micro-batches in its pipeline, whose bubble adds PP - 1 of them."""
     seconds = _products(case, name) + _collectives(case, name)
     return seconds * (case.micro_batches(name, samples) + _stages(case, name) - 1)
 
 
 def update_time(case: Case, samples: int) -> float:
-    """Of an update's forward and backward passes, and the gradients' reduction.
+    """Seconds of an update's forward and backward passes, and the gradients' reduction.
 
     The backward pass has twice the products of the forward pass and as many collectives; a fused
     output layer computes its logits once more, and what is recomputed comes on top.
@@ -133,7 +133,7 @@ def update_time(case: Case, samples: int) -> float:
 
 
 def _products(case: Case, name: str) -> float:
-    """Of one micro-batch in the slowest stage of a forward pass, the last."""
+    """Seconds of a micro-batch's products in a forward pass's slowest stage, the last."""
     arch = case.architectures[name]
     # Causal: half of the square.
     width = arch.num_attention_heads * arch.head_dim
@@ -143,7 +143,7 @@ def _products(case: Case, name: str) -> float:
 
 
 def _mlp_products(case: Case, name: str) -> float:
-    """Of a stage's MLPs, or of its experts."""
+    """Seconds of a stage's MLPs, or of its experts."""
     arch, layout = case.architectures[name], case.model(name).layout
     if arch.experts is None:
         return _per_rank(case, name, 2 * work(arch).mlp)
@@ -164,7 +164,7 @@ def _head_products(case: Case, name: str) -> float:
 
 
 def _collectives(case: Case, name: str) -> float:
-    """Of one micro-batch in one stage of a forward pass.
+    """Seconds of a micro-batch's collectives in one stage of a forward pass.
 
     In each layer two sums over the tensor-parallel ranks (or, with sequence parallelism, a gather
     and a scatter each, as long), the keys and values of the other context-parallel ranks, and the
@@ -183,7 +183,7 @@ def _collectives(case: Case, name: str) -> float:
 
 
 def _exchange(case: Case, name: str) -> float:
-    """Of rows with the ranks of their experts and back, in the layers of a stage."""
+    """Seconds for rows to the ranks of their experts and back, in the layers of a stage."""
     batch, ranks = case.micro_batch(name), case.model(name).layout.expert_parallel_size
     if batch.arch.experts is None:
         return 0.0
@@ -247,7 +247,7 @@ def _weights_read(case: Case, sequences: int) -> float:
 
 
 def _bytes_of_experts(case: Case) -> float:
-    """Of all the student's experts, in the engine."""
+    """Bytes of all the student's experts, in the engine."""
     arch = case.architectures["student"]
     if arch.experts is None:
         return 0.0
@@ -255,7 +255,7 @@ def _bytes_of_experts(case: Case) -> float:
 
 
 def refit_time(case: Case) -> float:
-    """Of the gathers, and of the ways to and from the host.
+    """Seconds of the gathers, and of the ways to and from the host.
 
     The parts of each tensor meet on every rank of a replica, experts on every rank. On CUDA the
     engine's weights come from the host and go back there, or, to engines on processes of their own,

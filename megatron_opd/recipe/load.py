@@ -155,7 +155,7 @@ def set_key(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 
 def _full_key(key: str) -> str:
-    """Of method.guidance.weight: method.terms.guidance.weight, where the resolved recipe has it."""
+    """The key as the resolved recipe has it: `method.terms.x.weight` for `method.x.weight`."""
     first, _, rest = key.partition(".")
     if first != "method" or not rest or rest.partition(".")[0] in ("terms", *_BESIDE_TERMS):
         return key

@@ -87,7 +87,7 @@ def _template() -> Any:
 
 # ------------------------------------------------------------------------------------------ reading
 def _read_config(path: Path) -> dict[str, Any]:
-    """As a plain mapping: the report of a run must not depend on today's schema."""
+    """The recipe as a plain mapping: a report must not depend on today's schema."""
     if not path.exists():
         return {}
     try:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.contracts.rows import VERIFIER_FAILURES, Prompt, Rollout
 from megatron_opd.errors import RunError
 from megatron_opd.mcore.parallel import gather_shares, share
 from megatron_opd.methods.needs import is_on_policy
@@ -14,9 +14,7 @@ from megatron_opd.rollout.mixture import generate_mixture
 from megatron_opd.rollout.prefix import PrefixLaw
 from megatron_opd.runs.run import Run
 
-# Reasons of a verdict that are the verifier's or the data's fault, and the shares of a step's
-# answers above which they are warned of and end the run.
-VERIFIER_FAILURES = ("bad_gold", "crashed", "error")
+# Shares of a step's answers above which failures of the verifier are warned of and end the run.
 WARNED_SHARE = 0.05
 LARGEST_SHARE = 0.5
 

@@ -201,10 +201,8 @@ def _assemble(
     config: RunConfig, resume: bool, stop: StopRequest, closing: contextlib.ExitStack
 ) -> Run:
     config = groups.from_rank_0(lambda: pin(config))  # its clock, its data files
-    needs, directory = (
-        needs_of(config.method, config.train.updates_per_step),
-        Path(config.directory),
-    )
+    needs = needs_of(config.method, config.train.updates_per_step)
+    directory = Path(config.directory)
     rewards = None
     if needs.rewards or config.eval:
         rewards = open_verifier(config.reward, closing)

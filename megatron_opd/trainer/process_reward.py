@@ -27,8 +27,10 @@ class ProcessModel:
     temperature: float
 
     def logprobs(self, rollouts: Sequence[Rollout]) -> np.ndarray:
-        """Of the completion tokens under the present weights, float32 [T], equal on every rank.
-        Collective."""
+        """The completion tokens' logprobs under the present weights, float32 [T], on every rank.
+
+        Collective.
+        """
         settings = {"temperature": self.temperature, "micro_batch_tokens": self.micro_batch_tokens}
         return student_signals(self.model, rollouts, **settings).logprobs_T  # type: ignore[arg-type]
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from megatron_opd.contracts.rows import Rollout, Verdict
+from megatron_opd.contracts.rows import VERIFIER_FAILURES, Rollout, Verdict
 from megatron_opd.errors import RunError
 from megatron_opd.recipe.keys import RewardConfig
 from megatron_opd.verify.answer import content_of, final_answer, read_gold
@@ -35,7 +35,7 @@ SHARE_OF_BUDGET = 0.2  # of what is left of a step's budget, which the next answ
 # for an answer when nothing is left; math-verify takes 1 to 50 ms, 150 for a first of its kind
 LEAST_SECONDS = 0.2
 # Reasons for which nothing is known of the answer.
-NOT_JUDGED = ("bad_gold", "crashed", "error", "over_budget")
+NOT_JUDGED = (*VERIFIER_FAILURES, "over_budget")
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -62,7 +62,7 @@ class Statistics:
 
     @staticmethod
     def joined(parts: Sequence["Statistics"]) -> "Statistics":
-        """Those of several pieces of tokens, one after the other."""
+        """The statistics of several pieces of tokens, one after the other."""
         columns = zip(*((p.max_T, p.sum_T, p.dot_T, p.at_TK) for p in parts), strict=True)
         return Statistics(*(torch.cat(column) for column in columns))
 

@@ -160,7 +160,7 @@ class DistributedCheckpoint:
             )
 
     def _locate(self, key: str, chunk: ChunkStorageMetadata) -> Extent:
-        """Where in which file the numbers of a stored block are."""
+        """The file of a stored block, and where in it the block's numbers are."""
         at = key, tuple(chunk.offsets)
         if at not in self._located:
             self._located[at] = self._open(key, chunk)

@@ -148,7 +148,7 @@ def write_index(
     shapes: Mapping[str, Shape],
     dtype: torch.dtype,
 ) -> None:
-    """Where each tensor is; a single file needs no index."""
+    """Writes which file holds each tensor; a single file needs no index."""
     if len(shards) > 1:
         total_size = sum(dtype.itemsize * torch.Size(shape).numel() for shape in shapes.values())
         weight_map = {name: file for file, names in shards.items() for name in names}

@@ -44,7 +44,7 @@ class Piece:
 
     @property
     def shape(self) -> Shape:
-        """Of the block, without leading axes."""
+        """The block's shape, without leading axes."""
         return (sum(shape[0] for shape in self.hf_shapes.values()), *self.full_shape[1:])
 
     @property

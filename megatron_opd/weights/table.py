@@ -160,7 +160,7 @@ class Entry:
 
     @property
     def full_shape(self) -> Shape:
-        """Of the whole Megatron tensor, without padding."""
+        """The shape of the whole Megatron tensor, without padding."""
         shapes = list(self.hf_shapes.values())
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 

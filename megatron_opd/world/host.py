@@ -1,4 +1,4 @@
-"""Whether this installation computes on the host whatever devices there are: told without torch."""
+"""Says without torch whether this installation computes on the host whatever GPUs there are."""
 
 import os
 from importlib import metadata
@@ -19,7 +19,10 @@ def wished_device() -> str:
 
 
 def host_reason() -> str | None:
-    """Why it does; None where it may take a GPU. Models and engine share one kind of device."""
+    """The reason to compute on the host; None where a GPU may be taken.
+
+    Models and engine share one kind of device.
+    """
     wish = wished_device()
     if wish == "cpu":
         return f"{VARIABLE}=cpu"
@@ -32,7 +35,9 @@ def host_reason() -> str | None:
 
 
 def hide_gpus() -> None:
-    """Where it does, before torch is imported: torch's optimizers would start CUDA on a GPU that
-    they do not use."""
+    """Hides GPUs from this process where it computes on the host, before torch is imported.
+
+    torch's optimizers would start CUDA on a GPU that they do not use.
+    """
     if host_reason():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

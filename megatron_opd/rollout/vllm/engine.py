@@ -128,14 +128,10 @@ class VllmEngine:
         prefix_of: Callable[[Prompt, int], np.ndarray] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Rollout]:
-        """`samples_per_prompt` completions of each prompt, prompt-major. Temperature 0 is greedy.
+        """Samples as `contracts.stations.Engine.generate` says.
 
-        A sample's tokens depend on (seed, step, prompt.index, sample) and the weights, not on the
-        rank or on the other prompts; its logprobs (nats, of the distribution sampled from: after
-        temperature and top_p) do so up to rounding, and bit for bit when the call is the same.
-        `prefix_of(prompt, sample)` gives the first tokens of a completion, at least one fewer than
-        it may have. `on_progress(done, total)` counts completions. Raises RunError when the engine
-        does not hold `version` or fails; it then has no requests left.
+        Logprobs depend on the other prompts up to rounding, and are the same bit for bit when the
+        call is.
         """
         samples = [
             (prompt, sample)

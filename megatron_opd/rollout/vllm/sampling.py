@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def sampling_params(
     request: Request, ends: Sequence[int], temperature: float, top_p: float
 ) -> "SamplingParams":
-    """Of one request, which stops at any of `ends`."""
+    """vLLM's parameters of one request, which stops at any of `ends`."""
     from vllm import SamplingParams
 
     return SamplingParams(
