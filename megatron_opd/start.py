@@ -65,16 +65,23 @@ def recipe_to_train(
     """The recipe as a run trains it: with local copies of Hub models and a resumed run's pins."""
     from megatron_opd.checks.hub import with_local_models
     from megatron_opd.recipe.load import load_config
-    from megatron_opd.tasks.pin import keep_pins
 
-    config = with_local_models(load_config(recipe, overrides))
+    config = load_config(recipe, overrides)
     # the run may have been moved since it wrote its config.yaml
     if resume and Path(recipe).is_dir():
         config = replace(config, run_dir=recipe)
-    stored = Path(config.directory) / "config.yaml"
-    if resume and stored.is_file():
-        config = keep_pins(config, load_config(str(stored)))
-    return config
+    return to_resume(config) if resume else with_local_models(config)
+
+
+def to_resume(config: RunConfig) -> RunConfig:
+    """The recipe as its run goes on with it: local copies of hub models, and what the run has
+    pinned, where there is one."""
+    from megatron_opd.checks.hub import with_local_models
+    from megatron_opd.recipe.load import load_config
+    from megatron_opd.tasks.pin import keep_pins
+
+    config, stored = with_local_models(config), Path(config.directory) / "config.yaml"
+    return keep_pins(config, load_config(str(stored))) if stored.is_file() else config
 
 
 def warn(warnings: list[str]) -> None:

@@ -17,7 +17,7 @@ from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.recipe.load import load_config
 from megatron_opd.tasks.data import load_heldout, load_training
 from megatron_opd.tasks.data_files import shown
-from megatron_opd.tasks.pin import check_unchanged, keep_pins
+from megatron_opd.tasks.pin import check_unchanged
 from megatron_opd.tasks.tokenizer import tokenizer_for_checks
 from megatron_opd.verify.answer import read_gold
 
@@ -149,15 +149,15 @@ def _in_both(prompts: list[Prompt], heldout: list[Prompt]) -> list[str]:
 def check_resumed(config: RunConfig) -> None:
     """A resumed run keeps its recipe, and has a checkpoint unless it was stopped before its first.
 
+    `config`: with what the run has pinned (`start.to_resume`).
+
     Raises ConfigError naming the key that differs from the stored one, DataError where all
     checkpoints are damaged.
     """
     stored_file = Path(config.directory) / "config.yaml"
     check_run_directory(config, resume=True)
     stored = load_config(str(stored_file))
-    # The run pinned at its start what the recipe leaves open.
-    keys = differences(stored, keep_pins(config, stored))
-    changed = [key for key in keys if not _may_change(key)]
+    changed = [key for key in differences(stored, config) if not _may_change(key)]
     if changed:
         may = ", ".join(key for key in RESUMABLE if key != "run_dir")
         raise ConfigError(

@@ -26,6 +26,7 @@ from megatron_opd.cluster.profile import (
 from megatron_opd.errors import ConfigError
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.recipe.load import dump_config, load_config
+from megatron_opd.start import to_resume
 
 LAUNCHER = Path(__file__).resolve().parents[2] / ".venv-launch" / "bin" / "python"
 
@@ -96,14 +97,18 @@ def _check(config: RunConfig, job: Job) -> list[str]:
 
     Returns warnings. Raises ConfigError.
     """
-    warnings = check_recipe(config, world_size=job.processes)
+    is_run = (Path(job.run_dir) / "config.yaml").is_file()
+    if is_run:
+        resumed = to_resume(config)
+        check_resumed(resumed)
+        warnings = check_recipe(resumed, world_size=job.processes)
+    else:
+        check_run_directory(config, resume=False)
+        warnings = check_recipe(config, world_size=job.processes)
     fits(config, job.cluster)
     check_present(job.cluster)
     slurm.check_place(job.cluster)
-    is_run = (Path(job.run_dir) / "config.yaml").is_file()
-    check_run_directory(config, resume=is_run)
     if is_run:
-        check_resumed(config)
         _check_unfinished(config, job)
     for job_id in jobs.job_ids(job.directory):
         if slurm.in_queue(job_id):

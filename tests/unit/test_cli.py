@@ -16,7 +16,7 @@ from megatron_opd.cli import main as cli
 from megatron_opd.errors import ConfigError, DataError, Interrupted, RunError
 from megatron_opd.files.manifest import write_manifest
 from megatron_opd.recipe.load import dump_config, load_config
-from megatron_opd.start import recipe_to_train
+from megatron_opd.start import recipe_to_train, to_resume
 from tests.unit.tiny_model_files import write_recipe
 
 
@@ -283,13 +283,10 @@ def test_a_recipe_leaves_open_what_its_run_has_pinned(recipe: str, tmp_path: Pat
     )
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(dump_config(pinned))
-    check_resumed(config)
+    check_resumed(to_resume(config))
     with pytest.raises(ConfigError, match=r"data\.template\.date: differs from"):
-        check_resumed(
-            replace(
-                config, data=replace(config.data, template=replace(template, date=date(2024, 3, 1)))
-            )
-        )
+        other_day = replace(template, date=date(2024, 3, 1))
+        check_resumed(to_resume(replace(config, data=replace(config.data, template=other_day))))
 
 
 def test_a_resumed_run_is_not_shortened_below_what_it_has_done(

@@ -31,7 +31,8 @@ from megatron_opd.cluster.profile import (
 from megatron_opd.cluster.submit import unmounted
 from megatron_opd.cluster.watch import in_words
 from megatron_opd.errors import ConfigError
-from megatron_opd.recipe.load import load_config
+from megatron_opd.recipe.load import dump_config, load_config
+from megatron_opd.tasks.pin import pin
 from tests.unit.tiny_model_files import write_recipe
 
 CPU = ClusterConfig(gpu="cpu", processes_per_node=2)
@@ -174,6 +175,21 @@ def test_a_recipe_that_the_allocation_cannot_hold_is_refused(
     assert cli.main(command) == 2
     assert capsys.readouterr().err.startswith(f"megatron-opd: error: {problem}")
     assert not list(tmp_path.glob("**/*.job"))
+
+
+def test_a_run_whose_data_have_changed_is_not_submitted_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = tmp_path / "cluster.yaml"
+    profile.write_text("gpu: cpu\nprocesses_per_node: 2\n")
+    recipe = write_recipe(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(dump_config(pin(load_config(str(recipe)))))
+    (tmp_path / "train.jsonl").write_text('{"problem": "1+1=", "answer": "2"}\n')
+    assert cli.main(["launch", str(recipe), "--cluster", str(profile), "--prepare"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'train.jsonl'}: has changed since data.sha256 of config.yaml" in line
+    assert not (tmp_path / "run.job").exists()
 
 
 # --------------------------------------------------------------------------------- the batch script
