@@ -66,21 +66,30 @@ def recipe_to_train(
     from megatron_opd.checks.hub import with_local_models
     from megatron_opd.recipe.load import load_config
 
+    if resume:
+        return to_resume(load_run(recipe, overrides))
+    return with_local_models(load_config(recipe, overrides))
+
+
+def load_run(recipe: str, overrides: Sequence[str]) -> RunConfig:
+    """The recipe, where a run directory is the run's own: it may have been moved since it wrote its
+    config.yaml. Raises ConfigError."""
+    from megatron_opd.recipe.load import load_config
+
     config = load_config(recipe, overrides)
-    # the run may have been moved since it wrote its config.yaml
-    if resume and Path(recipe).is_dir():
-        config = replace(config, run_dir=recipe)
-    return to_resume(config) if resume else with_local_models(config)
+    elsewhere = any(text.startswith("run_dir=") for text in overrides)
+    return replace(config, run_dir=recipe) if Path(recipe).is_dir() and not elsewhere else config
 
 
 def to_resume(config: RunConfig) -> RunConfig:
-    """The recipe as its run goes on with it: local copies of hub models, and what the run has
-    pinned, where there is one."""
+    """The recipe as its run goes on with it: with local copies of Hub models, and with what the
+    run has pinned, where there is one."""
     from megatron_opd.checks.hub import with_local_models
     from megatron_opd.recipe.load import load_config
     from megatron_opd.tasks.pin import keep_pins
 
-    config, stored = with_local_models(config), Path(config.directory) / "config.yaml"
+    config = with_local_models(config)
+    stored = Path(config.directory) / "config.yaml"
     return keep_pins(config, load_config(str(stored))) if stored.is_file() else config
 
 

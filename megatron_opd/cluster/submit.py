@@ -26,7 +26,7 @@ from megatron_opd.cluster.profile import (
 from megatron_opd.errors import ConfigError
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.recipe.load import dump_config, load_config
-from megatron_opd.start import to_resume
+from megatron_opd.start import load_run, to_resume
 
 LAUNCHER = Path(__file__).resolve().parents[2] / ".venv-launch" / "bin" / "python"
 
@@ -42,7 +42,9 @@ def launch(
     of_cluster = [text.removeprefix(PREFIX) for text in overrides if text.startswith(PREFIX)]
     of_recipe = [text for text in overrides if not text.startswith(PREFIX)]
     profile = load_profile(cluster, of_cluster)
-    config = load_config(recipe, of_recipe)
+    # At the other end of a tunnel a directory of this machine is no run.
+    load = load_config if profile.tunnel else load_run
+    config = load(recipe, of_recipe)
     if not prepare and not LAUNCHER.exists():
         raise ConfigError(
             f"launch: nemo-run is not installed, {LAUNCHER} does not exist; run: make launch-env, "

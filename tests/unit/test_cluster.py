@@ -32,6 +32,7 @@ from megatron_opd.cluster.submit import unmounted
 from megatron_opd.cluster.watch import in_words
 from megatron_opd.errors import ConfigError
 from megatron_opd.recipe.load import dump_config, load_config
+from megatron_opd.start import load_run
 from megatron_opd.tasks.pin import pin
 from tests.unit.tiny_model_files import write_recipe
 
@@ -190,6 +191,23 @@ def test_a_run_whose_data_have_changed_is_not_submitted_again(
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{tmp_path / 'train.jsonl'}: has changed since data.sha256 of config.yaml" in line
     assert not (tmp_path / "run.job").exists()
+
+
+def test_a_moved_run_is_submitted_where_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = tmp_path / "cluster.yaml"
+    profile.write_text("gpu: cpu\nprocesses_per_node: 2\n")
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / "config.yaml").write_text(dump_config(pin(load_config(str(write_recipe(tmp_path))))))
+    command = ["launch", str(moved), "seed=1", "--cluster", str(profile), "--prepare"]
+    assert cli.main(command) == 2  # its place is known before Slurm is asked
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"seed: differs from {moved / 'config.yaml'}" in line
+    assert load_run(str(moved), []).directory == str(moved)
+    elsewhere = str(tmp_path / "elsewhere")
+    assert load_run(str(moved), [f"run_dir={elsewhere}"]).directory == elsewhere
 
 
 # --------------------------------------------------------------------------------- the batch script
