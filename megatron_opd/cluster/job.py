@@ -19,6 +19,7 @@ from typing import Any
 
 from megatron_opd.cluster.profile import ClusterConfig
 from megatron_opd.errors import ConfigError
+from megatron_opd.files.atomic import write_atomically
 from megatron_opd.files.typed import build
 from megatron_opd.recipe.keys import RunConfig
 
@@ -59,7 +60,7 @@ class Job:
 
     def write(self) -> None:
         text = json.dumps(asdict(self), indent=1)
-        (self.directory / "job.json").write_text(text + "\n")
+        write_atomically(self.directory / "job.json", f"{text}\n".encode())
 
 
 def directory_of(run_dir: Path) -> Path:
@@ -98,6 +99,10 @@ def read(directory: Path) -> Job:
     except FileNotFoundError:
         raise ConfigError(
             f"{directory}: no job was launched there; name the run's directory, such as runs/demo"
+        ) from None
+    except ValueError as error:
+        raise ConfigError(
+            f"{directory / 'job.json'}: not valid JSON ({error}); launch the run again"
         ) from None
     return Job(**{**stored, "cluster": build(ClusterConfig, stored["cluster"])})
 

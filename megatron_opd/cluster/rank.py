@@ -21,7 +21,7 @@ from megatron_opd.cluster.job import Job, read
 from megatron_opd.cluster.place import Place
 from megatron_opd.errors import ConfigError, Interrupted, OpdError, OutOfTime, RunError
 from megatron_opd.files.atomic import write_atomically
-from megatron_opd.metrics.run_directory import metrics_path
+from megatron_opd.metrics.run_directory import disk_may_be_full, metrics_path
 from megatron_opd.world.worker import finish, outcome, prepare_process
 
 HEARTBEAT_SECONDS = 5.0
@@ -36,10 +36,19 @@ VERDICTS = {
 
 
 def main(directory: Path) -> int:
-    job = read(directory)
+    """Takes part in the job of RUN.job. Returns the code to exit with."""
+    try:
+        with disk_may_be_full(directory, "launch it again, unless Slurm starts it again itself"):
+            return _work(read(directory))
+    except OpdError as error:
+        _say(str(error))
+        return error.exit_code
+
+
+def _work(job: Job) -> int:
     place = Place.from_slurm()
     os.chdir(job.working_dir)
-    attempt = directory / "attempts" / place.attempt
+    attempt = job.directory / "attempts" / place.attempt
     attempt.mkdir(parents=True, exist_ok=True)
     # A process that is asked to hurry while it starts has nothing to save; the run listens later.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -55,7 +64,7 @@ def main(directory: Path) -> int:
         verdict = VERDICTS.get(code)
         state["state"] = verdict or "failed"
     if place.rank == 0 and verdict:
-        (directory / "verdict").write_text(verdict)
+        write_atomically(job.directory / "verdict", verdict.encode())
     # When one process fails, srun kills the others, which may still save or write the verdict.
     return 0 if verdict in ("finished", "requeue", "stopped") or (verdict and place.rank) else code
 

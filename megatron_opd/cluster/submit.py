@@ -24,6 +24,7 @@ from megatron_opd.cluster.profile import (
     load_profile,
 )
 from megatron_opd.errors import ConfigError
+from megatron_opd.metrics.run_directory import disk_may_be_full
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.recipe.load import dump_config, load_config
 from megatron_opd.start import load_run, to_resume
@@ -51,7 +52,10 @@ def launch(
             "or see --prepare"
         )
     job = jobs.make(config, profile, sys.executable)
-    with tempfile.TemporaryDirectory(prefix="megatron-opd-") as temporary:
+    with (
+        disk_may_be_full(job.directory, "launch it again"),
+        tempfile.TemporaryDirectory(prefix="megatron-opd-") as temporary,
+    ):
         if dry_run:
             fits(config, profile)
             batch_script = _nemo_run(job, Path(temporary), dry_run=True)
@@ -70,7 +74,8 @@ def launch(
     if profile.tunnel:
         tunnel.submitted(profile.tunnel, job, job_id)
     else:
-        jobs.note_id(job.directory, job_id)
+        with disk_may_be_full(job.directory, f"let job {job_id} run: it is in the queue"):
+            jobs.note_id(job.directory, job_id)
     again = ["megatron-opd", "launch", recipe, *overrides, "--cluster", cluster]
     _say_what_next(job, job_id, again)
     return 0

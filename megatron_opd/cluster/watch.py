@@ -8,6 +8,7 @@ from typing import Any
 from megatron_opd.cluster import slurm
 from megatron_opd.cluster.job import directory_of, job_ids, last_heartbeat, read
 from megatron_opd.errors import ConfigError, RunError
+from megatron_opd.metrics.run_directory import disk_may_be_full
 
 CANCEL_SECONDS = 180
 
@@ -58,7 +59,8 @@ def cancel(run_dir: Path) -> int:
     """Ends a run's jobs, at once, and waits until none of their processes is left."""
     directory = directory_of(run_dir)
     read(directory)
-    (directory / "cancelled").touch()  # first: a job that ends must not be started again
+    with disk_may_be_full(directory, "cancel it again"):
+        (directory / "cancelled").touch()  # first: a job that ends must not be started again
     running = [job_id for job_id in job_ids(directory) if slurm.in_queue(job_id)]
     for job_id in running:
         slurm.ask("scancel", job_id)

@@ -48,21 +48,25 @@ def rollout_files(run_dir: Path, folder: str = "rollouts") -> dict[int, Path]:
 
 # ------------------------------------------------------------------------------------------ writing
 @contextlib.contextmanager
-def disk_may_be_full(run_dir: Path) -> Iterator[None]:
-    """What a disk refuses to take becomes a RunError: the run goes on from its last checkpoint, and
-    loses nothing."""
+def disk_may_be_full(directory: Path, remedy: str | None = None) -> Iterator[None]:
+    """Turns what a disk refuses to take into a RunError that names the file and the remedy.
+
+    By default `directory` is a run's, which goes on from its last checkpoint and loses nothing.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in _REFUSED:
             raise
-        path = Path(error.filename or run_dir)
+        path = Path(error.filename or directory)
         place = next(each for each in (path, *path.absolute().parents) if each.exists())
         free = shutil.disk_usage(place).free / 2**30
-        how = "go on with --resume" if (run_dir / "config.yaml").is_file() else "start again"
+        if remedy is None:
+            is_run = (directory / "config.yaml").is_file()
+            remedy = "go on with --resume" if is_run else "start again"
         raise RunError(
             f"{path}: cannot be written ({error.strerror}, {free:.1f} GiB free there); "
-            f"what was saved is whole: make room and {how}"
+            f"what was saved is whole: make room and {remedy}"
         ) from error
 
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_opd.cluster import rank
+from megatron_opd.cluster.job import Job
+from megatron_opd.cluster.profile import ClusterConfig
 from megatron_opd.errors import RunError
 from megatron_opd.metrics.run_directory import disk_may_be_full, rollout_files
 from megatron_opd.metrics.sinks import Sinks
@@ -21,6 +24,16 @@ LOGS = {
     "rollouts": (LogConfig(tensorboard=False, rollouts_per_step=3), 1000),
     "tensorboard": (LogConfig(tensorboard=True, rollouts_per_step=0), 500),
 }  # what is logged, and the most bytes that a file may have
+
+SLURM = {
+    "SLURM_PROCID": "0",
+    "SLURM_NTASKS": "1",
+    "SLURM_LOCALID": "0",
+    "SLURMD_NODENAME": "gpu1",
+    "SLURM_JOB_NODELIST": "gpu1",
+    "SLURM_JOB_ID": "7",
+}
+AGAIN = "make room and launch it again, unless Slurm starts it again itself"
 
 
 @contextmanager
@@ -72,6 +85,33 @@ def test_a_start_that_the_disk_refuses_is_started_again(tmp_path: Path) -> None:
         limit(100)
         write(tmp_path, LOGS["metrics"][0], range(1))
     assert not (tmp_path / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("limit_bytes", [20, 5])
+def test_a_process_of_a_job_says_so_in_one_line(
+    limit_bytes: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where the disk takes nothing, and where all is done but the verdict."""
+    job = Job("tiny", str(tmp_path / "run"), str(tmp_path), "python", ClusterConfig("cpu", 1))
+    job.directory.mkdir()
+    job.write()
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    if limit_bytes == 5:
+        monkeypatch.setattr(rank, "_take_part", lambda *_: 0)
+    before = signal.getsignal(signal.SIGUSR1)
+    with file_sizes() as limit:
+        limit(limit_bytes)
+        code = rank.main(job.directory)
+    signal.signal(signal.SIGUSR1, before)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == RunError.exit_code
+    assert "cannot be written (File too large" in line and line.endswith(AGAIN)
+    assert not (job.directory / "verdict").exists()
 
 
 def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:
