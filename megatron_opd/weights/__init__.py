@@ -1,2 +1,4 @@
 """Weights between Hugging Face and Megatron: one table for checking, loading, export and refit.
-Imports no torch."""
+
+Importing this package imports no torch.
+"""

@@ -1,11 +1,9 @@
-"""Tensors read, cast, compared and written a little at a time, in memory that is used again and
-stays in the cache.
+"""Tensors read, cast, compared and written block by block, in one buffer that stays in the cache.
 
-Where nothing changes on the way, the kernel copies an `Extent` from file to file; all else passes
-in blocks. A block is one-dimensional, holds `BLOCK` elements (the last one fewer) and is valid
-until the next one is taken. Memory lies within its page as the bytes lie in the file's: some
-processors copy five times slower to an address that is a few bytes further into its page than the
-source.
+A block is one-dimensional, holds `BLOCK` elements (the last one fewer) and is valid until the next
+one is taken. An `Extent` whose numbers do not change is not read: the kernel copies it from file to
+file. A buffer has the same offset within its memory page as the bytes have within theirs in the
+file, because some processors copy five times slower otherwise.
 """
 
 import mmap
@@ -27,15 +25,17 @@ PAGE = mmap.PAGESIZE
 
 
 def blocks_of(tensor: Tensor) -> Iterator[Tensor]:
+    """The elements of a tensor in blocks; no block for an empty one."""
     return iter(tensor.reshape(-1).split(BLOCK) if tensor.numel() else ())
 
 
 @dataclass(frozen=True)
 class Extent:
-    """Numbers that lie one after the other in a file, from byte `offset`: read in blocks, or whole.
+    """`count` numbers that lie one after the other in a file, from byte `offset`.
 
-    `opened`: the file, where it is to be read through an object of the caller's, in order. Reading
-    raises DataError when the file ends before.
+    Iterating reads them in blocks, `read` all at once. `opened` is the caller's file object to read
+    through, in order; without it the file is opened for every reading. Reading raises DataError
+    when the file is too short.
     """
 
     path: Path
@@ -53,6 +53,7 @@ class Extent:
                 yield block
 
     def read(self) -> Tensor:
+        """All numbers, in one dimension, on the host."""
         tensor = torch.empty(self.count, dtype=self.dtype)
         with self._file() as file:
             for block in blocks_of(tensor):
@@ -67,14 +68,13 @@ class Extent:
 
 
 def cast(block: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    """On the host and in `dtype`. Raises DataError when a number of tensor `name` is beyond
-    float16's range."""
+    """The block on the host and in `dtype`.
+
+    Raises DataError naming the tensor when float16 cannot hold a number.
+    """
     result = block.to("cpu", dtype)
-    if (
-        dtype is torch.float16
-        and block.dtype is not dtype
-        and not torch.equal(result.isinf(), block.cpu().isinf())
-    ):
+    narrowed = dtype is torch.float16 and block.dtype is not dtype
+    if narrowed and not torch.equal(result.isinf(), block.cpu().isinf()):
         raise DataError(
             f"tensor {name}: holds numbers beyond float16's range; choose bfloat16 or float32"
         )
@@ -97,22 +97,21 @@ def write_blocks(file: NewFile, blocks: Iterable[Tensor], dtype: torch.dtype, na
 
 
 def equal_bits(
-    ours: Iterable[Tensor], theirs: Iterable[Tensor], dtype: torch.dtype, name: str
+    blocks: Iterable[Tensor], others: Iterable[Tensor], dtype: torch.dtype, name: str
 ) -> bool:
-    """Whether two tensors are the same in `dtype`, bit for bit: a NaN equals itself, 0 does not
-    equal -0."""
-    pairs = zip(ours, theirs, strict=True)
-    return all(
-        np.array_equal(_words(cast(a, dtype, name)), _words(cast(b, dtype, name))) for a, b in pairs
-    )
+    """True when two tensors have the same bits in `dtype`: NaN equals itself, 0 is not -0."""
+    for block, other in zip(blocks, others, strict=True):
+        if not np.array_equal(_words(cast(block, dtype, name)), _words(cast(other, dtype, name))):
+            return False
+    return True
 
 
 def _buffer(count: int, offset: int, dtype: torch.dtype) -> Tensor:
+    """Memory for `count` numbers, whose address has the offset within its page of file offset."""
     start = 0 if offset % dtype.itemsize else offset % PAGE
-    memory = torch.frombuffer(
-        mmap.mmap(-1, start + max(1, count * dtype.itemsize)), dtype=torch.uint8
-    )
-    return memory[start : start + count * dtype.itemsize].view(dtype)
+    size = count * dtype.itemsize
+    memory = torch.frombuffer(mmap.mmap(-1, start + max(1, size)), dtype=torch.uint8)
+    return memory[start : start + size].view(dtype)
 
 
 def _bytes(block: Tensor) -> np.ndarray:
@@ -120,7 +119,7 @@ def _bytes(block: Tensor) -> np.ndarray:
 
 
 def _words(block: Tensor) -> np.ndarray:
-    """Eight bytes at a time where they divide."""
+    """The block's bytes as integers of 8 bytes, which compare faster, if they divide by 8."""
     data = _bytes(block)
     return data if data.size % 8 else data.view(np.int64)
 

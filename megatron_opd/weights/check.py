@@ -1,5 +1,4 @@
-"""Whether a model directory holds the whole model that its config.json describes. Imports no
-torch."""
+"""Checks that a model directory holds the whole model of its config.json. Imports no torch."""
 
 import re
 from pathlib import Path
@@ -13,17 +12,20 @@ from megatron_opd.weights.table import hf_shapes, weight_table
 
 # Constants that old checkpoints hold beside the weights.
 IGNORED = re.compile(r"\.rotary_emb\.inv_freq$")
-TIED_HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+TIED_HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
 READABLE = ("F64", "F32", "F16", "BF16")
 _COMPARED = 2**16  # bytes of a tied output layer
+# Suffixes of the tensors that quantised checkpoints store beside the weights.
+_OF_QUANTISED = ("_scale", "_scale_inv", ".scales", ".qzeros", ".g_idx", ".absmax", ".quant_map")
 
 
 def check_weights(model_dir: Path, arch: Architecture, *, sampled: bool = False) -> None:
-    """Raises DataError when the weights in `model_dir` are not those of a whole model of `arch`.
+    """Raises DataError when `model_dir` does not hold the whole weights of a model of `arch`.
 
     Hugging Face directories are checked from the headers of their files, Megatron ones from the
-    sizes in their manifest. `sampled`: vLLM must be able to load the weights too, and it reads
-    safetensors only.
+    sizes in their manifest. With `sampled`, vLLM loads the weights too, which reads safetensors
+    only.
     """
     if not holds_megatron_weights(model_dir):
         if sampled:
@@ -40,11 +42,11 @@ def check_weights(model_dir: Path, arch: Architecture, *, sampled: bool = False)
 
 
 def check_headers(model_dir: Path, arch: Architecture) -> dict[str, TensorHeader]:
-    """Holds names, shapes and dtypes of a Hugging Face directory against the weight table; returns
-    the headers.
+    """Compares names, shapes and dtypes of a Hugging Face directory with the weight table.
 
-    Raises DataError naming a missing, unexpected, misshapen or quantised tensor, or an output layer
-    that begins otherwise than the embedding although the config ties them.
+    Returns the headers by tensor name. Raises DataError naming a missing, unexpected, misshapen or
+    quantised tensor, or an output layer whose first numbers are not the embedding's although the
+    config ties them.
     """
     headers = read_headers(model_dir)
     if adapter := next((name for name in headers if ".lora_" in name), None):
@@ -52,7 +54,7 @@ def check_headers(model_dir: Path, arch: Architecture) -> dict[str, TensorHeader
             f"{model_dir}: tensor {adapter} is of a LoRA adapter; merge it with its base and save "
             "the model"
         )
-    # before the table is made, which may be vast
+    # Checked before the table is made, which may be vast.
     if arch.num_layers * (arch.experts.count if arch.experts else 1) > len(headers):
         experts = f" of {arch.experts.count} experts" if arch.experts else ""
         raise DataError(
@@ -72,23 +74,18 @@ def check_headers(model_dir: Path, arch: Architecture) -> dict[str, TensorHeader
             raise DataError(
                 f"{model_dir}: tensor {name} has shape {header.shape}; its config.json says {shape}"
             )
+    tied_head = arch.tie_word_embeddings and TIED_HEAD in headers
     for name in headers:
-        if (
-            name not in expected
-            and not IGNORED.search(name)
-            and not (arch.tie_word_embeddings and name == TIED_HEAD)
-        ):
+        known = name in expected or IGNORED.search(name) or (tied_head and name == TIED_HEAD)
+        if not known:
             raise DataError(f"{model_dir}: tensor {name} is unexpected; {_why_unexpected(name)}")
-    if (
-        arch.tie_word_embeddings
-        and TIED_HEAD in headers
-        and not _begin_alike(headers[TIED_HEAD], headers[EMBEDDING])
-    ):
+    if tied_head and not _begin_alike(headers[TIED_HEAD], headers[EMBEDDING]):
         raise not_tied(model_dir)
     return headers
 
 
 def not_tied(model_dir: Path) -> DataError:
+    """The error of an output layer that is not the embedding although the config ties them."""
     return DataError(
         f"{model_dir}: config.json ties the word embeddings, but {TIED_HEAD} differs from "
         f"{EMBEDDING}; set tie_word_embeddings to false there, or remove the tensor"
@@ -107,15 +104,13 @@ def _why_missing(name: str, headers: dict[str, TensorHeader]) -> str:
 
 
 def _why_unexpected(name: str) -> str:
-    if name.endswith(
-        ("_scale", "_scale_inv", ".scales", ".qzeros", ".g_idx", ".absmax", ".quant_map")
-    ):
+    if name.endswith(_OF_QUANTISED):
         return "the weights are quantised; give the model in BF16 or F32"
     return "its config.json describes another model"
 
 
 def _begin_alike(head: TensorHeader, embedding: TensorHeader) -> bool:
-    """Whether the first numbers are the same; of other dtypes nothing is said here."""
+    """False when shapes or first numbers differ; tensors of two dtypes are not compared."""
     if head.shape != embedding.shape:
         return False
     return head.dtype != embedding.dtype or _first_bytes(head) == _first_bytes(embedding)

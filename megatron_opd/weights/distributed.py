@@ -1,17 +1,17 @@
-"""Megatron's distributed checkpoint format (`torch_dist`) read and written piece by piece, without
-Megatron.
+"""Megatron's distributed checkpoints (`torch_dist`) read and written piece by piece.
 
-    .metadata      pickled `torch.distributed.checkpoint` metadata: where every block of every
-                   stored tensor is
+    .metadata      pickled `torch.distributed.checkpoint` metadata: the place of every shard of
+                   every stored tensor
     metadata.json  the format's name
     *.distcp       records one after the other, each a tensor or an object as `torch.save` writes it
 
-`megatron.core.dist_checkpointing` loads what is written here, and what it saves is read here,
-running no code that a file names (weights/metadata.py, weights/stored.py).
+Nothing here imports Megatron. `megatron.core.dist_checkpointing` loads the files written here, and
+its own are read here, running no code that a file names (weights/metadata.py, weights/stored.py).
 """
 
 import functools
 import json
+import math
 import pickle
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,30 +43,41 @@ from megatron_opd.weights.table import Shape
 _OBJECTS = "__0_0.distcp"
 _OPTIMIZER = "optimizer."
 Records = Sequence[Sequence[int]]  # (offset, length) of each piece of a file
+# The exceptions that `torch.load` and zipfile raise of a damaged record.
+_DAMAGED = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    LookupError,
+    zipfile.BadZipFile,
+    pickle.PickleError,
+)
 
 
 class DistributedCheckpoint:
-    """The tensors of a checkpoint directory. Raises DataError naming what is missing, damaged or
-    unknown."""
+    """The tensors of a checkpoint directory.
+
+    Every method raises DataError naming the tensor or file that is missing, damaged or unknown.
+    """
 
     def __init__(
         self, directory: Path, metadata: Metadata | None = None, opened: FileIO | None = None
     ) -> None:
-        self.directory, self._opened = directory, opened  # see Extent
-        self.metadata = metadata = metadata or read_metadata(directory)
-        self._tensors = {
-            k: v
-            for k, v in metadata.state_dict_metadata.items()
-            if isinstance(v, TensorStorageMetadata)
-        }
-        self._storage: dict[MetadataIndex, _StorageInfo] = metadata.storage_data
+        self.directory = directory
+        self.metadata = metadata or read_metadata(directory)
+        self._opened = opened  # see Extent
+        self._tensors: dict[str, TensorStorageMetadata] = {}
+        for key, stored in self.metadata.state_dict_metadata.items():
+            if isinstance(stored, TensorStorageMetadata):
+                self._tensors[key] = stored
+        self._storage: dict[MetadataIndex, _StorageInfo] = self.metadata.storage_data
         self._located: dict[tuple[str, Shape], Extent] = {}
 
     def check(self, arch: Architecture) -> torch.dtype:
-        """Holds names, shapes and files against the model's, from the metadata. Returns the dtype
-        of the weights.
+        """Compares names, shapes and files with those of `arch`. Returns the weights' dtype.
 
-        The optimizer's tensors are let be.
+        Reads the metadata and the sizes of files. Tensors of an optimizer are not checked.
         """
         pieces = pieces_of(arch)
         for piece in pieces:
@@ -88,40 +99,42 @@ class DistributedCheckpoint:
         return dtypes.pop()
 
     def read(self, piece: Piece) -> Tensor:
-        """The piece's value, in `piece.shape`. One stored block beside it is in memory at a
-        time."""
-        chunks = self._chunks(piece)
-        if _is_one(piece, chunks):
-            return self._locate(piece.key, chunks[0]).read().view(piece.shape)
+        """The piece's value, in `piece.shape`, read one stored shard at a time."""
+        shards = self._shards(piece)
+        if _is_whole(piece, shards):
+            return self._locate(piece.key, shards[0]).read().view(piece.shape)
         full = torch.empty(piece.shape, dtype=self._tensors[piece.key].properties.dtype)
-        for chunk in chunks:
-            there, here = _overlap(piece, chunk)
-            value = self._locate(piece.key, chunk).read().view(tuple(chunk.sizes))
-            full[here] = value[(0,) * len(piece.index)][there]
+        for shard in shards:
+            within_shard, within_piece = _overlap(piece, shard)
+            value = self._locate(piece.key, shard).read().view(tuple(shard.sizes))
+            full[within_piece] = value[(0,) * len(piece.index)][within_shard]
         return full
 
     def blocks(self, piece: Piece) -> Iterable[Tensor]:
-        """The same in blocks (see weights/blocks.py), from the file where the piece is stored as
-        one."""
-        chunks = self._chunks(piece)
-        if not _is_one(piece, chunks):
+        """The piece's value in blocks (weights/blocks.py).
+
+        They come straight from the file if one shard holds the piece.
+        """
+        shards = self._shards(piece)
+        if not _is_whole(piece, shards):
             return blocks_of(self.read(piece))
-        return self._locate(piece.key, chunks[0])
+        return self._locate(piece.key, shards[0])
 
     # ------------------------------------------------------------------------------------ internals
     @functools.cached_property
-    def _chunks_at(self) -> dict[tuple[str, Shape], list[ChunkStorageMetadata]]:
-        """By key and every prefix of the offsets: pieces know how many leading axes theirs have."""
-        found: dict[tuple[str, Shape], list[ChunkStorageMetadata]] = {}
+    def _shards_at(self) -> dict[tuple[str, Shape], list[ChunkStorageMetadata]]:
+        """Shards by key and every prefix of their offsets, one of which is a piece's index."""
+        shards: dict[tuple[str, Shape], list[ChunkStorageMetadata]] = {}
         for key, tensor in self._tensors.items():
-            for chunk in tensor.chunks:
-                for axes in range(min(3, len(chunk.offsets))):
-                    found.setdefault((key, tuple(chunk.offsets[:axes])), []).append(chunk)
-        return found
+            for shard in tensor.chunks:
+                for axes in range(min(3, len(shard.offsets))):
+                    shards.setdefault((key, tuple(shard.offsets[:axes])), []).append(shard)
+        return shards
 
-    def _chunks(self, piece: Piece) -> list[ChunkStorageMetadata]:
-        chunks = self._chunks_at.get((piece.key, piece.index), [])
-        return [c for c in chunks if all(s.start < s.stop for s in _overlap(piece, c)[1])]
+    def _shards(self, piece: Piece) -> list[ChunkStorageMetadata]:
+        """The stored shards that have numbers of the piece."""
+        shards = self._shards_at.get((piece.key, piece.index), [])
+        return [shard for shard in shards if _common_size(piece, shard)]
 
     def _check_shape(self, piece: Piece) -> None:
         if piece.key not in self._tensors:
@@ -130,22 +143,23 @@ class DistributedCheckpoint:
                 "model"
             )
         tensor = self._tensors[piece.key]
-        found, expected = tuple(tensor.size), (*piece.leading, *piece.full_shape)
-        if piece.padded:  # every tensor-parallel rank has held as many rows
-            shards = len({chunk.offsets[0] for chunk in tensor.chunks})
+        shape = tuple(tensor.size)
+        expected = (*piece.leading, *piece.full_shape)
+        if piece.padded:  # all tensor-parallel ranks had the same number of rows
+            shards = len({shard.offsets[0] for shard in tensor.chunks})
             padded = (-(-expected[0] // shards) * shards, *expected[1:])
-            expected = padded if found == padded else expected
-        if found != expected:
+            expected = padded if shape == padded else expected
+        if shape != expected:
             raise DataError(
-                f"{self.directory}: tensor {piece.key} has shape {found}; config.json says "
+                f"{self.directory}: tensor {piece.key} has shape {shape}; config.json says "
                 f"{expected}"
             )
 
     def _check_whole(self, piece: Piece) -> None:
         size = 0
-        for chunk in self._chunks(piece):
-            size += torch.Size([s.stop - s.start for s in _overlap(piece, chunk)[1]]).numel()
-            info = self._storage.get(MetadataIndex(piece.key, chunk.offsets))
+        for shard in self._shards(piece):
+            size += _common_size(piece, shard)
+            info = self._storage.get(MetadataIndex(piece.key, shard.offsets))
             path = self.directory / (info.relative_path if info else "")
             if info is None or not path.is_file():
                 raise DataError(
@@ -159,37 +173,27 @@ class DistributedCheckpoint:
                 "again"
             )
 
-    def _locate(self, key: str, chunk: ChunkStorageMetadata) -> Extent:
-        """The file of a stored block, and where in it the block's numbers are."""
-        at = key, tuple(chunk.offsets)
+    def _locate(self, key: str, shard: ChunkStorageMetadata) -> Extent:
+        """The place of a stored shard's numbers; its record is opened once."""
+        at = key, tuple(shard.offsets)
         if at not in self._located:
-            self._located[at] = self._open(key, chunk)
+            self._located[at] = self._open(key, shard)
         return self._located[at]
 
-    def _open(self, key: str, chunk: ChunkStorageMetadata) -> Extent:
-        """The same, from the record itself."""
-        info = self._storage[MetadataIndex(key, chunk.offsets)]
-        path, dtype = self.directory / info.relative_path, self._tensors[key].properties.dtype
+    def _open(self, key: str, shard: ChunkStorageMetadata) -> Extent:
+        """The place of a stored shard's numbers, read from its record and checked."""
+        info = self._storage[MetadataIndex(key, shard.offsets)]
+        path = self.directory / info.relative_path
+        dtype = self._tensors[key].properties.dtype
         try:
             stored, start, size = open_record(path, info.offset, info.length)
-        except (
-            OSError,
-            RuntimeError,
-            ValueError,
-            EOFError,
-            LookupError,
-            zipfile.BadZipFile,
-            pickle.PickleError,
-        ) as e:
+        except _DAMAGED as error:
             raise DataError(
-                f"{path}: truncated or damaged at {key} ({e}); copy the checkpoint again"
+                f"{path}: truncated or damaged at {key} ({error}); copy the checkpoint again"
             ) from None
-        shape = tuple(chunk.sizes)
-        if (tuple(stored.shape), stored.dtype, size) != (
-            shape,
-            dtype,
-            dtype.itemsize * stored.numel(),
-        ):
+        shape = tuple(shard.sizes)
+        as_promised = (shape, dtype, dtype.itemsize * stored.numel())
+        if (tuple(stored.shape), stored.dtype, size) != as_promised:
             raise DataError(
                 f"{path}: {key} is stored as {tuple(stored.shape)} {stored.dtype}, {METADATA} says "
                 f"{shape} {dtype}"
@@ -203,10 +207,10 @@ class DistributedCheckpoint:
 def write_pieces(
     file: NewFile, pieces: Sequence[Piece], source: HfCheckpoint, dtype: torch.dtype
 ) -> Records:
-    """Writes one file, which is unbuffered. Returns where each piece is in it."""
+    """Writes one file of pieces. Returns offset and length of every piece's record in it."""
     records = []
     for piece in pieces:
-        before, after = envelope((*(1 for _ in piece.index), *piece.shape), dtype)
+        before, after = envelope(_stored_shape(piece), dtype)
         file.write(bytes(-(file.tell() + len(before)) % PAGE))  # the numbers begin with a page
         start = file.tell()
         file.write(before)
@@ -219,28 +223,23 @@ def write_pieces(
 def tensor_metadata(
     files: Mapping[str, tuple[Sequence[Piece], Records]], dtype: torch.dtype
 ) -> Metadata:
-    """What the format says of files that `write_pieces` wrote."""
+    """The format's metadata of files that `write_pieces` wrote."""
     tensors: dict[str, TensorStorageMetadata] = {}
     storage = {}
     for name, (pieces, records) in files.items():
         for piece, (offset, length) in zip(pieces, records, strict=True):
             size = torch.Size((*piece.leading, *piece.full_shape))
-            tensor = tensors.setdefault(
-                piece.key, TensorStorageMetadata(TensorProperties(dtype), size, [])
-            )
-            at = torch.Size(piece.offsets)
-            storage[MetadataIndex(piece.key, at, len(tensor.chunks))] = _StorageInfo(
-                name, offset, length
-            )
-            tensor.chunks.append(
-                ChunkStorageMetadata(at, torch.Size((*(1 for _ in piece.index), *piece.shape)))
-            )
+            empty = TensorStorageMetadata(TensorProperties(dtype), size, [])
+            tensor = tensors.setdefault(piece.key, empty)
+            offsets = torch.Size(piece.offsets)
+            index = MetadataIndex(piece.key, offsets, len(tensor.chunks))
+            storage[index] = _StorageInfo(name, offset, length)
+            tensor.chunks.append(ChunkStorageMetadata(offsets, torch.Size(_stored_shape(piece))))
     return Metadata(dict(tensors), storage_data=storage)
 
 
 def write_metadata(directory: Path, metadata: Metadata, arch: Architecture) -> None:
-    """Completes a directory of piece files: the objects that Megatron asks for, and the
-    metadata."""
+    """Completes a directory of pieces: adds the objects that Megatron wants, and the metadata."""
     with (directory / _OBJECTS).open("wb") as file:
         torch.save([{}], file)
         end = file.tell()
@@ -259,28 +258,43 @@ def write_metadata(directory: Path, metadata: Metadata, arch: Architecture) -> N
     )
 
 
-def _shape(piece: Piece, chunk: ChunkStorageMetadata) -> Shape:
-    return tuple(chunk.sizes[len(piece.index) :])
+def _stored_shape(piece: Piece) -> Shape:
+    """The piece's shape with its leading axes, each of which has one entry."""
+    return (*(1 for _ in piece.index), *piece.shape)
 
 
-def _is_one(piece: Piece, chunks: Sequence[ChunkStorageMetadata]) -> bool:
-    return [(tuple(chunk.offsets), _shape(piece, chunk)) for chunk in chunks] == [
-        (piece.offsets, piece.shape)
-    ]
+def _shape(piece: Piece, shard: ChunkStorageMetadata) -> Shape:
+    """The shard's shape without the piece's leading axes."""
+    return tuple(shard.sizes[len(piece.index) :])
+
+
+def _is_whole(piece: Piece, shards: Sequence[ChunkStorageMetadata]) -> bool:
+    """True when the piece is stored as one shard, with nothing else in it."""
+    places = [(tuple(shard.offsets), _shape(piece, shard)) for shard in shards]
+    return places == [(piece.offsets, piece.shape)]
+
+
+def _common_size(piece: Piece, shard: ChunkStorageMetadata) -> int:
+    """The count of numbers that piece and shard have in common."""
+    _, within_piece = _overlap(piece, shard)
+    return math.prod(max(0, axis.stop - axis.start) for axis in within_piece)
 
 
 def _overlap(
-    piece: Piece, chunk: ChunkStorageMetadata
+    piece: Piece, shard: ChunkStorageMetadata
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """What piece and chunk have in common, as slices of the chunk and of the piece; empty slices
-    where nothing."""
+    """The numbers that piece and shard have in common: as slices of the shard, and of the piece.
+
+    A slice that stops before it starts: they have nothing in common.
+    """
     axes = len(piece.index)
-    extents = zip(
-        piece.offsets[axes:], piece.shape, chunk.offsets[axes:], _shape(piece, chunk), strict=True
-    )
-    there, here = [], []
-    for mine, size, at, length in extents:
-        start, stop = max(mine, at), min(mine + size, at + length)
-        there.append(slice(start - at, stop - at))
-        here.append(slice(start - mine, stop - mine))
-    return tuple(there), tuple(here)
+    starts = zip(piece.offsets[axes:], shard.offsets[axes:], strict=True)
+    sizes = zip(piece.shape, _shape(piece, shard), strict=True)
+    within_shard = []
+    within_piece = []
+    for (piece_start, shard_start), (piece_size, shard_size) in zip(starts, sizes, strict=True):
+        start = max(piece_start, shard_start)
+        stop = min(piece_start + piece_size, shard_start + shard_size)
+        within_shard.append(slice(start - shard_start, stop - shard_start))
+        within_piece.append(slice(start - piece_start, stop - piece_start))
+    return tuple(within_shard), tuple(within_piece)

@@ -33,13 +33,12 @@ MAX_SHARD_BYTES = 4 * 10**9
 def iter_hf_tensors(
     chunks: Sequence[Module], arch: Architecture, parallel: "Parallel"
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every Hugging Face tensor of the model, whole, by name, in the table's order, on
-    `parallel.device`.
+    """Every Hugging Face tensor of the model by name, whole, in the order of the weight table.
 
-    Collective over the model-parallel group, and with experts over the ranks that share them: each
-    of these must exhaust the iterator, and gets the same tensors. One Megatron tensor is in flight
-    at a time. A tensor may share memory with a parameter: use or copy it before taking the next
-    one, and do not write to it.
+    Collective over the model-parallel group, and with experts over the ranks that share them: all
+    of them must exhaust the iterator and get the same tensors, on `parallel.device`. One Megatron
+    tensor is in flight at a time. A tensor may share memory with a parameter: use or copy it before
+    taking the next one, and do not write to it.
     """
     table = [entry for entry in weight_table(arch) if not entry.is_copy]
     parameters = named_parameters(chunks)
@@ -71,14 +70,13 @@ def export_hf(
 ) -> None:
     """Writes the model as a directory that transformers and vLLM load.
 
-    Tokenizer and config come from `source_dir`, but for what a recipe may change of the
-    architecture, and the tokens that end a response: generation_config.json names all at which the
-    engine stopped.
+    Tokenizer and config come from `source_dir`. config.json gets the architecture's values that a
+    recipe may change, and generation_config.json names all tokens at which the engine stopped.
 
-    Every rank calls it: the first replica's ranks gather (all ranks where experts lie on several
-    replicas), the first rank writes, in `dtype` (None: the parameters'), and `origin` beside them.
-    The directory is complete when that rank returns; others may return earlier. Raises DataError
-    when `out_dir` exists or `source_dir` describes another model.
+    Every rank calls it. The ranks of the first replica gather the tensors (all ranks do when the
+    experts lie on several replicas), and the first rank writes them, in `dtype` or the parameters'
+    own, with `origin` beside them. The directory is complete when that rank returns; others may
+    return earlier. Raises DataError when `out_dir` exists or `source_dir` describes another model.
     """
     if parallel.copy_rank != 0 and parallel.ep_size * parallel.etp_group.size() == 1:
         return
@@ -87,7 +85,8 @@ def export_hf(
     tensors = iter_hf_tensors(chunks, arch, parallel)
     if (parallel.tp_rank, parallel.pp_rank, parallel.copy_rank) == (0, 0, 0):
         dtype = dtype or next(chunks[0].parameters()).dtype
-        shapes, changes = hf_shapes(weight_table(arch)), config_changes(source_dir, arch)
+        shapes = hf_shapes(weight_table(arch))
+        changes = config_changes(source_dir, arch)
         ends = sorted(named_ends(source_dir))
         write_hf(
             out_dir, source_dir, tensors, shapes, dtype, max_shard_bytes, changes, origin, ends
@@ -99,33 +98,32 @@ def export_hf(
 
 def _gather(entry: Entry, shard: Tensor, parallel: "Parallel") -> Tensor:
     """The whole Megatron tensor, contiguous, on every rank that has a slice of it."""
-    shard, group = shard.contiguous(), slicing_group(entry, parallel)
+    group = slicing_group(entry, parallel)
     if group.size() == 1 or entry.partition.dim is None:
-        shards = [shard]
-    else:
-        shards = [torch.empty_like(shard) for _ in range(group.size())]
-        dist.all_gather(shards, shard, group=group)
+        return entry.gather([shard.contiguous()]).contiguous()
+    shards = [torch.empty_like(shard.contiguous()) for _ in range(group.size())]
+    dist.all_gather(shards, shard.contiguous(), group=group)
     return entry.gather(shards).contiguous()
 
 
 def _owning_stages(
     table: Sequence[Entry], parameters: Mapping[str, Tensor], parallel: "Parallel"
 ) -> list[int]:
-    """The pipeline rank that holds each entry. A small reduction, so that any split into stages
-    will do."""
+    """The pipeline rank of each entry.
+
+    The ranks tell one another, in a small reduction, so that no split into stages is assumed.
+    """
     rank = parallel.pp_rank
-    mine = [rank if entry.megatron_name in parameters else -1 for entry in table]
-    owners = torch.tensor(mine, device=parallel.device)
-    for size, group in (
-        (parallel.pp_size, parallel.pp_group),
-        (parallel.ep_size, parallel.ep_group),
-    ):
-        if size > 1:
-            dist.all_reduce(owners, op=dist.ReduceOp.MAX, group=group)
-    mine = owners.tolist()
-    if -1 in mine:
-        raise ValueError(f"no stage of the model has {table[mine.index(-1)].megatron_name}")
-    return mine
+    stages = [rank if entry.megatron_name in parameters else -1 for entry in table]
+    owners = torch.tensor(stages, device=parallel.device)
+    if parallel.pp_size > 1:
+        dist.all_reduce(owners, op=dist.ReduceOp.MAX, group=parallel.pp_group)
+    if parallel.ep_size > 1:
+        dist.all_reduce(owners, op=dist.ReduceOp.MAX, group=parallel.ep_group)
+    stages = owners.tolist()
+    if -1 in stages:
+        raise ValueError(f"no stage of the model has {table[stages.index(-1)].megatron_name}")
+    return stages
 
 
 def _check_source(source_dir: str | Path, arch: Architecture) -> None:

@@ -1,7 +1,6 @@
 """The headers of a model directory's safetensors files: name, shape and dtype of every tensor.
-Imports no torch.
 
-Reading them takes milliseconds whatever the size of the model.
+Reading them takes milliseconds whatever the size of the model. Imports no torch.
 """
 
 import json
@@ -15,11 +14,12 @@ from safetensors import SafetensorError, safe_open
 from megatron_opd.errors import DataError
 
 Shape = tuple[int, ...]
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 _LFS_POINTER = b"version https://git-lfs"
 _LORA = "holds a LoRA adapter without its base model; merge the two and save the result"
 _PICKLED = "holds pickled weights only, which can run code; save the model as safetensors"
-# What a directory may hold in the place of safetensors weights, and what to do then.
+# Files that a directory may hold in the place of safetensors weights, and the remedy.
 _INSTEAD = {
     "adapter_config.json": _LORA,
     "adapter_model.safetensors": _LORA,
@@ -30,18 +30,19 @@ _INSTEAD = {
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """One stored tensor: `dtype` as the format spells it ("BF16"), `offset` of its first byte in
-    `path`."""
+    """The place and kind of one stored tensor."""
 
     path: Path
     shape: Shape
-    dtype: str
-    offset: int
+    dtype: str  # as the format spells it: "BF16"
+    offset: int  # of its first byte in the file
 
 
 def read_header(path: Path) -> dict[str, TensorHeader]:
-    """The tensors of one file by name. Raises DataError naming it when it is truncated, damaged or
-    no such file."""
+    """The tensors of one file by name.
+
+    Raises DataError naming the file when it is truncated, damaged or no safetensors file.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(max(8, len(_LFS_POINTER)))
@@ -59,11 +60,8 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
                 header = json.loads(file.read(size))
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"{path}: truncated or damaged ({error}); copy it again") from None
-    return {
-        name: _tensor(path, entry, 8 + size)
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+    header.pop("__metadata__", None)
+    return {name: _tensor(path, entry, 8 + size) for name, entry in header.items()}
 
 
 def _tensor(path: Path, entry: Mapping[str, Any], data: int) -> TensorHeader:
@@ -75,9 +73,9 @@ def _tensor(path: Path, entry: Mapping[str, Any], data: int) -> TensorHeader:
 def read_headers(model_dir: Path) -> dict[str, TensorHeader]:
     """Every tensor of a model directory by name.
 
-    A file that holds everything counts before an index. Raises DataError naming the file: missing,
-    truncated, without a tensor that the index promises, or with one that another file holds too and
-    the index does not say which counts.
+    A single file with everything takes precedence over an index. Raises DataError naming a file
+    that is missing or truncated, lacks a tensor of the index, or holds one that another file holds
+    too without an index to choose between them.
     """
     index = _read_index(model_dir)
     if (model_dir / SINGLE).is_file():
@@ -102,7 +100,7 @@ def read_headers(model_dir: Path) -> dict[str, TensorHeader]:
 
 
 def weights_are_there(model_dir: Path) -> bool:
-    """Whether the directory has weights, and all the files that its index names."""
+    """True when the directory has weights, and all the files that its index names."""
     try:
         _read_index(model_dir)
     except DataError:
@@ -111,7 +109,7 @@ def weights_are_there(model_dir: Path) -> bool:
 
 
 def _read_index(model_dir: Path) -> dict[str, str]:
-    """Tensor -> file name, all of which are there; {} where there is no index."""
+    """File name of every tensor; {} without an index. Raises DataError for a missing file."""
     path = model_dir / INDEX
     if not path.is_file():
         if not (model_dir / SINGLE).is_file():
@@ -125,8 +123,7 @@ def _read_index(model_dir: Path) -> dict[str, str]:
 
 
 def check_unambiguous(model_dir: Path) -> None:
-    """Raises DataError when some readers take one file for the whole model and others those of an
-    index."""
+    """Raises DataError when a single file lies beside an index, so that readers may differ."""
     index = _read_index(model_dir)
     if (model_dir / SINGLE).is_file() and not set(index.values()) <= {SINGLE}:
         raise DataError(

@@ -1,5 +1,4 @@
-"""Hugging Face model directories: safetensors read tensor by tensor, and a directory written whole
-or not at all."""
+"""Hugging Face model directories: read tensor by tensor, and written whole or not at all."""
 
 import json
 import os
@@ -21,7 +20,7 @@ _ORIGIN = "origin.json"
 
 
 class Origin(TypedDict):
-    """The checkpoint of a run that weights are of: steps done, and the SHA-256 of its manifest."""
+    """The run's checkpoint that weights come from: its step, and the SHA-256 of its manifest."""
 
     step: int
     checkpoint_sha256: str
@@ -30,9 +29,8 @@ class Origin(TypedDict):
 class HfCheckpoint:
     """The tensors of a model directory. Opening it reads file headers only.
 
-    `shapes` and `dtypes` have every tensor by name; a dtype that is not of `DTYPES` is its name in
-    the file. Opening raises DataError (see `read_headers`); `headers` are what it gave, where that
-    was called before.
+    `shapes` and `dtypes` have every tensor by name; a dtype that is not in `DTYPES` is given by its
+    name in the file. `headers` saves reading them again. Raises DataError as `read_headers` does.
     """
 
     def __init__(
@@ -48,7 +46,7 @@ class HfCheckpoint:
         return self.blocks(name).read().view(self.shapes[name])
 
     def blocks(self, name: str) -> Extent:
-        """The same in blocks (see weights/blocks.py)."""
+        """The tensor in blocks (weights/blocks.py)."""
         return extent(self._headers[name])
 
 
@@ -56,14 +54,13 @@ class HfCheckpoint:
 def plan_shards(
     shapes: Mapping[str, Shape], itemsize: int, max_shard_bytes: int
 ) -> dict[str, list[str]]:
-    """File name -> names of its tensors, in order. A file exceeds the limit only when a single
-    tensor does."""
+    """The tensor names of each file, in order; a file exceeds the limit only with one tensor."""
     shards = group_by_size(shapes, itemsize, max_shard_bytes)
     return dict(zip(shard_names(len(shards)), shards, strict=True))
 
 
 def group_by_size[T](shapes: Mapping[T, Shape], itemsize: int, max_bytes: int) -> list[list[T]]:
-    """What is named in `shapes`, in order, in groups of at most `max_bytes` or of one."""
+    """The names of `shapes`, in order, in groups of at most `max_bytes` or of one name."""
     groups: list[list[T]] = [[]]
     size = 0
     for name, shape in shapes.items():
@@ -101,15 +98,16 @@ def write_hf(
     origin: Origin | None = None,
     ends: Sequence[int] = (),
 ) -> None:
-    """Writes `tensors`, which come in the order of `shapes`, beside the config and tokenizer files
-    of `source_dir`.
+    """Writes a model directory: `tensors`, with the config and tokenizer files of `source_dir`.
 
-    `config_changes`: keys of config.json that get other values. `origin`: what the weights are of.
-    `ends`: the ids at which generation_config.json stops; none: as it is. Each tensor is written
-    when it comes. The directory gets its name when it is complete and on disk; a failure leaves
-    nothing behind. Raises DataError when `out_dir` exists.
+    The tensors come in the order of `shapes`, and each is written when it comes. `config_changes`
+    are keys of config.json that get other values, `origin` says where the weights come from, and
+    `ends` are the ids at which generation_config.json stops (none leaves it as it is). The
+    directory gets its name when it is complete and on disk; a failure leaves nothing behind. Raises
+    DataError when `out_dir` exists.
     """
-    out_dir, source_dir = Path(out_dir), Path(source_dir)
+    out_dir = Path(out_dir)
+    source_dir = Path(source_dir)
     check_out_dir(out_dir)
     unfinished = out_dir.with_name(f".{out_dir.name}.unfinished-{os.getpid()}")
     unfinished.mkdir(parents=True)
@@ -157,7 +155,7 @@ def write_index(
 
 
 def read_origin(model_dir: Path) -> Origin | None:
-    """What `write_hf` was told of the weights, if it was."""
+    """The origin that `write_hf` wrote beside the weights; None without one."""
     try:
         origin = json.loads((model_dir / _ORIGIN).read_text())
         return {"step": int(origin["step"]), "checkpoint_sha256": str(origin["checkpoint_sha256"])}
@@ -166,8 +164,7 @@ def read_origin(model_dir: Path) -> Origin | None:
 
 
 def companions(model_dir: Path) -> Iterator[Path]:
-    """What lies beside the weights of a model: config, generation config, tokenizer and chat
-    template."""
+    """The files beside a model's weights: config, generation config, tokenizer, chat template."""
     for pattern in ("*.json", "*.jinja", "*.txt", "*.model"):
         for path in model_dir.glob(pattern):
             if not path.name.endswith(".index.json") and path.name not in (MANIFEST, _ORIGIN):
@@ -177,7 +174,7 @@ def companions(model_dir: Path) -> Iterator[Path]:
 def copy_companions(
     source_dir: Path, directory: Path, dtype: torch.dtype, changes: Mapping[str, Any]
 ) -> None:
-    """The config gets the dtype that is written."""
+    """Copies the files beside the weights; config.json gets `changes` and the dtype written."""
     for path in companions(source_dir):
         shutil.copyfile(path, directory / path.name)
     config = json.loads((source_dir / "config.json").read_text()) | changes
@@ -187,7 +184,7 @@ def copy_companions(
 
 
 def write_ends(directory: Path, ends: Sequence[int]) -> None:
-    """generation_config.json stops at all of `ends`; one that does so already stays as it is."""
+    """Makes generation_config.json stop at all of `ends`, unless it already does."""
     path = directory / "generation_config.json"
     config = json.loads((directory / "config.json").read_text())
     # Without the file, transformers and vLLM take these from config.json.

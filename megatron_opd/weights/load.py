@@ -1,5 +1,4 @@
-"""A Hugging Face checkpoint into a Megatron model: each rank reads the tensors of its stage and
-keeps its slices."""
+"""Loads a Hugging Face checkpoint into a Megatron model: each rank reads and keeps its slices."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,16 +16,16 @@ from megatron_opd.weights.hf import HfCheckpoint
 from megatron_opd.weights.names import named_parameters
 from megatron_opd.weights.table import Entry, weight_table
 
-# a checkpoint is checked before Megatron, which takes seconds to import, is needed
+# A checkpoint is checked before Megatron, which takes seconds to import, is needed.
 if TYPE_CHECKING:
     from megatron_opd.mcore.parallel import Parallel
 
 
 def check_hf(model_dir: str | Path, arch: Architecture) -> HfCheckpoint:
-    """Opens a checkpoint whose headers are those of `arch` (see `check_headers`). Needs no process
-    group.
+    """Opens a checkpoint whose headers are those of `arch`. Needs no process group.
 
-    Raises DataError, also when the output layer is not the embedding although the config ties them.
+    Raises DataError as `check_headers` does, also when the output layer is not the embedding
+    although the config ties them.
     """
     checkpoint = HfCheckpoint(model_dir, check_headers(Path(model_dir), arch))
     if arch.tie_word_embeddings and TIED_HEAD in checkpoint.shapes:
@@ -38,8 +37,7 @@ def check_hf(model_dir: str | Path, arch: Architecture) -> HfCheckpoint:
 def load_hf(
     chunks: Sequence[Module], model_dir: str | Path, arch: Architecture, parallel: "Parallel"
 ) -> None:
-    """Fills every parameter of `chunks` exactly once, cast to its dtype. Each rank works for
-    itself.
+    """Fills every parameter of `chunks` exactly once, cast to its dtype, without communication.
 
     Raises DataError when the checkpoint is not a whole model of `arch` (see `check_hf`), or float16
     cannot hold it.
@@ -50,9 +48,9 @@ def load_hf(
         parameter = parameters.pop(entry.megatron_name, None)
         if parameter is None:
             continue  # another stage's, or another rank's expert
-        parts = [checkpoint.read(name) for name in entry.hf_names]
+        tensors = [checkpoint.read(name) for name in entry.hf_names]
         group = slicing_group(entry, parallel)
-        parameter.copy_(entry.shard(parts, group.rank(), group.size(), tuple(parameter.shape)))
+        parameter.copy_(entry.shard(tensors, group.rank(), group.size(), tuple(parameter.shape)))
         if parameter.dtype is torch.float16 and not parameter.isfinite().all():
             raise DataError(
                 f"{model_dir}: tensor {entry.hf_names[0]} holds numbers beyond float16's range; "
@@ -67,13 +65,13 @@ def slicing_group(entry: Entry, parallel: "Parallel") -> ProcessGroup:
 
 
 def refuse_unknown(parameters: Mapping[str, Tensor]) -> None:
-    """Raises ValueError when the model has parameters that the table does not: it is of another
-    architecture."""
+    """Raises ValueError for parameters that are not in the table: of another architecture."""
     if parameters:
         raise ValueError(f"no entry in the weight table for {', '.join(parameters)}")
 
 
 def _check_tied(checkpoint: HfCheckpoint) -> None:
-    head, embedding = checkpoint.read(TIED_HEAD), checkpoint.read(EMBEDDING)
+    head = checkpoint.read(TIED_HEAD)
+    embedding = checkpoint.read(EMBEDDING)
     if head.shape != embedding.shape or not torch.equal(head, embedding):
         raise not_tied(checkpoint.model_dir)

@@ -1,9 +1,8 @@
-"""Reads `.metadata` of a distributed checkpoint, which is a pickle, without running any code that
-it names.
+"""Reads the pickle `.metadata` of a distributed checkpoint without running code that it names.
 
 The pickle is opened with stand-ins: inert classes for the few that torch and Megatron write, and no
-others. From these the metadata is built anew, every value of the type that it must have. What is
-not needed to find tensors is dropped.
+others. From these the metadata is built anew, after a check of the type of every value. Values that
+are not needed to find tensors are dropped.
 """
 
 import pickle
@@ -53,8 +52,11 @@ _NAMES = {
 
 
 def read_metadata(directory: Path) -> Metadata:
-    """Raises DataError where the file is missing, damaged, or names anything else than such
-    metadata needs."""
+    """The metadata of a checkpoint directory.
+
+    Raises DataError when the file is missing or damaged, or names anything that the metadata of
+    weights has no use for.
+    """
     path = directory / METADATA
     try:
         with path.open("rb") as file:
@@ -73,18 +75,18 @@ def read_metadata(directory: Path) -> Metadata:
 
 
 class _Refused(Exception):
-    """The name of a class or function that is not one of `_NAMES`."""
+    """Raised with the name of a class or function that is not in `_NAMES`."""
 
 
 class _Fixed(type):
-    """A pickle can set attributes of whatever it can name."""
+    """A class whose attributes cannot be set: a pickle can try on all that it can name."""
 
     def __setattr__(cls, name: str, value: object) -> NoReturn:
         raise _Refused(f"{cls.__name__}.{name}")
 
 
 class _StandIn(metaclass=_Fixed):
-    """Keeps what a pickle gives an object; has no behaviour that it could call upon."""
+    """Keeps the state that a pickle gives an object; has no behaviour that it could call."""
 
     state: Any = None
 
@@ -99,7 +101,7 @@ _STAND_INS = {
     for module, names in _NAMES.items()
     for name in names
 }
-_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+_DTYPES = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
 
 
 class _Restricted(pickle.Unpickler):
@@ -116,13 +118,10 @@ class _Restricted(pickle.Unpickler):
 # ----------------------------------------------------------------------- from stand-ins to the real
 def _metadata(root: object) -> Metadata:
     fields = _fields(root, "Metadata")
-    tensors = {
-        _of(str, key): _stored(value)
-        for key, value in _of(dict, fields["state_dict_metadata"]).items()
-    }
-    storage = {
-        _index(key): _place(value) for key, value in _of(dict, fields["storage_data"]).items()
-    }
+    stored = _of(dict, fields["state_dict_metadata"])
+    places = _of(dict, fields["storage_data"])
+    tensors = {_of(str, key): _stored(value) for key, value in stored.items()}
+    storage = {_index(key): _place(value) for key, value in places.items()}
     return Metadata(tensors, storage_data=storage)
 
 
@@ -140,14 +139,14 @@ def _stored(value: object) -> TensorStorageMetadata | BytesStorageMetadata:
 
 def _chunk(value: object) -> ChunkStorageMetadata:
     fields = _fields(value, "ChunkStorageMetadata")
-    return ChunkStorageMetadata(
-        _of(torch.Size, fields["offsets"]), _of(torch.Size, fields["sizes"])
-    )
+    offsets = _of(torch.Size, fields["offsets"])
+    return ChunkStorageMetadata(offsets, _of(torch.Size, fields["sizes"]))
 
 
 def _index(value: object) -> MetadataIndex:
     fields = _fields(value, "MetadataIndex")
-    offset, hint = fields.get("offset"), fields.get("index")
+    offset = fields.get("offset")
+    hint = fields.get("index")
     return MetadataIndex(
         _of(str, fields["fqn"]),
         None if offset is None else _of(torch.Size, offset),
@@ -157,11 +156,9 @@ def _index(value: object) -> MetadataIndex:
 
 def _place(value: object) -> _StorageInfo:
     fields = _fields(value, "_StorageInfo")
-    name, offset, length = (
-        _of(str, fields["relative_path"]),
-        _of(int, fields["offset"]),
-        _of(int, fields["length"]),
-    )
+    name = _of(str, fields["relative_path"])
+    offset = _of(int, fields["offset"])
+    length = _of(int, fields["length"])
     if Path(name).name != name:
         raise ValueError(f"{name!r} is not the name of a file beside it")
     if offset < 0 or length < 0:

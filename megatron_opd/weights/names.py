@@ -1,9 +1,8 @@
-"""The parameters of a model under the names of the weight table, whatever kind of layers it is made
-of.
+"""The parameters of a model under the names of the weight table, for every kind of layers.
 
-The table follows Megatron's local layers. Transformer Engine's hold a norm's weight in the linear
-layer behind it, and each expert's weight under its number; grouped experts hold all of a rank's in
-one parameter.
+The table follows Megatron's local layers. Transformer Engine's keep a norm's weight in the linear
+layer behind it, and an expert's weight under its number; grouped experts keep all experts of a rank
+in one parameter.
 """
 
 import re
@@ -13,8 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-# The table's name of a norm -> that of the fused layer, under which checkpoints of either kind of
-# layers store it.
+# The table's name of a norm, and its name in a fused layer, which checkpoints use for both kinds.
 FUSED = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
@@ -25,15 +23,15 @@ _EXPERTS = re.compile(r"mlp\.experts\.(linear_\w+\.weight)(\d*)$")
 
 
 def named_parameters(chunks: Sequence[Module]) -> dict[str, Tensor]:
-    """The parameters of this rank by the table's names: no wrapper's prefix, layers and experts
-    count globally.
+    """The parameters of this rank by the table's names.
 
-    The values share the parameters' memory and take no part in differentiation.
+    The names have no wrapper's prefix, and count layers and experts of the whole model. The values
+    share the parameters' memory and have no gradient.
     """
     named: dict[str, Tensor] = {}
     for chunk in chunks:
         model: Any = chunk
-        # DistributedDataParallel and Float16Module hold it as `module`
+        # DistributedDataParallel and Float16Module keep the model as `module`.
         while not hasattr(model, "decoder"):
             model = model.module
         for name, parameter in model.named_parameters():
@@ -47,12 +45,13 @@ def named_parameters(chunks: Sequence[Module]) -> dict[str, Tensor]:
 
 
 def _in_layer(layer: Any, name: str, parameter: Parameter) -> Iterator[tuple[str, Tensor]]:
-    """One parameter, or of grouped experts one value for each."""
-    value, experts = parameter.detach(), _EXPERTS.match(name)
+    """One parameter by its name in a layer; grouped experts yield one value for each expert."""
+    value = parameter.detach()
+    experts = _EXPERTS.match(name)
     if experts is None:
         yield _UNFUSED.get(name, name), value
         return
     linear, number = experts.groups()
-    held, values = layer.mlp.local_expert_indices, [value] if number else value.unbind(0)
-    for i, each in enumerate(values, start=int(number or 0)):
-        yield f"mlp.experts.local_experts.{held[i]}.{linear}", each
+    values = [value] if number else value.unbind(0)
+    for i, expert in enumerate(values, start=int(number or 0)):
+        yield f"mlp.experts.local_experts.{layer.mlp.local_expert_indices[i]}.{linear}", expert

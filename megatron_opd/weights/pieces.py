@@ -1,10 +1,10 @@
-"""How a Megatron distributed checkpoint stores the entries of the weight table.
+"""The pieces that entries of the weight table are stored as in a Megatron checkpoint.
 
-Layers of one kind are one stored tensor with the layer's number in front, experts of one kind with
-layer and expert. So the names say nothing of any layout, and any layout loads them. A `Piece` is
-the smallest block of a stored tensor that whole Hugging Face tensors make: the unit in which either
-format is turned into the other. Source of the names: megatron-core 0.19 `sharded_state_dict` of a
-GPT model of local layers; the tests compare.
+All layers' parameters of one kind are one stored tensor whose first axis is the layer; experts add
+an axis for the expert. So the names say nothing of a layout, and any layout loads them. A `Piece`
+is the smallest portion of a stored tensor that whole Hugging Face tensors make: the unit in which
+either format is turned into the other. Source of the names: megatron-core 0.19 `sharded_state_dict`
+of a GPT model of local layers; the tests compare.
 """
 
 import re
@@ -26,9 +26,9 @@ _LINEAR = re.compile(r"linear_\w+\.weight$")
 
 @dataclass(frozen=True)
 class Piece:
-    """`hf_shapes` make, through `transform`, one block of a stored tensor.
+    """The portion of a stored tensor that the tensors of `hf_shapes` make through `transform`.
 
-    The stored tensor has leading axes of `leading` sizes, then `full_shape`; the block is at
+    The stored tensor has leading axes of `leading` sizes, then `full_shape`; the piece is at
     `index` on the leading axes and begins at `row`. A `padded` tensor may be stored with further
     rows, which mean nothing.
     """
@@ -44,52 +44,53 @@ class Piece:
 
     @property
     def shape(self) -> Shape:
-        """The block's shape, without leading axes."""
+        """The piece's shape, without leading axes."""
         return (sum(shape[0] for shape in self.hf_shapes.values()), *self.full_shape[1:])
 
     @property
     def offsets(self) -> Shape:
+        """The piece's first index on every axis of the stored tensor."""
         return (*self.index, self.row, *(0 for _ in self.full_shape[1:]))
 
     def blocks(self, source: HfCheckpoint) -> Iterable[Tensor]:
-        """The piece's value, of Hugging Face tensors."""
+        """The piece's value in blocks, made of Hugging Face tensors."""
         if isinstance(self.transform, Same):
             (name,) = self.hf_shapes
             return source.blocks(name)
         return blocks_of(self.transform.merge([source.read(name) for name in self.hf_shapes]))
 
     def hf_blocks(self, source: "PieceReader") -> Iterator[tuple[str, Iterable[Tensor]]]:
-        """The Hugging Face tensors of the piece's value, each as its blocks."""
+        """The Hugging Face tensors that the piece's value makes, by name, in blocks."""
         if isinstance(self.transform, Same):
             (name,) = self.hf_shapes
             yield name, source.blocks(self)
-        else:
-            for name, part in zip(
-                self.hf_shapes, self.transform.split(source.read(self)), strict=True
-            ):
-                yield name, blocks_of(part)
+            return
+        tensors = self.transform.split(source.read(self))
+        for name, tensor in zip(self.hf_shapes, tensors, strict=True):
+            yield name, blocks_of(tensor)
 
 
 class PieceReader(Protocol):
+    """A distributed checkpoint that pieces are read from."""
+
     def read(self, piece: Piece) -> Tensor: ...
     def blocks(self, piece: Piece) -> Iterable[Tensor]: ...
 
 
 def pieces_of(arch: Architecture) -> list[Piece]:
     """Every piece of a model, in the order of the weight table."""
-    return [
-        piece for entry in weight_table(arch) if not entry.is_copy for piece in _split(entry, arch)
-    ]
+    stored = [entry for entry in weight_table(arch) if not entry.is_copy]
+    return [piece for entry in stored for piece in _split(entry, arch)]
 
 
 def object_keys(arch: Architecture) -> list[str]:
-    """Names of what is stored beside the tensors and is empty: every linear layer's extra state."""
+    """Names of the empty objects beside the tensors: every linear layer's extra state."""
     keys = []
     for entry in weight_table(arch):
         key, index, sizes = _stored(entry, arch)
         if index and _LINEAR.search(key):
-            at, of = (".".join(map(str, numbers)) for numbers in (index, sizes))
-            keys.append(f"{key.removesuffix('weight')}_extra_state/shard_{at}_{of}")
+            shard = f"shard_{'.'.join(map(str, index))}_{'.'.join(map(str, sizes))}"
+            keys.append(f"{key.removesuffix('weight')}_extra_state/{shard}")
     return keys
 
 

@@ -1,8 +1,8 @@
-"""What a sender and an engine multiply a weight with, to tell whether both hold the same one.
+"""Vectors that sender and engine multiply a weight with, to learn that both have the same one.
 
 Unit vectors read whole columns of the weight, exactly in any dtype, so that a tensor one update old
-does not pass; a vector of signs covers the columns between them, up to rounding. Other columns are
-read at every version.
+does not pass; a vector of signs covers the columns between them, up to rounding. Every version
+reads other columns.
 """
 
 import torch
@@ -14,7 +14,7 @@ _COLUMNS = 3
 
 
 def make_probes(width: int, version: int, device: torch.device) -> Probes:
-    """Columns that are spread over the width and move with the version, and signs."""
+    """Probes for a width: columns spread over it, which move with the version, and signs."""
     if width == 1:
         return Probes((0,), torch.empty(0, device=device))
     bits = torch.randint(2, (width,), generator=torch.Generator().manual_seed(width))
@@ -23,8 +23,10 @@ def make_probes(width: int, version: int, device: torch.device) -> Probes:
 
 
 def project(probes: Probes, matrix_OI: Tensor) -> Tensor:
-    """float32 [exact + 1, O] (without the signs' row for a width of 1), computed in the matrix's
-    dtype."""
+    """The products of a matrix with the probes: float32 [exact + 1, O].
+
+    They are computed in the matrix's dtype. A width of 1 has no row for the signs.
+    """
     rows = [matrix_OI[:, list(probes.columns)].T]
     if len(probes.signs_I):
         rows.append((matrix_OI @ probes.signs_I.to(matrix_OI.dtype))[None])
@@ -32,7 +34,7 @@ def project(probes: Probes, matrix_OI: Tensor) -> Tensor:
 
 
 def dense(probes: Probes, dtype: torch.dtype) -> Tensor:
-    """[exact + 1, I]: the same vectors for a kernel that multiplies."""
+    """The probes as a matrix [exact + 1, I], for a kernel that multiplies."""
     width = max(1, len(probes.signs_I))
     units = torch.zeros(len(probes.columns), width, dtype=dtype, device=probes.signs_I.device)
     units[range(len(probes.columns)), probes.columns] = 1

@@ -1,5 +1,4 @@
-"""One safetensors file: its header, its tensors in blocks, and a file written without ever holding
-its tensors."""
+"""One safetensors file, read and written in blocks, so that no tensor need fit in memory."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,24 +17,28 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def dtype_of(header: TensorHeader) -> torch.dtype | str:
+    """The tensor's dtype, or its name in the file when it is not in `DTYPES`."""
     return DTYPES.get(header.dtype, header.dtype)
 
 
 def extent(header: TensorHeader, opened: FileIO | None = None) -> Extent:
-    """The place of a tensor's numbers; `opened`: see Extent. Its dtype must be one of `DTYPES`."""
+    """The place of a tensor's numbers, read through `opened` (see Extent).
+
+    The tensor's dtype must be in `DTYPES`.
+    """
     count = torch.Size(header.shape).numel()
     return Extent(header.path, header.offset, count, DTYPES[header.dtype], opened)
 
 
 class SafetensorsFile:
-    """`shapes` and `dtypes` by tensor name; a dtype that is not of `DTYPES` is its name in the
-    file.
+    """A file's tensors: `shapes` and `dtypes` (see `dtype_of`) by name, and their numbers.
 
     Opening reads the header. Raises DataError naming the file when it is truncated or damaged.
     """
 
     def __init__(self, path: Path, opened: FileIO | None = None) -> None:
-        self._headers, self._opened = read_header(path), opened  # see Extent
+        self._headers = read_header(path)
+        self._opened = opened  # see Extent
         self.shapes = {name: header.shape for name, header in self._headers.items()}
         self.dtypes = {name: dtype_of(header) for name, header in self._headers.items()}
 
@@ -49,8 +52,11 @@ def write_safetensors(
     dtype: torch.dtype,
     tensors: Iterator[tuple[str, Iterable[Tensor]]],
 ) -> None:
-    """Writes the next `len(shapes)` of `tensors`, each as its blocks, which come in the order of
-    `shapes`."""
+    """Writes a file of the next `len(shapes)` tensors.
+
+    They come in the order of `shapes`, each by name and as its blocks. Raises ValueError when
+    another tensor, or another number of elements, comes.
+    """
     file.write(_header(shapes, dtype))
     for expected, shape in shapes.items():
         name, blocks = next(tensors)

@@ -1,5 +1,4 @@
-"""One tensor as `torch.save` writes it, somewhere in a longer file: found and written without its
-numbers in memory.
+"""One tensor as `torch.save` writes it, within a longer file, without its numbers in memory.
 
 Such a record is a zip archive of uncompressed files, one of which is the tensor's numbers.
 """
@@ -17,13 +16,12 @@ from torch import Tensor
 
 
 def open_record(path: Path, offset: int, length: int) -> tuple[Tensor, int, int]:
-    """The record's tensor on the meta device, and offset (in the file) and size of its numbers in
-    bytes.
+    """A record's tensor on the meta device, and its numbers' file offset and size in bytes.
 
-    Raises what torch and zipfile raise of a damaged record.
+    Raises the exceptions of torch and zipfile for a damaged record.
     """
     with path.open("rb", buffering=0) as file:
-        record = cast(IO[bytes], _Part(file, offset, length))
+        record = cast(IO[bytes], _Portion(file, offset, length))
         tensor = torch.load(record, map_location="meta", weights_only=True)  # reads no numbers
         start, size = _numbers_in(record)
     return tensor, offset + start, size
@@ -31,11 +29,13 @@ def open_record(path: Path, offset: int, length: int) -> tuple[Tensor, int, int]
 
 @functools.cache
 def envelope(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[bytes, bytes]:
-    """What `torch.save` writes before and after the numbers of a tensor; torch asks for no CRC of
-    them, and it is 0."""
+    """The bytes that `torch.save` writes before and after the numbers of a tensor.
+
+    Their CRC is 0, which torch does not check.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "tensor")
-        # never touched: not in memory, and a hole in the file
+        # Its numbers are never touched: they take no memory, and are a hole in the file.
         tensor = torch.empty(shape, dtype=dtype)
         with torch.serialization.skip_data():
             torch.save(tensor, path)
@@ -48,21 +48,23 @@ def envelope(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[bytes, bytes]:
 
 
 def _numbers_in(record: IO[bytes]) -> tuple[int, int]:
+    """Offset and size in bytes of the tensor's numbers within its record."""
     with zipfile.ZipFile(record) as archive:
-        (info,) = [each for each in archive.infolist() if each.filename.endswith("/data/0")]
-    # two lengths of two bytes end the 30 bytes of a file's header
+        (info,) = [entry for entry in archive.infolist() if entry.filename.endswith("/data/0")]
+    # A file's header has 30 bytes; the last four are the lengths of two fields behind it.
     record.seek(info.header_offset + 26)
-    lengths = record.read(4)
-    return info.header_offset + 30 + sum(
-        int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2)
-    ), info.file_size
+    name_length = int.from_bytes(record.read(2), "little")
+    extra_length = int.from_bytes(record.read(2), "little")
+    return info.header_offset + 30 + name_length + extra_length, info.file_size
 
 
-class _Part(io.RawIOBase):
+class _Portion(io.RawIOBase):
     """Bytes `offset : offset + length` of an unbuffered file, as a file."""
 
     def __init__(self, file: io.FileIO, offset: int, length: int) -> None:
-        self._file, self._offset, self._length = file, offset, length
+        self._file = file
+        self._offset = offset
+        self._length = length
         self._position = 0
 
     def readable(self) -> bool:

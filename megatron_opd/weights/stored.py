@@ -1,9 +1,8 @@
-"""What a distributed checkpoint holds, read into a sharded state dict without running code that its
-files name.
+"""Loads a distributed checkpoint into a sharded state dict without running code that it names.
 
 `megatron.core.dist_checkpointing.load` (0.19.2) unpickles `.metadata` and `common.pt`, and loads
-every stored object with `torch.load(weights_only=False)`; it takes no other reader. This does the
-same steps with readers that refuse all but tensors and plain values. `common.pt`, of older
+every stored object with `torch.load(weights_only=False)`; it takes no other reader. This module
+does the same steps with readers that refuse all but tensors and plain values. `common.pt`, of older
 checkpoints, is not read at all.
 """
 
@@ -38,10 +37,9 @@ _COMMON = ShardedObject("common_state", None, (1,), (0,)).unique_key
 
 
 def load(sharded_state: dict[str, Any], directory: Path, *, common: bool = False) -> dict[str, Any]:
-    """`sharded_state` with the stored values in the place of their descriptions. Collective over
-    the world.
+    """`sharded_state` with the stored values in place of their descriptions. Collective.
 
-    `common`: also the plain values that are the same on all ranks. Raises DataError naming the file
+    `common` adds the plain values that are the same on all ranks. Raises DataError naming the file
     that is missing, damaged, or holds anything but tensors and plain values.
     """
     metadata = read_metadata(directory)
@@ -55,9 +53,9 @@ def load(sharded_state: dict[str, Any], directory: Path, *, common: bool = False
 
 
 def _sharded(described: dict[str, Any], directory: Path, metadata: Metadata) -> dict[str, Any]:
-    """Load the shards; the arguments are those of `TorchDistLoadShardedStrategy.load`."""
+    """Loads the shards, in the steps of Megatron's `TorchDistLoadShardedStrategy.load`."""
     flat, flat_mapping, renamed = strategy._replace_state_dict_keys_with_sharded_keys(described)
-    tensors = [each for each in nested_values(described) if isinstance(each, ShardedTensor)]
+    tensors = [value for value in nested_values(described) if isinstance(value, ShardedTensor)]
     read = _read(strategy.mcore_to_pyt_state_dict(flat, True), directory, metadata, tensors)
     values = {key: strategy._unwrap_pyt_sharded_tensor(value) for key, value in read.items()}
     state = strategy._replace_sharded_keys_with_state_dict_keys(values, flat_mapping, renamed)
@@ -71,15 +69,13 @@ def _read(
     metadata: Metadata,
     tensors: Sequence[ShardedTensor] = (),
 ) -> dict[str, Any]:
-    """`wanted`, its tensors filled and its streams replaced by the objects that were stored."""
+    """`wanted` with its tensors filled, and its streams replaced by the stored objects."""
+    fixed = [tensor for tensor in tensors if not tensor.allow_shape_mismatch]
+    padded = {tensor.key: tensor for tensor in tensors if tensor.allow_shape_mismatch}
     planner = _Planner(
         directory,
-        shapes_validation_sharded_tensors=[
-            each for each in tensors if not each.allow_shape_mismatch
-        ],
-        allow_shape_mismatch_sharded_tensors={
-            each.key: each for each in tensors if each.allow_shape_mismatch
-        },
+        shapes_validation_sharded_tensors=fixed,
+        allow_shape_mismatch_sharded_tensors=padded,
         flatten_state_dict=False,
         flatten_sharded_tensors=False,
     )
@@ -96,7 +92,7 @@ def _read(
 
 
 class _Reader(dcp.FileSystemReader):
-    """Reads by metadata that are known."""
+    """Reads with the metadata that were checked, not with those that a pickle makes."""
 
     def __init__(self, directory: Path, metadata: Metadata) -> None:
         super().__init__(directory)
@@ -108,7 +104,7 @@ class _Reader(dcp.FileSystemReader):
 
 
 class _Planner(strategy.MCoreLoadPlanner):
-    """Loads objects of plain values."""
+    """Loads stored objects, which must be plain values."""
 
     def __init__(self, directory: Path, **settings: Any) -> None:
         super().__init__(**settings)
@@ -124,7 +120,7 @@ class _Planner(strategy.MCoreLoadPlanner):
                 f"{self._directory}: {name} is no plain value ({reason}); nothing of it was run, "
                 "get the model from another source"
             ) from None
-        if name != _COMMON and not all(_is_empty(part) for part in loaded):
+        if name != _COMMON and not all(_is_empty(state) for state in loaded):
             raise DataError(
                 f"{self._directory}: {name} is not empty; states of FP8 layers are not supported"
             )
@@ -132,5 +128,5 @@ class _Planner(strategy.MCoreLoadPlanner):
 
 
 def _is_empty(state: object) -> bool:
-    """Transformer Engine unpickles what else it gets."""
+    """True for a state that Transformer Engine does not unpickle."""
     return state is None or (isinstance(state, torch.Tensor) and state.numel() == 0)
