@@ -23,6 +23,7 @@ from megatron_opd.recipe.keys import RolloutConfig
 from megatron_opd.refit.push import push
 from megatron_opd.rollout.mixture import generate_mixture
 from megatron_opd.rollout.vllm.engine import VllmEngine
+from megatron_opd.weights.probes import make_probes
 from tests.e2e import tiny_hf
 
 pytestmark = pytest.mark.slow
@@ -243,6 +244,21 @@ def test_a_step_that_fails_is_one_line(
             student.generate(tiny_hf.prompts(3, 140))
     assert "scheduler output" not in "".join(capfd.readouterr())
     assert_logprobs_of(student.model, student.generate(tiny_hf.prompts(3, 140)))
+
+
+def test_an_engine_that_cannot_wake_is_one_line(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes = make_probes(8, 0, torch.device("cpu"))
+    for name, work in {
+        "reading model.norm.weight": lambda: student.engine.project("model.norm.weight", probes),
+        "generating": lambda: student.generate(tiny_hf.prompts(3, 140)),
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(student.engine, "_asleep", True)
+            patch.setattr(student.engine._llm, "wake_up", lambda: 1 // 0)
+            with pytest.raises(RunError, match=f"vLLM failed while {name}: ZeroDivisionError"):
+                work()
 
 
 def test_no_prompts_no_rollouts(student: Student) -> None:

@@ -13,6 +13,7 @@ from megatron_opd import __version__
 from megatron_opd.checks.training import check_data, check_resumed
 from megatron_opd.cli import commands
 from megatron_opd.cli import main as cli
+from megatron_opd.cli.arguments import parse
 from megatron_opd.errors import ConfigError, DataError, Interrupted, RunError
 from megatron_opd.files.manifest import write_manifest
 from megatron_opd.recipe.load import dump_config, load_config
@@ -78,7 +79,7 @@ def test_show_prints_a_recipe(
 
 
 def test_overrides_may_surround_options(recipe: str) -> None:
-    arguments = cli._parse(["train", recipe, "a=1", "--nproc", "2", "b=2", "--resume", "c=3"])
+    arguments = parse(["train", recipe, "a=1", "--nproc", "2", "b=2", "--resume", "c=3"])
     assert (arguments.overrides, arguments.nproc, arguments.resume) == (
         ["a=1", "b=2", "c=3"],
         2,

@@ -20,12 +20,12 @@ class Delivery:
         self._shapes = shapes
         self._arrived: set[str] = set()
         self._problem: Exception | None = None
-        self.last = "the first tensor"
+        self._last = "the first tensor"
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         try:
             for name, tensor in self._source:
-                self.last = name
+                self._last = name
                 if self._shapes.get(name) == tuple(tensor.shape):
                     self._arrived.add(name)
                     yield name, tensor
@@ -36,6 +36,9 @@ class Delivery:
                     )
         except Exception as error:
             self._problem = error
+
+    def progress(self) -> str:
+        return f"taking weights, at {self._last}"
 
     def check(self) -> None:
         if self._problem is not None:

@@ -7,7 +7,7 @@ key-value cache is given up.
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -186,16 +186,11 @@ class VllmEngine:
         contexts = [
             np.concatenate([request.prompt.token_ids, request.given]) for request in requests
         ]
-        try:
-            self._wake()
+        with self._awake(lambda: "generating"):
             try:
                 outputs = self._run(contexts, params, keep_cache, on_progress)
             finally:
                 self.sleep()
-        except OpdError:
-            raise
-        except Exception as error:
-            raise RunError(f"vLLM failed while generating: {error!r}") from error
         return [
             completion_of(request, output)
             for request, output in zip(requests, outputs, strict=True)
@@ -247,26 +242,32 @@ class VllmEngine:
         """
         self.policy_version = None
         delivery = Delivery(named_tensors, self._weights.shapes)
-        try:
-            self._wake()
+        with self._awake(delivery.progress):
             self._weights.forget_packing()
             # Layer by layer through vLLM's loaders: on the host they pack anew what a plain copy
             # would not reach.
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(delivery)})
-        except Exception as error:
-            raise RunError(
-                f"vLLM failed while taking weights, at {delivery.last}: {error!r}"
-            ) from error
         delivery.check()
         self._weights.pack_tied()
 
     def project(self, name: str, probes: Probes) -> list[torch.Tensor]:
         """What the probes read, float32 [K, O], of each copy the engine holds of `name` (see
         LoadedWeights)."""
-        self._wake()
-        return self._weights.project(name, probes)
+        with self._awake(lambda: f"reading {name}"):
+            return self._weights.project(name, probes)
 
     # --------------------------------------------------------------------------------------- memory
+    @contextlib.contextmanager
+    def _awake(self, doing: Callable[[], str]) -> Iterator[None]:
+        """Work that vLLM does awake; what it raises becomes a RunError that names the work."""
+        try:
+            self._wake()
+            yield
+        except OpdError:
+            raise
+        except Exception as error:
+            raise RunError(f"vLLM failed while {doing()}: {error!r}") from error
+
     def _wake(self) -> None:
         if self._asleep:
             # vLLM allocates outside torch's cache and needs the trainer's unused blocks

@@ -36,28 +36,9 @@ def start_vllm(
 
     from megatron_opd.rollout.vllm.empty_weights import EMPTY
 
-    platform: dict[str, Any]
-    if device.type == "cuda":
-        platform = {
-            "gpu_memory_utilization": config.gpu_memory_utilization,
-            "enable_sleep_mode": sleeps,
-            # Decoding replays CUDA graphs: 3.6 times as fast as kernel by kernel
-            # (docs/hardware.md).
-            "compilation_config": {
-                "mode": 0,  # no torch.compile: a minute at every start
-                "cudagraph_mode": "FULL_DECODE_ONLY",
-                "cudagraph_capture_sizes": _GRAPH_SIZES,
-            },
-        }
-    else:
-        platform = {
-            "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
-            "enforce_eager": True,
-            # A prompt that is cut moves its request's generator, which a CPU's cannot: the engine
-            # would end.
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(_CPU_BATCHED_TOKENS, max_sequence_length),
-        }
+    platform = (
+        _on_gpu(config, sleeps) if device.type == "cuda" else _on_cpu(config, max_sequence_length)
+    )
     llm = LLM(
         model=model.path,
         load_format=EMPTY if empty else "auto",
@@ -80,6 +61,30 @@ def start_vllm(
         # failed.
         logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)
     return llm
+
+
+def _on_gpu(config: RolloutConfig, sleeps: bool) -> dict[str, Any]:
+    return {
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "enable_sleep_mode": sleeps,
+        # Decoding replays CUDA graphs: 3.6 times as fast as kernel by kernel (docs/hardware.md).
+        "compilation_config": {
+            "mode": 0,  # no torch.compile: a minute at every start
+            "cudagraph_mode": "FULL_DECODE_ONLY",
+            "cudagraph_capture_sizes": _GRAPH_SIZES,
+        },
+    }
+
+
+def _on_cpu(config: RolloutConfig, max_sequence_length: int) -> dict[str, Any]:
+    return {
+        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+        "enforce_eager": True,
+        # A prompt that is cut moves its request's generator, which a CPU's cannot: the engine would
+        # end.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(_CPU_BATCHED_TOKENS, max_sequence_length),
+    }
 
 
 def check_context(model: ModelConfig, max_sequence_length: int) -> None:
