@@ -26,7 +26,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.turns import report  # noqa: E402
 from megatron_opd.architectures.architecture import read_architecture  # noqa: E402
 from megatron_opd.architectures.config import LayoutConfig, ModelConfig  # noqa: E402
-from megatron_opd.contracts.rows import Prompt, Rollout, Signals  # noqa: E402
+from megatron_opd.contracts.rows import Episode, Row, Task  # noqa: E402
+from megatron_opd.contracts.signals import Signals  # noqa: E402
 from megatron_opd.mcore import parallel as groups  # noqa: E402
 from megatron_opd.mcore.model import build_model  # noqa: E402
 from megatron_opd.methods.catalogue import CATALOGUE  # noqa: E402
@@ -64,23 +65,23 @@ def write_model(directory: Path, seed: int) -> None:
     )
 
 
-def rollouts() -> list[Rollout]:
+def rows() -> list[Row]:
     rng = np.random.default_rng(0)
 
     def ids(n: int) -> np.ndarray:
         return rng.integers(0, VOCAB, n).astype(np.int32)
 
     return [
-        Rollout(
-            Prompt(i // 4, "", "", "", ids(PROMPT)),
-            i % 4,
+        Row.of_student(
+            Episode(
+                Task(i // 4, "", "", "", ids(PROMPT)),
+                sample=i % 4,
+                group=i // 4,
+                reward=float(i % 2),
+            ),
             ids(COMPLETION),
             np.full(COMPLETION, -10, np.float32),
-            "",
-            "stop",
-            0,
-            group=i // 4,
-            reward=float(i % 2),
+            version=0,
         )
         for i in range(SEQUENCES)
     ]
@@ -97,7 +98,7 @@ def build(directory: Path, repeat: int) -> dict[str, Any]:
         load_hf(chunks, directory / name, arch, parallel)
         return chunks
 
-    samples = rollouts()
+    samples = rows()
     teacher = MegatronTeacher(
         load("teacher"),
         arch,

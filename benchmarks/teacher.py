@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.turns import in_turn, report  # noqa: E402
 from megatron_opd.architectures.architecture import read_architecture  # noqa: E402
 from megatron_opd.architectures.config import LayoutConfig  # noqa: E402
-from megatron_opd.contracts.rows import Prompt, Rollout  # noqa: E402
+from megatron_opd.contracts.rows import Episode, Row, Task  # noqa: E402
 from megatron_opd.mcore import parallel as groups  # noqa: E402
 from megatron_opd.mcore import passes  # noqa: E402
 from megatron_opd.mcore.batch import MicroBatch, micro_batches  # noqa: E402
@@ -64,18 +64,20 @@ def build(directory: Path, layers: int, precision: str) -> MegatronTeacher:
     )
 
 
-def rollouts() -> list[Rollout]:
+def rows() -> list[Row]:
     rng = np.random.default_rng(0)
     prompt = [rng.integers(0, VOCAB, PROMPT).astype(np.int32) for _ in range(SEQUENCES)]
     completion = [rng.integers(0, VOCAB, COMPLETION).astype(np.int32) for _ in range(SEQUENCES)]
     zeros = np.zeros(COMPLETION, np.float32)
     return [
-        Rollout(Prompt(i, "", "", "", prompt[i]), 0, completion[i], zeros, "", "stop", 0)
+        Row.of_student(
+            Episode(Task(i, "", "", "", prompt[i]), sample=0), completion[i], zeros, version=0
+        )
         for i in range(SEQUENCES)
     ]
 
 
-def plain(teacher: MegatronTeacher, samples: list[Rollout]) -> None:
+def plain(teacher: MegatronTeacher, samples: list[Row]) -> None:
     def logits(_: MicroBatch, head: Head) -> tuple[Tensor, None]:
         out_TV = head.hidden_TD @ head.weight_VD.T
         return out_TV.new_zeros(()), None
@@ -89,7 +91,7 @@ def plain(teacher: MegatronTeacher, samples: list[Rollout]) -> None:
 
 def measure(teacher: MegatronTeacher, repeat: int) -> dict[str, list[float]]:
     """side -> seconds of each run."""
-    samples = rollouts()
+    samples = rows()
     sides: dict[str, Callable[[], Any]] = {
         "plain forward": lambda: plain(teacher, samples),
         "signals": lambda: teacher.score(samples),

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from functools import partial
 
-from megatron_opd.contracts.rows import Rollout, Signals, StepRecord
+from megatron_opd.contracts.rows import Row, StepRecord
+from megatron_opd.contracts.signals import Signals
 from megatron_opd.evaluation.heldout import held_out
 from megatron_opd.mcore.batch import Columns
 from megatron_opd.metrics.summary import Clock, summarise
@@ -40,44 +41,40 @@ def _train(config: RunConfig, *, resume: bool) -> None:
 def one_step(run: Run, step: int) -> StepRecord:
     metrics = held_out(run, step) if run.evaluates_at(step) else {}
     clock = Clock()
-    rollouts = collect(run, step, clock)  # generate, verify, gather
+    rows = collect(run, step, clock)  # generate, verify, gather
     run.rest_engine()
     with clock("teacher"):
-        signals = run.signals(rollouts, step)
+        signals = run.signals(rows, step)
     with clock("train"):
         signals = replace(
-            signals, student=run.trainer.signals(rollouts) if run.needs.student_pass else None
+            signals, student=run.trainer.signals(rows) if run.needs.student_pass else None
         )
-        updates = run.trainer.step(
-            rollouts, partial(columns, run, rollouts, signals, step), step=step
-        )
-        metrics |= learn_rewards(run, rollouts, signals, step)
+        updates = run.trainer.step(rows, partial(columns, run, rows, signals, step), step=step)
+        metrics |= learn_rewards(run, rows, signals, step)
     with clock("refit"):
         if run.needs.rollouts:
             metrics |= run.refit(step + 1)
     weights = run.objective.weights(step)
     metrics |= (
-        summarise([finish(sums) for sums in updates], rollouts, signals.teacher, weights)
+        summarise([finish(sums) for sums in updates], rows, signals.teacher, weights)
         | clock.metrics()
     )
-    return StepRecord(step, metrics, rollouts, signals.teacher)
+    return StepRecord(step, metrics, rows, signals.teacher)
 
 
-def learn_rewards(
-    models: Models, rollouts: list[Rollout], signals: Signals, step: int
-) -> dict[str, float]:
+def learn_rewards(models: Models, rows: list[Row], signals: Signals, step: int) -> dict[str, float]:
     """Updates the process model, whose earlier logprobs the student's update has used."""
     if models.process is None or signals.process_logprobs_T is None:
         return {}
-    batch = Batch(rollouts, signals, models.config.seed, step)
-    return models.process.learn(rollouts, process_columns(batch), step=step)
+    batch = Batch(rows, signals, models.config.seed, step)
+    return models.process.learn(rows, process_columns(batch), step=step)
 
 
 def columns(
-    models: Models, rollouts: list[Rollout], signals: Signals, step: int, mine: slice, tokens: slice
+    models: Models, rows: list[Row], signals: Signals, step: int, mine: slice, tokens: slice
 ) -> Columns:
     """What the terms read, of the part of the rollouts that makes one update."""
-    batch = Batch(rollouts[mine], signals.part(tokens), models.config.seed, step)
+    batch = Batch(rows[mine], signals.part(tokens), models.config.seed, step)
     return build_columns(
         models.config.method,
         batch,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_opd.checks.hub import with_local_models
 from megatron_opd.checks.recipe import check_run_directory, preflight
-from megatron_opd.contracts.rows import Prompt
+from megatron_opd.contracts.rows import Task
 from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.files.manifest import checkpoint_steps, find_damage
 from megatron_opd.files.typed import differences
@@ -57,90 +57,86 @@ def check_data(config: RunConfig) -> list[str]:
     needs = needs_of(config.method)
     check_unchanged(config)
     warnings: list[str] = []
-    prompts = load_training(
+    tasks = load_training(
         config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces, warn=warnings.append
     )
-    heldout: list[Prompt] = []
+    heldout: list[Task] = []
     if config.data.heldout is not None:
         heldout = load_heldout(config, tokenizer, warn=warnings.append)
     if needs.rollouts:
-        warnings += _room_for_completions(config, prompts, "data.train")
+        warnings += _room_for_completions(config, tasks, "data.train")
     if config.eval:
         warnings += _room_for_completions(config, heldout, "data.heldout")
-    warnings += _bad_golds(prompts, "data.train") if needs.rewards else []
+    warnings += _bad_golds(tasks, "data.train") if needs.rewards else []
     warnings += _bad_golds(heldout, "data.heldout")
     if needs.rewards:
-        warnings += _asked_for_unread_answers(config, prompts, "data.train")
+        warnings += _asked_for_unread_answers(config, tasks, "data.train")
     warnings += _asked_for_unread_answers(config, heldout, "data.heldout")
-    warnings += _in_both(prompts, heldout)
-    if len(prompts) < config.rollout.num_prompts:
+    warnings += _in_both(tasks, heldout)
+    if len(tasks) < config.rollout.num_prompts:
         train = shown(config.data.train)
         warnings.append(
-            f"rollout.num_prompts: one step takes more prompts than the {len(prompts)} of {train}"
+            f"rollout.num_prompts: one step takes more prompts than the {len(tasks)} of {train}"
         )
-    elif config.method.max_refills and len(prompts) < 2 * config.rollout.num_prompts:
+    elif config.method.max_refills and len(tasks) < 2 * config.rollout.num_prompts:
         warnings.append(
-            f"method.max_refills: the {len(prompts)} prompts of {shown(config.data.train)} are "
+            f"method.max_refills: the {len(tasks)} prompts of {shown(config.data.train)} are "
             "fewer than two steps take, so a step's refills draw its prompts again, for further "
             "samples"
         )
     return warnings
 
 
-def _room_for_completions(config: RunConfig, prompts: list[Prompt], key: str) -> list[str]:
+def _room_for_completions(config: RunConfig, tasks: list[Task], key: str) -> list[str]:
     """Counts the prompts that leave less room than rollout.max_completion_tokens."""
     completion = config.rollout.max_completion_tokens
-    lengths = [len(prompt.token_ids) for prompt in prompts]
+    lengths = [len(task.prompt_ids) for task in tasks]
     cut = sum(length + completion > config.max_sequence_length for length in lengths)
     if not cut:
         return []
     return [
-        f"data.max_prompt_tokens: {cut} of {len(prompts)} prompts of {key} leave no room for "
+        f"data.max_prompt_tokens: {cut} of {len(tasks)} prompts of {key} leave no room for "
         f"rollout.max_completion_tokens={completion} within "
         f"max_sequence_length={config.max_sequence_length}; the longest has {max(lengths)} tokens "
         f"and leaves {config.max_sequence_length - max(lengths)}"
     ]
 
 
-def _asked_for_unread_answers(config: RunConfig, prompts: list[Prompt], key: str) -> list[str]:
+def _asked_for_unread_answers(config: RunConfig, tasks: list[Task], key: str) -> list[str]:
     """Counts the prompts that ask for "Answer: ..." and no box, where only a box is read."""
-    asked = [
-        prompt
-        for prompt in prompts
-        if _ANSWER_LINE.search(prompt.text) and "boxed" not in prompt.text
-    ]
+    asked = [task for task in tasks if _ANSWER_LINE.search(task.text) and "boxed" not in task.text]
     if config.reward.answer != "boxed" or not asked:
         return []
     return [
-        f"reward.answer: {len(asked)} of {len(prompts)} prompts of {key} ask for an answer after "
+        f"reward.answer: {len(asked)} of {len(tasks)} prompts of {key} ask for an answer after "
         '"Answer:" and none in a box, which alone is read; set reward.answer=boxed_or_last'
     ]
 
 
-def _bad_golds(prompts: list[Prompt], key: str) -> list[str]:
+def _bad_golds(tasks: list[Task], key: str) -> list[str]:
     """Counts the gold answers that nothing can be compared with.
 
     Reads them all as the verifier will, without computer algebra: microseconds each. Raises
     DataError when more than MOST_BAD_GOLDS of them are such.
     """
-    readable = {gold: read_gold(gold) is not None for gold in {prompt.answer for prompt in prompts}}
-    bad = [prompt for prompt in prompts if not readable[prompt.answer]]
+    readable = {gold: read_gold(gold) is not None for gold in {task.answer for task in tasks}}
+    bad = [task for task in tasks if not readable[task.answer]]
     if not bad:
         return []
     first = f"row {bad[0].index + 1} ({bad[0].answer[:60]!r})"
     line = (
-        f"{key}: bad_gold: {len(bad)} of {len(prompts)} gold answers state no value to compare "
+        f"{key}: bad_gold: {len(bad)} of {len(tasks)} gold answers state no value to compare "
         f"with, first {first}"
     )
-    if len(bad) > MOST_BAD_GOLDS * len(prompts):
+    if len(bad) > MOST_BAD_GOLDS * len(tasks):
         raise DataError(f"{line}; mend or remove them, or name another answer_column")
     return [f"{line}; every answer to them scores 0"]
 
 
-def _in_both(prompts: list[Prompt], heldout: list[Prompt]) -> list[str]:
+def _in_both(tasks: list[Task], heldout: list[Task]) -> list[str]:
     """Counts the held-out prompts that the run trains on."""
-    texts = {prompt.text for prompt in prompts}
-    count = sum(prompt.text in texts for prompt in heldout)
+    texts = {task.text for task in tasks}
+    count = sum(task.text in texts for task in heldout)
     if not count:
         return []
     return [f"data.heldout: {count} of {len(heldout)} prompts are in data.train too"]

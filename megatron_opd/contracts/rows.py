@@ -1,32 +1,45 @@
-"""What travels between the stations: prompts, rollouts, signals. NumPy only, no torch.
+"""What travels between the stations: tasks, episodes, rows. NumPy only, no torch.
 
-A *completion token* is a token the student sampled (or, for supervised data, a token of the trace).
-Every per-token array below covers completion tokens only, in order.
+Suffixes: T completion tokens, flat in the order of the rows; C prompt tokens. A *completion token*
+is one behind the prompt, whoever wrote it; every per-token array covers completion tokens only.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
 
 import numpy as np
 
+from megatron_opd.contracts.signals import TeacherSignals
+
+
+class Source(IntEnum):
+    """Who wrote a token; int8 in arrays."""
+
+    STUDENT = 0
+    TEACHER = 1  # drawn by the teacher in the student's place
+    TRACE = 2  # from the data: all of a trace, or a prefix
+    ENVIRONMENT = 3  # what an environment answered
+
 
 @dataclass(frozen=True)
-class Prompt:
-    """One row of the data set, rendered and tokenised."""
+class Task:
+    """What is to be solved: a row of the data set, rendered and tokenised."""
 
-    index: int  # row number in the data file, the prompt's identity in logs and seeds
+    index: int  # its identity in seeds and logs: the row number in the data files
     problem: str  # as in the data file
     answer: str  # gold answer, as in the data file
     text: str  # after the template
-    token_ids: np.ndarray  # int32 [prompt tokens]
-    trace: str | None = None  # a worked response, for supervised methods
+    prompt_ids: np.ndarray  # int32 [C]
+    trace: str | None = None  # a worked completion, for supervised methods
     trace_ids: np.ndarray | None = None  # int32, the last one is an end
-    # number of its first sample: a prompt that a step draws again gets further samples
+    # number of its first sample: a task that a step draws again gets further samples
     first_sample: int = 0
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verifier says of the answer in a completion."""
+    """What was found of an answer, by a verifier or by an environment."""
 
     score: float  # from 0, wrong, to 1, right
     correct: bool | None  # None: nobody judged it, or it cannot be judged
@@ -39,98 +52,119 @@ VERIFIER_FAILURES = ("bad_gold", "crashed", "error")
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """One completion of one prompt."""
+class Episode:
+    """One attempt at one task, the same in all rows that it has."""
 
-    prompt: Prompt
-    sample: int  # prompt.first_sample .. + samples_per_prompt-1
+    task: Task
+    sample: int  # task.first_sample .. + samples_per_prompt - 1; traces stand behind them
+    # position of its task in the step; the episodes of one group share their reward statistics
+    group: int = 0
+    verdict: Verdict = UNSCORED
+    reward: float = 0.0  # what the verdict is worth in training
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """Names an episode within a step, also where rows were gathered and their episodes are
+        equal copies."""
+        return self.group, self.task.index, self.sample
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence that is scored and trained on."""
+
+    episode: Episode
+    prompt_ids: np.ndarray  # int32 [C], what the completion continues
     token_ids: np.ndarray  # int32 [T], the end included when it was sampled
-    # float32 [T], the engine's own, of the distribution it sampled from; 0 where given
+    sources: np.ndarray  # int8 [T], of Source
+    # float32 [T], the sampler's, of the distribution it drew from; 0 where it is not the student's
     logprobs: np.ndarray
+    # int32 [T], the policy in force when a token was drawn; -1 where nobody drew it
+    versions: np.ndarray
     text: str  # decoded completion without special tokens
     finish_reason: str  # "stop" (the last token is an end) | "length"
-    policy_version: int  # version of the weights that sampled it; -1 for a trace
-    # position of its prompt in the step; rollouts of one group share their reward statistics
-    group: int = 0
-    reward: float = 0.0  # what the verdict is worth in training
-    verdict: Verdict = UNSCORED
-    # bool [T], tokens that the teacher drew in the student's place; logprob 0
-    by_teacher: np.ndarray | None = None
-    # leading tokens that the student did not sample: all of a trace, those of a prefix
-    given: int = 0
+
+    @property
+    def task(self) -> Task:
+        return self.episode.task
+
+    @property
+    def group(self) -> int:
+        return self.episode.group
+
+    @property
+    def sample(self) -> int:
+        return self.episode.sample
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.episode.verdict
+
+    @property
+    def reward(self) -> float:
+        return self.episode.reward
 
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
 
+    @property
+    def num_given(self) -> int:
+        """How many tokens from the data it begins with: all of a trace, those of a prefix."""
+        return int((self.sources == Source.TRACE).cumprod().sum())
+
+    @property
+    def version(self) -> int:
+        """The policy in force when its last tokens were drawn; -1 where none was drawn."""
+        return int(self.versions.max(initial=-1))
+
     @classmethod
-    def of_trace(cls, prompt: Prompt, group: int, sample: int = 0) -> "Rollout":
-        """The data set's response to a prompt, as if it had been sampled."""
-        assert prompt.trace_ids is not None and prompt.trace is not None
+    def of_student(
+        cls,
+        episode: Episode,
+        token_ids: np.ndarray,
+        logprobs: np.ndarray,
+        *,
+        version: int,
+        text: str = "",
+        finish_reason: str = "stop",
+    ) -> "Row":
+        """A completion of the task's prompt that the student sampled with the weights of
+        `version`."""
+        sources = np.full(len(token_ids), Source.STUDENT, np.int8)
+        versions = np.full(len(token_ids), version, np.int32)
         return cls(
-            prompt=prompt,
-            sample=sample,
-            token_ids=prompt.trace_ids,
-            logprobs=np.zeros(len(prompt.trace_ids), np.float32),
-            text=prompt.trace,
+            episode, episode.task.prompt_ids, token_ids, sources, logprobs, versions, text,
+            finish_reason,
+        )  # fmt: skip
+
+    @classmethod
+    def of_trace(cls, task: Task, group: int, sample: int = 0) -> "Row":
+        """The data set's completion of a task."""
+        assert task.trace_ids is not None and task.trace is not None
+        tokens = len(task.trace_ids)
+        return cls(
+            episode=Episode(task, sample, group, Verdict(0.0, None, "trace")),
+            prompt_ids=task.prompt_ids,
+            token_ids=task.trace_ids,
+            sources=np.full(tokens, Source.TRACE, np.int8),
+            logprobs=np.zeros(tokens, np.float32),
+            versions=np.full(tokens, -1, np.int32),
+            text=task.trace,
             finish_reason="stop",
-            policy_version=-1,
-            group=group,
-            verdict=Verdict(0.0, None, "trace"),
-            given=len(prompt.trace_ids),
         )
 
-
-@dataclass(frozen=True)
-class TeacherSignals:
-    """The teacher's numbers at the T completion tokens of rollouts, flat in rollout order."""
-
-    argmax_ids_T: np.ndarray  # int32, the teacher's most likely token after the student's prefix
-    logprobs_T: np.ndarray  # float32, the teacher's logprob of the student's token
-    entropy_T: np.ndarray  # float32, nats
-    # int32, the k most likely tokens, best first; None where no term asks
-    topk_ids_TK: np.ndarray | None = None
-    topk_logprobs_TK: np.ndarray | None = None  # float32, of these, under the whole softmax
-
-    def part(self, tokens: slice) -> "TeacherSignals":
-        columns = (self.argmax_ids_T, self.logprobs_T, self.entropy_T)
-        topk = (self.topk_ids_TK, self.topk_logprobs_TK)
-        return TeacherSignals(
-            *(column[tokens] for column in columns),
-            *(None if column is None else column[tokens] for column in topk),
-        )
+    def as_if_sampled(self) -> "Row":
+        """The row with every token the student's, for an off-policy step. Nobody drew them: they
+        keep the version -1."""
+        return replace(self, sources=np.full(self.num_tokens, Source.STUDENT, np.int8))
 
 
-@dataclass(frozen=True)
-class StudentSignals:
-    """The student's own view of the completion tokens, before the first update of the step."""
-
-    logprobs_T: np.ndarray  # float32
-    entropy_T: np.ndarray  # float32, nats
-
-    def part(self, tokens: slice) -> "StudentSignals":
-        return StudentSignals(self.logprobs_T[tokens], self.entropy_T[tokens])
-
-
-@dataclass(frozen=True)
-class Signals:
-    """All models' signals of the completion tokens of rollouts; None where no term reads one."""
-
-    teacher: TeacherSignals | None = None
-    reference_logprobs_T: np.ndarray | None = None  # float32, of the student as the run found it
-    student: StudentSignals | None = None
-    process_logprobs_T: np.ndarray | None = None  # float32, of the process model before its update
-
-    def part(self, tokens: slice) -> "Signals":
-        """The rows of some tokens."""
-        reference = self.reference_logprobs_T
-        process = self.process_logprobs_T
-        return Signals(
-            self.teacher and self.teacher.part(tokens),
-            None if reference is None else reference[tokens],
-            self.student and self.student.part(tokens),
-            None if process is None else process[tokens],
-        )
+def with_episodes(rows: Sequence[Row], change: Callable[[Episode], Episode]) -> list[Row]:
+    """The rows with changed episodes; `change` is asked once for every episode."""
+    episodes = {row.episode.key: row.episode for row in rows}
+    changed = {key: change(episode) for key, episode in episodes.items()}
+    return [replace(row, episode=changed[row.episode.key]) for row in rows]
 
 
 @dataclass
@@ -139,5 +173,5 @@ class StepRecord:
 
     step: int
     metrics: dict[str, float] = field(default_factory=dict)
-    rollouts: list[Rollout] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     teacher: TeacherSignals | None = None

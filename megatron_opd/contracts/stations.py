@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from megatron_opd.contracts.rows import Prompt, Rollout, TeacherSignals
+from megatron_opd.contracts.rows import Row, Task
+from megatron_opd.contracts.signals import TeacherSignals
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +37,7 @@ class Engine(Protocol):
 
     def generate(
         self,
-        prompts: list[Prompt],
+        tasks: list[Task],
         *,
         version: int,
         step: int,
@@ -45,9 +46,9 @@ class Engine(Protocol):
         temperature: float,
         top_p: float = 1.0,
         seed: int,
-        prefix_of: "Callable[[Prompt, int], np.ndarray] | None" = None,
+        prefix_of: "Callable[[Task, int], np.ndarray] | None" = None,
         on_progress: Callable[[int, int], None] | None = None,
-    ) -> list[Rollout]:
+    ) -> list[Row]:
         """`samples_per_prompt` completions of each prompt, prompt-major. Temperature 0 is greedy.
 
         A sample's tokens depend on (seed, step, prompt.index, sample) and the weights alone; its
@@ -74,15 +75,15 @@ class Engine(Protocol):
 
 
 class Teacher(Protocol):
-    """Says what a model would have written. Collective, with the same rollouts on all processes."""
+    """Says what a model would have written. Collective, with the same rows on all processes."""
 
-    def score(self, rollouts: Sequence[Rollout], topk: int = 0) -> TeacherSignals:
+    def score(self, rows: Sequence[Row], topk: int = 0) -> TeacherSignals:
         """Signals at every completion token, on every process; with the `topk` most likely ids."""
 
 
 class Verifier(Protocol):
     """Judges answers. Local to a process."""
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """The rollouts in their order with verdicts and rewards. An answer never raises;
+    def score(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows in their order with verdicts and rewards. An answer never raises;
         RunError where no judge starts."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from megatron_opd.architectures.architecture import architecture_of
-from megatron_opd.contracts.rows import Rollout
+from megatron_opd.contracts.rows import Row
 from megatron_opd.doctor.rows import recorded, with_logprobs
 from megatron_opd.doctor.shrink import OTHER
 from megatron_opd.doctor.vanishing import vanishing
@@ -27,12 +27,12 @@ Metrics = dict[str, float]
 def measure(config: RunConfig) -> dict[str, Any]:
     """The measurements that `judge` reads, in every process of the recipe's layout."""
     vocab_size = architecture_of(config.student).vocab_size
-    rollouts = recorded(config, vocab_size)
+    rows = recorded(config, vocab_size)
     measured: dict[str, Any] = {"updates": measure_updates(config)}
     if config.teacher:
         other = replace(config.teacher, path=config.teacher.path + OTHER)
         models = assemble(replace(config, teacher=other))
-        measured["other_teacher"] = updates(models, rollouts, steps=1)
+        measured["other_teacher"] = updates(models, rows, steps=1)
     if method := vanishing(config.method, vocab_size):
         assert config.teacher is not None, "its terms read the teacher"
         distances = replace(config, method=method)
@@ -46,38 +46,38 @@ def measure(config: RunConfig) -> dict[str, Any]:
         measured["own_teacher"] = _on_policy(itself, vocab_size)
         measured["distance"] = _on_policy(distances, vocab_size)
     if needs_of(config.method).rollouts and importlib.util.find_spec("vllm"):
-        measured["refit"] = refit(config, rollouts)
+        measured["refit"] = refit(config, rows)
     return measured
 
 
 def measure_updates(config: RunConfig) -> list[Metrics]:
     """The metrics of STEPS steps, which must not depend on the layout."""
-    rollouts = recorded(config, architecture_of(config.student).vocab_size)
-    return updates(assemble(config), rollouts, steps=STEPS)
+    rows = recorded(config, architecture_of(config.student).vocab_size)
+    return updates(assemble(config), rows, steps=STEPS)
 
 
-def updates(models: Models, rollouts: list[Rollout], *, steps: int) -> list[Metrics]:
+def updates(models: Models, rows: list[Row], *, steps: int) -> list[Metrics]:
     """The metrics of every update of some steps on the same rollouts."""
     metrics = []
     for step in range(steps):
-        signals = models.signals(rollouts, step)
-        student = models.trainer.signals(rollouts) if models.needs.student_pass else None
+        signals = models.signals(rows, step)
+        student = models.trainer.signals(rows) if models.needs.student_pass else None
         signals = replace(signals, student=student)
-        build = partial(columns, models, rollouts, signals, step)
-        metrics += [finish(sums) for sums in models.trainer.step(rollouts, build, step=step)]
-        learn_rewards(models, rollouts, signals, step)
+        build = partial(columns, models, rows, signals, step)
+        metrics += [finish(sums) for sums in models.trainer.step(rows, build, step=step)]
+        learn_rewards(models, rows, signals, step)
     return metrics
 
 
 def _on_policy(config: RunConfig, vocab_size: int) -> list[Metrics]:
-    """One update on rollouts that the student could have sampled: no ratio is other than 1."""
+    """One update on rows that the student could have sampled: no ratio is other than 1."""
     models = assemble(config)
-    rollouts = recorded(config, vocab_size)
-    rollouts = with_logprobs(rollouts, models.trainer.signals(rollouts).logprobs_T)
-    return updates(models, rollouts, steps=1)
+    rows = recorded(config, vocab_size)
+    rows = with_logprobs(rows, models.trainer.signals(rows).logprobs_T)
+    return updates(models, rows, steps=1)
 
 
-def refit(config: RunConfig, rollouts: list[Rollout]) -> Metrics:
+def refit(config: RunConfig, rows: list[Row]) -> Metrics:
     """The recipe's engines get the student's weights, then those of another one, and sample.
 
     `mean` and `max` are differences (nats) of their logprobs from those of the trainer, `stale` is
@@ -99,9 +99,9 @@ def refit(config: RunConfig, rollouts: list[Rollout]) -> Metrics:
                 engine,
                 version,
             )
-        prompts = list({r.prompt.index: r.prompt for r in rollouts}.values())
+        tasks = list({r.task.index: r.task for r in rows}.values())
         share = engine.generate(
-            groups.share(prompts),
+            groups.share(tasks),
             version=1,
             step=1,
             samples_per_prompt=2,

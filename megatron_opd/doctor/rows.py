@@ -1,26 +1,26 @@
-"""Recorded rollouts: random text of the kind a method reads, the same in every process."""
+"""Recorded rows: random text of the kind a method reads, the same in every process."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.contracts.rows import Episode, Row, Source, Task
 from megatron_opd.methods.needs import needs_of
 from megatron_opd.methods.terms import MethodConfig
 from megatron_opd.recipe.keys import RunConfig
 
 
-def recorded(config: RunConfig, vocab_size: int) -> list[Rollout]:
+def recorded(config: RunConfig, vocab_size: int) -> list[Row]:
     """`num_prompts` groups of random completions with rewards 0 and 1.
 
     Their logprobs are of a policy that is not the student's.
     """
     rng = np.random.default_rng(7)
     longest = config.rollout.max_completion_tokens
-    rollouts = []
+    rows = []
     for group in range(config.rollout.num_prompts):
-        prompt = Prompt(
+        task = Task(
             group, "", "", "", rng.integers(2, vocab_size, rng.integers(1, 9)).astype(np.int32)
         )
         for sample in range(config.rollout.samples_per_prompt):
@@ -29,38 +29,45 @@ def recorded(config: RunConfig, vocab_size: int) -> list[Rollout]:
             logprobs = rng.normal(-3, 0.5, length).astype(np.float32)
             # some groups have no right answer
             reward = float((group + sample) % 3 == 0 and group % 4 != 3)
-            rollouts.append(
-                Rollout(
-                    prompt, sample, token_ids, logprobs, "", "stop", 0, group=group, reward=reward
-                )
-            )
-    return as_read_by(config.method, rollouts)
+            episode = Episode(task, sample, group, reward=reward)
+            rows.append(Row.of_student(episode, token_ids, logprobs, version=0))
+    return as_read_by(config.method, rows)
 
 
-def as_read_by(method: MethodConfig, rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """The rollouts with the sources of tokens that `method` reads.
+def as_read_by(method: MethodConfig, rows: Sequence[Row]) -> list[Row]:
+    """The rows with the sources of tokens that `method` reads.
 
     Some become traces where it learns from traces; others get a given prefix, or tokens that the
     teacher drew, where it has such.
     """
     if not needs_of(method).rollouts:
-        return [replace(r, given=r.num_tokens) for r in rollouts]
+        return [begun_with_trace(r, r.num_tokens) for r in rows]
     if method.traces_per_group:
-        return [replace(r, given=r.num_tokens * (i % 4 == 3)) for i, r in enumerate(rollouts)]
+        return [begun_with_trace(r, r.num_tokens) if i % 4 == 3 else r for i, r in enumerate(rows)]
     if method.teacher_share:
         return [
-            replace(r, by_teacher=np.arange(r.num_tokens) % 3 == i % 3)
-            for i, r in enumerate(rollouts)
+            replace(r, sources=(np.arange(r.num_tokens) % 3 == i % 3).astype(np.int8))
+            for i, r in enumerate(rows)
         ]
     if method.prefix:
-        return [replace(r, given=min(i % 3, r.num_tokens - 1)) for i, r in enumerate(rollouts)]
-    return list(rollouts)
+        return [begun_with_trace(r, min(i % 3, r.num_tokens - 1)) for i, r in enumerate(rows)]
+    return list(rows)
 
 
-def with_logprobs(rollouts: Sequence[Rollout], logprobs_T: np.ndarray) -> list[Rollout]:
-    """The rollouts with other logprobs, which are flat over all tokens."""
-    ends = np.cumsum([r.num_tokens for r in rollouts])
+def begun_with_trace(row: Row, tokens: int) -> Row:
+    """The row as if its first `tokens` were of a trace."""
+    of_trace_T = np.arange(row.num_tokens) < tokens
+    return replace(
+        row,
+        sources=np.where(of_trace_T, Source.TRACE, row.sources).astype(np.int8),
+        versions=np.where(of_trace_T, -1, row.versions).astype(np.int32),
+    )
+
+
+def with_logprobs(rows: Sequence[Row], logprobs_T: np.ndarray) -> list[Row]:
+    """The rows with other logprobs, which are flat over all tokens."""
+    ends = np.cumsum([r.num_tokens for r in rows])
     return [
         replace(r, logprobs=logprobs)
-        for r, logprobs in zip(rollouts, np.split(logprobs_T, ends[:-1]), strict=True)
+        for r, logprobs in zip(rows, np.split(logprobs_T, ends[:-1]), strict=True)
     ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megatron_opd.architectures.config import ModelConfig
-from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.contracts.rows import Row, Task
 from megatron_opd.contracts.stations import Engine, Verifier
 from megatron_opd.evaluation.sampler import open_sampler
 from megatron_opd.mcore.parallel import gather_shares, share
@@ -40,28 +40,28 @@ def held_out(run: "Run", step: int) -> dict[str, float]:
     run.note(f"evaluating {len(run.heldout)} held-out prompts before step {step}")
     if engine.policy_version != step:
         run.refit(step)
-    prompts = share(run.heldout)
+    tasks = share(run.heldout)
     scored = run.sampled(
-        lambda: answers(engine, rewards, prompts, run.config, settings, version=step)
+        lambda: answers(engine, rewards, tasks, run.config, settings, version=step)
     )
     groups = gather_shares(scored)
     if run.sinks:
-        run.sinks.log_heldout(step, [rollout for group in groups for rollout in group])
+        run.sinks.log_heldout(step, [row for group in groups for row in group])
     return accuracy(groups, settings) | {"timing/eval_seconds": time.perf_counter() - start}
 
 
 def answers(
     engine: Engine,
     rewards: Verifier,
-    prompts: list[Prompt],
+    tasks: list[Task],
     config: RunConfig,
     settings: EvalConfig,
     *,
     version: int,
-) -> list[list[Rollout]]:
+) -> list[list[Row]]:
     """Scored completions, one list per prompt."""
     flat = engine.generate(
-        prompts,
+        tasks,
         version=version,
         step=_EVAL_STREAM,
         samples_per_prompt=settings.samples_per_prompt,
@@ -75,20 +75,20 @@ def answers(
     return [scored[i : i + k] for i in range(0, len(scored), k)]
 
 
-def accuracy(groups: list[list[Rollout]], settings: EvalConfig) -> dict[str, float]:
+def accuracy(groups: list[list[Row]], settings: EvalConfig) -> dict[str, float]:
     """avg@k over the prompts with its 95 % interval, pass@k when k > 1, fractions of failures."""
     correct_NK = np.array([[float(bool(r.verdict.correct)) for r in group] for group in groups])
-    rollouts = [rollout for group in groups for rollout in group]
+    rows = [row for group in groups for row in group]
     low, high = interval_95(correct_NK)
     metrics = {
         "eval/accuracy": float(correct_NK.mean()),
         "eval/accuracy/low": low,
         "eval/accuracy/high": high,
         "eval/prompts": len(groups),
-        "eval/truncated/mean": float(np.mean([r.finish_reason == "length" for r in rollouts])),
-        "eval/unanswered/mean": unanswered(rollouts),
-        "eval/bad_gold": bad_golds(rollouts),
-        "eval/completion_tokens/mean": float(np.mean([r.num_tokens for r in rollouts])),
+        "eval/truncated/mean": float(np.mean([r.finish_reason == "length" for r in rows])),
+        "eval/unanswered/mean": unanswered(rows),
+        "eval/bad_gold": bad_golds(rows),
+        "eval/completion_tokens/mean": float(np.mean([r.num_tokens for r in rows])),
     }
     if settings.samples_per_prompt > 1:
         metrics[f"eval/pass@{settings.samples_per_prompt}"] = float(correct_NK.max(axis=1).mean())
@@ -104,13 +104,11 @@ def evaluate_model(config: RunConfig, model: ModelConfig) -> dict[str, float]:
     heldout = config.data.heldout_set
     assert heldout is not None, "model_to_evaluate refuses a recipe without"
     config = replace(config, student=model)
-    prompts = load_heldout(config, load_tokenizer(model.path))
+    tasks = load_heldout(config, load_tokenizer(model.path))
     with open_sampler(config, model) as (engine, rewards):
-        metrics = accuracy(answers(engine, rewards, prompts, config, settings, version=0), settings)
+        metrics = accuracy(answers(engine, rewards, tasks, config, settings, version=0), settings)
     for name, value in metrics.items():
         print(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}")
     print(held_out_words(metrics))
-    print(
-        f"({len(prompts)} prompts of {shown(heldout.path)}, temperature {settings.temperature:g})"
-    )
+    print(f"({len(tasks)} prompts of {shown(heldout.path)}, temperature {settings.temperature:g})")
     return metrics

@@ -14,7 +14,7 @@ from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.architectures.directory import common_vocabulary
 from megatron_opd.architectures.ends import merged_ends
 from megatron_opd.contracts.merged_ids import MergedIds
-from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.contracts.rows import Row, Task
 from megatron_opd.contracts.stations import Engine, Verifier
 from megatron_opd.errors import ConfigError, RunError
 from megatron_opd.evaluation.sampler import open_sampler
@@ -44,28 +44,28 @@ def write_traces(
     """
     check_out(out)
     config = pin(config)
-    prompts = load_training(
+    tasks = load_training(
         config, load_tokenizer(model.path), need_answer=verified, need_trace=False
     )
     with open_sampler(config, model) as (engine, rewards):
         kept = _first_of_each(
-            prompts, engine, rewards if verified else None, config, samples, temperature
+            tasks, engine, rewards if verified else None, config, samples, temperature
         )
     if not kept:
         failed = "was right" if verified else "ended by itself"
         raise RunError(
-            f"{model.path}: no response to the {len(prompts)} prompts of "
+            f"{model.path}: no response to the {len(tasks)} prompts of "
             f"{shown(config.data.train)} {failed}"
         )
     same_tokens = common_vocabulary(Path(config.student.path), Path(model.path)) is None
     merged = merged_ends(config.student.path, model.path)
     if merged:  # a trace ends as the student's own responses do
         kept = [replace(r, token_ids=with_students_end(r.token_ids, merged)) for r in kept]
-    provenance = _provenance(config, model.path, samples, temperature, len(prompts)) | {
+    provenance = _provenance(config, model.path, samples, temperature, len(tasks)) | {
         "verified": verified
     }
     _write(out, kept, provenance, with_tokens=same_tokens)
-    print(f"{out}: {len(kept)} traces for {len(prompts)} prompts")
+    print(f"{out}: {len(kept)} traces for {len(tasks)} prompts")
 
 
 def check_out(out: Path) -> None:
@@ -78,23 +78,23 @@ def check_out(out: Path) -> None:
 
 
 def _first_of_each(
-    prompts: list[Prompt],
+    tasks: list[Task],
     engine: Engine,
     rewards: Verifier | None,
     config: RunConfig,
     samples: int,
     temperature: float,
-) -> list[Rollout]:
+) -> list[Row]:
     """The first trace of every prompt that has one, in the order of the prompts.
 
     A trace ended by itself and, where there are `rewards`, is right. Every prompt is sampled once,
     then those without a trace again, and so on.
     """
-    kept: dict[int, Rollout] = {}
+    kept: dict[int, Row] = {}
     size = config.rollout.num_prompts
     start = time.perf_counter()
     for round_ in range(samples if temperature > 0 else 1):
-        open_ = [prompt for prompt in prompts if prompt.index not in kept]
+        open_ = [task for task in tasks if task.index not in kept]
         for first in range(0, len(open_), size):
             answers = engine.generate(
                 open_[first : first + size],
@@ -106,21 +106,23 @@ def _first_of_each(
                 seed=config.seed,
             )
             ended = [
-                replace(each, sample=round_) for each in answers if each.finish_reason == "stop"
+                replace(each, episode=replace(each.episode, sample=round_))
+                for each in answers
+                if each.finish_reason == "stop"
             ]
             good = (
                 [each for each in rewards.score(ended) if each.verdict.correct]
                 if rewards
                 else ended
             )
-            kept |= {each.prompt.index: each for each in good}
+            kept |= {each.task.index: each for each in good}
             done = min(first + size, len(open_))
             print(
                 f"sample {round_ + 1} of {samples}: {done}/{len(open_)} prompts, {len(kept)} "
                 f"traces, {time.perf_counter() - start:.0f} s",
                 flush=True,
             )
-    return [kept[prompt.index] for prompt in prompts if prompt.index in kept]
+    return [kept[task.index] for task in tasks if task.index in kept]
 
 
 def with_students_end(token_ids: np.ndarray, merged: MergedIds) -> np.ndarray:
@@ -131,7 +133,7 @@ def with_students_end(token_ids: np.ndarray, merged: MergedIds) -> np.ndarray:
 
 
 def _provenance(
-    config: RunConfig, model_dir: str, samples: int, temperature: float, prompts: int
+    config: RunConfig, model_dir: str, samples: int, temperature: float, tasks: int
 ) -> dict[str, Any]:
     return {
         "megatron_opd": __version__,
@@ -141,7 +143,7 @@ def _provenance(
         "data": config.data.train,
         "data_sha256": config.data.sha256,
         "template": asdict(config.data.template),
-        "prompts": prompts,
+        "prompts": tasks,
         "samples": samples,
         "temperature": temperature,
         "max_completion_tokens": config.rollout.max_completion_tokens,
@@ -154,16 +156,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write(
-    out: Path, kept: list[Rollout], provenance: dict[str, Any], *, with_tokens: bool
-) -> None:
+def _write(out: Path, kept: list[Row], provenance: dict[str, Any], *, with_tokens: bool) -> None:
     """Writes the file whole or not at all."""
     import pyarrow
     import pyarrow.parquet
 
     columns = {
-        "problem": [r.prompt.problem for r in kept],
-        "answer": [r.prompt.answer for r in kept],
+        "problem": [r.task.problem for r in kept],
+        "answer": [r.task.answer for r in kept],
         "response": [r.text for r in kept],
         "sample": [r.sample for r in kept],
     }

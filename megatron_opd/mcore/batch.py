@@ -1,7 +1,7 @@
-"""From rollouts to micro-batches: who trains on which sequence, where its completion tokens sit,
+"""From rows to micro-batches: who trains on which sequence, where its completion tokens sit,
 and their columns.
 
-Every rank holds all rollouts of a step, so denominators and advantages are global by construction;
+Every rank holds all rows of a step, so denominators and advantages are global by construction;
 a rank then takes its data-parallel share. The sequences of a micro-batch lie end to end and do not
 see each other.
 """
@@ -16,20 +16,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_opd.contracts.rows import Rollout
+from megatron_opd.contracts.rows import Row, Source
 from megatron_opd.mcore.packing import Packing, local_positions
 from megatron_opd.mcore.parallel import Parallel
 
 
 @dataclass(frozen=True)
 class Columns:
-    """One row per completion token, in rollout order. A column that is `None` no term of the method
-    reads."""
+    """One number per completion token, in the order of the rows. A column that is `None` no term of
+    the method reads."""
 
     ids_T: Tensor  # int64, the sampled token (or the trace's)
     scales_TJ: Tensor  # float32, one column per term: gate x correction / global denominator
     sequence_T: Tensor  # int64, the sequence a token belongs to
-    sampled_T: Tensor  # bool, the student's own token, not one of a trace or a prefix
+    sources_T: Tensor  # int8, who wrote the token (contracts.rows.Source)
     gates_TJ: Tensor | None = None  # float32, the gates alone, for the metrics
     # float32, the part of each term's advantage that the rewards make
     advantages_TJ: Tensor | None = None
@@ -41,16 +41,21 @@ class Columns:
     topk_ids_TK: Tensor | None = None  # int64, the teacher's
     topk_logprobs_TK: Tensor | None = None  # float32, the teacher's
     reference_logprobs_T: Tensor | None = None  # float32, of ids_T
-    by_teacher_T: Tensor | None = None  # bool, sampled by the teacher in the student's place
+    drawn_T: Tensor | None = None  # bool, drawn by the student's engine; None: nobody asks
     parts: "Parts | None" = None  # where other ranks hold tokens of the same sequences
 
-    def take(self, rows_T: Tensor, parallel: Parallel) -> "Columns":
-        """The rows of a micro-batch that this rank holds, on its device. `self` has those of the
+    @property
+    def sampled_T(self) -> Tensor:
+        """Bool [T], drawn for this text by the student or by the teacher in its place."""
+        return self.sources_T <= Source.TEACHER
+
+    def take(self, index_T: Tensor, parallel: Parallel) -> "Columns":
+        """The tokens of a micro-batch that this rank holds, on its device. `self` has those of the
         whole update."""
         present: dict[str, Any] = {
             f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None
         }
-        taken = {name: column[rows_T].to(parallel.device) for name, column in present.items()}
+        taken = {name: column[index_T].to(parallel.device) for name, column in present.items()}
         parts = Parts(self._num_sequences(), parallel.groups.cp) if parallel.cp_size > 1 else None
         return Columns(**taken, parts=parts)
 
@@ -84,17 +89,17 @@ class MicroBatch:
     tokens_1S: Tensor  # int64
     packing: Packing
     predict_T: Tensor  # int64 index into S: the position whose logits predict completion token t
-    # int64, on the host: row of completion token t among all the rollouts' completion tokens
-    rows_T: Tensor
+    # int64, on the host: place of completion token t among the completion tokens of all rows
+    index_T: Tensor
 
 
-def token_offsets(rollouts: Sequence[Rollout]) -> np.ndarray:
-    """int64 [N + 1]: completion tokens of rollout i are rows offsets[i]:offsets[i + 1]."""
-    return np.concatenate([[0], np.cumsum([r.num_tokens for r in rollouts], dtype=np.int64)])
+def token_offsets(rows: Sequence[Row]) -> np.ndarray:
+    """int64 [N + 1]: the completion tokens of row i are those from offsets[i] to offsets[i + 1]."""
+    return np.concatenate([[0], np.cumsum([r.num_tokens for r in rows], dtype=np.int64)])
 
 
 def flatten(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
-    """Per-rollout arrays as one column."""
+    """Per-row arrays as one column."""
     return (
         torch.from_numpy(np.concatenate(arrays)).to(dtype)
         if arrays
@@ -103,26 +108,22 @@ def flatten(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
 
 
 def micro_batches(
-    rollouts: Sequence[Rollout], parallel: Parallel, micro_batch_tokens: int
+    rows: Sequence[Row], parallel: Parallel, micro_batch_tokens: int
 ) -> list[MicroBatch]:
-    """This rank's share of `rollouts`, the same number of micro-batches on every replica.
+    """This rank's share of `rows`, the same number of micro-batches on every replica.
 
     A rank holds at most `micro_batch_tokens` tokens of a micro-batch (those of a part of each
     sequence under context parallelism), plus what fills up the last sequence. All micro-batches of
     all replicas are as equally long as whole sequences allow; one that has none gets a token of
     padding. Interleaved pipeline stages want a multiple of their number.
     """
-    if not rollouts:
+    if not rows:
         return []
-    offsets = token_offsets(rollouts)
-    lengths = [
-        parallel.layout.padded_length(len(r.prompt.token_ids) + r.num_tokens) for r in rollouts
-    ]
+    offsets = token_offsets(rows)
+    lengths = [parallel.layout.padded_length(len(r.prompt_ids) + r.num_tokens) for r in rows]
     multiple = parallel.pp_size if parallel.num_chunks > 1 else 1
     bins = balanced(lengths, parallel.dp_size, micro_batch_tokens * parallel.cp_size, multiple)
-    return [
-        _pack(rollouts, offsets, chosen, lengths, parallel) for chosen in bins[parallel.dp_rank]
-    ]
+    return [_pack(rows, offsets, chosen, lengths, parallel) for chosen in bins[parallel.dp_rank]]
 
 
 def balanced(
@@ -165,7 +166,7 @@ def _fill(lengths: Sequence[int], count: int) -> tuple[list[int], list[list[int]
 
 
 def _pack(
-    rollouts: Sequence[Rollout],
+    rows: Sequence[Row],
     offsets: np.ndarray,
     chosen: Sequence[int],
     padded: Sequence[int],
@@ -176,22 +177,22 @@ def _pack(
         [padded[i] for i in chosen] or [parallel.layout.padded_length(1)], parallel
     )
     tokens = [np.zeros(length, dtype=np.int64) for length in lengths]
-    predict, rows, start = [], [], 0
+    predict, index, start = [], [], 0
     for place, i in enumerate(chosen):
-        prompt, completion = rollouts[i].prompt.token_ids, rollouts[i].token_ids
+        prompt, completion = rows[i].prompt_ids, rows[i].token_ids
         tokens[place][: len(prompt) + len(completion)] = np.concatenate([prompt, completion])
         # Completion token t is predicted at position len(prompt) - 1 + t.
         token_S = local_positions(lengths[place], cp_size, cp_rank) - (len(prompt) - 1)
         inside = np.flatnonzero((token_S >= 0) & (token_S < len(completion)))
         predict.append(start + inside)
-        rows.append(offsets[i] + token_S[inside])
+        index.append(offsets[i] + token_S[inside])
         start += len(token_S)
-    mine = [row[local_positions(len(row), cp_size, cp_rank)] for row in tokens]
+    mine = [ids[local_positions(len(ids), cp_size, cp_rank)] for ids in tokens]
     return MicroBatch(
         tokens_1S=flatten(mine, torch.long)[None].to(parallel.device),
         packing=Packing.of(lengths, cp_size, cp_rank, parallel.device),
         predict_T=flatten(predict, torch.long).to(parallel.device),
-        rows_T=flatten(rows, torch.long),
+        index_T=flatten(index, torch.long),
     )
 
 

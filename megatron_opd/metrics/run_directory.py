@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from megatron_opd.contracts.rows import Rollout, TeacherSignals
+from megatron_opd.contracts.rows import Row, Source
+from megatron_opd.contracts.signals import TeacherSignals
 from megatron_opd.errors import DataError, RunError
 from megatron_opd.files.atomic import write_atomically
 
-Row = dict[str, Any]
+Line = dict[str, Any]
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
@@ -80,10 +81,10 @@ def encode_line(row: Mapping[str, Any]) -> bytes:
     )
 
 
-def metrics_row(step: int, metrics: Mapping[str, float]) -> Row:
+def metrics_line(step: int, metrics: Mapping[str, float]) -> Line:
     """A NaN or an infinity becomes null, and the key `nonfinite` says which and what:
     "train/loss=nan"."""
-    row: Row = {"step": step}
+    row: Line = {"step": step}
     nonfinite = []
     for key, value in metrics.items():
         number = value if isinstance(value, int) else float(value)
@@ -97,35 +98,33 @@ def metrics_row(step: int, metrics: Mapping[str, float]) -> Row:
     return row
 
 
-def rollout_row(step: int, rollout: Rollout, tokens: list[str] | None) -> Row:
-    """`tokens`: the text of every completion token, when there is a tokenizer."""
+def sample_line(step: int, row: Row, tokens: list[str] | None) -> Line:
+    """A row as it is written. `tokens`: the text of every completion token, when there is a
+    tokenizer."""
+    by_teacher_T = row.sources == Source.TEACHER
     return {
         "step": step,
-        "prompt_index": rollout.prompt.index,
-        "sample": rollout.sample,
-        "problem": rollout.prompt.problem,
-        "answer": rollout.prompt.answer,
-        "prompt": rollout.prompt.text,
-        "completion": rollout.text,
-        "reward": float(rollout.reward),
-        "reward_reason": rollout.verdict.reason,
-        "finish_reason": rollout.finish_reason,
-        "policy_version": rollout.policy_version,
-        "prompt_token_ids": rollout.prompt.token_ids.tolist(),
-        "given": rollout.given,
-        **(
-            {}
-            if rollout.by_teacher is None
-            else {"by_teacher": rollout.by_teacher.astype(int).tolist()}
-        ),
-        "token_ids": rollout.token_ids.tolist(),
+        "prompt_index": row.task.index,
+        "sample": row.sample,
+        "problem": row.task.problem,
+        "answer": row.task.answer,
+        "prompt": row.task.text,
+        "completion": row.text,
+        "reward": float(row.reward),
+        "reward_reason": row.verdict.reason,
+        "finish_reason": row.finish_reason,
+        "policy_version": row.version,
+        "prompt_token_ids": row.prompt_ids.tolist(),
+        "given": row.num_given,
+        **({"by_teacher": by_teacher_T.astype(int).tolist()} if by_teacher_T.any() else {}),
+        "token_ids": row.token_ids.tolist(),
         "tokens": tokens,
-        "logprobs": _floats(rollout.logprobs),
+        "logprobs": _floats(row.logprobs),
     }
 
 
-def teacher_row(signals: TeacherSignals, argmax_tokens: list[str] | None) -> Row:
-    """The teacher at the tokens of one rollout."""
+def teacher_line(signals: TeacherSignals, argmax_tokens: list[str] | None) -> Line:
+    """The teacher at the tokens of one row."""
     return {
         "argmax_ids": signals.argmax_ids_T.tolist(),
         "argmax_tokens": argmax_tokens,
@@ -150,7 +149,7 @@ def drop_steps_from(run_dir: Path, step: int) -> None:
 
 
 # ------------------------------------------------------------------------------------------ reading
-def read_metrics(run_dir: Path) -> list[Row]:
+def read_metrics(run_dir: Path) -> list[Line]:
     """All steps in file order, [] when none was written. Raises DataError naming a line that is not
     a step."""
     path = metrics_path(run_dir)
@@ -163,11 +162,11 @@ def read_metrics(run_dir: Path) -> list[Row]:
     return rows
 
 
-def read_rollouts(path: Path) -> list[Row]:
+def read_rollouts(path: Path) -> list[Line]:
     return list(_read_lines(path))
 
 
-def _read_lines(path: Path) -> Iterator[Row]:
+def _read_lines(path: Path) -> Iterator[Line]:
     lines = path.read_bytes().split(b"\n")
     # What follows the last newline is empty, or a line that a killed process did not finish.
     for number, line in enumerate(lines[:-1], start=1):

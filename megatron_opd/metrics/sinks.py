@@ -12,7 +12,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from megatron_opd.contracts.rows import Rollout, StepRecord
+from megatron_opd.contracts.rows import Row, StepRecord
 from megatron_opd.errors import ConfigError
 from megatron_opd.metrics import run_directory
 from megatron_opd.metrics.console import open_console
@@ -29,7 +29,7 @@ class Sinks:
     """Opens the files of a new run (`resume_step` None) or of one that goes on at `resume_step`.
 
     On resume, steps >= `resume_step` are dropped first, because they will be repeated. `tokenizer`
-    lets the rollout files carry the text of every token. Raises ConfigError when a new run would
+    lets the row files carry the text of every token. Raises ConfigError when a new run would
     overwrite an old one.
     """
 
@@ -70,11 +70,11 @@ class Sinks:
         self._console = open_console(config)
 
     def log(self, record: StepRecord) -> None:
-        """Writes one step. The rollouts come first: a step in `metrics.jsonl` is complete."""
-        if record.rollouts and self._max_rollouts:
-            self._write_rollouts(record)
+        """Writes one step. The rows come first: a step in `metrics.jsonl` is complete."""
+        if record.rows and self._max_rollouts:
+            self._write_rows(record)
         self._metrics_file.write(
-            run_directory.encode_line(run_directory.metrics_row(record.step, record.metrics))
+            run_directory.encode_line(run_directory.metrics_line(record.step, record.metrics))
         )
         self._metrics_file.flush()
         if self._tensorboard:
@@ -87,15 +87,12 @@ class Sinks:
         """Returns when the steps are on disk: before a checkpoint is that builds on them."""
         os.fsync(self._metrics_file.fileno())
 
-    def log_heldout(self, step: int, rollouts: Sequence[Rollout]) -> None:
+    def log_heldout(self, step: int, rows: Sequence[Row]) -> None:
         """The answers of an evaluation of the weights at the start of `step`."""
         path = run_directory.heldout_path(self.run_dir, step)
         path.parent.mkdir(exist_ok=True)
-        rows = [
-            run_directory.rollout_row(step, rollout, self._texts(rollout.token_ids))
-            for rollout in rollouts
-        ]
-        run_directory.write_atomically(path, b"".join(map(run_directory.encode_line, rows)))
+        lines = [run_directory.sample_line(step, row, self._texts(row.token_ids)) for row in rows]
+        run_directory.write_atomically(path, b"".join(map(run_directory.encode_line, lines)))
 
     def note(self, text: str) -> None:
         """One line to the terminal that is not a step: "evaluating 200 held-out prompts"."""
@@ -118,16 +115,16 @@ class Sinks:
     ) -> None:
         self.close()
 
-    def _write_rollouts(self, record: StepRecord) -> None:
+    def _write_rows(self, record: StepRecord) -> None:
         lines = []
         start = 0
-        for rollout in record.rollouts[: self._max_rollouts]:
-            stop = start + rollout.num_tokens
-            row = run_directory.rollout_row(record.step, rollout, self._texts(rollout.token_ids))
+        for row in record.rows[: self._max_rollouts]:
+            stop = start + row.num_tokens
+            line = run_directory.sample_line(record.step, row, self._texts(row.token_ids))
             if record.teacher:
                 part = record.teacher.part(slice(start, stop))
-                row["teacher"] = run_directory.teacher_row(part, self._texts(part.argmax_ids_T))
-            lines.append(run_directory.encode_line(row))
+                line["teacher"] = run_directory.teacher_line(part, self._texts(part.argmax_ids_T))
+            lines.append(run_directory.encode_line(line))
             start = stop
         path = run_directory.rollouts_path(self.run_dir, record.step)
         run_directory.write_atomically(path, b"".join(lines))

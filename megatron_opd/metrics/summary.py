@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from megatron_opd.contracts.rows import Rollout, TeacherSignals
+from megatron_opd.contracts.rows import Row, Source
+from megatron_opd.contracts.signals import TeacherSignals
 
 
 class Clock:
@@ -31,7 +32,7 @@ class Clock:
 
 def summarise(
     updates: Sequence[Mapping[str, float]],
-    rollouts: Sequence[Rollout],
+    rows: Sequence[Row],
     teacher: TeacherSignals | None,
     weights: Mapping[str, float],
 ) -> dict[str, float]:
@@ -39,19 +40,20 @@ def summarise(
     metrics = {name: float(np.mean([u[name] for u in updates])) for name in updates[0]}
     metrics["train/skipped_updates"] = sum(u["train/skipped_updates"] for u in updates)
     metrics |= {f"objective/{term}/weight": weight for term, weight in weights.items()}
-    lengths = np.array([r.num_tokens for r in rollouts])
+    lengths = np.array([r.num_tokens for r in rows])
     metrics["rollout/completion_tokens/mean"] = float(lengths.mean())
     metrics["rollout/completion_tokens/max"] = float(lengths.max())
-    if rollouts[0].policy_version >= 0:
+    if rows[0].version >= 0:
         metrics["rollout/truncated/mean"] = float(
-            np.mean([r.finish_reason == "length" for r in rollouts])
+            np.mean([r.finish_reason == "length" for r in rows])
         )
-        metrics["rollout/policy_version"] = rollouts[0].policy_version
-        if any(r.given for r in rollouts):  # of traces and prefixes; rewards are of whole responses
-            metrics["rollout/given_tokens/mean"] = float(np.mean([r.given for r in rollouts]))
-        if drawn := [r.by_teacher for r in rollouts if r.by_teacher is not None]:
-            metrics["rollout/teacher_tokens/mean"] = float(np.mean([each.sum() for each in drawn]))
-        metrics |= reward_metrics(rollouts)
+        metrics["rollout/policy_version"] = rows[0].version
+        if any(r.num_given for r in rows):  # of traces and prefixes; rewards are of whole responses
+            metrics["rollout/given_tokens/mean"] = float(np.mean([r.num_given for r in rows]))
+        drawn = [(r.sources == Source.TEACHER).sum() for r in rows if r.version >= 0]
+        if any(drawn):
+            metrics["rollout/teacher_tokens/mean"] = float(np.mean(drawn))
+        metrics |= reward_metrics(rows)
     if teacher is not None:
         metrics["teacher/entropy/mean"] = float(teacher.entropy_T.mean(dtype=np.float64))
         # As the log-ratios take it: a token that the teacher does not have counts as one of e^-30.
@@ -64,37 +66,37 @@ def summarise(
 UNANSWERED = ("no_answer", "truncated")
 
 
-def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+def reward_metrics(rows: Sequence[Row]) -> dict[str, float]:
     """Mean reward, the share of groups whose rewards are all equal (no policy gradient), and why
     rewards are 0.
 
     Where answers are verified, also the share without an answer, and how many prompts have a gold
     answer that cannot be compared with. None of this where nothing was scored.
     """
-    if all(r.verdict.reason in ("unscored", "trace") for r in rollouts):
+    if all(r.verdict.reason in ("unscored", "trace") for r in rows):
         return {}
     groups: dict[int, set[float]] = {}
-    for r in rollouts:
+    for r in rows:
         groups.setdefault(r.group, set()).add(r.reward)
-    reasons = Counter(r.verdict.reason for r in rollouts)
+    reasons = Counter(r.verdict.reason for r in rows)
     metrics = {
-        "reward/mean": float(np.mean([r.reward for r in rollouts])),
+        "reward/mean": float(np.mean([r.reward for r in rows])),
         "reward/uniform_groups/mean": float(
             np.mean([len(values) == 1 for values in groups.values()])
         ),
         **{f"reward/reason/{reason}": count for reason, count in sorted(reasons.items())},
     }
     if "unscored" not in reasons:
-        metrics["reward/unanswered/mean"] = unanswered(rollouts)
-        metrics["reward/bad_gold"] = bad_golds(rollouts)
+        metrics["reward/unanswered/mean"] = unanswered(rows)
+        metrics["reward/bad_gold"] = bad_golds(rows)
     return metrics
 
 
-def unanswered(rollouts: Sequence[Rollout]) -> float:
+def unanswered(rows: Sequence[Row]) -> float:
     """The share of completions without an answer, cut off by the token limit or not."""
-    return float(np.mean([r.verdict.reason in UNANSWERED for r in rollouts]))
+    return float(np.mean([r.verdict.reason in UNANSWERED for r in rows]))
 
 
-def bad_golds(rollouts: Sequence[Rollout]) -> int:
+def bad_golds(rows: Sequence[Row]) -> int:
     """How many prompts have a gold answer that nothing can be compared with."""
-    return len({r.prompt.index for r in rollouts if r.verdict.reason == "bad_gold"})
+    return len({r.task.index for r in rows if r.verdict.reason == "bad_gold"})

@@ -16,7 +16,7 @@ LOWEST = -30.0  # a token the teacher gives less than e^-30, or does not have, c
 def group_advantages(
     rewards_N: np.ndarray, groups_N: np.ndarray, normalise: str, eps: float
 ) -> np.ndarray:
-    """Rewards relative to their group, float64 [N]; `groups_N` names each rollout's group.
+    """Rewards relative to their group, float64 [N]; `groups_N` names each row's group.
 
     std: (r - mean) / (std + eps), the unbiased deviation, as in the implementations the papers ran;
     0 where all rewards are equal. mean: r - mean. leave_one_out: r - mean of the others. none: r.

@@ -1,4 +1,4 @@
-"""An update's rollouts and signals as flat columns on the host: what gates and denominators are
+"""An update's rows and signals as flat columns on the host: what gates and denominators are
 computed from."""
 
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_opd.contracts.rows import Rollout, Signals
+from megatron_opd.contracts.rows import Row, Source
+from megatron_opd.contracts.signals import Signals
 from megatron_opd.mcore.batch import flatten
 
 
@@ -17,7 +18,7 @@ from megatron_opd.mcore.batch import flatten
 class Batch:
     """All completion tokens of one update, T of N rollouts. Every rank holds the same one."""
 
-    rollouts: Sequence[Rollout]
+    rows: Sequence[Row]
     signals: Signals
     seed: int
     step: int
@@ -28,32 +29,32 @@ class Batch:
 
     @cached_property
     def lengths_N(self) -> np.ndarray:
-        return np.array([r.num_tokens for r in self.rollouts], dtype=np.int64)
+        return np.array([r.num_tokens for r in self.rows], dtype=np.int64)
 
     @cached_property
     def sequence_T(self) -> Tensor:
-        """The rollout each token belongs to."""
-        return torch.from_numpy(np.repeat(np.arange(len(self.rollouts)), self.lengths_N))
+        """The row each token belongs to."""
+        return torch.from_numpy(np.repeat(np.arange(len(self.rows)), self.lengths_N))
 
     @cached_property
+    def sources_T(self) -> Tensor:
+        """Who wrote the token, a `Source`."""
+        return flatten([r.sources for r in self.rows], torch.int8)
+
+    @property
     def sampled_T(self) -> Tensor:
         """Whether the student sampled the token: not one of a trace or of a prefix."""
-        return flatten([np.arange(r.num_tokens) >= r.given for r in self.rollouts], torch.bool)
+        return self.sources_T <= Source.TEACHER
 
     @cached_property
-    def by_teacher_T(self) -> Tensor | None:
-        """Whether the teacher drew the token in the student's place; None where it drew none."""
-        if all(r.by_teacher is None for r in self.rollouts):
-            return None
-        drawn = [
-            np.zeros(r.num_tokens, bool) if r.by_teacher is None else r.by_teacher
-            for r in self.rollouts
-        ]
-        return flatten(drawn, torch.bool)
+    def drawn_T(self) -> Tensor:
+        """Whether the student's engine drew the token: it then has a logprob of the sampler's."""
+        versions_T = flatten([r.versions for r in self.rows], torch.int32)
+        return (self.sources_T == Source.STUDENT) & (versions_T >= 0)
 
     @cached_property
     def rollout_T(self) -> Tensor:
-        return flatten([r.logprobs for r in self.rollouts], torch.float64)
+        return flatten([r.logprobs for r in self.rows], torch.float64)
 
     @property
     def old_T(self) -> Tensor:
@@ -90,10 +91,10 @@ class Batch:
         """Uniform numbers in [0, 1) that depend on (seed, step, prompt, sample) and the token's
         place alone."""
         draws = [
-            np.random.default_rng([self.seed, self.step, r.prompt.index, r.sample]).random(
+            np.random.default_rng([self.seed, self.step, r.task.index, r.sample]).random(
                 r.num_tokens
             )
-            for r in self.rollouts
+            for r in self.rows
         ]
         return flatten(draws, torch.float64)
 
@@ -101,25 +102,24 @@ class Batch:
     def end_T(self) -> Tensor:
         """The end-of-sequence token of a response that has one."""
         ends = [
-            np.arange(r.num_tokens) == r.num_tokens - (r.finish_reason == "stop")
-            for r in self.rollouts
+            np.arange(r.num_tokens) == r.num_tokens - (r.finish_reason == "stop") for r in self.rows
         ]
         return flatten(ends, torch.bool)
 
     @cached_property
     def finished_T(self) -> Tensor:
         return flatten(
-            [np.full(r.num_tokens, r.finish_reason == "stop") for r in self.rollouts], torch.bool
+            [np.full(r.num_tokens, r.finish_reason == "stop") for r in self.rows], torch.bool
         )
 
     def wrong_T(self, scope: str) -> Tensor:
-        rewards_N = np.array([r.reward for r in self.rollouts])
+        rewards_N = np.array([r.reward for r in self.rows])
         if scope == "group":
-            groups_N = np.array([r.group for r in self.rollouts])
+            groups_N = np.array([r.group for r in self.rows])
             rewards_N = np.array([rewards_N[groups_N == group].max() for group in groups_N])
         return torch.from_numpy(np.repeat(rewards_N == 0, self.lengths_N))
 
     def over_sequences(self, values_T: Tensor) -> Tensor:
         """Each token gets the sum of its sequence, float64 [T]."""
-        sums_N = torch.zeros(len(self.rollouts), dtype=torch.float64)
+        sums_N = torch.zeros(len(self.rows), dtype=torch.float64)
         return sums_N.index_add(0, self.sequence_T, values_T.double())[self.sequence_T]

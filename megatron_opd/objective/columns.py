@@ -1,7 +1,7 @@
 """Per-token columns of an update: advantages, gates and the global denominators of every term, in
 float64.
 
-Every rank sees all rollouts of the update, so nothing here depends on the layout or on
+Every rank sees all rows of the update, so nothing here depends on the layout or on
 micro-batches.
 """
 
@@ -83,16 +83,14 @@ def build_columns(method: MethodConfig, batch: Batch, *, max_completion_tokens: 
     signals = batch.signals
     teacher, student = signals.teacher, signals.student
     return Columns(
-        ids_T=flatten([r.token_ids for r in batch.rollouts], torch.long),
+        ids_T=flatten([r.token_ids for r in batch.rows], torch.long),
         scales_TJ=torch.stack(scales_J, dim=1).float(),
         sequence_T=batch.sequence_T,
-        sampled_T=batch.sampled_T,
-        by_teacher_T=batch.by_teacher_T,
+        sources_T=batch.sources_T,
+        drawn_T=batch.drawn_T,
         gates_TJ=torch.stack(gates_J, dim=1).float(),
         advantages_TJ=torch.stack(advantages_J, dim=1).float(),
-        rollout_logprobs_T=batch.rollout_T.float()
-        if any(r.policy_version >= 0 for r in batch.rollouts)
-        else None,
+        rollout_logprobs_T=batch.rollout_T.float() if batch.drawn_T.any() else None,
         old_logprobs_T=_column(student.logprobs_T if student else None),
         teacher_argmax_T=_column(teacher.argmax_ids_T if teacher else None),
         teacher_logprobs_T=_column(teacher.logprobs_T if teacher else None),
@@ -174,9 +172,9 @@ def _fixed_part(term: Term, batch: Batch, max_completion_tokens: int) -> Tensor:
 
 
 def _of_rewards(advantage: RewardAdvantage, batch: Batch, max_completion_tokens: int) -> Tensor:
-    rewards_N = np.array([r.reward for r in batch.rollouts], dtype=np.float64)
+    rewards_N = np.array([r.reward for r in batch.rows], dtype=np.float64)
     rewards_N += overlong_penalty(batch.lengths_N, max_completion_tokens, advantage.overlong)
-    groups_N = np.array([r.group for r in batch.rollouts])
+    groups_N = np.array([r.group for r in batch.rows])
     relative_N = group_advantages(rewards_N, groups_N, advantage.normalise, advantage.std_eps)
     return torch.from_numpy(np.repeat(relative_N, batch.lengths_N))
 
@@ -196,7 +194,7 @@ def _of_process(advantage: ProcessRewardAdvantage, batch: Batch) -> Tensor:
     mean_T = batch.over_sequences(reward_T) / batch.over_sequences(sampled_T).clamp(min=1)
     first_N = np.cumsum(batch.lengths_N) - batch.lengths_N
     mean_N = mean_T.numpy()[first_N]
-    groups_N = np.array([r.group for r in batch.rollouts])
+    groups_N = np.array([r.group for r in batch.rows])
     # r - mean of the others' = (r minus its own mean) + (its own mean minus the mean of the
     # others')
     relative_N = group_advantages(mean_N, groups_N, "leave_one_out", eps=1.0)

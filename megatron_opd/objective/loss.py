@@ -91,7 +91,7 @@ class Objective:
         valid_vocab_size: ids from here on are padding.
         shared_vocab_size: ids from here on are no tokens of the teacher's, and divergences leave
             them out; None: the teacher has all.
-        temperature: of the rollouts; the student's distribution is taken at the same one.
+        temperature: of the rows; the student's distribution is taken at the same one.
     """
 
     method: MethodConfig
@@ -278,8 +278,8 @@ def _common_sums(view: View, counted_T: Tensor) -> dict[str, Tensor]:
     }
     if columns.rollout_logprobs_T is not None:
         difference_T = old_T - columns.rollout_logprobs_T
-        if columns.by_teacher_T is not None:  # the engine has no logprob of the student's there
-            difference_T = difference_T.where(~columns.by_teacher_T, 0.0)
+        if columns.drawn_T is not None:  # the engine has no logprob of the other tokens
+            difference_T = difference_T.where(columns.drawn_T, 0.0)
         sums["mismatch/logprob_abs/mean"] = count(difference_T.abs())
         # k3 estimate of KL(rollout engine || trainer): non-negative, zero only when equal
         sums["mismatch/kl/mean"] = count(difference_T.expm1() - difference_T)

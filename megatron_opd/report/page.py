@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from megatron_opd.errors import DataError
 from megatron_opd.files.atomic import write_atomically
-from megatron_opd.metrics.run_directory import Row, metrics_path, read_metrics
+from megatron_opd.metrics.run_directory import Line, metrics_path, read_metrics
 from megatron_opd.report.plots import draw_plots, series
 from megatron_opd.report.samples import read_groups
 
@@ -120,19 +120,19 @@ def _subtitle(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(role, str(name)) for role, name in names.items() if name]
 
 
-def _status(config: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def _status(config: Mapping[str, Any], rows: Sequence[Line]) -> str:
     done, planned = _steps_done(rows), config.get("num_steps")
     if not rows:
         return "no step has finished yet"
     return f"stopped after step {done} of {planned}" if planned and done < planned else "finished"
 
 
-def _steps_done(rows: Sequence[Row]) -> int:
+def _steps_done(rows: Sequence[Line]) -> int:
     """Rows without a step time are evaluations between steps."""
     return max((row["step"] + (_STEP_SECONDS in row) for row in rows), default=0)
 
 
-def _headlines(config: Mapping[str, Any], rows: Sequence[Row]) -> list[Headline]:
+def _headlines(config: Mapping[str, Any], rows: Sequence[Line]) -> list[Headline]:
     cards = []
     _, accuracy = series(rows, "eval/accuracy")
     if len(accuracy) >= 2:
@@ -176,14 +176,14 @@ def _headlines(config: Mapping[str, Any], rows: Sequence[Row]) -> list[Headline]
     return cards + _token_headline(config, rows)
 
 
-def _interval(rows: Sequence[Row]) -> list[str]:
+def _interval(rows: Sequence[Line]) -> list[str]:
     """The last evaluation in words; runs of earlier versions have none."""
     last = [row for row in rows if "eval/accuracy/low" in row][-1:]
     bounds = [(100 * row["eval/accuracy/low"], 100 * row["eval/accuracy/high"]) for row in last]
     return [f"95 %: {low:.1f} to {high:.1f}, n = {last[0]['eval/prompts']}" for low, high in bounds]
 
 
-def _answer_headlines(rows: Sequence[Row]) -> list[Headline]:
+def _answer_headlines(rows: Sequence[Line]) -> list[Headline]:
     """Completions without an answer, held out where they were evaluated, else in training: first
     and last."""
     for place, prefix in (("held out", "eval"), ("in training", "reward")):
@@ -198,7 +198,7 @@ def _answer_headlines(rows: Sequence[Row]) -> list[Headline]:
     return []
 
 
-def _token_headline(config: Mapping[str, Any], rows: Sequence[Row]) -> list[Headline]:
+def _token_headline(config: Mapping[str, Any], rows: Sequence[Line]) -> list[Headline]:
     _, mean_tokens = series(rows, "rollout/completion_tokens/mean")
     rollout = config.get("rollout") or {}
     if not len(mean_tokens) or not {"num_prompts", "samples_per_prompt"} <= rollout.keys():
@@ -216,13 +216,13 @@ def _token_headline(config: Mapping[str, Any], rows: Sequence[Row]) -> list[Head
     ]
 
 
-def _warnings(rows: Sequence[Row]) -> list[str]:
+def _warnings(rows: Sequence[Line]) -> list[str]:
     found = [f"step {row['step']}: {row['nonfinite']}" for row in rows if row.get("nonfinite")]
     more = [f"and {len(found) - _MAX_WARNINGS} more steps"] if len(found) > _MAX_WARNINGS else []
     return found[:_MAX_WARNINGS] + more
 
 
-def _reward_warnings(rows: Sequence[Row]) -> list[str]:
+def _reward_warnings(rows: Sequence[Line]) -> list[str]:
     """What gave answers a 0 that is not their own fault."""
     kinds = {
         "reward/bad_gold": "prompts had a gold answer that nothing can be compared with",

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from megatron_opd.metrics.run_directory import Row
+from megatron_opd.metrics.run_directory import Line
 
 STUDENT, TEACHER, HELDOUT, BAD, INK, GRID = (
     "#2f6fdb",
@@ -53,7 +53,7 @@ class Plot:
     png: bytes
 
 
-def draw_plots(rows: Sequence[Row]) -> list[Plot]:
+def draw_plots(rows: Sequence[Line]) -> list[Plot]:
     """One plot per quantity the run measured, in reading order."""
     plots = []
     for name, title, draw in _PLOTS:
@@ -68,7 +68,7 @@ def draw_plots(rows: Sequence[Row]) -> list[Plot]:
     return plots
 
 
-def series(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
+def series(rows: Sequence[Line], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps int64 [N] and values float64 [N] of the rows that have `key`; NaN where the value was
     not finite."""
     pairs = [(row["step"], row[key]) for row in rows if key in row]
@@ -77,7 +77,7 @@ def series(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 # ---------------------------------------------------------------------------- one function per plot
-def _reward(axes: Axes, rows: Sequence[Row]) -> bool:
+def _reward(axes: Axes, rows: Sequence[Line]) -> bool:
     drawn = _line(axes, rows, "reward/mean", STUDENT, "training reward")
     steps, accuracy = series(rows, "eval/accuracy")
     if len(steps):
@@ -105,36 +105,36 @@ def _reward(axes: Axes, rows: Sequence[Row]) -> bool:
     return drawn or bool(len(steps))
 
 
-def _loss(axes: Axes, rows: Sequence[Row]) -> bool:
+def _loss(axes: Axes, rows: Sequence[Line]) -> bool:
     return _line(axes, rows, "train/loss", STUDENT)
 
 
-def _response_length(axes: Axes, rows: Sequence[Row]) -> bool:
+def _response_length(axes: Axes, rows: Sequence[Line]) -> bool:
     return _line(axes, rows, "rollout/completion_tokens/mean", STUDENT)
 
 
-def _grad_norm(axes: Axes, rows: Sequence[Row]) -> bool:
+def _grad_norm(axes: Axes, rows: Sequence[Line]) -> bool:
     return _line(axes, rows, "train/grad_norm", STUDENT)
 
 
-def _entropy(axes: Axes, rows: Sequence[Row]) -> bool:
+def _entropy(axes: Axes, rows: Sequence[Line]) -> bool:
     student = _line(axes, rows, "student/entropy/mean", STUDENT, "student")
     teacher = _line(axes, rows, "teacher/entropy/mean", TEACHER, "teacher, on the student's text")
     return student or teacher
 
 
-def _agreement(axes: Axes, rows: Sequence[Row]) -> bool:
+def _agreement(axes: Axes, rows: Sequence[Line]) -> bool:
     return _line(axes, rows, "teacher/agreement/mean", TEACHER)
 
 
-def _guidance(axes: Axes, rows: Sequence[Row]) -> bool:
+def _guidance(axes: Axes, rows: Sequence[Line]) -> bool:
     steps, weights = series(rows, "objective/guidance/weight")
     axes.plot(steps, weights, color=TEACHER, linewidth=2, marker=_marker(len(steps)), markersize=4)
     axes.set_ylim(bottom=0)
     return bool(len(steps))
 
 
-def _mismatch(axes: Axes, rows: Sequence[Row]) -> bool:
+def _mismatch(axes: Axes, rows: Sequence[Line]) -> bool:
     _, values = series(rows, "mismatch/logprob_abs/mean")
     if not (values > 0).any():  # a log axis needs something to show
         return False
@@ -142,7 +142,7 @@ def _mismatch(axes: Axes, rows: Sequence[Row]) -> bool:
     return _line(axes, rows, "mismatch/logprob_abs/mean", STUDENT)
 
 
-def _reasons(axes: Axes, rows: Sequence[Row]) -> bool:
+def _reasons(axes: Axes, rows: Sequence[Line]) -> bool:
     prefix = "reward/reason/"
     totals: dict[str, float] = {}
     for row in rows:
@@ -162,7 +162,7 @@ def _reasons(axes: Axes, rows: Sequence[Row]) -> bool:
     return True
 
 
-def _time(axes: Axes, rows: Sequence[Row]) -> bool:
+def _time(axes: Axes, rows: Sequence[Line]) -> bool:
     timed = [row for row in rows if "timing/step_seconds" in row]
     if not timed:
         return False
@@ -196,7 +196,7 @@ def _time(axes: Axes, rows: Sequence[Row]) -> bool:
     return True
 
 
-_PLOTS: tuple[tuple[str, str, Callable[[Axes, Sequence[Row]], bool]], ...] = (
+_PLOTS: tuple[tuple[str, str, Callable[[Axes, Sequence[Line]], bool]], ...] = (
     ("reward", "Reward", _reward),
     ("reasons", "Why answers score as they do", _reasons),
     ("response_length", "Response length, tokens", _response_length),
@@ -212,7 +212,9 @@ _WIDE = ("reward", "time")
 
 
 # ------------------------------------------------------------------------------------------ drawing
-def _line(axes: Axes, rows: Sequence[Row], key: str, colour: str, label: str | None = None) -> bool:
+def _line(
+    axes: Axes, rows: Sequence[Line], key: str, colour: str, label: str | None = None
+) -> bool:
     """The values, pale under their moving average where there are many; a cross where one was not
     finite."""
     steps, values = series(rows, key)

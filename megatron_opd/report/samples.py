@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_opd.metrics.run_directory import Row, read_rollouts, rollout_files
+from megatron_opd.metrics.run_directory import Line, read_rollouts, rollout_files
 
 _PER_GROUP = 4  # samples shown of one step, half of them right where there are enough
 _HEAD, _TAIL = 280, 60  # tokens shown of a longer response
@@ -47,7 +47,7 @@ class Group:
     disagreement: float | None
 
 
-def read_groups(run_dir: Path, metrics: Sequence[Row]) -> list[Group]:
+def read_groups(run_dir: Path, metrics: Sequence[Line]) -> list[Group]:
     """Samples of the first and the last step that have any, or of the first and last the teacher
     scored if it did.
 
@@ -68,7 +68,7 @@ def read_groups(run_dir: Path, metrics: Sequence[Row]) -> list[Group]:
     ]
 
 
-def _choose(rows: Sequence[Row]) -> list[Row]:
+def _choose(rows: Sequence[Line]) -> list[Line]:
     """Right and wrong samples in equal numbers where possible, of different prompts where
     possible."""
     seen: dict[int, int] = {}
@@ -83,7 +83,7 @@ def _choose(rows: Sequence[Row]) -> list[Row]:
     return right[:num_right] + wrong[: _PER_GROUP - num_right]
 
 
-def _sample(row: Row) -> Sample:
+def _sample(row: Line) -> Sample:
     count = len(row["token_ids"])
     hidden = range(_HEAD, count - _TAIL) if count > _HEAD + _TAIL else range(0)
     return Sample(
@@ -101,7 +101,7 @@ def _sample(row: Row) -> Sample:
     )
 
 
-def _cell(row: Row, index: int) -> Cell:
+def _cell(row: Line, index: int) -> Cell:
     text = _token(row["token_ids"], row["tokens"], index)
     tip = []
     if index < len(row["logprobs"]):
@@ -140,7 +140,7 @@ def _number(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.3f}"
 
 
-def _disagreement(rows: Sequence[Row]) -> float | None:
+def _disagreement(rows: Sequence[Line]) -> float | None:
     pairs = [
         (own, best)
         for row in rows

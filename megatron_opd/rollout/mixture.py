@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from megatron_opd.contracts.merged_ids import MergedIds
-from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.contracts.rows import Row, Task
 from megatron_opd.contracts.stations import Engine
 from megatron_opd.rollout.requests import Completion, Request, request_seed, room, sample_numbers
 from megatron_opd.rollout.vllm.engine import VllmEngine
@@ -21,7 +21,7 @@ from megatron_opd.rollout.vllm.engine import VllmEngine
 class Draft:
     """A completion on its way."""
 
-    prompt: Prompt
+    task: Task
     sample: int
     by_teacher_L: np.ndarray  # bool, whose turn it is at every place it may come to
     token_ids: list[int] = field(default_factory=list)
@@ -37,8 +37,8 @@ class Draft:
         rest_L = self.by_teacher_L[len(self.token_ids) :]
         changes = np.flatnonzero(rest_L != rest_L[0])
         length = int(changes[0]) if len(changes) else len(rest_L)
-        seed = request_seed(*place, self.prompt.index, self.sample, len(self.token_ids))
-        return Request(self.prompt, np.array(self.token_ids, np.int32), length, seed)
+        seed = request_seed(*place, self.task.index, self.sample, len(self.token_ids))
+        return Request(self.task, np.array(self.token_ids, np.int32), length, seed)
 
     def extend(self, completion: Completion) -> None:
         self.token_ids += completion.token_ids
@@ -53,7 +53,7 @@ class Draft:
 def generate_mixture(
     student: Engine,
     teacher: Engine,
-    prompts: list[Prompt],
+    tasks: list[Task],
     *,
     teacher_share: float,
     version: int,
@@ -63,22 +63,22 @@ def generate_mixture(
     temperature: float,
     seed: int,
     merged: MergedIds | None = None,
-) -> list[Rollout]:
+) -> list[Row]:
     """`samples_per_prompt` completions of each prompt, prompt-major; a token is the teacher's
     with probability `teacher_share`.
 
     Seeds and errors are as in `Engine.generate`. The engines alternate, once per change of
     turns of the sample that has most; what they computed of a context is kept within the call.
-    `Rollout.by_teacher` says whose a token is. An end that the teacher alone has becomes the
+    `Row.sources` says whose a token is. An end that the teacher alone has becomes the
     student's, as `merged` says; its engine must stop at the student's.
     """
     assert isinstance(student, VllmEngine) and isinstance(teacher, VllmEngine), "of this process"
     drafts = []
-    for prompt in prompts:
-        length = room(prompt, max_completion_tokens, student.max_sequence_length)
-        for sample in sample_numbers(prompt, samples_per_prompt):
-            draws_L = np.random.default_rng([seed, step, prompt.index, sample, 2]).random(length)
-            drafts.append(Draft(prompt, sample, draws_L < teacher_share))
+    for task in tasks:
+        length = room(task, max_completion_tokens, student.max_sequence_length)
+        for sample in sample_numbers(task, samples_per_prompt):
+            draws_L = np.random.default_rng([seed, step, task.index, sample, 2]).random(length)
+            drafts.append(Draft(task, sample, draws_L < teacher_share))
     used = set()
     while any(not draft.finish_reason for draft in drafts):
         for engine, turn, of_version in ((student, False, version), (teacher, True, 0)):
@@ -91,9 +91,10 @@ def generate_mixture(
             for draft, completion in zip(due, completions, strict=True):
                 draft.extend(merged_end(completion, merged) if turn else completion)
     return [
-        student.rollout(
-            draft.prompt, draft.sample, draft.token_ids, draft.logprobs, draft.finish_reason,
-            by_teacher=draft.by_teacher_L[: len(draft.token_ids)],
+        student.row(
+            draft.task, draft.sample, draft.token_ids, draft.logprobs,
+            draft.by_teacher_L[: len(draft.token_ids)],  # Source.STUDENT or Source.TEACHER
+            draft.finish_reason,
         )
         for draft in drafts
     ]  # fmt: skip

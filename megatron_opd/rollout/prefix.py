@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_opd.contracts.rows import Prompt
+from megatron_opd.contracts.rows import Task
 from megatron_opd.methods.needs import cosine
 from megatron_opd.methods.terms import PrefixConfig
 from megatron_opd.recipe.keys import RolloutConfig
@@ -24,11 +24,11 @@ class PrefixLaw:
     step: int
     seed: int
 
-    def __call__(self, prompt: Prompt, sample: int) -> np.ndarray:
-        assert prompt.trace_ids is not None, "the plan asks for traces"
+    def __call__(self, task: Task, sample: int) -> np.ndarray:
+        assert task.trace_ids is not None, "the plan asks for traces"
         most = self.rollout.max_completion_tokens
         length = int(most * cosine(self.step, self.prefix.steps))
         if self.prefix.law == "uniform":
-            draw = np.random.default_rng([self.seed, self.step, prompt.index, sample, 1])
+            draw = np.random.default_rng([self.seed, self.step, task.index, sample, 1])
             length = int(draw.integers(length + 1))
-        return prompt.trace_ids[: max(0, min(length, len(prompt.trace_ids) - 1, most - 1))]
+        return task.trace_ids[: max(0, min(length, len(task.trace_ids) - 1, most - 1))]

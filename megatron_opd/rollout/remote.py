@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.contracts.rows import Row, Task
 from megatron_opd.contracts.stations import Engine, Probes
 from megatron_opd.errors import OpdError
 from megatron_opd.mcore.parallel import gather_shares, share
@@ -30,7 +30,7 @@ class _Open:
 
 @dataclass(frozen=True)
 class _Generate:
-    prompts: list[Prompt]
+    tasks: list[Task]
     holds: int | None  # the version of the weights: they are verified on the student's side
     settings: dict[str, Any]
 
@@ -69,14 +69,14 @@ class RemoteEngine:
         self.policy_version = None
         self._channel.ask(_Restart())
 
-    def generate(self, prompts: list[Prompt], **settings: Any) -> list[Rollout]:
+    def generate(self, tasks: list[Task], **settings: Any) -> list[Row]:
         """As `Engine.generate`, for this process's share of the prompts.
 
         Those of all processes are shared out anew, among the engines; where one of these fails, all
         processes learn it.
         """
-        groups = self._channel.ask(_Generate(gather_shares(prompts), self.policy_version, settings))
-        return [rollout for group in share(groups) for rollout in group]
+        groups = self._channel.ask(_Generate(gather_shares(tasks), self.policy_version, settings))
+        return [row for group in share(groups) for row in group]
 
     def reload(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """As `Engine.reload`, into all engines. The first process's tensors are sent."""
@@ -118,13 +118,13 @@ def _answer(
         return []
     [engine] = engines
     match question:
-        case _Generate(prompts, holds, settings):
+        case _Generate(tasks, holds, settings):
             engine.policy_version = holds
-            rollouts, size = (
-                engine.generate(share(prompts), **settings),
+            rows, size = (
+                engine.generate(share(tasks), **settings),
                 settings["samples_per_prompt"],
             )
-            return [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
+            return [rows[i : i + size] for i in range(0, len(rows), size)]
         case _Project(name, probes):
             sent = replace(probes, signs_I=probes.signs_I.to(engine.device))
             return [product_KO.cpu() for product_KO in engine.project(name, sent)]

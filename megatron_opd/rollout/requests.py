@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_opd.contracts.rows import Prompt
+from megatron_opd.contracts.rows import Task
 from megatron_opd.errors import RunError
 
 
@@ -12,7 +12,7 @@ from megatron_opd.errors import RunError
 class Request:
     """Tokens to continue."""
 
-    prompt: Prompt
+    task: Task
     given: np.ndarray  # int32, the completion so far
     max_tokens: int  # at most this many more
     seed: int
@@ -27,22 +27,22 @@ class Completion:
     finish_reason: str  # "stop" (the last token is an end) | "length"
 
 
-def room(prompt: Prompt, max_completion_tokens: int, max_sequence_length: int) -> int:
+def room(task: Task, max_completion_tokens: int, max_sequence_length: int) -> int:
     """How many tokens the prompt's completion may have. Raises RunError where there is no room for
     one."""
-    left = max_sequence_length - len(prompt.token_ids)
+    left = max_sequence_length - len(task.prompt_ids)
     if left < 1:
         raise RunError(
-            f"prompt {prompt.index} has {len(prompt.token_ids)} tokens and leaves no room for a "
+            f"prompt {task.index} has {len(task.prompt_ids)} tokens and leaves no room for a "
             f"completion (max_sequence_length={max_sequence_length}); set data.long_prompts=drop "
             "or raise the limit"
         )
     return min(max_completion_tokens, left)
 
 
-def sample_numbers(prompt: Prompt, samples_per_prompt: int) -> range:
+def sample_numbers(task: Task, samples_per_prompt: int) -> range:
     """The numbers of a prompt's next samples, which its draws depend on."""
-    return range(prompt.first_sample, prompt.first_sample + samples_per_prompt)
+    return range(task.first_sample, task.first_sample + samples_per_prompt)
 
 
 def request_seed(*place: int) -> int:

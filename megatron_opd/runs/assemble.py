@@ -8,7 +8,8 @@ from megatron_opd.architectures.architecture import Architecture, architecture_o
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.architectures.directory import common_vocabulary, holds_megatron_weights
 from megatron_opd.architectures.ends import merged_ends
-from megatron_opd.contracts.rows import Rollout, Signals
+from megatron_opd.contracts.rows import Row
+from megatron_opd.contracts.signals import Signals
 from megatron_opd.contracts.stations import Teacher
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.model import build_model
@@ -44,19 +45,15 @@ class Models:
         """What a checkpoint holds."""
         return {"model": self.student} | ({"process": self.process.model} if self.process else {})
 
-    def signals(self, rollouts: list[Rollout], step: int) -> Signals:
-        """What the models beside the student say of the rollouts, as far as a term with a weight at
+    def signals(self, rows: list[Row], step: int) -> Signals:
+        """What the models beside the student say of the rows, as far as a term with a weight at
         `step` reads it."""
         needs = needs_of(active(self.config.method, step))
-        teacher = (
-            self.teacher.score(rollouts, needs.topk) if self.teacher and needs.teacher else None
-        )
+        teacher = self.teacher.score(rows, needs.topk) if self.teacher and needs.teacher else None
         reference = (
-            self.reference.score(rollouts).logprobs_T
-            if self.reference and needs.reference
-            else None
+            self.reference.score(rows).logprobs_T if self.reference and needs.reference else None
         )
-        process = self.process.logprobs(rollouts) if self.process and needs.process else None
+        process = self.process.logprobs(rows) if self.process and needs.process else None
         return Signals(teacher, reference, process_logprobs_T=process)
 
 

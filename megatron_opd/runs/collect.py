@@ -1,11 +1,11 @@
-"""The rollouts of a step: sampled, verified, and the same on every rank."""
+"""The rows of a step: sampled, verified, and the same on every rank."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from megatron_opd.contracts.rows import VERIFIER_FAILURES, Prompt, Rollout
+from megatron_opd.contracts.rows import VERIFIER_FAILURES, Row, Task, with_episodes
 from megatron_opd.errors import RunError
 from megatron_opd.mcore.parallel import gather_shares, share
 from megatron_opd.methods.needs import is_on_policy
@@ -19,7 +19,7 @@ WARNED_SHARE = 0.05
 LARGEST_SHARE = 0.5
 
 
-def collect(run: Run, step: int, clock: Clock) -> list[Rollout]:
+def collect(run: Run, step: int, clock: Clock) -> list[Row]:
     """`num_prompts` groups, in order of group and sample. Collective.
 
     With `max_refills`, groups whose rewards are all equal are replaced with those of further
@@ -29,16 +29,16 @@ def collect(run: Run, step: int, clock: Clock) -> list[Rollout]:
     if not is_on_policy(run.config.method, run.config.seed, step):
         # Every term of such a method is of the text at hand, whoever wrote it.
         return [
-            replace(trace, given=0)
+            trace.as_if_sampled()
             for trace in traces(run.source.next(run.config.rollout.num_prompts))
         ]
     wanted = run.config.rollout.num_prompts
-    kept: list[list[Rollout]] = []
-    uniform: list[list[Rollout]] = []
+    kept: list[list[Row]] = []
+    uniform: list[list[Row]] = []
     drawn: Counter[int] = Counter()
     for _ in range(1 + run.config.method.max_refills):
-        prompts = with_new_samples(run.source.next(wanted - len(kept)), drawn, _group_size(run))
-        found = _groups(_scored(run, prompts, step, clock))
+        tasks = with_new_samples(run.source.next(wanted - len(kept)), drawn, _group_size(run))
+        found = _groups(_scored(run, tasks, step, clock))
         if not run.config.method.max_refills:
             kept = found
             break
@@ -47,68 +47,71 @@ def collect(run: Run, step: int, clock: Clock) -> list[Rollout]:
         if len(kept) == wanted:
             break
     groups = (kept + uniform)[:wanted]
-    return [replace(r, group=number) for number, group in enumerate(groups) for r in group]
+    return [row for number, group in enumerate(groups) for row in _numbered(group, number)]
 
 
 def _group_size(run: Run) -> int:
     return run.config.rollout.samples_per_prompt + run.config.method.traces_per_group
 
 
-def with_new_samples(prompts: list[Prompt], drawn: Counter[int], group_size: int) -> list[Prompt]:
-    """The prompts, those again that the step has `drawn` before: on few prompts, or where a refill
+def with_new_samples(tasks: list[Task], drawn: Counter[int], group_size: int) -> list[Task]:
+    """The tasks, those again that the step has `drawn` before: on few prompts, or where a refill
     begins an epoch."""
     fresh = []
-    for prompt in prompts:
-        fresh.append(replace(prompt, first_sample=drawn[prompt.index] * group_size))
-        drawn[prompt.index] += 1
+    for task in tasks:
+        fresh.append(replace(task, first_sample=drawn[task.index] * group_size))
+        drawn[task.index] += 1
     return fresh
 
 
-def _scored(run: Run, prompts: list[Prompt], step: int, clock: Clock) -> list[Rollout]:
+def _scored(run: Run, tasks: list[Task], step: int, clock: Clock) -> list[Row]:
     with clock("generate"):
-        rollouts = (
-            run.sampled(lambda: sample(run, prompts, step))
-            if run.needs.rollouts
-            else traces(prompts)
+        rows = (
+            run.sampled(lambda: sample(run, tasks, step)) if run.needs.rollouts else traces(tasks)
         )
     with clock("reward"):
         # A method that reads no rewards runs on prompts without gold answers too; there is nothing
         # to score then.
-        if run.rewards and (run.needs.rewards or any(prompt.answer for prompt in prompts)):
-            rollouts = run.rewards.score(rollouts)
+        if run.rewards and (run.needs.rewards or any(task.answer for task in tasks)):
+            rows = run.rewards.score(rows)
     with clock("gather"):
         if run.needs.rollouts:
-            rollouts = sorted(gather_shares(rollouts), key=lambda r: (r.group, r.sample))
-    if warning := check_verdicts(rollouts, step):
+            rows = sorted(gather_shares(rows), key=lambda r: (r.group, r.sample))
+    if warning := check_verdicts(rows, step):
         run.note(warning)
-    return rollouts
+    return rows
 
 
-def check_verdicts(rollouts: Sequence[Rollout], step: int) -> str | None:
+def check_verdicts(rows: Sequence[Row], step: int) -> str | None:
     """A warning where the verifier fails on many answers, for which nothing is learned.
 
     Raises RunError where it fails on most of them. Answers that take too long do not count: a model
     may write them.
     """
-    failures = Counter(r.verdict.reason for r in rollouts if r.verdict.reason in VERIFIER_FAILURES)
+    failures = Counter(r.verdict.reason for r in rows if r.verdict.reason in VERIFIER_FAILURES)
     count = sum(failures.values())
-    if count <= WARNED_SHARE * len(rollouts):
+    if count <= WARNED_SHARE * len(rows):
         return None
     reasons = ", ".join(f"{number} {reason}" for reason, number in failures.most_common())
-    text = f"step {step}: {count} of {len(rollouts)} answers could not be judged ({reasons})"
-    if count > LARGEST_SHARE * len(rollouts):
+    text = f"step {step}: {count} of {len(rows)} answers could not be judged ({reasons})"
+    if count > LARGEST_SHARE * len(rows):
         raise RunError(f"{text}; mend the gold answers of data.train, or what ends the verifier")
     return f"warning: {text}; they count as wrong"
 
 
-def _groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
-    by_number: dict[int, list[Rollout]] = {}
-    for rollout in rollouts:
-        by_number.setdefault(rollout.group, []).append(rollout)
+def _groups(rows: Sequence[Row]) -> list[list[Row]]:
+    by_number: dict[int, list[Row]] = {}
+    for row in rows:
+        by_number.setdefault(row.group, []).append(row)
     return [by_number[number] for number in sorted(by_number)]
 
 
-def sample(run: Run, prompts: list[Prompt], step: int) -> list[Rollout]:
+def _numbered(rows: Sequence[Row], group: int) -> list[Row]:
+    """The rows of one group with its number."""
+    return with_episodes(rows, lambda episode: replace(episode, group=group))
+
+
+def sample(run: Run, tasks: list[Task], step: int) -> list[Row]:
     """Collective: a group for each prompt of this rank's share, completions and the traces that the
     method mixes in."""
     assert run.engine is not None, "a method that samples has an engine"
@@ -125,21 +128,23 @@ def sample(run: Run, prompts: list[Prompt], step: int) -> list[Rollout]:
         assert run.teacher_engine is not None, "a method whose teacher draws has its engine"
         engines = (run.engine, run.teacher_engine)
         asked |= {"teacher_share": method.teacher_share, "merged": run.merged_ends}
-        mine = generate_mixture(*engines, share(prompts), **asked)
+        mine = generate_mixture(*engines, share(tasks), **asked)
     else:
         prefix_of = PrefixLaw(method.prefix, settings, step, seed) if method.prefix else None
-        mine = run.engine.generate(share(prompts), prefix_of=prefix_of, **asked)
-    group_of = share(list(range(len(prompts))))
+        mine = run.engine.generate(share(tasks), prefix_of=prefix_of, **asked)
+    group_of, size = share(list(range(len(tasks)))), settings.samples_per_prompt
     sampled = [
-        replace(r, group=group_of[i // settings.samples_per_prompt]) for i, r in enumerate(mine)
+        row
+        for group, first in zip(group_of, range(0, len(mine), size), strict=True)
+        for row in _numbered(mine[first : first + size], group)
     ]
     return sampled + [
-        Rollout.of_trace(prompt, group, prompt.first_sample + settings.samples_per_prompt + i)
-        for prompt, group in zip(share(prompts), group_of, strict=True)
+        Row.of_trace(task, group, task.first_sample + settings.samples_per_prompt + i)
+        for task, group in zip(share(tasks), group_of, strict=True)
         for i in range(method.traces_per_group)
     ]
 
 
-def traces(prompts: list[Prompt]) -> list[Rollout]:
+def traces(tasks: list[Task]) -> list[Row]:
     """The data set's own responses in the place of rollouts."""
-    return [Rollout.of_trace(prompt, group) for group, prompt in enumerate(prompts)]
+    return [Row.of_trace(task, group) for group, task in enumerate(tasks)]

@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_opd.architectures.ends import merged_ends, read_ends
 from megatron_opd.contracts.merged_ids import MergedIds
-from megatron_opd.contracts.rows import Prompt, StepRecord
+from megatron_opd.contracts.rows import StepRecord, Task
 from megatron_opd.contracts.stations import Engine, Verifier
 from megatron_opd.errors import Interrupted, OutOfTime, RunError
 from megatron_opd.mcore import parallel as groups
@@ -26,7 +26,7 @@ from megatron_opd.runs import exported, resumed
 from megatron_opd.runs.assemble import Models, assemble
 from megatron_opd.tasks.data import load_heldout, load_training
 from megatron_opd.tasks.pin import pin
-from megatron_opd.tasks.source import PromptSource
+from megatron_opd.tasks.source import TaskSource
 from megatron_opd.tasks.tokenizer import load_tokenizer
 from megatron_opd.trainer import checkpoint
 from megatron_opd.verify.open import open_verifier
@@ -42,8 +42,8 @@ class Run(Models):
     engine: Engine | None
     teacher_engine: Engine | None  # where the teacher draws some of the tokens
     rewards: Verifier | None
-    source: PromptSource
-    heldout: list[Prompt]
+    source: TaskSource
+    heldout: list[Task]
     sinks: Sinks | None  # on rank 0
     stop: "StopRequest"
     step: int  # steps done; also the policy version of the weights
@@ -208,10 +208,10 @@ def _assemble(
         rewards = open_verifier(config.reward, closing)
     models = assemble(config)
     tokenizer = load_tokenizer(config.student.path)
-    prompts = load_training(
+    tasks = load_training(
         config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces, warn=_warned_before
     )
-    source = PromptSource(prompts, seed=config.seed, shuffle=config.data.shuffle)
+    source = TaskSource(tasks, seed=config.seed, shuffle=config.data.shuffle)
     heldout = load_heldout(config, tokenizer, warn=_warned_before) if config.eval else []
     state, warnings = resumed.load_newest(config, models.trained) if resume else ({"step": 0}, [])
     if "source" in state:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import batched
 from pathlib import Path
 
-from megatron_opd.contracts.rows import Prompt
+from megatron_opd.contracts.rows import Task
 from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.recipe.keys import DataConfig, RunConfig
 from megatron_opd.tasks.data_files import data_files
@@ -29,9 +29,9 @@ def load_training(
     need_answer: bool,
     need_trace: bool,
     warn: Callable[[str], None] = logger.warning,
-) -> list[Prompt]:
+) -> list[Task]:
     """The recipe's training prompts."""
-    return load_prompts(
+    return load_tasks(
         config.data.train,
         config.data,
         tokenizer,
@@ -45,14 +45,14 @@ def load_training(
 
 def load_heldout(
     config: RunConfig, tokenizer: Tokenizer, warn: Callable[[str], None] = logger.warning
-) -> list[Prompt]:
+) -> list[Task]:
     """The recipe's held-out prompts: the first `eval.num_prompts` of them, or all."""
     heldout = config.data.heldout_set
     assert heldout is not None
     columns = replace(
         config.data, problem_column=heldout.problem_column, answer_column=heldout.answer_column
     )
-    prompts = load_prompts(
+    tasks = load_tasks(
         heldout.path,
         columns,
         tokenizer,
@@ -64,10 +64,10 @@ def load_heldout(
         warn=warn,
     )
     count = config.eval.num_prompts if config.eval else 0
-    return prompts[: count or None]
+    return tasks[: count or None]
 
 
-def load_prompts(
+def load_tasks(
     paths: str | Path | list[str],
     config: DataConfig,
     tokenizer: Tokenizer,
@@ -78,7 +78,7 @@ def load_prompts(
     need_answer: bool,
     need_trace: bool,
     warn: Callable[[str], None] = logger.warning,
-) -> list[Prompt]:
+) -> list[Task]:
     """Read, check, render and tokenise data files. No torch: the pre-flight check calls it too.
 
     `Prompt.index` is the row number from 0, over all files. With `need_trace`, `trace_ids` are the
@@ -100,26 +100,26 @@ def load_prompts(
     examples = read_examples(
         files, config, key, bad_rows, need_answer=need_answer, need_trace=need_trace
     )
-    prompts, too_long = [], 0
+    tasks, too_long = [], 0
     for batch in batched(examples, TOKENISE_ROWS):
-        for example, prompt in zip(batch, tokenise(batch, config, tokenizer), strict=True):
-            problem = _misfit(prompt, config, max_prompt_tokens, max_sequence_length)
+        for example, task in zip(batch, tokenise(batch, config, tokenizer), strict=True):
+            problem = _misfit(task, config, max_prompt_tokens, max_sequence_length)
             if problem is None:
-                prompts.append(prompt)
-                notes.add(prompt, example.problem.before, f"{example.path}:{example.number}")
+                tasks.append(task)
+                notes.add(task, example.problem.before, f"{example.path}:{example.number}")
             elif config.long_prompts == "error":
                 raise example.error(f"{problem}; raise it or set data.long_prompts=drop")
             else:
                 too_long += 1
-    rows = len(prompts) + too_long + bad_rows.count
-    if not prompts:
+    rows = len(tasks) + too_long + bad_rows.count
+    if not tasks:
         bad_rows.raise_first()
         raise DataError(f"{files[0]}: all {too_long} rows are too long; raise max_sequence_length")
     bad_rows.warn(rows, warn)
     if too_long:
         warn(f"{key}: dropped {too_long} of {rows} rows that are too long")
     notes.warn(key, warn)
-    return prompts
+    return tasks
 
 
 def _max_prompt_tokens(config: RunConfig) -> int:
@@ -129,10 +129,10 @@ def _max_prompt_tokens(config: RunConfig) -> int:
 
 
 def _misfit(
-    prompt: Prompt, config: DataConfig, max_prompt_tokens: int, max_sequence_length: int
+    task: Task, config: DataConfig, max_prompt_tokens: int, max_sequence_length: int
 ) -> str | None:
     """Why a prompt cannot be used, ending with the limit that it breaks."""
-    prompt_tokens = len(prompt.token_ids)
+    prompt_tokens = len(task.prompt_ids)
     if prompt_tokens > max_prompt_tokens and max_prompt_tokens == config.max_prompt_tokens:
         return (
             f"the prompt has {prompt_tokens} tokens, more than "
@@ -143,8 +143,8 @@ def _misfit(
             f"the prompt has {prompt_tokens} tokens, max_sequence_length leaves room for "
             f"{max_prompt_tokens}"
         )
-    if prompt.trace_ids is not None and prompt_tokens + len(prompt.trace_ids) > max_sequence_length:
-        total = prompt_tokens + len(prompt.trace_ids)
+    if task.trace_ids is not None and prompt_tokens + len(task.trace_ids) > max_sequence_length:
+        total = prompt_tokens + len(task.trace_ids)
         return (
             f"prompt and trace have {total} tokens, more than "
             f"max_sequence_length={max_sequence_length}"

@@ -4,7 +4,7 @@ each."""
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from megatron_opd.contracts.rows import Prompt
+from megatron_opd.contracts.rows import Task
 from megatron_opd.recipe.keys import TemplateConfig
 from megatron_opd.tasks.messages import Message
 from megatron_opd.tasks.template import system_text
@@ -33,10 +33,10 @@ class Notes:
         self._left_out = _Count()
         self._rows = 0
 
-    def add(self, prompt: Prompt, before: Sequence[Message], where: str) -> None:
+    def add(self, task: Task, before: Sequence[Message], where: str) -> None:
         """`where` is the prompt's file and row."""
         self._rows += 1
-        earlier = self._places.setdefault(prompt.text, where)
+        earlier = self._places.setdefault(task.text, where)
         if earlier != where:
             self._repeated.add(f"{where} is {earlier}")
         own = [
@@ -45,7 +45,7 @@ class Notes:
         if self._system is not None and own and own[0] != self._system:
             self._own_system.add(where)
         if self._is_chat and not all(
-            _shows(content, prompt.text) for content in (*own, prompt.problem)
+            _shows(content, task.text) for content in (*own, task.problem)
         ):
             self._left_out.add(where)
 

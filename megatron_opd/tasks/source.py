@@ -4,26 +4,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_opd.contracts.rows import Prompt
+from megatron_opd.contracts.rows import Task
 from megatron_opd.errors import DataError
 
 
-class PromptSource:
+class TaskSource:
     """Draws prompts without end: every epoch is a permutation that depends on (seed, epoch) alone.
 
     The state is therefore two integers, and a resumed run draws what the uninterrupted one would
     have drawn. A batch may cross the border of an epoch, and may be larger than the data set.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], *, seed: int, shuffle: bool) -> None:
-        if not prompts:
+    def __init__(self, tasks: Sequence[Task], *, seed: int, shuffle: bool) -> None:
+        if not tasks:
             raise DataError("data.train: there are no prompts to draw from")
-        self._prompts = prompts
+        self._prompts = tasks
         self._seed = seed
         self._shuffle = shuffle
         self._start_epoch(0, position=0)
 
-    def next(self, n: int) -> list[Prompt]:
+    def next(self, n: int) -> list[Task]:
         """Return the next n prompts."""
         drawn = []
         for _ in range(n):

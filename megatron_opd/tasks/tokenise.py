@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from megatron_opd.architectures.ends import Ends
-from megatron_opd.contracts.rows import Prompt
+from megatron_opd.contracts.rows import Task
 from megatron_opd.errors import DataError
 from megatron_opd.recipe.keys import DataConfig
 from megatron_opd.tasks.examples import TRACE_IDS_COLUMN, TRACE_IDS_OF, Example
@@ -14,9 +14,7 @@ from megatron_opd.tasks.template import render, without_opening
 from megatron_opd.tasks.tokenizer import Tokenizer, ends_of
 
 
-def tokenise(
-    examples: tuple[Example, ...], config: DataConfig, tokenizer: Tokenizer
-) -> list[Prompt]:
+def tokenise(examples: tuple[Example, ...], config: DataConfig, tokenizer: Tokenizer) -> list[Task]:
     """A prompt of each example, with its trace's tokens. Raises RowError."""
     template = config.template
     texts = [_render(example, config, tokenizer) for example in examples]
@@ -30,7 +28,7 @@ def tokenise(
     # Without traces a tokenizer need not name an end.
     has_traces = any(example.trace is not None for example in examples)
     ends = ends_of(tokenizer) if has_traces else Ends((), -1)
-    prompts = []
+    tasks = []
     for example, text, ids, trace, trace_ids in zip(
         examples, texts, prompt_ids, traces, traces_ids, strict=True
     ):
@@ -38,14 +36,14 @@ def tokenise(
             raise example.error(
                 f"the prompt has no token in {tokenizer.name_or_path}'s tokenizer; remove the row"
             )
-        prompt = Prompt(example.index, example.problem.text, example.answer, text, ids)
+        task = Task(example.index, example.problem.text, example.answer, text, ids)
         if example.trace is not None and example.trace_ids is not None:
             own_ids = _own_tokens(example, tokenizer, ends)
-            prompt = replace(prompt, trace=example.trace, trace_ids=_ended(own_ids, ends))
+            task = replace(task, trace=example.trace, trace_ids=_ended(own_ids, ends))
         elif example.trace is not None:
-            prompt = replace(prompt, trace=trace, trace_ids=_ended(trace_ids, ends))
-        prompts.append(prompt)
-    return prompts
+            task = replace(task, trace=trace, trace_ids=_ended(trace_ids, ends))
+        tasks.append(task)
+    return tasks
 
 
 def _render(example: Example, config: DataConfig, tokenizer: Tokenizer) -> str:

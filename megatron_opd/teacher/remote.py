@@ -4,7 +4,8 @@ it."""
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from megatron_opd.contracts.rows import Rollout, TeacherSignals
+from megatron_opd.contracts.rows import Row
+from megatron_opd.contracts.signals import TeacherSignals
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.teacher.score import MegatronTeacher
 from megatron_opd.world.channel import Channel
@@ -18,7 +19,7 @@ class _Load:
 @dataclass(frozen=True)
 class _Score:
     teacher: int  # which of those that were loaded
-    rollouts: Sequence[Rollout]
+    rows: Sequence[Row]
     topk: int
 
 
@@ -33,9 +34,9 @@ class RemoteTeacher:
         self._channel = channel
         self._number: int = channel.ask(_Load(config))
 
-    def score(self, rollouts: Sequence[Rollout], topk: int = 0) -> TeacherSignals:
+    def score(self, rows: Sequence[Row], topk: int = 0) -> TeacherSignals:
         """As `Teacher.score`. Collective over the student's processes."""
-        return self._channel.ask(_Score(self._number, rollouts, topk))
+        return self._channel.ask(_Score(self._number, rows, topk))
 
 
 def serve(channel: Channel, load: Callable[[RunConfig], MegatronTeacher]) -> None:
@@ -47,6 +48,6 @@ def serve(channel: Channel, load: Callable[[RunConfig], MegatronTeacher]) -> Non
         if isinstance(question, _Load):
             teachers.append(load(question.config))
             return len(teachers) - 1
-        return teachers[question.teacher].score(question.rollouts, question.topk)
+        return teachers[question.teacher].score(question.rows, question.topk)
 
     channel.serve(answer)

@@ -1,4 +1,4 @@
-"""Scoring rollouts with a frozen model. Nothing of size [tokens, vocabulary] leaves a rank."""
+"""Scoring rows with a frozen model. Nothing of size [tokens, vocabulary] leaves a rank."""
 
 import contextlib
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from megatron_opd.architectures.architecture import Architecture
 from megatron_opd.contracts.merged_ids import MergedIds
-from megatron_opd.contracts.rows import Rollout, TeacherSignals
+from megatron_opd.contracts.rows import Row
+from megatron_opd.contracts.signals import TeacherSignals
 from megatron_opd.mcore import passes
 from megatron_opd.mcore.batch import MicroBatch, micro_batches, token_offsets
 from megatron_opd.mcore.head import Head
@@ -55,28 +56,28 @@ class MegatronTeacher:
         )
 
     @torch.no_grad()
-    def score(self, rollouts: Sequence[Rollout], topk: int = 0) -> TeacherSignals:
+    def score(self, rows: Sequence[Row], topk: int = 0) -> TeacherSignals:
         """Argmax id, logprob of the student's token, entropy and top-k at every completion token.
 
-        Every rank passes the same rollouts and receives all signals: collective over the world. The
+        Every rank passes the same rows and receives all signals: collective over the world. The
         replicas of the teacher score a share each; their results meet in one sum of [T, 3 + 2 topk]
         numbers, to which one rank per replica contributes.
         """
-        batches = micro_batches(rollouts, self.parallel, self.micro_batch_tokens)
+        batches = micro_batches(rows, self.parallel, self.micro_batch_tokens)
         with self._host_weights.on_device() if self._host_weights else contextlib.nullcontext():
             scored = passes.forward_backward(
                 self.chunks,
                 self.parallel,
                 batches,
-                self._signals(rollouts, topk),
+                self._signals(rows, topk),
                 forward_only=True,
             )
-        total = int(token_offsets(rollouts)[-1])
+        total = int(token_offsets(rows)[-1])
         # float32 carries ids exactly up to 2**24.
         out_TX = torch.zeros(total, 3 + 2 * topk, device=self.parallel.device)
         if self.parallel.is_signal_source:
             for batch, part_TX in zip(batches, scored, strict=True):
-                out_TX[batch.rows_T] = part_TX
+                out_TX[batch.index_T] = part_TX
         dist.all_reduce(out_TX)
         values = out_TX.cpu().numpy()
         ids_TK, logprobs_TK = values[:, 3 : 3 + topk].astype(np.int32), values[:, 3 + topk :].copy()
@@ -98,11 +99,11 @@ class MegatronTeacher:
         passes.forward_backward(self.chunks, self.parallel, [batch], keep, forward_only=True)
         return heads[0]
 
-    def _signals(self, rollouts: Sequence[Rollout], topk: int) -> passes.LossFunction:
-        ids_T = torch.from_numpy(np.concatenate([r.token_ids for r in rollouts])).long()
+    def _signals(self, rows: Sequence[Row], topk: int) -> passes.LossFunction:
+        ids_T = torch.from_numpy(np.concatenate([r.token_ids for r in rows])).long()
 
         def signals(batch: MicroBatch, head: Head) -> tuple[Tensor, Tensor]:
-            ids_T1 = ids_T[batch.rows_T, None].to(self.parallel.device)
+            ids_T1 = ids_T[batch.index_T, None].to(self.parallel.device)
             head = replace(head, merged=self.merged)
             best = head.topk(
                 max(topk, 1), ids_T1, temperature=self.temperature, valid_vocab_size=self.vocab_size

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from megatron_opd.architectures.architecture import Architecture
-from megatron_opd.contracts.rows import Rollout
+from megatron_opd.contracts.rows import Row
 from megatron_opd.mcore.batch import Columns
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.methods.advantages import ProcessRewardAdvantage
@@ -26,22 +26,20 @@ class ProcessModel:
     micro_batch_tokens: int
     temperature: float
 
-    def logprobs(self, rollouts: Sequence[Rollout]) -> np.ndarray:
+    def logprobs(self, rows: Sequence[Row]) -> np.ndarray:
         """The completion tokens' logprobs under the present weights, float32 [T], on every rank.
 
         Collective.
         """
         settings = {"temperature": self.temperature, "micro_batch_tokens": self.micro_batch_tokens}
-        return student_signals(self.model, rollouts, **settings).logprobs_T  # type: ignore[arg-type]
+        return student_signals(self.model, rows, **settings).logprobs_T  # type: ignore[arg-type]
 
-    def learn(
-        self, rollouts: Sequence[Rollout], columns: Columns, *, step: int
-    ) -> dict[str, float]:
+    def learn(self, rows: Sequence[Row], columns: Columns, *, step: int) -> dict[str, float]:
         """One update on a step's responses; its metrics. A non-finite one is skipped and counted.
         Collective."""
         sums, applied = update(
             self.model,
-            rollouts,
+            rows,
             columns,
             self.objective,
             step=step,

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from torch import Tensor
 
-from megatron_opd.contracts.rows import Rollout, StudentSignals
+from megatron_opd.contracts.rows import Row
+from megatron_opd.contracts.signals import StudentSignals
 from megatron_opd.errors import RunError
 from megatron_opd.mcore import passes
 from megatron_opd.mcore.batch import Columns, MicroBatch, flatten, micro_batches, token_offsets
@@ -28,7 +29,7 @@ TeacherHead = Callable[[MicroBatch], Head]
 
 def update(
     student: Student,
-    rollouts: Sequence[Rollout],
+    rows: Sequence[Row],
     columns: Columns,
     objective: MicroBatchLoss,
     *,
@@ -36,7 +37,7 @@ def update(
     micro_batch_tokens: int,
     teacher_head: TeacherHead | None = None,
 ) -> tuple[dict[str, float], bool]:
-    """Forward, backward and optimizer step on `rollouts`. Collective over the world.
+    """Forward, backward and optimizer step on `rows`. Collective over the world.
 
     Returns the metric sums over all micro-batches and replicas, with `train/grad_norm` (before
     clipping) and `train/learning_rate`, equal on every rank; and whether the update was applied
@@ -51,9 +52,9 @@ def update(
 
     def loss(batch: MicroBatch, head: Head) -> tuple[Tensor, dict[str, Tensor]]:
         teacher = partial(teacher_head, batch) if teacher_head else None
-        return objective(head, columns.take(batch.rows_T, parallel), step, teacher)
+        return objective(head, columns.take(batch.index_T, parallel), step, teacher)
 
-    batches = micro_batches(rollouts, parallel, micro_batch_tokens)
+    batches = micro_batches(rows, parallel, micro_batch_tokens)
     collected = passes.forward_backward(
         student.chunks,
         parallel,
@@ -114,21 +115,21 @@ def _last_stage_rank(parallel: Parallel) -> int:
 
 
 def student_signals(
-    student: Student, rollouts: Sequence[Rollout], *, temperature: float, micro_batch_tokens: int
+    student: Student, rows: Sequence[Row], *, temperature: float, micro_batch_tokens: int
 ) -> StudentSignals:
     """Logprobs of the completion tokens and entropy under the present weights, equal on every
     rank."""
     parallel = student.parallel
-    ids_T = flatten([r.token_ids for r in rollouts], torch.long)
+    ids_T = flatten([r.token_ids for r in rows], torch.long)
 
     def signals(batch: MicroBatch, head: Head) -> tuple[Tensor, Tensor]:
         out_T1, entropy_T = head.logprobs(
-            ids_T[batch.rows_T, None].to(parallel.device), temperature=temperature,
+            ids_T[batch.index_T, None].to(parallel.device), temperature=temperature,
             valid_vocab_size=student.arch.vocab_size, with_entropy=True,
         )  # fmt: skip
         return out_T1.new_zeros(()), torch.stack([out_T1[:, 0], entropy_T], dim=1)
 
-    batches = micro_batches(rollouts, parallel, micro_batch_tokens)
+    batches = micro_batches(rows, parallel, micro_batch_tokens)
     with torch.no_grad():
         collected = passes.forward_backward(
             student.chunks, parallel, batches, signals, forward_only=True,
@@ -137,7 +138,7 @@ def student_signals(
     out_T2 = torch.zeros(len(ids_T), 2, device=parallel.device)
     if parallel.is_signal_source:
         for batch, part_T2 in zip(batches, collected, strict=True):
-            out_T2[batch.rows_T] = part_T2
+            out_T2[batch.index_T] = part_T2
     dist.all_reduce(out_T2)
     values = out_T2.cpu().numpy()
     return StudentSignals(values[:, 0].copy(), values[:, 1].copy())
@@ -163,32 +164,32 @@ class Trainer:
         self.max_skipped, self.teacher_head = max_skipped, teacher_head
         self.skipped_in_a_row = 0
 
-    def signals(self, rollouts: Sequence[Rollout]) -> StudentSignals:
-        """The student's view of the rollouts, before the updates."""
+    def signals(self, rows: Sequence[Row]) -> StudentSignals:
+        """The student's view of the rows, before the updates."""
         return student_signals(
             self.student,
-            rollouts,
+            rows,
             temperature=self.temperature,
             micro_batch_tokens=self.micro_batch_tokens,
         )
 
     def step(
-        self, rollouts: Sequence[Rollout], build: Callable[[slice, slice], Columns], *, step: int
+        self, rows: Sequence[Row], build: Callable[[slice, slice], Columns], *, step: int
     ) -> list[dict[str, float]]:
         """Makes the updates of a step, each of its share of whole groups.
 
-        `build(rollout_slice, token_slice)` makes the columns of a share.
+        `build(row_slice, token_slice)` makes the columns of a share.
         """
-        offsets = token_offsets(rollouts)
+        offsets = token_offsets(rows)
         metrics = []
-        for rows in shares_of_groups(rollouts, self.updates_per_step):
-            tokens = slice(int(offsets[rows.start]), int(offsets[rows.stop]))
-            metrics.append(self._update(rollouts[rows], build(rows, tokens), step))
+        for chosen in shares_of_groups(rows, self.updates_per_step):
+            tokens = slice(int(offsets[chosen.start]), int(offsets[chosen.stop]))
+            metrics.append(self._update(rows[chosen], build(chosen, tokens), step))
         return metrics
 
-    def _update(self, rollouts: Sequence[Rollout], columns: Columns, step: int) -> dict[str, float]:
+    def _update(self, rows: Sequence[Row], columns: Columns, step: int) -> dict[str, float]:
         sums, applied = update(
-            self.student, rollouts, columns, self.objective,
+            self.student, rows, columns, self.objective,
             step=step, micro_batch_tokens=self.micro_batch_tokens, teacher_head=self.teacher_head,
         )  # fmt: skip
         # While a loss scale can fall, it is being found.
@@ -202,18 +203,18 @@ class Trainer:
         return {**sums, "train/skipped_updates": float(not applied)}
 
 
-def shares_of_groups(rollouts: Sequence[Rollout], updates: int) -> list[slice]:
-    """The rollouts of each update: of G groups, update u of U has numbers uG/U to (u+1)G/U - 1.
+def shares_of_groups(rows: Sequence[Row], updates: int) -> list[slice]:
+    """The rows of each update: of G groups, update u of U has numbers uG/U to (u+1)G/U - 1.
 
-    A group's rollouts lie together. Nothing is left out, however many rollouts a group has. Raises
+    A group's rows lie together. Nothing is left out, however many rows a group has. Raises
     RunError where there are fewer groups than updates.
     """
-    groups = [rollout.group for rollout in rollouts]
+    groups = [row.group for row in rows]
     starts = [i for i, group in enumerate(groups) if i == 0 or group != groups[i - 1]]
     if len(starts) < updates:
         raise RunError(
             f"train.updates_per_step: {updates} updates of {len(starts)} groups; give fewer updates"
         )
-    bounds = [*starts, len(rollouts)]
+    bounds = [*starts, len(rows)]
     edges = [bounds[update * len(starts) // updates] for update in range(updates + 1)]
     return [slice(first, last) for first, last in pairwise(edges)]

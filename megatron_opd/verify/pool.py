@@ -1,4 +1,4 @@
-"""The workers that score rollouts, seen from the training process."""
+"""The workers that score rows, seen from the training process."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from megatron_opd.contracts.rows import VERIFIER_FAILURES, Rollout, Verdict
+from megatron_opd.contracts.rows import VERIFIER_FAILURES, Row, Verdict
 from megatron_opd.errors import RunError
 from megatron_opd.recipe.keys import RewardConfig
 from megatron_opd.verify.answer import content_of, final_answer, read_gold
@@ -61,8 +61,8 @@ class VerifierPool:
         for worker in self._workers:
             worker.start()
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """Return the rollouts, in order, with their verdicts, and the score as `reward`.
+    def score(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows, in order, with their verdicts, and the score as `reward`.
 
         Reasons: correct, wrong, no_answer, truncated (by the token limit, before an answer),
         bad_gold, too_long, timeout, over_budget, crashed, error. Equal answers to equal gold
@@ -70,15 +70,15 @@ class VerifierPool:
 
         Raises RunError when a worker cannot start.
         """
-        pairs = [(self._answer(rollout), rollout.prompt.answer.strip()) for rollout in rollouts]
+        pairs = [(self._answer(row), row.task.answer.strip()) for row in rows]
         answered = list(
             dict.fromkeys((answer, gold) for answer, gold in pairs if answer is not None)
         )
         verdicts = self._threads.map(partial(self._grade, budget=_Budget(self.config)), answered)
         reasons = dict(zip(answered, verdicts, strict=True))
         scored = [
-            _scored(rollout, _without_answer(rollout) if answer is None else reasons[answer, gold])
-            for rollout, (answer, gold) in zip(rollouts, pairs, strict=True)
+            _scored(row, _without_answer(row) if answer is None else reasons[answer, gold])
+            for row, (answer, gold) in zip(rows, pairs, strict=True)
         ]
         if count := sum(r.verdict.reason == "over_budget" for r in scored):
             seconds = self.config.budget_seconds
@@ -103,10 +103,8 @@ class VerifierPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _answer(self, rollout: Rollout) -> str | None:
-        return final_answer(
-            rollout.text, self.config.answer, truncated=rollout.finish_reason == "length"
-        )
+    def _answer(self, row: Row) -> str | None:
+        return final_answer(row.text, self.config.answer, truncated=row.finish_reason == "length")
 
     def _grade(self, pair: tuple[str, str], budget: "_Budget") -> str:
         answer, gold_text = pair
@@ -148,14 +146,14 @@ class _Budget:
         return "timeout" if limit == self._timeout_seconds else "over_budget"
 
 
-def _without_answer(rollout: Rollout) -> str:
-    return "truncated" if rollout.finish_reason == "length" else "no_answer"
+def _without_answer(row: Row) -> str:
+    return "truncated" if row.finish_reason == "length" else "no_answer"
 
 
-def _scored(rollout: Rollout, reason: str) -> Rollout:
+def _scored(row: Row, reason: str) -> Row:
     correct = None if reason in NOT_JUDGED else reason == "correct"
     verdict = Verdict(float(reason == "correct"), correct, reason)
-    return replace(rollout, verdict=verdict, reward=verdict.score)
+    return replace(row, episode=replace(row.episode, verdict=verdict, reward=verdict.score))
 
 
 class _WorkerDied(Exception):

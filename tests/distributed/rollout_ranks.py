@@ -15,23 +15,21 @@ import torch
 import torch.distributed as dist
 
 from megatron_opd.architectures.config import ModelConfig
-from megatron_opd.contracts.rows import Rollout
+from megatron_opd.contracts.rows import Row
 from megatron_opd.recipe.keys import RolloutConfig
 from megatron_opd.refit.push import push
 from megatron_opd.rollout.vllm.engine import VllmEngine
 from tests.e2e import tiny_hf
 
 
-def gathered(rollouts: list[Rollout]) -> list[Rollout]:
-    everyone: list[list[Rollout]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, rollouts)
-    return [rollout for share in everyone for rollout in share]
+def gathered(rows: list[Row]) -> list[Row]:
+    everyone: list[list[Row]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, rows)
+    return [row for share in everyone for row in share]
 
 
-def largest_difference(split: list[Rollout], together: list[Rollout]) -> float:
-    assert [(r.prompt.index, r.sample) for r in split] == [
-        (r.prompt.index, r.sample) for r in together
-    ]
+def largest_difference(split: list[Row], together: list[Row]) -> float:
+    assert [(r.task.index, r.sample) for r in split] == [(r.task.index, r.sample) for r in together]
     assert [r.token_ids.tolist() for r in split] == [r.token_ids.tolist() for r in together]
     return max(
         float(np.abs(a.logprobs - b.logprobs).max()) for a, b in zip(split, together, strict=True)
@@ -54,8 +52,8 @@ def main(directory: str) -> None:
     seconds = time.perf_counter() - start
     assert {name: os.environ.get(name) for name in kept} == kept
 
-    prompts = tiny_hf.prompts(*range(4, 4 + 2 * world), 140, 150)
-    share = [list(part) for part in np.array_split(np.arange(len(prompts)), world)][rank]
+    tasks = tiny_hf.tasks(*range(4, 4 + 2 * world), 140, 150)
+    share = [list(part) for part in np.array_split(np.arange(len(tasks)), world)][rank]
     differences = []
     model = tiny_hf.build("qwen3", seed=0)
     for version in range(2):
@@ -71,15 +69,15 @@ def main(directory: str) -> None:
             temperature=1.0,
             seed=9,
         )
-        split = generate([prompts[i] for i in share])
-        differences.append(largest_difference(gathered(split), generate(prompts)))
+        split = generate([tasks[i] for i in share])
+        differences.append(largest_difference(gathered(split), generate(tasks)))
         differences += [
             float(np.abs(r.logprobs - tiny_hf.logprobs(model, r, 1.0, 1.0)).max()) for r in split
         ]
 
     engine.restart()  # an engine that has failed, on every rank
     push(tiny_hf.tensors(model), engine, 1)
-    differences.append(largest_difference(generate([prompts[i] for i in share]), split))
+    differences.append(largest_difference(generate([tasks[i] for i in share]), split))
     engine.close()
     total = torch.tensor(float(rank))
     dist.all_reduce(total, group=trainer_group)

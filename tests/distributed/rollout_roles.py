@@ -71,8 +71,8 @@ def student(config: RunConfig) -> None:
     settings: dict[str, Any] = dict(
         step=0, samples_per_prompt=2, max_completion_tokens=16, temperature=1.0, seed=9
     )
-    prompts = tiny_hf.prompts(4, 9, 30, 140, 6)
-    generate = partial(engine.generate, groups.share(prompts), version=1, **settings)
+    tasks = tiny_hf.tasks(4, 9, 30, 140, 6)
+    generate = partial(engine.generate, groups.share(tasks), version=1, **settings)
     found["without weights"] = refusal(generate)
     start = time.perf_counter()
     report = push(tiny_hf.tensors(model), engine, 1)
@@ -85,8 +85,8 @@ def student(config: RunConfig) -> None:
     found["difference"] = max(
         float(np.abs(r.logprobs - tiny_hf.logprobs(model, r, 1.0, 1.0)).max()) for r in first
     )
-    found["order"] = [(r.prompt.index, r.sample) for r in first] == [
-        (prompt.index, sample) for prompt in groups.share(prompts) for sample in range(2)
+    found["order"] = [(r.task.index, r.sample) for r in first] == [
+        (task.index, sample) for task in groups.share(tasks) for sample in range(2)
     ]
     found["fails"] = refusal(generate)  # call FAILS_AT of the last engine
     engine.restart()
@@ -106,7 +106,7 @@ def student(config: RunConfig) -> None:
     other = tiny_hf.build("qwen3", seed=1)
     found["lost"] = refusal(lambda: push(tiny_hf.tensors(other), engine, 2))
     found["unverified"] = refusal(
-        lambda: engine.generate(groups.share(prompts), version=2, **settings)
+        lambda: engine.generate(groups.share(tasks), version=2, **settings)
     )
     everyone = groups.gather_shares([found])
     if torch.distributed.get_rank() == 0:

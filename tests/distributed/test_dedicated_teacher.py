@@ -161,12 +161,12 @@ def compare(directory: Path, cases: dict[str, Case]) -> None:
     from megatron_opd.runs.assemble import assemble
     from megatron_opd.weights.export import iter_hf_tensors
 
-    rollouts = replayed.recorded_rollouts()
+    rows = replayed.recorded_rows()
     for name, case in cases.items():
         models = assemble(config_of(directory, case))
         assert models.teacher is not None
-        signals = models.teacher.score(rollouts, K)
-        done = updates(models, rollouts, steps=STEPS)
+        signals = models.teacher.score(rows, K)
+        done = updates(models, rows, steps=STEPS)
         student = models.student
         stream = iter_hf_tensors(student.bare_chunks, student.arch, student.parallel)
         parameters = {tensor: value.clone() for tensor, value in stream}
@@ -180,12 +180,12 @@ def fail(directory: Path, out: Path, how: str) -> None:
     from megatron_opd.runs.assemble import assemble
 
     models = assemble(config_of(directory, Case("teacher", 1)))
-    rollouts = replayed.recorded_rollouts()
+    rows = replayed.recorded_rows()
     assert models.teacher is not None
-    models.teacher.score(rollouts)
+    models.teacher.score(rows)
     if how == "student killed" and torch.distributed.get_rank() == 0:
         die(out)
-    models.teacher.score(rollouts)
+    models.teacher.score(rows)
 
 
 def die(out: Path) -> None:

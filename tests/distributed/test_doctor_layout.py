@@ -84,9 +84,9 @@ def main(folder: Path) -> int:
 
     config = load_config(str(folder / "small.yaml"))
     assert config.teacher is not None
-    rollouts = recorded(config, architecture_of(config.student).vocab_size)
+    rows = recorded(config, architecture_of(config.student).vocab_size)
     groups.start()
-    sound = updates(assemble(config), rollouts, steps=2)
+    sound = updates(assemble(config), rows, steps=2)
     models = assemble(config)
     objective = models.trainer.objective
 
@@ -95,10 +95,10 @@ def main(folder: Path) -> int:
         return 2 * loss, sums
 
     models.trainer.objective = twice  # a gradient of the wrong scale under the right loss
-    doubled = updates(models, rollouts, steps=2)
+    doubled = updates(models, rows, steps=2)
     others = [
         updates(
-            assemble(replace(config, teacher=replace(config.teacher, path=path))), rollouts, steps=1
+            assemble(replace(config, teacher=replace(config.teacher, path=path))), rows, steps=1
         )
         for path in (config.teacher.path + OTHER, str(folder / "unchanged"))
     ]

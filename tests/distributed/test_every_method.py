@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_opd.contracts.rows import StudentSignals
+from megatron_opd.contracts.signals import StudentSignals
 from megatron_opd.doctor.rows import as_read_by
 from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.methods.needs import active, parts
@@ -136,7 +136,7 @@ def run(
     teacher_tp: int,
 ) -> dict:
     from megatron_opd.architectures.config import LayoutConfig
-    from megatron_opd.contracts.rows import Signals
+    from megatron_opd.contracts.signals import Signals
     from megatron_opd.methods.needs import fit_topk, needs_of, process_reward
     from megatron_opd.objective.batch import Batch
     from megatron_opd.objective.loss import Objective, finish
@@ -164,7 +164,7 @@ def run(
         ProcessRewardObjective(advantage.beta, arch.vocab_size, 1.0), micro, 1.0,
     )  # fmt: skip
     learned = process.learn(
-        recorded := replayed.recorded_rollouts(),
+        recorded := replayed.recorded_rows(),
         process_columns(
             Batch(recorded, Signals(None, reference.score(recorded).logprobs_T), 0, STEP)
         ),

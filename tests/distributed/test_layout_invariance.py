@@ -7,7 +7,6 @@ over replicas) on the same rollouts.
 """
 
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -61,26 +60,25 @@ def make_models(directory: Path) -> None:
     teacher.save_pretrained(directory / "teacher")
 
 
-def recorded_rollouts():
+def recorded_rows():
     """24 completions of 6 prompts with rewards, lengths from 1 to 12, by a policy that is not the
     student's."""
-    from megatron_opd.contracts.rows import Prompt, Rollout
+    from tests.rows import row, task
 
     rng = np.random.default_rng(7)
-    rollouts = []
+    rows = []
     for group in range(6):
         ids = rng.integers(0, VOCAB, rng.integers(1, 9)).astype(np.int32)
-        prompt = Prompt(group, "", "", "", ids)
+        of = task(group, prompt_ids=ids)
         for sample in range(4):
             n = int(rng.integers(1, 13))
-            rollouts.append(
-                Rollout(
-                    prompt, sample, rng.integers(0, VOCAB, n).astype(np.int32),
-                    rng.normal(-3, 0.5, n).astype(np.float32), "", "stop", 0, group=group,
-                    reward=float(rng.integers(0, 2)),
+            rows.append(
+                row(
+                    rng.integers(0, VOCAB, n), of=of, sample=sample, group=group,
+                    logprobs=rng.normal(-3, 0.5, n), reward=float(rng.integers(0, 2)),
                 )
             )  # fmt: skip
-    return rollouts
+    return rows
 
 
 def method_of(name):
@@ -105,33 +103,33 @@ def method_of(name):
 def dense_reference(directory: Path) -> dict:
     from transformers import AutoModelForCausalLM
 
-    rollouts = recorded_rollouts()
+    rows = recorded_rows()
     load = lambda name: AutoModelForCausalLM.from_pretrained(directory / name, dtype=torch.float64)  # noqa: E731
     student, teacher = load("student"), load("teacher")
 
     def log_p(model, r):
-        ids = torch.from_numpy(np.concatenate([r.prompt.token_ids, r.token_ids])).long()
-        start = len(r.prompt.token_ids) - 1
+        ids = torch.from_numpy(np.concatenate([r.prompt_ids, r.token_ids])).long()
+        start = len(r.prompt_ids) - 1
         return model(ids[None]).logits[0, start : start + r.num_tokens].log_softmax(-1)
 
     with torch.no_grad():
-        teacher_log_p = [log_p(teacher, r) for r in rollouts]
+        teacher_log_p = [log_p(teacher, r) for r in rows]
     targets = [lp.argmax(-1) for lp in teacher_log_p]
-    rewards = torch.tensor([r.reward for r in rollouts]).double().view(6, 4)
+    rewards = torch.tensor([r.reward for r in rows]).double().view(6, 4)
     advantages = (
         (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-6)
     ).flatten()
-    tokens = sum(r.num_tokens for r in rollouts)
+    tokens = sum(r.num_tokens for r in rows)
     out = {
         "argmax": [int(v) for t in targets for v in t],
-        "logprobs": [float(lp[t, i]) for lp, r in zip(teacher_log_p, rollouts, strict=True)
+        "logprobs": [float(lp[t, i]) for lp, r in zip(teacher_log_p, rows, strict=True)
                      for t, i in enumerate(r.token_ids)],
         "entropy": [float(-(row.exp() * row).sum()) for lp in teacher_log_p for row in lp],
     }  # fmt: skip
     for name in ("tgpo", "grpo", "sft"):
         student.zero_grad()
         loss = torch.zeros((), dtype=torch.float64)
-        for r, target, advantage in zip(rollouts, targets, advantages, strict=True):
+        for r, target, advantage in zip(rows, targets, advantages, strict=True):
             lp = log_p(student, r)
             sampled = lp.gather(1, torch.from_numpy(r.token_ids).long()[:, None])[:, 0]
             ratio = (sampled - sampled.detach()).exp()
@@ -139,9 +137,8 @@ def dense_reference(directory: Path) -> dict:
             loss = (
                 loss
                 + {
-                    "tgpo": -(ratio * advantage).sum() / tokens
-                    - 0.7 * guided.mean() / len(rollouts),
-                    "grpo": -(ratio * advantage).mean() / len(rollouts),
+                    "tgpo": -(ratio * advantage).sum() / tokens - 0.7 * guided.mean() / len(rows),
+                    "grpo": -(ratio * advantage).mean() / len(rows),
                     "sft": -sampled.sum() / tokens,
                 }[name]
             )
@@ -214,13 +211,14 @@ def load_model(model_dir, layout, recompute="none"):
 
 def replay(directory: Path, name: str, tp: int, pp: int, sp: bool, micro: int) -> dict:
     from megatron_opd.architectures.config import LayoutConfig
-    from megatron_opd.contracts.rows import Signals
+    from megatron_opd.contracts.signals import Signals
+    from megatron_opd.doctor.rows import begun_with_trace
     from megatron_opd.objective.loss import Objective, finish
     from megatron_opd.teacher.score import MegatronTeacher
     from megatron_opd.trainer.step import Trainer
     from megatron_opd.trainer.student import prepare
 
-    rollouts, layout, fused = recorded_rollouts(), LayoutConfig(tp, pp, sp), "fused" in name
+    rows, layout, fused = recorded_rows(), LayoutConfig(tp, pp, sp), "fused" in name
     # The teacher's layout is another one wherever that is possible.
     frozen = load_model(directory / "teacher", LayoutConfig(pp, tp) if pp != tp else LayoutConfig())
     teacher = MegatronTeacher(
@@ -230,7 +228,7 @@ def replay(directory: Path, name: str, tp: int, pp: int, sp: bool, micro: int) -
         temperature=1.0,
         offload=fused,
     )
-    signals = teacher.score(rollouts)
+    signals = teacher.score(rows)
     out: dict = {
         "argmax": signals.argmax_ids_T.tolist(),
         "logprobs": signals.logprobs_T.tolist(),
@@ -255,7 +253,7 @@ def replay(directory: Path, name: str, tp: int, pp: int, sp: bool, micro: int) -
         )
 
         # Of supervised data no token is the student's own.
-        samples = [replace(r, given=r.num_tokens) for r in rollouts] if name == "sft" else rollouts
+        samples = [begun_with_trace(r, r.num_tokens) for r in rows] if name == "sft" else rows
         out[name] = []
         for step in range(STEPS):
             whole = Signals(signals, student=trainer.signals(samples) if updates > 1 else None)

@@ -68,9 +68,9 @@ def reference(directory):
         directory / "teacher", dtype=torch.float64, experts_implementation="eager"
     )  # fmt: skip
     columns = {name: [] for name in SIGNALS}
-    for r in replayed.recorded_rollouts():
-        ids = torch.from_numpy(np.concatenate([r.prompt.token_ids, r.token_ids])).long()
-        start = len(r.prompt.token_ids) - 1
+    for r in replayed.recorded_rows():
+        ids = torch.from_numpy(np.concatenate([r.prompt_ids, r.token_ids])).long()
+        start = len(r.prompt_ids) - 1
         with torch.no_grad():
             log_p = teacher(ids[None]).logits[0, start : start + r.num_tokens].log_softmax(-1)
         best = log_p.topk(K)
@@ -124,7 +124,7 @@ def signals(
         micro_batch_tokens=micro,
         temperature=1.0,
     )
-    said = teacher.score(replayed.recorded_rollouts(), K)
+    said = teacher.score(replayed.recorded_rows(), K)
     columns = (
         said.argmax_ids_T,
         said.logprobs_T,

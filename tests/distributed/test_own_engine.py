@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.contracts.rows import Episode, Row, Task
 from megatron_opd.contracts.stations import Engine, Probes
 from megatron_opd.errors import RunError
 from megatron_opd.weights.probes import project
@@ -27,20 +27,25 @@ class Guesser:
         self.weights: dict[str, torch.Tensor] = {}
 
     def generate(
-        self, prompts: list[Prompt], *, version: int, step: int, seed: int, samples_per_prompt: int,
+        self, tasks: list[Task], *, version: int, step: int, seed: int, samples_per_prompt: int,
         max_completion_tokens: int, **settings: object,
-    ) -> list[Rollout]:  # fmt: skip
+    ) -> list[Row]:  # fmt: skip
         if version != self.policy_version:
             raise RunError(f"the engine holds version {self.policy_version}, not {version}")
-        rollouts = []
-        for prompt in prompts:
+        rows = []
+        for task in tasks:
             for sample in range(samples_per_prompt):
-                random = np.random.default_rng([seed, step, prompt.index, sample])
+                random = np.random.default_rng([seed, step, task.index, sample])
                 ids_T = random.integers(len(TOKENS), size=max_completion_tokens, dtype=np.int32)
                 logprobs_T = np.full(len(ids_T), -np.log(len(TOKENS)), np.float32)
                 text = "".join(TOKENS[i] for i in ids_T)
-                rollouts.append(Rollout(prompt, sample, ids_T, logprobs_T, text, "length", version))
-        return rollouts
+                rows.append(
+                    Row.of_student(
+                        Episode(task, sample), ids_T, logprobs_T,
+                        version=version, text=text, finish_reason="length",
+                    )
+                )  # fmt: skip
+        return rows
 
     def reload(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         self.policy_version = None

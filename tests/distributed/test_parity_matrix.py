@@ -175,20 +175,20 @@ class Case:
         self, directory: Path, kind: str, keys: dict[str, Any], recompute: str = "none"
     ) -> None:
         from megatron_opd.architectures.config import LayoutConfig
-        from megatron_opd.contracts.rows import Signals
+        from megatron_opd.contracts.signals import Signals
         from megatron_opd.objective.loss import Objective
         from megatron_opd.teacher.score import MegatronTeacher
         from megatron_opd.trainer.step import Trainer
         from megatron_opd.trainer.student import prepare
 
         layout = LayoutConfig(**keys)
-        self.rollouts = replayed.recorded_rollouts()
+        self.rows = replayed.recorded_rows()
         dense = {key: value for key, value in keys.items() if not key.startswith("expert")}
         teacher = MegatronTeacher(
             *replayed.load_model(directory / "teacher", LayoutConfig(**dense)),
             student_vocab_size=replayed.VOCAB, micro_batch_tokens=60, temperature=1.0,
         )  # fmt: skip
-        self.signals = Signals(teacher.score(self.rollouts))
+        self.signals = Signals(teacher.score(self.rows))
         # A large epsilon: where a gradient is mere rounding, Adam would make a whole step of its
         # sign.
         config = tiny_config(
@@ -216,8 +216,8 @@ class Case:
 
         from megatron_opd.objective.loss import finish
 
-        columns = partial(replayed.columns_of, self.method, self.rollouts, self.signals, step)
-        (update,) = self.trainer.step(self.rollouts, columns, step=step)
+        columns = partial(replayed.columns_of, self.method, self.rows, self.signals, step)
+        (update,) = self.trainer.step(self.rows, columns, step=step)
         return finish(update)
 
     def write(self, directory: Path, kind: str, name: str, updates: list[dict[str, float]]) -> None:

@@ -174,12 +174,12 @@ def student(directory: Path) -> None:
     from megatron_opd.weights.export import iter_hf_tensors
 
     engine = None
-    rollouts = measured.full_rollouts(SIZES["vocab_size"], PREDICTED)
+    rows = measured.full_rows(SIZES["vocab_size"], PREDICTED)
     for case in CASES:
         config = recipe(directory, case)
         before = everything()
         models = assemble(config)
-        models.teacher.score(rollouts)
+        models.teacher.score(rows)
         held = held_by(models.student) | {"all": everything() - before}
         engine = engine or RemoteEngine(groups.channel("rollout"), config)
         push(

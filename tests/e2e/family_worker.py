@@ -60,17 +60,17 @@ def measure(
         for version, weights in enumerate((model_dir, other(model_dir))):
             load_hf(chunks, weights, arch, parallel)
             push(iter_hf_tensors(chunks, arch, parallel), engine, version)
-            rollouts = engine.generate(tiny_hf.prompts(3, 40), version=version, **asked)
-            logprobs_T = np.concatenate([rollout.logprobs for rollout in rollouts])
+            rows = engine.generate(tiny_hf.tasks(3, 40), version=version, **asked)
+            logprobs_T = np.concatenate([row.logprobs for row in rows])
             hf_model = transformers.AutoModelForCausalLM.from_pretrained(weights)
             hf_logprobs_T = np.concatenate(
-                [tiny_hf.logprobs(hf_model, rollout, 1.0, 1.0) for rollout in rollouts]
+                [tiny_hf.logprobs(hf_model, row, 1.0, 1.0) for row in rows]
             )
             measured["from_trainer"].append(
-                float(np.abs(logprobs_T - trainer.score(rollouts).logprobs_T).max())
+                float(np.abs(logprobs_T - trainer.score(rows).logprobs_T).max())
             )
             measured["from_transformers"].append(float(np.abs(logprobs_T - hf_logprobs_T).max()))
-            measured["tokens"].append([rollout.token_ids.tolist() for rollout in rollouts])
+            measured["tokens"].append([row.token_ids.tolist() for row in rows])
         measured["stale"] = refit_without_packing(engine, model_dir, arch, parallel, chunks)
     finally:
         engine.close()

@@ -16,14 +16,15 @@ import pytest
 import torch
 
 from megatron_opd import loop
-from megatron_opd.contracts.rows import Prompt, Signals
+from megatron_opd.contracts.signals import Signals
 from megatron_opd.errors import RunError
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.rollout.requests import Request
 from megatron_opd.rollout.vllm.engine import VllmEngine
 from megatron_opd.runs.run import Run
+from tests.rows import task
 
-REQUEST = Request(Prompt(0, "", "", "", np.array([1], np.int32)), np.empty(0, np.int32), 4, seed=0)
+REQUEST = Request(task(), np.empty(0, np.int32), 4, seed=0)
 
 
 class StandIn:
@@ -142,7 +143,7 @@ def test_the_engine_sleeps_while_models_work_also_in_a_step_without_samples(
         evaluates_at=lambda step: False,
         signals=work,
         trainer=SimpleNamespace(step=work),
-        needs=SimpleNamespace(student_pass=False, rollouts=True),
+        needs=SimpleNamespace(student_pass=False, rows=True),
         process=None,
         refit=refit,
     )

@@ -55,6 +55,6 @@ def test_experts_are_refitted_and_every_stale_one_is_found(
             asked = dict(
                 step=0, samples_per_prompt=4, max_completion_tokens=16, temperature=1.0, seed=5
             )
-            assert_logprobs_of(changed, engine.generate(tiny_hf.prompts(3, 20), version=3, **asked))
+            assert_logprobs_of(changed, engine.generate(tiny_hf.tasks(3, 20), version=3, **asked))
     finally:
         engine.close()

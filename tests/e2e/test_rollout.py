@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.contracts.merged_ids import MergedIds
-from megatron_opd.contracts.rows import Rollout
+from megatron_opd.contracts.rows import Row, Source
 from megatron_opd.errors import ConfigError, RunError
 from megatron_opd.recipe.keys import RolloutConfig
 from megatron_opd.refit.push import push
@@ -39,11 +39,11 @@ class Student:
     model: Any
     version: int = 0
 
-    def generate(self, prompts: list, **changes: Any) -> list[Rollout]:
+    def generate(self, tasks: list, **changes: Any) -> list[Row]:
         defaults = dict(
             step=0, samples_per_prompt=4, max_completion_tokens=32, temperature=1.0, seed=5
         )
-        return self.engine.generate(prompts, version=self.version, **(defaults | changes))
+        return self.engine.generate(tasks, version=self.version, **(defaults | changes))
 
     def refit(self, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
         """Changes the transformers model in place, then pushes it."""
@@ -69,21 +69,19 @@ def student(
     assert not torch.distributed.is_initialized()
 
 
-def assert_same(ours: list[Rollout], theirs: list[Rollout], logprob_atol: float) -> None:
-    assert [(r.prompt.index, r.sample) for r in ours] == [
-        (r.prompt.index, r.sample) for r in theirs
-    ]
+def assert_same(ours: list[Row], theirs: list[Row], logprob_atol: float) -> None:
+    assert [(r.task.index, r.sample) for r in ours] == [(r.task.index, r.sample) for r in theirs]
     for a, b in zip(ours, theirs, strict=True):
         assert a.token_ids.tolist() == b.token_ids.tolist()
         np.testing.assert_allclose(a.logprobs, b.logprobs, rtol=0, atol=logprob_atol)
 
 
 def assert_logprobs_of(
-    model: Any, rollouts: list[Rollout], temperature: float = 1.0, top_p: float = 1.0
+    model: Any, rows: list[Row], temperature: float = 1.0, top_p: float = 1.0
 ) -> None:
-    for rollout in rollouts:
-        expected = tiny_hf.logprobs(model, rollout, temperature, top_p)
-        np.testing.assert_allclose(rollout.logprobs, expected, rtol=0, atol=1e-4)
+    for row in rows:
+        expected = tiny_hf.logprobs(model, row, temperature, top_p)
+        np.testing.assert_allclose(row.logprobs, expected, rtol=0, atol=1e-4)
 
 
 # ----------------------------------------------------------------------------------------- sampling
@@ -91,38 +89,33 @@ def assert_logprobs_of(
 def test_logprobs_are_those_of_the_distribution_sampled_from(
     student: Student, temperature: float, top_p: float
 ) -> None:
-    rollouts = student.generate(tiny_hf.prompts(3, 40, 200), temperature=temperature, top_p=top_p)
-    assert len(rollouts) == 12 and sum(r.num_tokens for r in rollouts) > 60
-    assert_logprobs_of(student.model, rollouts, temperature, top_p)
+    rows = student.generate(tiny_hf.tasks(3, 40, 200), temperature=temperature, top_p=top_p)
+    assert len(rows) == 12 and sum(r.num_tokens for r in rows) > 60
+    assert_logprobs_of(student.model, rows, temperature, top_p)
 
 
 def test_temperature_zero_is_greedy(student: Student) -> None:
-    prompts = tiny_hf.prompts(5, 30)
-    for rollout in student.generate(prompts, samples_per_prompt=1, temperature=0.0):
-        token_ids = np.concatenate([rollout.prompt.token_ids, rollout.token_ids]).astype(np.int64)
+    tasks = tiny_hf.tasks(5, 30)
+    for row in student.generate(tasks, samples_per_prompt=1, temperature=0.0):
+        token_ids = np.concatenate([row.prompt_ids, row.token_ids]).astype(np.int64)
         with torch.no_grad():
             logits_TV = student.model(torch.from_numpy(token_ids)[None]).logits[0]
-        greedy = logits_TV.argmax(-1)[len(rollout.prompt.token_ids) - 1 : -1]
-        assert rollout.token_ids.tolist() == greedy.tolist()
-        assert_logprobs_of(student.model, [rollout])
+        greedy = logits_TV.argmax(-1)[len(row.prompt_ids) - 1 : -1]
+        assert row.token_ids.tolist() == greedy.tolist()
+        assert_logprobs_of(student.model, [row])
 
 
 def test_a_completion_ends_with_eos_or_at_the_limit(student: Student) -> None:
-    rollouts = student.generate(
-        tiny_hf.prompts(4, 9), samples_per_prompt=32, max_completion_tokens=24
-    )
-    assert {r.finish_reason for r in rollouts} == {"stop", "length"}
-    for rollout in rollouts:
-        ends = rollout.token_ids == tiny_hf.EOS_ID
+    rows = student.generate(tiny_hf.tasks(4, 9), samples_per_prompt=32, max_completion_tokens=24)
+    assert {r.finish_reason for r in rows} == {"stop", "length"}
+    for row in rows:
+        ends = row.token_ids == tiny_hf.EOS_ID
         assert not ends[:-1].any()
-        assert ends[-1] == (rollout.finish_reason == "stop")
-        assert rollout.finish_reason == "stop" or rollout.num_tokens == 24
-        words = [f"w{i}" for i in rollout.token_ids if i not in tiny_hf.SPECIAL_IDS]
-        assert rollout.text.replace(" ", "") == "".join(words)
-        assert (
-            len(rollout.logprobs) == rollout.num_tokens
-            and rollout.policy_version == student.version
-        )
+        assert ends[-1] == (row.finish_reason == "stop")
+        assert row.finish_reason == "stop" or row.num_tokens == 24
+        words = [f"w{i}" for i in row.token_ids if i not in tiny_hf.SPECIAL_IDS]
+        assert row.text.replace(" ", "") == "".join(words)
+        assert len(row.logprobs) == row.num_tokens and row.version == student.version
 
 
 def test_sampling_stops_at_every_end_of_the_model(tmp_path: Path) -> None:
@@ -139,94 +132,92 @@ def test_sampling_stops_at_every_end_of_the_model(tmp_path: Path) -> None:
         further_ends=(11,),
     )
     try:
-        rollouts = Student(engine, None).generate(tiny_hf.prompts(4, 9), samples_per_prompt=64)
+        rows = Student(engine, None).generate(tiny_hf.tasks(4, 9), samples_per_prompt=64)
     finally:
         engine.close()
-    stopped = [r for r in rollouts if r.finish_reason == "stop"]
+    stopped = [r for r in rows if r.finish_reason == "stop"]
     assert {r.token_ids[-1] for r in stopped} == {tiny_hf.EOS_ID, 5, 7, 11}
-    for rollout in rollouts:
-        ends = np.isin(rollout.token_ids, [tiny_hf.EOS_ID, 5, 7, 11])
-        assert not ends[:-1].any() and ends[-1] == (rollout.finish_reason == "stop")
-        assert not {"w5", "w7", "w11"} & set(rollout.text.split())  # an end is not written
+    for row in rows:
+        ends = np.isin(row.token_ids, [tiny_hf.EOS_ID, 5, 7, 11])
+        assert not ends[:-1].any() and ends[-1] == (row.finish_reason == "stop")
+        assert not {"w5", "w7", "w11"} & set(row.text.split())  # an end is not written
 
 
 def test_a_completion_may_begin_with_given_tokens(student: Student) -> None:
     given = {0: np.array([5, 9, 7], np.int32), 1: np.array([], np.int32)}
-    rollouts = student.generate(
-        tiny_hf.prompts(4, 9), prefix_of=lambda prompt, sample: given[prompt.index][:sample]
+    rows = student.generate(
+        tiny_hf.tasks(4, 9), prefix_of=lambda task, sample: given[task.index][:sample]
     )
-    for rollout in rollouts:
-        prefix = given[rollout.prompt.index][: rollout.sample]
+    for row in rows:
+        prefix = given[row.task.index][: row.sample]
         assert (
-            rollout.given == len(prefix)
-            and rollout.token_ids[: len(prefix)].tolist() == prefix.tolist()
+            row.num_given == len(prefix)
+            and row.token_ids[: len(prefix)].tolist() == prefix.tolist()
         )
-        assert (rollout.logprobs[: len(prefix)] == 0).all() and len(
-            rollout.logprobs
-        ) == rollout.num_tokens
-        assert len(prefix) < rollout.num_tokens <= 32
-        expected = tiny_hf.logprobs(student.model, rollout, 1.0, 1.0)[len(prefix) :]
-        np.testing.assert_allclose(rollout.logprobs[len(prefix) :], expected, rtol=0, atol=1e-4)
+        assert (row.logprobs[: len(prefix)] == 0).all() and len(row.logprobs) == row.num_tokens
+        assert len(prefix) < row.num_tokens <= 32
+        expected = tiny_hf.logprobs(student.model, row, 1.0, 1.0)[len(prefix) :]
+        np.testing.assert_allclose(row.logprobs[len(prefix) :], expected, rtol=0, atol=1e-4)
 
 
 def test_prompt_and_completion_fit_the_sequence_length(student: Student) -> None:
-    rollouts = student.generate(tiny_hf.prompts(295), samples_per_prompt=16)
-    assert max(r.num_tokens for r in rollouts) == 5
+    rows = student.generate(tiny_hf.tasks(295), samples_per_prompt=16)
+    assert max(r.num_tokens for r in rows) == 5
     with pytest.raises(RunError, match="prompt 0 has 300 tokens"):
-        student.generate(tiny_hf.prompts(300))
+        student.generate(tiny_hf.tasks(300))
 
 
 def test_the_same_call_gives_the_same_bits(student: Student) -> None:
-    prompts = tiny_hf.prompts(6, 150, 151)
+    tasks = tiny_hf.tasks(6, 150, 151)
     torch.manual_seed(3)
-    first = student.generate(prompts)
+    first = student.generate(tasks)
     state = torch.get_rng_state()
-    assert_same(student.generate(prompts), first, logprob_atol=0)
+    assert_same(student.generate(tasks), first, logprob_atol=0)
     assert torch.equal(torch.get_rng_state(), state)  # the trainer's generator is left alone
     for change in ({"seed": 6}, {"step": 1}):
-        assert [r.text for r in student.generate(prompts, **change)] != [r.text for r in first]
+        assert [r.text for r in student.generate(tasks, **change)] != [r.text for r in first]
 
 
 def test_samples_do_not_depend_on_how_prompts_are_split(student: Student) -> None:
-    prompts = tiny_hf.prompts(6, 150, 151, 20)
-    together = student.generate(prompts)
+    tasks = tiny_hf.tasks(6, 150, 151, 20)
+    together = student.generate(tasks)
     assert len({r.text for r in together}) == len(together)
-    apart = student.generate(prompts[:1]) + student.generate(prompts[1:])
+    apart = student.generate(tasks[:1]) + student.generate(tasks[1:])
     assert_same(apart, together, logprob_atol=1e-5)
 
 
 def test_prompts_of_more_tokens_than_a_step_takes(student: Student) -> None:
     """64 x 4 samples of 60 tokens are 15,360: no prompt is cut, which a seeded request on a CPU
     does not survive."""
-    prompts = tiny_hf.prompts(*[60] * 64)
-    together = student.generate(prompts, max_completion_tokens=4)
+    tasks = tiny_hf.tasks(*[60] * 64)
+    together = student.generate(tasks, max_completion_tokens=4)
     assert_same(
-        student.generate(prompts[40:41], max_completion_tokens=4),
+        student.generate(tasks[40:41], max_completion_tokens=4),
         together[160:164],
         logprob_atol=1e-5,
     )
 
 
 def test_a_prompt_that_is_drawn_again_gets_further_samples(student: Student) -> None:
-    (prompt,) = tiny_hf.prompts(20)
-    eight = student.generate([prompt], samples_per_prompt=8)
-    again = student.generate([prompt, replace(prompt, first_sample=4)])
+    (task,) = tiny_hf.tasks(20)
+    eight = student.generate([task], samples_per_prompt=8)
+    again = student.generate([task, replace(task, first_sample=4)])
     assert_same(again, eight, logprob_atol=1e-5)
 
 
 def test_a_call_that_is_interrupted_leaves_nothing_behind(student: Student) -> None:
-    prompts = tiny_hf.prompts(6, 7)
-    before = student.generate(prompts)
+    tasks = tiny_hf.tasks(6, 7)
+    before = student.generate(tasks)
 
     def interrupt(done: int, total: int) -> None:
         assert total == 8
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        student.generate(prompts, on_progress=interrupt)
+        student.generate(tasks, on_progress=interrupt)
     seen: list[int] = []
     assert_same(
-        student.generate(prompts, on_progress=lambda done, _: seen.append(done)),
+        student.generate(tasks, on_progress=lambda done, _: seen.append(done)),
         before,
         logprob_atol=0,
     )
@@ -241,9 +232,9 @@ def test_a_step_that_fails_is_one_line(
     with monkeypatch.context() as patch:
         patch.setattr(executor, "execute_model", lambda *_, **__: 1 // 0)
         with pytest.raises(RunError, match="vLLM failed while generating: ZeroDivisionError"):
-            student.generate(tiny_hf.prompts(3, 140))
+            student.generate(tiny_hf.tasks(3, 140))
     assert "scheduler output" not in "".join(capfd.readouterr())
-    assert_logprobs_of(student.model, student.generate(tiny_hf.prompts(3, 140)))
+    assert_logprobs_of(student.model, student.generate(tiny_hf.tasks(3, 140)))
 
 
 def test_an_engine_that_cannot_wake_is_one_line(
@@ -313,13 +304,13 @@ def test_a_recipe_may_change_the_rotary_base_and_the_context(
     changed = ModelConfig(str(directory), rope_theta=30.0, max_position_embeddings=700)
     engine = VllmEngine(changed, CONFIG, precision="float32", max_sequence_length=600, seed=0)
     try:
-        rollouts = Student(engine, None).generate(tiny_hf.prompts(3, 560), samples_per_prompt=1)
+        rows = Student(engine, None).generate(tiny_hf.tasks(3, 560), samples_per_prompt=1)
     finally:
         engine.close()
     expected = transformers.AutoConfig.from_pretrained(directory)
     expected.rope_parameters["rope_theta"] = 30.0
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, config=expected)
-    assert_logprobs_of(model, rollouts)
+    assert_logprobs_of(model, rows)
     unscaled = {"rope_type": "default", "rope_theta": 30.0}
     for other in [transformers.AutoConfig.from_pretrained(directory).rope_parameters] + [
         unscaled
@@ -328,7 +319,7 @@ def test_a_recipe_may_change_the_rotary_base_and_the_context(
         with pytest.raises(AssertionError):  # or base and scaling make no difference here
             assert_logprobs_of(
                 transformers.AutoModelForCausalLM.from_pretrained(directory, config=expected),
-                rollouts,
+                rows,
             )
 
 
@@ -343,13 +334,13 @@ def test_an_engine_in_float16_takes_new_weights_and_samples_from_them(tmp_path: 
         report = student.refit(
             lambda name, parameter: (parameter + 0.01 * parameter.sign()).half().float()
         )
-        rollouts = student.generate(tiny_hf.prompts(3, 40, 200))
+        rows = student.generate(tiny_hf.tasks(3, 40, 200))
     finally:
         engine.close()
-    assert report.max_error < 1e-3 and len(rollouts) == 12
-    for rollout in rollouts:  # some twenty operations of a layer, each rounded to 2**-11
+    assert report.max_error < 1e-3 and len(rows) == 12
+    for row in rows:  # some twenty operations of a layer, each rounded to 2**-11
         np.testing.assert_allclose(
-            rollout.logprobs, tiny_hf.logprobs(model, rollout, 1.0, 1.0), rtol=0, atol=0.03
+            row.logprobs, tiny_hf.logprobs(model, row, 1.0, 1.0), rtol=0, atol=0.03
         )
 
 
@@ -368,29 +359,28 @@ def test_tokens_of_a_mixture_come_from_both_models(tmp_path: Path) -> None:
         version=0, step=3, samples_per_prompt=64, max_completion_tokens=12, temperature=1.0, seed=5
     )
     try:
-        rollouts = generate_mixture(*engines, tiny_hf.prompts(3, 40), teacher_share=0.3, **asked)
-        again = generate_mixture(*engines, tiny_hf.prompts(3, 40), teacher_share=0.3, **asked)
-        alone = generate_mixture(*engines, tiny_hf.prompts(3, 40)[1:], teacher_share=0.3, **asked)
-        none = generate_mixture(*engines, tiny_hf.prompts(3), teacher_share=0.0, **asked)
+        rows = generate_mixture(*engines, tiny_hf.tasks(3, 40), teacher_share=0.3, **asked)
+        again = generate_mixture(*engines, tiny_hf.tasks(3, 40), teacher_share=0.3, **asked)
+        alone = generate_mixture(*engines, tiny_hf.tasks(3, 40)[1:], teacher_share=0.3, **asked)
+        none = generate_mixture(*engines, tiny_hf.tasks(3), teacher_share=0.0, **asked)
     finally:
         teacher.close(groups_too=False)
         student.close()
-    assert_same(again, rollouts, logprob_atol=0)
-    assert_same(alone, rollouts[64:], logprob_atol=1e-5)
-    assert not any(r.by_teacher.any() for r in none)
-    by_teacher = np.concatenate([r.by_teacher for r in rollouts])
+    assert_same(again, rows, logprob_atol=0)
+    assert_same(alone, rows[64:], logprob_atol=1e-5)
+    assert not any(r.sources.any() for r in none)
+    by_teacher = np.concatenate([r.sources == Source.TEACHER for r in rows])
     assert abs(by_teacher.mean() - 0.3) < 4 * (0.21 / len(by_teacher)) ** 0.5
     of = {
-        name: [tiny_hf.logprobs(model, r, 1.0, 1.0) for r in rollouts]
-        for name, model in models.items()
+        name: [tiny_hf.logprobs(model, r, 1.0, 1.0) for r in rows] for name, model in models.items()
     }
-    for rollout, expected in zip(rollouts, of["student"], strict=True):
+    for row, expected in zip(rows, of["student"], strict=True):
         np.testing.assert_allclose(
-            rollout.logprobs, np.where(rollout.by_teacher, 0, expected), rtol=0, atol=1e-4
+            row.logprobs, np.where(row.sources == Source.TEACHER, 0, expected), rtol=0, atol=1e-4
         )
-        ends = rollout.token_ids == tiny_hf.EOS_ID
-        assert not ends[:-1].any() and ends[-1] == (rollout.finish_reason == "stop")
-        assert rollout.finish_reason == "stop" or rollout.num_tokens == 12
+        ends = row.token_ids == tiny_hf.EOS_ID
+        assert not ends[:-1].any() and ends[-1] == (row.finish_reason == "stop")
+        assert row.finish_reason == "stop" or row.num_tokens == 12
     ours, theirs = (np.concatenate(of[name]) for name in models)
     # A token is likelier under the model that drew it.
     assert theirs[by_teacher].mean() > ours[by_teacher].mean() + 0.5
@@ -410,9 +400,9 @@ def test_the_first_token_of_a_mixture_has_its_frequencies(tmp_path: Path) -> Non
         )
         for i, model in enumerate(models)
     ]
-    (prompt,) = tiny_hf.prompts(9)
+    (task,) = tiny_hf.tasks(9)
     with torch.no_grad():
-        context = torch.from_numpy(prompt.token_ids.astype(np.int64))[None]
+        context = torch.from_numpy(task.prompt_ids.astype(np.int64))[None]
         student, teacher = (model(context).logits[0, -1].softmax(0).numpy() for model in models)
     likely = int(teacher.argmax())
     asked = dict(
@@ -425,22 +415,22 @@ def test_the_first_token_of_a_mixture_has_its_frequencies(tmp_path: Path) -> Non
         seed=1,
     )
     try:
-        rollouts = generate_mixture(*engines, [prompt], **asked)
+        rows = generate_mixture(*engines, [task], **asked)
         ended = generate_mixture(
-            *engines, [prompt], merged=MergedIds((likely,), tiny_hf.EOS_ID), **asked
+            *engines, [task], merged=MergedIds((likely,), tiny_hf.EOS_ID), **asked
         )
     finally:
         engines[1].close(groups_too=False)
         engines[0].close()
-    for plain, moved in zip(rollouts, ended, strict=True):
-        becomes_end = plain.by_teacher[0] and plain.token_ids[0] == likely
+    for plain, moved in zip(rows, ended, strict=True):
+        becomes_end = plain.sources[0] == Source.TEACHER and plain.token_ids[0] == likely
         assert moved.token_ids[0] == (tiny_hf.EOS_ID if becomes_end else plain.token_ids[0])
-    assert sum(plain.token_ids[0] == likely for plain in rollouts) > 100
+    assert sum(plain.token_ids[0] == likely for plain in rows) > 100
     mixture = 0.6 * student + 0.4 * teacher
-    drawn = np.bincount([r.token_ids[0] for r in rollouts], minlength=len(mixture))
+    drawn = np.bincount([r.token_ids[0] for r in rows], minlength=len(mixture))
 
     def chi_squared(probabilities: np.ndarray) -> float:
-        expected = len(rollouts) * probabilities
+        expected = len(rows) * probabilities
         return float(((drawn - expected) ** 2 / expected).sum())
 
     # 95 degrees of freedom: mean 95, deviation 14.
@@ -450,20 +440,20 @@ def test_the_first_token_of_a_mixture_has_its_frequencies(tmp_path: Path) -> Non
 
 # -------------------------------------------------------------------------------------------- refit
 def test_refit_changes_the_policy(student: Student) -> None:
-    prompts = tiny_hf.prompts(3, 290)  # longer than two blocks of the prefix cache
-    before = student.generate(prompts)
+    tasks = tiny_hf.tasks(3, 290)  # longer than two blocks of the prefix cache
+    before = student.generate(tasks)
     noise = torch.Generator().manual_seed(student.version)
     report = student.refit(lambda _, old: old + 0.05 * torch.randn(old.shape, generator=noise))
     parameters = list(student.model.parameters())
     assert (report.tensors, report.bytes) == (len(parameters), sum(p.nbytes for p in parameters))
     assert 0 <= report.max_error < 1e-5
-    after = student.generate(prompts)
+    after = student.generate(tasks)
     assert_logprobs_of(student.model, after)
     with pytest.raises(AssertionError):
         assert_logprobs_of(student.model, before)
     with pytest.raises(RunError, match="policy version"):
         student.engine.generate(
-            prompts,
+            tasks,
             version=0,
             step=0,
             samples_per_prompt=1,
@@ -485,14 +475,14 @@ def test_an_engine_without_weights_takes_nothing_less_than_all_of_them(tmp_path:
     try:
         for _ in ("new", "restarted"):
             with pytest.raises(RunError, match="version 0 asked of an engine that holds None"):
-                student.generate(tiny_hf.prompts(3))
+                student.generate(tiny_hf.tasks(3))
             lost, *sent = tiny_hf.tensors(model)
             with pytest.raises(RunError, match=f"1 tensors did not arrive, first {lost[0]}"):
                 push(iter(sent), engine, 0)
             with pytest.raises(RunError, match="version 0 asked of an engine that holds None"):
-                student.generate(tiny_hf.prompts(3))
+                student.generate(tiny_hf.tasks(3))
             push(tiny_hf.tensors(model), engine, 0)
-            assert_logprobs_of(model, student.generate(tiny_hf.prompts(3, 140)))
+            assert_logprobs_of(model, student.generate(tiny_hf.tasks(3, 140)))
             engine.restart()
     finally:
         engine.close()
@@ -534,9 +524,9 @@ def test_swapped_tensors_are_found(student: Student, first: str, second: str) ->
         push(tiny_hf.tensors(student.model), tampered, student.version + 1)
     assert tampered.policy_version is None
     with pytest.raises(RunError, match="holds None"):
-        student.generate(tiny_hf.prompts(3))
+        student.generate(tiny_hf.tasks(3))
     student.refit(lambda _, old: old)
-    assert_logprobs_of(student.model, student.generate(tiny_hf.prompts(3, 140)))
+    assert_logprobs_of(student.model, student.generate(tiny_hf.tasks(3, 140)))
 
 
 def test_every_tensor_of_the_previous_version_is_found(student: Student) -> None:
@@ -563,7 +553,7 @@ def test_a_missing_tensor_is_named(student: Student, lost: str) -> None:
     with pytest.raises(RunError, match=f"1 tensors did not arrive, first {lost}"):
         push(sent, student.engine, student.version + 1)
     student.refit(lambda _, old: old)
-    assert_logprobs_of(student.model, student.generate(tiny_hf.prompts(3, 140)))
+    assert_logprobs_of(student.model, student.generate(tiny_hf.tasks(3, 140)))
 
 
 @pytest.mark.parametrize(
@@ -589,4 +579,4 @@ def test_a_sender_that_fails_leaves_an_engine_that_can_be_refitted(student: Stud
     with pytest.raises(OSError, match="a rank is gone"):
         push(failing(), student.engine, student.version + 1)
     student.refit(lambda _, old: old)
-    assert_logprobs_of(student.model, student.generate(tiny_hf.prompts(3, 140)))
+    assert_logprobs_of(student.model, student.generate(tiny_hf.tasks(3, 140)))

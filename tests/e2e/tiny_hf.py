@@ -11,7 +11,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.contracts.rows import Row, Task
 
 VOCAB_SIZE = 96  # not a multiple of 64, to which vLLM pads
 EOS_ID = 1
@@ -88,16 +88,16 @@ def tensors(model: transformers.PreTrainedModel) -> Iterator[tuple[str, torch.Te
     return iter(list(model.named_parameters()))
 
 
-def prompts(*lengths: int) -> list[Prompt]:
+def tasks(*lengths: int) -> list[Task]:
     """Random prompts of the given lengths; all share their first tokens."""
     token_ids = np.random.default_rng(7).integers(2, VOCAB_SIZE, max(lengths)).astype(np.int32)
     return [
-        Prompt(
+        Task(
             index=index,
             problem="",
             answer="",
             text="",
-            token_ids=np.append(token_ids[: n - 1], np.int32(2 + index)),
+            prompt_ids=np.append(token_ids[: n - 1], np.int32(2 + index)),
         )
         for index, n in enumerate(lengths)
     ]
@@ -105,18 +105,12 @@ def prompts(*lengths: int) -> list[Prompt]:
 
 @torch.no_grad()
 def logprobs(
-    model: transformers.PreTrainedModel, rollout: Rollout, temperature: float, top_p: float
+    model: transformers.PreTrainedModel, row: Row, temperature: float, top_p: float
 ) -> np.ndarray:
     """transformers' logprobs of the completion's tokens under temperature and nucleus sampling."""
-    token_ids = torch.from_numpy(
-        np.concatenate([rollout.prompt.token_ids, rollout.token_ids]).astype(np.int64)
-    )
-    logits_TV = (
-        model(token_ids[None]).logits[0, len(rollout.prompt.token_ids) - 1 : -1] / temperature
-    )
+    token_ids = torch.from_numpy(np.concatenate([row.prompt_ids, row.token_ids]).astype(np.int64))
+    logits_TV = model(token_ids[None]).logits[0, len(row.prompt_ids) - 1 : -1] / temperature
     probabilities_TV, order_TV = logits_TV.softmax(-1).sort(descending=True)
     outside_TV = probabilities_TV.cumsum(-1) - probabilities_TV >= top_p
     logits_TV = logits_TV.masked_fill(outside_TV.scatter(-1, order_TV, outside_TV), -torch.inf)
-    return (
-        logits_TV.log_softmax(-1).gather(-1, token_ids[-rollout.num_tokens :, None])[:, 0].numpy()
-    )
+    return logits_TV.log_softmax(-1).gather(-1, token_ids[-row.num_tokens :, None])[:, 0].numpy()

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from megatron_opd.contracts.rows import Prompt, Rollout, Signals, StudentSignals, TeacherSignals
+from megatron_opd.contracts.signals import Signals, StudentSignals, TeacherSignals
 from megatron_opd.methods.needs import fit_topk
 from megatron_opd.methods.terms import MethodConfig
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import Objective
 from megatron_opd.vocab_parallel import divergence, logprobs
+from tests.rows import row, task
 
 V, K = 7, 3
 _random = np.random.default_rng(0)
@@ -42,30 +43,27 @@ def small(method: MethodConfig) -> MethodConfig:
 
 def every_token(step: int = 0, rewards: torch.Tensor = REWARDS) -> Batch:
     """One group of V rollouts: number v sampled token v and nothing else."""
-    prompt = Prompt(0, "", "", "", np.array([1], np.int32))
     student = STUDENT_LOGITS.log_softmax(0)
-    rollouts = [
-        Rollout(
-            prompt,
-            v,
-            np.array([v], np.int32),
-            student[v : v + 1].numpy(),
-            "",
-            "length",
-            0,
+    rows = [
+        row(
+            [v],
+            of=task(),
+            sample=v,
+            logprobs=student[v : v + 1].numpy(),
+            finish_reason="length",
             reward=float(rewards[v]),
         )
         for v in range(V)
     ]
     best = TEACHER.topk(K)
-    repeat = lambda row: np.tile(row.numpy(), (V, 1))  # noqa: E731
+    repeat = lambda of_V: np.tile(of_V.numpy(), (V, 1))  # noqa: E731
     entropy = lambda log_p: np.full(V, float(-(log_p.exp() * log_p).sum()), np.float32)  # noqa: E731
     teacher = TeacherSignals(
         np.full(V, int(TEACHER.argmax()), np.int32), TEACHER.numpy(), entropy(TEACHER),
         repeat(best.indices).astype(np.int32), repeat(best.values),
     )  # fmt: skip
     return Batch(
-        rollouts,
+        rows,
         Signals(
             teacher,
             REFERENCE.numpy(),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from megatron_opd.contracts.rows import Prompt, Rollout, StepRecord, Verdict
+from megatron_opd.contracts.rows import Row, StepRecord, Verdict
 from megatron_opd.evaluation.heldout import accuracy
 from megatron_opd.metrics.console import open_console
 from megatron_opd.metrics.interval import interval_95
@@ -16,6 +16,7 @@ from megatron_opd.metrics.sinks import Sinks
 from megatron_opd.metrics.summary import reward_metrics
 from megatron_opd.recipe.keys import EvalConfig, LogConfig
 from megatron_opd.report.page import write_report
+from tests.rows import row, task
 from tests.unit.test_metrics import make_config
 
 HELD_OUT = {
@@ -59,12 +60,11 @@ def test_the_report_says_what_an_accuracy_rests_on(tmp_path: Path) -> None:
     assert "80 answers were not judged within reward.budget_seconds" in page
 
 
-def rollouts_of(reasons: list[str]) -> list[Rollout]:
-    none = np.zeros(1, np.int32)
+def rows_of(reasons: list[str]) -> list[Row]:
     return [
-        Rollout(
-            Prompt(i // 2, "", "", "", none), i % 2, none, none.astype(np.float32), "",
-            "length" if reason == "truncated" else "stop", 0, group=i // 2,
+        row(
+            [0], of=task(i // 2), sample=i % 2, group=i // 2, logprobs=0.0,
+            finish_reason="length" if reason == "truncated" else "stop",
             reward=float(reason == "correct"),
             verdict=Verdict(float(reason == "correct"), reason == "correct", reason),
         )
@@ -73,14 +73,14 @@ def rollouts_of(reasons: list[str]) -> list[Rollout]:
 
 
 def test_completions_without_an_answer_and_bad_golds_are_counted() -> None:
-    rollouts = rollouts_of(
+    rows = rows_of(
         ["correct", "truncated", "no_answer", "wrong", "bad_gold", "bad_gold", "bad_gold", "wrong"]
     )
-    metrics = reward_metrics(rollouts)
+    metrics = reward_metrics(rows)
     assert metrics["reward/unanswered/mean"] == 0.25
     assert metrics["reward/bad_gold"] == 2, "prompts, not answers"
-    assert "reward/unanswered/mean" not in reward_metrics(rollouts_of(["unscored"] * 4))
-    groups = [rollouts[i : i + 2] for i in range(0, 8, 2)]
+    assert "reward/unanswered/mean" not in reward_metrics(rows_of(["unscored"] * 4))
+    groups = [rows[i : i + 2] for i in range(0, 8, 2)]
     held_out = accuracy(groups, EvalConfig(samples_per_prompt=2, temperature=1.0))
     assert (held_out["eval/prompts"], held_out["eval/bad_gold"], held_out["eval/accuracy"]) == (
         4,

@@ -17,7 +17,7 @@ from megatron_opd.recipe.load import dump_config, load_config
 from megatron_opd.tasks import chat_template as module
 from megatron_opd.tasks import pin as pin_module
 from megatron_opd.tasks.chat_template import ChatTemplate
-from megatron_opd.tasks.data import load_prompts
+from megatron_opd.tasks.data import load_tasks
 from megatron_opd.tasks.pin import keep_pins, pin
 from megatron_opd.tasks.template import render
 from megatron_opd.tasks.tokenizer import load_tokenizer
@@ -227,7 +227,7 @@ def test_a_trace_goes_on_after_the_tag_of_the_template(tmp_path: Path, tokenizer
     path.write_text(
         "".join(json.dumps({"problem": "q", "response": response}) + "\n" for response in responses)
     )
-    prompts = load_prompts(
+    prompts = load_tasks(
         path,
         DataConfig(""),
         tokenizer,

@@ -2,40 +2,36 @@
 
 from collections import Counter
 
-import numpy as np
 import pytest
 
-from megatron_opd.contracts.rows import UNSCORED, Prompt, Rollout, Verdict
+from megatron_opd.contracts.rows import UNSCORED, Row, Verdict
 from megatron_opd.errors import RunError
 from megatron_opd.rollout.requests import request_seed, sample_numbers
 from megatron_opd.runs.collect import check_verdicts, with_new_samples
-from megatron_opd.tasks.source import PromptSource
+from megatron_opd.tasks.source import TaskSource
+from tests.rows import row, task
 
 
 def test_no_two_samples_of_a_step_have_one_seed() -> None:
     """Refills that begin an epoch, of a data set smaller than the step."""
-    prompts = [Prompt(i, "", "", "", np.array([1], np.int32)) for i in range(6)]
-    source, drawn = PromptSource(prompts, seed=0, shuffle=True), Counter[int]()
+    tasks = [task(i) for i in range(6)]
+    source, drawn = TaskSource(tasks, seed=0, shuffle=True), Counter[int]()
     step = [
-        prompt
+        drawn_task
         for size in (8, 5, 3)
-        for prompt in with_new_samples(source.next(size), drawn, group_size=5)
+        for drawn_task in with_new_samples(source.next(size), drawn, group_size=5)
     ]
-    places = [(prompt.index, sample) for prompt in step for sample in sample_numbers(prompt, 4)]
+    places = [(each.index, sample) for each in step for sample in sample_numbers(each, 4)]
     assert len({request_seed(0, 0, *place) for place in places}) == len(places) == 64
     # as before, where nothing comes twice
-    assert [prompt.first_sample for prompt in step[:6]] == [0] * 6
-    traces = {(prompt.index, prompt.first_sample + 4) for prompt in step}
+    assert [each.first_sample for each in step[:6]] == [0] * 6
+    traces = {(each.index, each.first_sample + 4) for each in step}
     assert len(traces) == 16 and not traces & set(places)
 
 
-def judged(*reasons: str) -> list[Rollout]:
-    prompt, nothing = Prompt(0, "", "", "", np.ones(1, np.int32)), np.ones(1, np.float32)
+def judged(*reasons: str) -> list[Row]:
     verdicts = [Verdict(0.0, None, reason) for reason in reasons]
-    return [
-        Rollout(prompt, i, nothing.astype(np.int32), nothing, "", "stop", 0, verdict=verdict)
-        for i, verdict in enumerate(verdicts)
-    ]
+    return [row([1], sample=i, verdict=verdict) for i, verdict in enumerate(verdicts)]
 
 
 def test_a_verifier_that_fails_is_warned_of_and_then_ends_the_run() -> None:

@@ -16,12 +16,12 @@ import pytest
 from tokenizers import normalizers
 
 from megatron_opd.checks.training import check_data
-from megatron_opd.contracts.rows import Prompt
+from megatron_opd.contracts.rows import Task
 from megatron_opd.errors import DataError
 from megatron_opd.recipe.keys import DataConfig, HeldoutConfig, RunConfig, TemplateConfig
 from megatron_opd.recipe.load import load_config
 from megatron_opd.tasks import rows as rows_module
-from megatron_opd.tasks.data import load_heldout, load_prompts
+from megatron_opd.tasks.data import load_heldout, load_tasks
 from megatron_opd.tasks.data_files import changed_data, data_files, data_sha256
 from megatron_opd.tasks.tokenizer import load_tokenizer
 from tests.tiny_config import tiny_config
@@ -39,14 +39,14 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load_tokenizer(write_byte_tokenizer(tmp_path_factory.mktemp("model")))
 
 
-def load(paths: Any, tokenizer: Any, config: DataConfig = CHAT, **changes: Any) -> list[Prompt]:
+def load(paths: Any, tokenizer: Any, config: DataConfig = CHAT, **changes: Any) -> list[Task]:
     limits = {
         "max_prompt_tokens": 1000,
         "max_sequence_length": 1500,
         "need_answer": True,
         "need_trace": False,
     }
-    return load_prompts(paths, config, tokenizer, **(limits | changes))
+    return load_tasks(paths, config, tokenizer, **(limits | changes))
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -81,7 +81,7 @@ def not_utf8() -> Any:
     return pyarrow.StringArray.from_buffers(3, offsets, pyarrow.py_buffer(b"a\xff\xfeb"))
 
 
-def prompt(value: object) -> bytes:
+def task(value: object) -> bytes:
     """A good row, and one with this prompt."""
     return (
         LINE.replace(b"problem", b"prompt") + json.dumps({"prompt": value, "answer": "2"}).encode()
@@ -164,69 +164,69 @@ FILES: list[tuple[str, bytes, int | str]] = [
     # ------------------------------------------------------------------------------------- problems
     (
         "a.jsonl",
-        prompt(5),
+        task(5),
         r"a\.jsonl:2: column prompt holds int; it must be text or a list of messages",
     ),
-    ("a.jsonl", prompt(["a"]), r"a\.jsonl:2: column prompt holds list"),
-    ("a.jsonl", prompt({"role": "user"}), r"a\.jsonl:2: column prompt holds dict"),
-    ("a.jsonl", prompt(None), r"a\.jsonl:2: no problem text in column prompt"),
-    ("a.jsonl", prompt(" \n"), r"a\.jsonl:2: no problem text"),
-    ("a.jsonl", prompt([]), r"a\.jsonl:2: no problem text"),
-    ("a.jsonl", prompt("[1, 2] and [3]: the union?"), 2),
-    ("a.jsonl", prompt('[{"a": 1}]'), 2),
+    ("a.jsonl", task(["a"]), r"a\.jsonl:2: column prompt holds list"),
+    ("a.jsonl", task({"role": "user"}), r"a\.jsonl:2: column prompt holds dict"),
+    ("a.jsonl", task(None), r"a\.jsonl:2: no problem text in column prompt"),
+    ("a.jsonl", task(" \n"), r"a\.jsonl:2: no problem text"),
+    ("a.jsonl", task([]), r"a\.jsonl:2: no problem text"),
+    ("a.jsonl", task("[1, 2] and [3]: the union?"), 2),
+    ("a.jsonl", task('[{"a": 1}]'), 2),
     # ------------------------------------------------------------------------------------- messages
-    ("a.jsonl", prompt([USER]), 2),
-    ("a.jsonl", prompt([{"content": "a"}]), r"a\.jsonl:2: no problem text: message 1 has no role"),
+    ("a.jsonl", task([USER]), 2),
+    ("a.jsonl", task([{"content": "a"}]), r"a\.jsonl:2: no problem text: message 1 has no role"),
     (
         "a.jsonl",
-        prompt([{"role": 5, "content": "a"}]),
+        task([{"role": 5, "content": "a"}]),
         r"a\.jsonl:2: no problem text: message 1 has no role",
     ),
     (
         "a.jsonl",
-        prompt([USER, {"role": "user"}]),
+        task([USER, {"role": "user"}]),
         r":2: no problem text: message 2 \(user\) has no content",
     ),
     (
         "a.jsonl",
-        prompt([USER, {"role": "user", "content": 5}]),
+        task([USER, {"role": "user", "content": 5}]),
         r":2: .* message 2 \(user\) has int as its content",
     ),
-    ("a.jsonl", prompt([USER, "a"]), r"a\.jsonl:2: column prompt holds list"),
+    ("a.jsonl", task([USER, "a"]), r"a\.jsonl:2: column prompt holds list"),
     (
         "a.jsonl",
-        prompt([{"role": "system", "content": "a"}]),
+        task([{"role": "system", "content": "a"}]),
         r":2: the conversation ends with a message of system",
     ),
     (
         "a.jsonl",
-        prompt([USER, {"role": "assistant", "content": "a"}]),
+        task([USER, {"role": "assistant", "content": "a"}]),
         r":2: the conversation ends with .* assistant",
     ),
     (
         "a.jsonl",
-        prompt([{"role": "user", "content": " "}]),
+        task([{"role": "user", "content": " "}]),
         r"a\.jsonl:2: no problem text in the last message",
     ),
-    ("a.jsonl", prompt([{"role": "user", "content": [{"type": "text", "text": "a"}]}]), 2),
+    ("a.jsonl", task([{"role": "user", "content": [{"type": "text", "text": "a"}]}]), 2),
     (
         "a.jsonl",
-        prompt([{"role": "user", "content": [{"type": "image"}]}]),
+        task([{"role": "user", "content": [{"type": "image"}]}]),
         r":2: message 1 holds something that is",
     ),
     (
         "a.jsonl",
-        prompt([{"role": "user", "content": "\ud835"}]),
+        task([{"role": "user", "content": "\ud835"}]),
         r"a\.jsonl:2: '\\ud835' is half a character",
     ),
     (
         "a.jsonl",
-        prompt([{"role": "system", "content": "\0"}, USER]),
+        task([{"role": "system", "content": "\0"}, USER]),
         r"a\.jsonl:2: a NUL character",
     ),
     (
         "a.jsonl",
-        prompt("[{'role': 'user', 'content': 'a'}]"),
+        task("[{'role': 'user', 'content': 'a'}]"),
         r"a\.jsonl:2: messages written as a Python list",
     ),
     # ----------------------------------------------------------------------------------- .json, .gz
@@ -328,12 +328,12 @@ def test_bad_rows_are_dropped_and_counted_and_damaged_files_are_not(
             load(path, tokenizer, **settings)
         assert "\n" not in str(caught.value)
         return
-    prompts = load(path, tokenizer, **settings)
-    assert prompts
+    tasks = load(path, tokenizer, **settings)
+    assert tasks
     dropped = [text for text in warnings if text.startswith("data.bad_rows")]
     assert bool(dropped) == is_row
     assert all(
-        f"left out 1 of {len(prompts) + 1} rows; the first: {path}:2: " in text for text in dropped
+        f"left out 1 of {len(tasks) + 1} rows; the first: {path}:2: " in text for text in dropped
     )
 
 
@@ -379,8 +379,8 @@ def test_several_files_are_one_data_set(tmp_path: Path, tokenizer: Any) -> None:
         {"prompt": "b", "answer": "2"},
     )
     last = write(tmp_path / "x.parquet", {"question": "d", "reward_model": {"ground_truth": "4"}})
-    prompts = load([f"{tmp_path}/train-*.jsonl", str(last)], tokenizer)
-    assert [(p.problem, p.answer, p.index) for p in prompts] == [
+    tasks = load([f"{tmp_path}/train-*.jsonl", str(last)], tokenizer)
+    assert [(p.problem, p.answer, p.index) for p in tasks] == [
         ("a", "1", 1), ("b", "2", 2), ("c", "3", 3), ("d", "4", 4),
     ]  # fmt: skip
     write(tmp_path / "train-3.jsonl", GOOD, {"problem": ""})
@@ -408,8 +408,8 @@ def test_a_dot_in_a_columns_name(tmp_path: Path, tokenizer: Any, suffix: str) ->
     nested = {"problem": "a", "reward_model": {"ground_truth": "nested", "style": "rule"}}
     answers = []
     for name, row in {"flat": flat, "nested": nested, "both": nested | flat}.items():
-        (prompt,) = load(write(tmp_path / f"{name}{suffix}", row), tokenizer)
-        answers.append(prompt.answer)
+        (task,) = load(write(tmp_path / f"{name}{suffix}", row), tokenizer)
+        answers.append(task.answer)
     assert answers == ["flat", "nested", "flat"]
 
 
@@ -435,13 +435,13 @@ def test_a_held_out_set_has_columns_of_its_own(tmp_path: Path, tokenizer: Any) -
         match=r"no column q .* set data\.heldout=\{path: \.\.\., problem_column: \.\.\.\}",
     ):
         load_heldout(heldout_config(tmp_path, aime), tokenizer)
-    (prompt,) = load_heldout(
+    (task,) = load_heldout(
         heldout_config(tmp_path, HeldoutConfig(aime, "Problem", "Answer")), tokenizer
     )
-    assert (prompt.problem, prompt.answer) == ("b", "25")
+    assert (task.problem, task.answer) == ("b", "25")
     plain = str(write(tmp_path / "plain.jsonl", GOOD))
-    (prompt,) = load_heldout(heldout_config(tmp_path, HeldoutConfig(plain)), tokenizer)
-    assert (prompt.problem, prompt.answer) == ("1+1?", "2")
+    (task,) = load_heldout(heldout_config(tmp_path, HeldoutConfig(plain)), tokenizer)
+    assert (task.problem, task.answer) == ("1+1?", "2")
     same = str(write(tmp_path / "same.jsonl", {"q": "c", "gold": "3"}))
     assert load_heldout(heldout_config(tmp_path, [same]), tokenizer)[0].problem == "c"
 
@@ -496,15 +496,15 @@ def test_all_messages_reach_the_template(
     ]
     messages = [{"role": role, "content": content} for role, content in turns]
     row = {"prompt": WAYS[way](messages[:-1]), "reward_model": {"ground_truth": "4"}}
-    (prompt,) = load(write(tmp_path / f"a{suffix}", row), tokenizer)
+    (task,) = load(write(tmp_path / f"a{suffix}", row), tokenizer)
     text = "<system>Be brief.</s><user>1+1?</s><assistant>2</s><user>2+2?</s><assistant>"
-    assert (prompt.text, prompt.problem, prompt.answer) == (text, "2+2?", "4")
+    assert (task.text, task.problem, task.answer) == (text, "2+2?", "4")
     path = write(tmp_path / f"b{suffix}", {"conversations": WAYS[way](messages)})
-    (prompt,) = load(path, tokenizer, need_answer=False, need_trace=True)
-    assert (prompt.text, prompt.trace) == (text, "4")
+    (task,) = load(path, tokenizer, need_answer=False, need_trace=True)
+    assert (task.text, task.trace) == (text, "4")
     suffixed = replace(CHAT, template=TemplateConfig(text="{problem} Box it."))
-    (prompt,) = load(path, tokenizer, suffixed, need_answer=False)
-    assert prompt.text == text.replace("2+2?", "2+2? Box it.")
+    (task,) = load(path, tokenizer, suffixed, need_answer=False)
+    assert task.text == text.replace("2+2?", "2+2? Box it.")
 
 
 def test_a_rows_own_system_message_stands_in_the_recipes_place(

@@ -12,6 +12,7 @@ import pytest
 
 from megatron_opd.architectures.architecture import architecture_of, read_architecture
 from megatron_opd.checks.recipe import preflight
+from megatron_opd.contracts.rows import Source
 from megatron_opd.doctor.judge import judge
 from megatron_opd.doctor.rows import recorded
 from megatron_opd.doctor.shrink import alone, shrink
@@ -222,11 +223,11 @@ def test_recorded_rollouts_are_what_a_method_reads(tmp_path: Path) -> None:
             ["rollout={num_prompts: 4}"] if name == "sft" else ["rollout.samples_per_prompt=4"]
         )
         config = load_config(recipe, [f"method={name}", *overrides])
-        rollouts = recorded(config, 16)
-        assert max(r.token_ids.max() for r in rollouts) < 16
+        rows = recorded(config, 16)
+        assert max(r.token_ids.max() for r in rows) < 16
         method = entry.method
         whole_traces = (
             needs_of(method).traces and not method.prefix and method.on_policy_fraction == 1
         )
-        assert any(r.given == r.num_tokens for r in rollouts) == whole_traces, name
-        assert any(r.by_teacher is not None for r in rollouts) == (method.teacher_share > 0)
+        assert any(r.num_given == r.num_tokens for r in rows) == whole_traces, name
+        assert any((r.sources == Source.TEACHER).any() for r in rows) == (method.teacher_share > 0)

@@ -11,7 +11,7 @@ import torch
 from megatron_opd.architectures.ends import Ends, merged_ends, read_ends
 from megatron_opd.checks.recipe import preflight
 from megatron_opd.contracts.merged_ids import MergedIds
-from megatron_opd.contracts.rows import Prompt, Rollout, Signals
+from megatron_opd.contracts.signals import Signals
 from megatron_opd.errors import DataError
 from megatron_opd.evaluation.traces import with_students_end
 from megatron_opd.mcore.head import Head
@@ -21,10 +21,11 @@ from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import Objective
 from megatron_opd.recipe.keys import DataConfig, TemplateConfig
 from megatron_opd.recipe.load import load_config
-from megatron_opd.tasks.data import load_prompts
+from megatron_opd.tasks.data import load_tasks
 from megatron_opd.tasks.tokenizer import ends_of, load_tokenizer
 from megatron_opd.vocab_parallel import linear_topk, merge_logits, rows_of
 from megatron_opd.weights.hf import write_ends
+from tests.rows import row
 from tests.unit.categorical import OnLogits
 from tests.unit.tiny_model_files import TOKENS, write_model, write_recipe
 
@@ -206,11 +207,8 @@ def test_tokens_that_one_model_has_are_not_in_the_gradient() -> None:
     """An objective on whole distributions, of a student with two rows more than are shared: they
     used to count."""
     method = CATALOGUE["gkd"].method
-    prompt = Prompt(0, "", "", "", np.array([1], np.int32))
-    rollout = Rollout(
-        prompt, 0, np.array([3, 4], np.int32), np.zeros(2, np.float32), "", "length", 0
-    )
-    columns = build_columns(method, Batch([rollout], Signals(), 0, 0), max_completion_tokens=2)
+    batch = Batch([row([3, 4], finish_reason="length")], Signals(), 0, 0)
+    columns = build_columns(method, batch, max_completion_tokens=2)
     student_TV, teacher_TV = torch.randn(2, 2, 9).unbind()
     with_unshared = student_TV.clone().requires_grad_()
     loss, _ = Objective(method, 9, 1.0, shared_vocab_size=7)(
@@ -256,9 +254,9 @@ def test_traces_end_as_the_student_does(tmp_path: Path) -> None:
         "need_answer": False,
         "need_trace": True,
     }
-    prompts = load_prompts(data.train, data, tokenizer, **limits)
+    tasks = load_tasks(data.train, data, tokenizer, **limits)
     # "3" is id 5, at which this model's engine stops; others get the tokenizer's EOS.
-    assert [p.trace_ids.tolist() for p in prompts if p.trace_ids is not None] == [
+    assert [p.trace_ids.tolist() for p in tasks if p.trace_ids is not None] == [
         [3, 4, 0],
         [3, 5],
         [3, 0],

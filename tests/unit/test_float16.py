@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from megatron_opd.architectures.architecture import architecture_of
 from megatron_opd.architectures.config import LayoutConfig, ModelConfig
-from megatron_opd.contracts.rows import Prompt, Rollout, Signals
+from megatron_opd.contracts.rows import Row
+from megatron_opd.contracts.signals import Signals
 from megatron_opd.errors import DataError, RunError
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore import passes
@@ -35,6 +36,7 @@ from megatron_opd.trainer.step import Trainer
 from megatron_opd.trainer.student import Student, prepare
 from megatron_opd.weights.load import load_hf
 from megatron_opd.weights.table import hf_shapes, weight_table
+from tests.rows import row, task
 from tests.unit.tiny_model_files import write_model
 
 SIZES = {
@@ -99,35 +101,32 @@ def new_student(
     )
 
 
-def new_rollouts() -> list[Rollout]:
+def new_rows() -> list[Row]:
     rng = np.random.default_rng(1)
 
     def ids(count: int) -> np.ndarray:
         return rng.integers(0, SIZES["vocab_size"], count).astype(np.int32)
 
     return [
-        Rollout(
-            Prompt(i // 2, "", "", "", ids(5)),
-            i % 2,
-            ids(LENGTH - i),
-            np.full(LENGTH - i, -4, np.float32),
-            "",
-            "stop",
-            0,
+        row(
+            of=task(i // 2, prompt_ids=ids(5)),
+            token_ids=ids(LENGTH - i),
+            sample=i % 2,
             group=i // 2,
             reward=float(i % 2),
+            logprobs=-4,
         )
         for i in range(6)
     ]
 
 
-ROLLOUTS = new_rollouts()
+ROWS = new_rows()
 OBJECTIVE = Objective(METHOD, SIZES["vocab_size"], TEMPERATURE)
 
 
 def build(mine: slice, tokens: slice) -> Columns:
     return build_columns(
-        METHOD, Batch(ROLLOUTS[mine], Signals(None), seed=0, step=0), max_completion_tokens=LENGTH
+        METHOD, Batch(ROWS[mine], Signals(None), seed=0, step=0), max_completion_tokens=LENGTH
     )
 
 
@@ -141,7 +140,7 @@ def new_trainer(student: Student, max_skipped: int = 0) -> Trainer:
 
 
 def one_update(student: Student) -> dict[str, float]:
-    (metrics,) = new_trainer(student).step(ROLLOUTS, build, step=0)
+    (metrics,) = new_trainer(student).step(ROWS, build, step=0)
     return metrics
 
 
@@ -158,10 +157,10 @@ def reference_gradients(model: ModelConfig) -> dict[str, torch.Tensor]:
     parallel, columns = groups.create(LayoutConfig()), build(slice(0, 6), slice(None))
 
     def loss(batch: Any, head: Any) -> Any:
-        return OBJECTIVE(head, columns.take(batch.rows_T, parallel), 0)
+        return OBJECTIVE(head, columns.take(batch.index_T, parallel), 0)
 
     passes.forward_backward(
-        chunks, parallel, micro_batches(ROLLOUTS, parallel, 64), loss, forward_only=False
+        chunks, parallel, micro_batches(ROWS, parallel, 64), loss, forward_only=False
     )
     return {name: each.grad for name, each in chunks[0].named_parameters()}
 
@@ -209,7 +208,7 @@ def test_a_scale_that_is_being_found_ends_no_run(model: ModelConfig) -> None:
     )
     scales, skipped = [], []
     for _ in range(40):
-        (metrics,) = trainer.step(ROLLOUTS, build, step=0)
+        (metrics,) = trainer.step(ROWS, build, step=0)
         scales.append(metrics["train/loss_scale"])
         skipped.append(metrics["train/skipped_updates"])
         if not skipped[-1]:
@@ -227,10 +226,10 @@ def test_what_no_scale_heals_ends_the_run(model: ModelConfig) -> None:
     student = new_student(model, initial=4.0, hysteresis=1)
     student.bare_chunks[0].decoder.final_layernorm.weight.data.fill_(torch.nan)  # type: ignore[union-attr, operator]
     trainer = new_trainer(student, max_skipped=1)
-    skipped = [trainer.step(ROLLOUTS, build, step=0) and trainer.skipped_in_a_row for _ in range(2)]
+    skipped = [trainer.step(ROWS, build, step=0) and trainer.skipped_in_a_row for _ in range(2)]
     assert skipped == [0, 1]  # the scale fell to 2, then to its minimum
     with pytest.raises(RunError, match="2 updates in a row had non-finite gradients"):
-        trainer.step(ROLLOUTS, build, step=0)
+        trainer.step(ROWS, build, step=0)
 
 
 def test_a_resumed_run_goes_on_bit_for_bit(model: ModelConfig, tmp_path: Path) -> None:
@@ -273,7 +272,7 @@ def test_a_teacher_scores_in_float16(model: ModelConfig) -> None:
     wide, half = (
         MegatronTeacher(
             new_chunks(model, each), arch, parallel, temperature=TEMPERATURE, **settings
-        ).score(ROLLOUTS, 4)
+        ).score(ROWS, 4)
         for each in ("float32", "float16")
     )
     assert np.abs(wide.logprobs_T - half.logprobs_T).max() < 20 * ROUNDING

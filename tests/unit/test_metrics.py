@@ -19,16 +19,18 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from megatron_opd.architectures.config import ModelConfig
-from megatron_opd.contracts.rows import Prompt, Rollout, StepRecord, TeacherSignals, Verdict
+from megatron_opd.contracts.rows import Row, StepRecord, Task, Verdict
+from megatron_opd.contracts.signals import TeacherSignals
 from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.metrics.console import LiveConsole, PlainConsole, open_console
-from megatron_opd.metrics.run_directory import Row, read_metrics, read_rollouts, rollouts_path
+from megatron_opd.metrics.run_directory import Line, read_metrics, read_rollouts, rollouts_path
 from megatron_opd.metrics.sinks import Sinks
 from megatron_opd.recipe.keys import DataConfig, LogConfig, OptimizerConfig, RunConfig, TrainConfig
 from megatron_opd.recipe.load import dump_config
 from megatron_opd.report.page import write_report
 from megatron_opd.report.plots import draw_plots, series
+from tests.rows import row
 
 CHARACTERS = "0123456789+=?, carytensumo.\n<>"
 EOS = len(CHARACTERS)
@@ -66,27 +68,25 @@ def make_record(step: int, num_steps: int = NUM_STEPS) -> StepRecord:
     every time."""
     random = np.random.default_rng(step)
     skill = 0.25 + 0.65 * (1 - math.exp(-3.5 * step / num_steps))
-    rollouts = [
-        _make_rollout(random, prompt, sample, skill, step)
-        for prompt in range(4)
-        for sample in range(4)
+    rows = [
+        _make_row(random, index, sample, skill, step) for index in range(4) for sample in range(4)
     ]
-    num_tokens = sum(rollout.num_tokens for rollout in rollouts)
+    num_tokens = sum(row.num_tokens for row in rows)
     agree = random.random(num_tokens) < 0.4 + 0.6 * skill
-    own_ids = np.concatenate([rollout.token_ids for rollout in rollouts])
+    own_ids = np.concatenate([row.token_ids for row in rows])
     teacher = TeacherSignals(
         argmax_ids_T=np.where(agree, own_ids, random.integers(0, 10, num_tokens)).astype(np.int32),
         logprobs_T=np.where(agree, -0.1, -4 * random.random(num_tokens)).astype(np.float32),
         entropy_T=random.random(num_tokens).astype(np.float32),
     )
-    right = sum(rollout.reward for rollout in rollouts)
+    right = sum(row.reward for row in rows)
     seconds = random.uniform(0.9, 1.1, 4) * [0.62, 0.11, 0.33, 0.03]
     metrics = {
-        "reward/mean": right / len(rollouts),
+        "reward/mean": right / len(rows),
         "reward/reason/correct": int(right),
-        "reward/reason/wrong": int(len(rollouts) - right),
+        "reward/reason/wrong": int(len(rows) - right),
         "rollout/policy_version": step,
-        "rollout/completion_tokens/mean": num_tokens / len(rollouts),
+        "rollout/completion_tokens/mean": num_tokens / len(rows),
         "train/loss": 0.8 - 0.5 * skill + random.normal(0, 0.02),
         "train/grad_norm": 1.4 - skill + abs(random.normal(0, 0.1)),
         "objective/guidance/weight": max(0.5 - 0.01 * step, 0.0),
@@ -102,35 +102,30 @@ def make_record(step: int, num_steps: int = NUM_STEPS) -> StepRecord:
     }
     if step % 20 == 0:
         metrics["eval/accuracy"] = skill
-    return StepRecord(step, metrics, rollouts, teacher)
+    return StepRecord(step, metrics, rows, teacher)
 
 
-def _make_rollout(
-    random: np.random.Generator, prompt_index: int, sample: int, skill: float, step: int
-) -> Rollout:
-    left, right = np.random.default_rng([step, prompt_index]).integers(10, 99, 2)
+def _make_row(random: np.random.Generator, index: int, sample: int, skill: float, step: int) -> Row:
+    left, right = np.random.default_rng([step, index]).integers(10, 99, 2)
     correct = random.random() < skill
     total = left + right + (0 if correct else random.integers(1, 9))
     units = left % 10 + right % 10
     text = f"{left % 10}+{right % 10}={units},\ncarry {units // 10}, sum {total}"
     token_ids = np.append(encode(text), EOS).astype(np.int32)
     problem = f"What is {left} + {right}?"
-    prompt = Prompt(
-        prompt_index, problem, str(left + right), f"{problem}\n", encode(f"{left}+{right}=?")
-    )
+    answer, prompt_ids = str(left + right), encode(f"{left}+{right}=?")
     logprobs = -random.exponential(0.3, len(token_ids)).astype(np.float32)
     reason = "correct" if correct else "wrong"
-    return Rollout(
-        prompt,
-        sample,
+    return row(
         token_ids,
-        logprobs,
-        text,
-        "stop",
-        step,
-        prompt_index,
-        float(correct),
-        Verdict(float(correct), bool(correct), reason),
+        of=Task(index, problem, answer, f"{problem}\n", prompt_ids),
+        group=index,
+        sample=sample,
+        reward=float(correct),
+        verdict=Verdict(float(correct), bool(correct), reason),
+        logprobs=logprobs,
+        version=step,
+        text=text,
     )
 
 
@@ -177,18 +172,18 @@ def test_rollouts_read_back_exactly(tmp_path: Path) -> None:
     write_run(
         tmp_path, range(1), make_config(log=LogConfig(rollouts_per_step=5, tensorboard=False))
     )
-    rows = read_rollouts(rollouts_path(tmp_path, 0))
+    lines = read_rollouts(rollouts_path(tmp_path, 0))
     record = make_record(0)
-    assert record.teacher is not None and len(rows) == 5
+    assert record.teacher is not None and len(lines) == 5
     start = 0
-    for row, rollout in zip(rows, record.rollouts, strict=False):
-        stop = start + rollout.num_tokens
-        assert row["token_ids"] == rollout.token_ids.tolist()
-        assert "".join(row["tokens"][:-1]) == rollout.text == row["completion"]
-        assert np.array_equal(np.array(row["logprobs"], dtype=np.float32), rollout.logprobs)
-        assert row["teacher"]["argmax_ids"] == record.teacher.argmax_ids_T[start:stop].tolist()
+    for line, sampled in zip(lines, record.rows, strict=False):
+        stop = start + sampled.num_tokens
+        assert line["token_ids"] == sampled.token_ids.tolist()
+        assert "".join(line["tokens"][:-1]) == sampled.text == line["completion"]
+        assert np.array_equal(np.array(line["logprobs"], dtype=np.float32), sampled.logprobs)
+        assert line["teacher"]["argmax_ids"] == record.teacher.argmax_ids_T[start:stop].tolist()
         assert np.array_equal(
-            np.array(row["teacher"]["entropy"], np.float32), record.teacher.entropy_T[start:stop]
+            np.array(line["teacher"]["entropy"], np.float32), record.teacher.entropy_T[start:stop]
         )
         start = stop
 
@@ -313,7 +308,7 @@ def test_report_of_a_finished_run(finished_run: Path, page: str) -> None:
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page) and "<script" not in page
 
 
-def both(row: Row) -> tuple[list[int], list[int]]:
+def both(row: Line) -> tuple[list[int], list[int]]:
     return row["token_ids"], row["teacher"]["argmax_ids"]
 
 
@@ -330,22 +325,18 @@ def test_marked_tokens_are_the_disagreements(finished_run: Path, page: str) -> N
 
 def test_sampled_text_cannot_become_markup(tmp_path: Path) -> None:
     hostile = "</span><script>alert('x')</script>\" onmouseover=\"x \ud800 \x00 $\\frac{$"
-    prompt = Prompt(0, hostile, hostile, hostile, encode("1"))
-    rollout = Rollout(
-        prompt,
-        0,
+    sampled = row(
         encode("12<>"),
-        np.full(4, -np.inf, np.float32),
-        hostile,
-        "stop",
-        0,
+        of=Task(0, hostile, hostile, hostile, encode("1")),
+        logprobs=-np.inf,
+        text=hostile,
         verdict=Verdict(0.0, None, hostile),
     )
     signals = TeacherSignals(
         encode("21<>"), np.full(4, np.nan, np.float32), np.full(4, np.nan, np.float32)
     )
     with Sinks(tmp_path, make_config(log=LogConfig(tensorboard=False)), make_tokenizer()) as sinks:
-        sinks.log(StepRecord(0, {f"reward/reason/{hostile}": 1}, [rollout], signals))
+        sinks.log(StepRecord(0, {f"reward/reason/{hostile}": 1}, [sampled], signals))
     assert read_rollouts(rollouts_path(tmp_path, 0))[0]["completion"] == hostile
     page = write_report(tmp_path).read_text()
     assert "<script" not in page and 'onmouseover="' not in page
@@ -353,29 +344,23 @@ def test_sampled_text_cannot_become_markup(tmp_path: Path) -> None:
 
 
 def test_long_responses_are_shortened(tmp_path: Path) -> None:
-    prompt = Prompt(0, "x" * 5000, "1", "", encode("1"))
-    rollout = Rollout(
-        prompt, 0, np.full(9000, 1, np.int32), np.zeros(9000, np.float32), "1" * 9000, "length", 0
-    )
+    task = Task(0, "x" * 5000, "1", "", encode("1"))
+    long = row([1] * 9000, of=task, logprobs=0.0, text="1" * 9000, finish_reason="length")
     # no tokenizer, no teacher
     with Sinks(tmp_path, make_config(log=LogConfig(tensorboard=False))) as sinks:
-        sinks.log(StepRecord(0, {}, [rollout]))
+        sinks.log(StepRecord(0, {}, [long]))
     page = write_report(tmp_path).read_text()
     assert "8,660 tokens not shown" in page and "cut at the limit" in page and len(page) < 100_000
 
 
 def test_report_of_traces(tmp_path: Path) -> None:
-    prompt = Prompt(
-        0, "1+1=?", "2", "1+1=?", encode("1+1=?"), trace="sum 2", trace_ids=encode("sum 2")
-    )
+    task = Task(0, "1+1=?", "2", "1+1=?", encode("1+1=?"), trace="sum 2", trace_ids=encode("sum 2"))
     with Sinks(
         tmp_path,
         make_config("sft", teacher=None, log=LogConfig(tensorboard=False)),
         make_tokenizer(),
     ) as sinks:
-        sinks.log(
-            StepRecord(0, {"rollout/completion_tokens/mean": 5.0}, [Rollout.of_trace(prompt, 0)])
-        )
+        sinks.log(StepRecord(0, {"rollout/completion_tokens/mean": 5.0}, [Row.of_trace(task, 0)]))
     page = write_report(tmp_path).read_text()
     assert '<span class="badge ">trace</span>' in page and "reward 0" not in page
 
@@ -420,14 +405,18 @@ def test_report_of_a_run_that_barely_started(tmp_path: Path, num_steps: int) -> 
 
 
 def test_series_and_plots_with_gaps() -> None:
-    rows: list[Row] = [{"step": 0, "train/loss": 1.0}, {"step": 1}, {"step": 2, "train/loss": None}]
+    rows: list[Line] = [
+        {"step": 0, "train/loss": 1.0},
+        {"step": 1},
+        {"step": 2, "train/loss": None},
+    ]
     steps, values = series(rows, "train/loss")
     assert steps.tolist() == [0, 2] and values[0] == 1.0 and math.isnan(values[1])
     assert [plot.name for plot in draw_plots(rows)] == ["loss"]
 
 
 def test_many_steps_draw_quickly_and_fully() -> None:
-    rows: list[Row] = [
+    rows: list[Line] = [
         {"step": step, "timing/step_seconds": 2.0, "timing/train_seconds": 1.0}
         for step in range(5003)
     ]

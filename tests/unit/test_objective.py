@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_opd.contracts.rows import Prompt, Rollout, Signals, StudentSignals, TeacherSignals
+from megatron_opd.contracts.signals import Signals, StudentSignals, TeacherSignals
 from megatron_opd.mcore.batch import Columns
 from megatron_opd.methods.advantages import LogRatioAdvantage, LogRatioFactor, RewardAdvantage
 from megatron_opd.methods.catalogue import CATALOGUE
@@ -37,27 +37,15 @@ from megatron_opd.objective.columns import build_columns, denominators
 from megatron_opd.objective.estimators import Policies, clipped, policy_gradient
 from megatron_opd.objective.gates import correction, gates
 from megatron_opd.objective.loss import Objective, finish
+from tests.rows import row
 from tests.unit.categorical import OnLogits
 
 V = 7
 
 
-def rollout(tokens, *, group=0, sample=0, reward=0.0, given=0, finish_reason="stop", logprobs=None):
-    prompt = Prompt(group, "", "", "", np.array([1], np.int32))
-    ids = np.array(tokens, np.int32)
-    logprobs = (
-        np.full(len(tokens), -1.0, np.float32)
-        if logprobs is None
-        else np.array(logprobs, np.float32)
-    )
-    return Rollout(
-        prompt, sample, ids, logprobs, "", finish_reason, 0, group=group, reward=reward, given=given
-    )  # fmt: skip
-
-
-def batch_of(*rollouts, teacher=None, student=None, entropy=None, step=0):
+def batch_of(*rows, teacher=None, student=None, entropy=None, step=0):
     """logprobs of the teacher and the student per token."""
-    tokens = sum(r.num_tokens for r in rollouts)
+    tokens = sum(r.num_tokens for r in rows)
     zeros = np.zeros(tokens, np.float32)
     of_teacher = TeacherSignals(
         np.full(tokens, 5, np.int32), zeros if teacher is None else np.float32(teacher), zeros
@@ -66,11 +54,11 @@ def batch_of(*rollouts, teacher=None, student=None, entropy=None, step=0):
         zeros if student is None else np.float32(student),
         zeros if entropy is None else np.float32(entropy),
     )
-    return Batch(rollouts, Signals(of_teacher, None, of_student), seed=0, step=step)
+    return Batch(rows, Signals(of_teacher, None, of_student), seed=0, step=step)
 
 
-def columns_of(method, *rollouts, **signals):
-    return build_columns(method, batch_of(*rollouts, **signals), max_completion_tokens=10)
+def columns_of(method, *rows, **signals):
+    return build_columns(method, batch_of(*rows, **signals), max_completion_tokens=10)
 
 
 @pytest.mark.parametrize(
@@ -150,13 +138,13 @@ def test_overlong_responses_are_punished_softly():
     np.testing.assert_allclose(penalty, [0, 0, -0.5, -1])
     advantage = {"reward": RewardAdvantage("reward", normalise="none", overlong=0.5)}
     method = MethodConfig("", {"t": PolicyGradientTerm("policy_gradient", advantages=advantage)})
-    columns = columns_of(method, rollout([1] * 10, reward=1.0), rollout([1] * 5, reward=1.0))
+    columns = columns_of(method, row([1] * 10, reward=1.0), row([1] * 5, reward=1.0))
     assert columns.advantages_TJ[:, 0].tolist() == [0.0] * 10 + [1.0] * 5
 
 
 # ------------------------------------------------------------------------------------- denominators
 def test_aggregates():
-    batch = batch_of(rollout([1, 2, 3]), rollout([4]), rollout([1, 2, 3, 4]))
+    batch = batch_of(row([1, 2, 3]), row([4]), row([1, 2, 3, 4]))
     every = torch.ones(8, dtype=torch.float64)
     each = lambda aggregate: denominators(every, batch, aggregate, 10)  # noqa: E731
     torch.testing.assert_close(each("token-mean"), every / 8)
@@ -168,7 +156,7 @@ def test_aggregates():
 
 
 def test_columns_of_each_rollout_and_term():
-    columns = columns_of(CATALOGUE["tgpo"].method, rollout([2, 3], reward=1.0), rollout([4]))
+    columns = columns_of(CATALOGUE["tgpo"].method, row([2, 3], reward=1.0), row([4]))
     assert columns.ids_T.tolist() == [2, 3, 4] and columns.teacher_argmax_T.tolist() == [5, 5, 5]
     assert columns.advantages_TJ[:, 0].tolist() == pytest.approx(
         [2**-0.5, 2**-0.5, -(2**-0.5)], rel=1e-5
@@ -182,11 +170,9 @@ def test_columns_of_each_rollout_and_term():
 def test_tokens_the_student_did_not_sample_do_not_dilute_the_others(name):
     """Prefixes and traces have a term of their own; the scales of the sampled tokens do not see
     them."""
-    method, own = CATALOGUE[name].method, (rollout([2, 3], reward=1.0), rollout([4]))
+    method, own = CATALOGUE[name].method, (row([2, 3], reward=1.0), row([4]))
     alone = columns_of(method, *own).scales_TJ
-    mixed = columns_of(
-        method, *own, rollout([6, 6, 6], given=3), rollout([5, 5], given=1)
-    ).scales_TJ
+    mixed = columns_of(method, *own, row([6, 6, 6], given=3), row([5, 5], given=1)).scales_TJ
     of_samples = [
         j
         for j, term in enumerate(method.terms.values())
@@ -206,8 +192,8 @@ def test_tokens_the_student_did_not_sample_do_not_dilute_the_others(name):
 def test_luffy_weighs_all_sequences_of_a_group_alike(samples, traces):
     """1 / (sequences x the longest), which with 7 samples and 1 trace are the paper's shares of 7/8
     and 1/8."""
-    mixed = [rollout([2, 3], sample=i, reward=float(i == 0)) for i in range(samples)]
-    mixed += [rollout([6, 6, 6], sample=samples + i, reward=1.0, given=3) for i in range(traces)]
+    mixed = [row([2, 3], sample=i, reward=float(i == 0)) for i in range(samples)]
+    mixed += [row([6, 6, 6], sample=samples + i, reward=1.0, given=3) for i in range(traces)]
     scales = columns_of(CATALOGUE["luffy"].method, *mixed).scales_TJ
     each = 1 / ((samples + traces) * 10)
     torch.testing.assert_close(scales[:, 0], torch.tensor([each] * 2 * samples + [0] * 3 * traces))
@@ -221,7 +207,7 @@ def test_a_prefix_tokens_share_does_not_grow_as_prefixes_shrink(name, given):
     gradient in float64."""
     method = fit_topk(CATALOGUE[name].method, 3)
     batch = batch_of(
-        rollout([2, 3, 4, 5], given=given), rollout([1, 2]), teacher=[-1.0] * 6, student=[-2.0] * 6
+        row([2, 3, 4, 5], given=given), row([1, 2]), teacher=[-1.0] * 6, student=[-2.0] * 6
     )
     best = {
         "topk_ids_TK": np.tile(np.int32([4, 5, 6]), (6, 1)),
@@ -252,13 +238,13 @@ def test_gates_leave_the_denominator_alone_unless_they_are_it():
         method = MethodConfig(
             "", {"t": PolicyGradientTerm("policy_gradient", gates=gated, denominator=denominator)}
         )
-        scales = columns_of(method, rollout([1, 2, 3, 4]), entropy=entropy).scales_TJ[:, 0]
+        scales = columns_of(method, row([1, 2, 3, 4]), entropy=entropy).scales_TJ[:, 0]
         torch.testing.assert_close(scales, torch.tensor([0, scale, scale, 0]))
 
 
 # -------------------------------------------------------------------------------------------- gates
 def test_entropy_quantile_is_of_the_whole_batch_and_of_sampled_tokens():
-    batch = batch_of(rollout([1, 2, 3], given=1), rollout([4, 5]), entropy=[9.0, 1, 2, 3, 4])
+    batch = batch_of(row([1, 2, 3], given=1), row([4, 5]), entropy=[9.0, 1, 2, 3, 4])
     gate = gates({"g": EntropyQuantileGate("entropy_quantile", 0.5)}, batch)
     assert gate.tolist() == [0, 0, 0, 1, 1]
     assert gates({"g": EntropyQuantileGate("entropy_quantile", 1.0)}, batch).tolist() == [
@@ -271,7 +257,7 @@ def test_entropy_quantile_is_of_the_whole_batch_and_of_sampled_tokens():
 
 
 def test_the_trust_region_is_drawn_once_per_rollout_with_the_right_probability():
-    many = [rollout([1] * 50, group=g, sample=k) for g in range(20) for k in range(4)]
+    many = [row([1] * 50, group=g, sample=k) for g in range(20) for k in range(4)]
     batch = batch_of(*many, teacher=np.full(4000, np.log(0.3)), student=np.zeros(4000))
     first = gates({"t": TrustGate("trust")}, batch)
     assert torch.equal(first, gates({"t": TrustGate("trust")}, batch))
@@ -279,7 +265,7 @@ def test_the_trust_region_is_drawn_once_per_rollout_with_the_right_probability()
     torch.testing.assert_close(
         first + gates({"t": TrustGate("trust", invert=True)}, batch), torch.ones_like(first)
     )
-    # It follows the rollout, not its place in the batch, and changes from step to step.
+    # It follows the row, not its place in the batch, and changes from step to step.
     signals = {"teacher": np.full(50, np.log(0.3)), "student": np.zeros(50)}
     assert torch.equal(
         gates({"t": TrustGate("trust")}, batch_of(many[7], **signals)), first[350:400]
@@ -290,9 +276,7 @@ def test_the_trust_region_is_drawn_once_per_rollout_with_the_right_probability()
 
 
 def test_end_finished_and_sigmoid_gates():
-    batch = batch_of(
-        rollout([1, 2]), rollout([3, 4], finish_reason="length"), teacher=[0.0, 1, 2, -1]
-    )
+    batch = batch_of(row([1, 2]), row([3, 4], finish_reason="length"), teacher=[0.0, 1, 2, -1])
     assert gates({"e": EndGate("not_end")}, batch).tolist() == [1, 0, 1, 1]
     assert gates({"f": FinishedGate("finished")}, batch).tolist() == [1, 1, 0, 0]
     sigmoid = gates({"s": SigmoidGate("sigmoid", 2.0)}, batch)
@@ -314,7 +298,7 @@ def test_end_finished_and_sigmoid_gates():
 )
 def test_rollout_corrections(kind, low, high, want):
     """Ratios 1 and 4 in one sequence, 1/2 and 1/2 in the other."""
-    batch = batch_of(rollout([1, 2]), rollout([3, 4]), student=np.log([1.0, 4.0, 0.5, 0.5]) - 1.0)
+    batch = batch_of(row([1, 2]), row([3, 4]), student=np.log([1.0, 4.0, 0.5, 0.5]) - 1.0)
     got = correction(Correction(kind, high, low), batch)
     torch.testing.assert_close(got.float(), torch.tensor(want))
 
@@ -324,7 +308,7 @@ def test_a_correction_is_of_its_own_term_alone():
         "corrected": PolicyGradientTerm("policy_gradient", correction=Correction("truncated", 2.0)),
         "guidance": CrossEntropyTerm("cross_entropy", "teacher_argmax"),
     }
-    scales = columns_of(MethodConfig("", terms), rollout([1, 2]), student=[-1.0, 0.0]).scales_TJ
+    scales = columns_of(MethodConfig("", terms), row([1, 2]), student=[-1.0, 0.0]).scales_TJ
     torch.testing.assert_close(scales, torch.tensor([[0.5, 0.5], [1.0, 0.5]]))
 
 
@@ -396,7 +380,7 @@ def test_rlsd_multiplies_where_the_teacher_agrees():
     method = MethodConfig("", {"t": term})
     uniform = float(np.log(V))
     columns = columns_of(
-        method, rollout([1, 2], reward=2.0), teacher=[-1.0, -3.0], student=[-uniform, -uniform]
+        method, row([1, 2], reward=2.0), teacher=[-1.0, -3.0], student=[-uniform, -uniform]
     )
     loss, _ = Objective(method, V, 1.0)(OnLogits(torch.zeros(2, V)), columns, 0)
     assert loss.item() == pytest.approx(-(2.2 + 1.8) / 2, rel=1e-5)
@@ -405,7 +389,7 @@ def test_rlsd_multiplies_where_the_teacher_agrees():
 # ----------------------------------------------------------------------------------------- the loss
 def test_a_denominator_does_not_depend_on_another_terms_weight():
     method = CATALOGUE["tgpo"].method
-    columns = columns_of(method, rollout([2, 3], reward=1.0), rollout([4]))
+    columns = columns_of(method, row([2, 3], reward=1.0), row([4]))
     logits = torch.randn(3, V)
     _, sums = Objective(method, V, 1.0)(OnLogits(logits), columns, 0)
     heavier = replace(
@@ -444,7 +428,7 @@ def test_a_term_that_does_not_count_a_token_does_not_see_its_infinity():
     """The guidance where the teacher's token does not exist for the student, and outside of a
     gate."""
     terms = {"t": TopKTerm("topk", 1, gates={"end": EndGate("not_end")})}
-    batch = batch_of(rollout([1, 2]))
+    batch = batch_of(row([1, 2]))
     teacher = replace(
         batch.signals.teacher,
         topk_ids_TK=np.array([[3], [6]], np.int32),
@@ -474,9 +458,7 @@ def test_weights_over_steps():
 def test_a_signal_whose_weight_has_reached_zero_is_not_asked_for():
     annealing = CATALOGUE["tgpo_annealing"].method
     assert needs_of(active(annealing, 199)).teacher and not needs_of(active(annealing, 201)).teacher
-    batch = replace(
-        batch_of(rollout([2, 3], reward=1.0), rollout([4])), signals=Signals(), step=201
-    )
+    batch = replace(batch_of(row([2, 3], reward=1.0), row([4])), signals=Signals(), step=201)
     columns = build_columns(annealing, batch, max_completion_tokens=10)
     loss, sums = Objective(annealing, V, 1.0)(OnLogits(torch.randn(3, V)), columns, 201)
     assert torch.isfinite(loss) and "objective/guidance/loss" not in sums
@@ -502,7 +484,7 @@ def test_a_term_that_has_decayed_needs_no_signal_of_its_gates(gate):
         "distil": PolicyGradientTerm("policy_gradient", weight, {"teacher": log_ratio}),
     }
     method = MethodConfig("", {**decaying, "policy": PolicyGradientTerm("policy_gradient")})
-    batch = batch_of(rollout([2, 3], reward=1.0), rollout([4]), student=[-1.0, -2.0, -3.0], step=2)
+    batch = batch_of(row([2, 3], reward=1.0), row([4]), student=[-1.0, -2.0, -3.0], step=2)
     assert not needs_of(active(method, 2)).teacher
     columns = build_columns(
         method,
@@ -534,10 +516,8 @@ def test_an_advantage_of_an_unknown_kind_does_not_train_with_a_loss_of_zero():
         "", {"t": PolicyGradientTerm("policy_gradient", advantages={"new": New()})}
     )
     with pytest.raises(AssertionError, match="New"):
-        columns_of(method, rollout([1, 2]))
-    known = columns_of(
-        MethodConfig("", {"t": PolicyGradientTerm("policy_gradient")}), rollout([1, 2])
-    )
+        columns_of(method, row([1, 2]))
+    known = columns_of(MethodConfig("", {"t": PolicyGradientTerm("policy_gradient")}), row([1, 2]))
     with pytest.raises(AssertionError, match="New"):
         Objective(method, V, 1.0)(OnLogits(torch.zeros(2, V)), known, 0)
 

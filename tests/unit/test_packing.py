@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from megatron_opd.architectures.config import LayoutConfig
-from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.contracts.rows import Row
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.attention import causal_attention
 from megatron_opd.mcore.batch import MicroBatch, balanced, micro_batches, token_offsets
 from megatron_opd.mcore.packing import Packing, local_positions
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.planning.states import world_of_one
+from tests.rows import row, task
 
 HOST = torch.device("cpu")
 
@@ -176,23 +177,22 @@ def rank_of(layout: LayoutConfig, rank: int, world: int) -> Iterator[Parallel]:
         yield groups.create(layout)
 
 
-def rollouts() -> list[Rollout]:
+def numbered_rows() -> list[Row]:
     """Token ids tell where they belong: 100 x the sequence + the place in it."""
     made = []
     for i, (prompt, completion) in enumerate([(3, 5), (1, 9), (7, 1), (2, 2), (4, 8)]):
         ids = (100 * i + np.arange(prompt + completion)).astype(np.int32)
-        of = Prompt(i, "", "", "", ids[:prompt])
-        made.append(Rollout(of, 0, ids[prompt:], np.zeros(completion, np.float32), "", "stop", 0))
+        made.append(row(ids[prompt:], of=task(i, prompt_ids=ids[:prompt])))
     return made
 
 
 def assert_consistent(batch: MicroBatch) -> None:
     """Every prediction is made at the token before, and positions are those within a sequence."""
-    ids = np.concatenate([r.token_ids for r in rollouts()])
+    ids = np.concatenate([r.token_ids for r in numbered_rows()])
     tokens_S = batch.tokens_1S[0].numpy(force=True)
     positions_S = batch.packing.positions_S.numpy(force=True)
     predict_T = batch.predict_T.numpy(force=True)
-    assert (tokens_S[predict_T] + 1 == ids[batch.rows_T.numpy(force=True)]).all()
+    assert (tokens_S[predict_T] + 1 == ids[batch.index_T.numpy(force=True)]).all()
     real = (tokens_S > 0) | (positions_S == 0)
     assert (tokens_S[real] % 100 == positions_S[real]).all() or not len(ids)
 
@@ -215,7 +215,7 @@ def test_every_completion_token_is_predicted_once(
     seen, counts = [], set()
     for rank in range(world):
         with rank_of(layout, rank, world) as parallel:
-            batches = micro_batches(rollouts(), parallel, tokens)
+            batches = micro_batches(numbered_rows(), parallel, tokens)
             counts.add(len(batches))
             for batch in batches:
                 assert_consistent(batch)
@@ -223,8 +223,8 @@ def test_every_completion_token_is_predicted_once(
                 if layout.sequence_parallel:
                     assert batch.tokens_1S.shape[1] % layout.tensor_model_parallel_size == 0
                 if parallel.tp_rank == 0 and parallel.pp_rank == 0:
-                    seen += batch.rows_T.tolist()
-    assert sorted(seen) == list(range(token_offsets(rollouts())[-1]))
+                    seen += batch.index_T.tolist()
+    assert sorted(seen) == list(range(token_offsets(numbered_rows())[-1]))
     assert len(counts) == 1  # or pipelines and experts of other replicas would wait for ever
     assert counts.pop() % (2 if layout.virtual_pipeline_model_parallel_size > 1 else 1) == 0
 

@@ -15,7 +15,8 @@ import torch
 from megatron_opd.architectures.architecture import Architecture, Experts, parse_architecture
 from megatron_opd.architectures.config import LayoutConfig
 from megatron_opd.architectures.known import TABLE
-from megatron_opd.contracts.rows import Prompt, Rollout, Signals
+from megatron_opd.contracts.rows import Row
+from megatron_opd.contracts.signals import Signals
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.model import DTYPES, build_model
 from megatron_opd.mcore.packing import Packing
@@ -34,6 +35,7 @@ from megatron_opd.planning.step_time import work
 from megatron_opd.recipe.keys import RolloutConfig, RunConfig
 from megatron_opd.trainer.step import update
 from megatron_opd.trainer.student import prepare
+from tests.rows import row, task
 from tests.tiny_config import tiny_config
 from tests.unit.live_bytes import LiveBytes
 
@@ -57,6 +59,7 @@ QWEN2 = replace(QWEN3, model_type="qwen2", qkv_bias=True, qk_norm=False)
 EXPERTS = replace(
     QWEN3, experts=Experts(count=8, per_token=4, intermediate_size=48, normalise_top=True)
 )
+
 NOT_NORMALISED = replace(
     QWEN3, experts=Experts(count=8, per_token=4, intermediate_size=48, normalise_top=False)
 )
@@ -225,20 +228,17 @@ def measured_peak(arch: Architecture, config: RunConfig) -> int:
         return peak_of_update(chunks, parallel, arch, config)
 
 
-def full_rollouts(vocab_size: int, completion: int) -> list[Rollout]:
+def full_rows(vocab_size: int, completion: int) -> list[Row]:
     """Eight of LENGTH tokens, two of each prompt."""
     draw = partial(np.random.default_rng(0).integers, 0, vocab_size, dtype=np.int32)
     return [
-        Rollout(
-            Prompt(i // 2, "", "", "", draw(LENGTH - completion)),
-            i % 2,
-            draw(completion),
-            np.full(completion, -6, np.float32),
-            "",
-            "stop",
-            0,
+        row(
+            of=task(i // 2, prompt_ids=draw(LENGTH - completion)),
+            token_ids=draw(completion),
+            sample=i % 2,
             group=i // 2,
             reward=float(i % 2),
+            logprobs=-6,
         )
         for i in range(8)
     ]
@@ -249,13 +249,13 @@ def peak_of_update(
 ) -> int:
     """Live bytes of a whole update of `train.step`, with everything the trainer holds."""
     completion = config.rollout.max_completion_tokens
-    rollouts = full_rollouts(arch.vocab_size, completion)
-    columns = build_columns(config.method, Batch(rollouts, Signals(None), seed=0, step=0),
+    rows = full_rows(arch.vocab_size, completion)
+    columns = build_columns(config.method, Batch(rows, Signals(None), seed=0, step=0),
                             max_completion_tokens=completion)  # fmt: skip
     student = prepare(chunks, arch, parallel, config)
     objective = Objective(config.method, arch.vocab_size, 1.0)
     settings: dict[str, Any] = {"step": 0, "micro_batch_tokens": config.train.micro_batch_tokens}
-    update(student, rollouts, columns, objective, **settings)  # the moments exist from here on
+    update(student, rows, columns, objective, **settings)  # the moments exist from here on
     optimizers = [each.optimizer for each in student.optimizer.chained_optimizers]  # type: ignore[attr-defined]
     state = [
         each for inner in optimizers for group in inner.param_groups for each in group["params"]
@@ -267,7 +267,7 @@ def peak_of_update(
     held = {each.untyped_storage().data_ptr(): each for each in tensors}.values()
     with LiveBytes() as live:
         live.ignore(*held)
-        update(student, rollouts, columns, objective, **settings)
+        update(student, rows, columns, objective, **settings)
     return live.peak + sum(each.untyped_storage().nbytes() for each in held)
 
 

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_opd.contracts.rows import Prompt, Rollout, Signals
+from megatron_opd.contracts.signals import Signals
 from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.process_reward import ProcessRewardObjective, process_columns
+from tests.rows import row
 from tests.unit.categorical import OnLogits
 
 V, BETA = 7, 0.05
@@ -27,25 +28,13 @@ TOKENS = sum(len(tokens) for _, tokens, _, _ in RESPONSES)
 @pytest.fixture
 def batch() -> Batch:
     random = np.random.default_rng(1)
-    prompt = Prompt(0, "", "", "", np.array([1], np.int32))
-    rollouts = [
-        Rollout(
-            prompt,
-            i,
-            np.array(tokens, np.int32),
-            np.zeros(len(tokens), np.float32),
-            "",
-            "stop",
-            0,
-            group=group,
-            reward=reward,
-            given=given,
-        )
+    rows = [
+        row(tokens, sample=i, group=group, reward=reward, given=given, logprobs=0.0)
         for i, (group, tokens, reward, given) in enumerate(RESPONSES)
     ]
     reference, process = (random.normal(size=TOKENS).astype(np.float32) for _ in range(2))
     return Batch(
-        rollouts,
+        rows,
         Signals(reference_logprobs_T=reference, process_logprobs_T=process),
         seed=0,
         step=0,
@@ -56,17 +45,15 @@ def test_a_token_is_worth_the_relative_rewards_from_it_on(batch):
     bounds = np.cumsum([0] + [len(tokens) for _, tokens, _, _ in RESPONSES])
     implicit = BETA * (batch.process_T - batch.reference_T).numpy()
     rewards = [
-        implicit[a + r.given : b]
-        for a, b, r in zip(bounds, bounds[1:], batch.rollouts, strict=False)
+        implicit[a + r.num_given : b]
+        for a, b, r in zip(bounds, bounds[1:], batch.rows, strict=False)
     ]
     want, sampled = [], []
     for i, own in enumerate(rewards):
-        others = [
-            j for j, r in enumerate(batch.rollouts) if j != i and r.group == batch.rollouts[i].group
-        ]
+        others = [j for j, r in enumerate(batch.rows) if j != i and r.group == batch.rows[i].group]
         process = own - np.mean([rewards[j].mean() for j in others])
-        outcome = batch.rollouts[i].reward - np.mean([batch.rollouts[j].reward for j in others])
-        given = batch.rollouts[i].given
+        outcome = batch.rows[i].reward - np.mean([batch.rows[j].reward for j in others])
+        given = batch.rows[i].num_given
         want += [0.0] * given + [process[t:].sum() + outcome for t in range(len(own))]
         sampled += [False] * given + [True] * len(own)
     want, sampled = np.array(want), np.array(sampled)
@@ -86,7 +73,7 @@ def test_the_process_model_learns_to_tell_right_responses(batch):
     logprobs_T = logits_TV.log_softmax(1)[torch.arange(TOKENS), columns.ids_T]
     ratio_T = (logprobs_T - batch.reference_T) * batch.sampled_T
     losses, right = [], []
-    for i, r in enumerate(batch.rollouts):
+    for i, r in enumerate(batch.rows):
         probability = torch.sigmoid(BETA * ratio_T[batch.sequence_T == i].sum())
         losses.append(-torch.log(probability if r.reward else 1 - probability))
         right.append(float((probability > 0.5) == bool(r.reward)))

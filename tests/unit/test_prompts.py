@@ -14,10 +14,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megatron_opd.contracts.rows import Prompt
+from megatron_opd.contracts.rows import Task
 from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.recipe.keys import DataConfig, TemplateConfig
-from megatron_opd.tasks.data import load_prompts
+from megatron_opd.tasks.data import load_tasks
 from megatron_opd.tasks.template import render
 from megatron_opd.tasks.tokenizer import load_tokenizer
 from tests.unit.byte_tokenizer import write_byte_tokenizer
@@ -58,14 +58,14 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def load(path: Path, config: DataConfig, tokenizer: Any, **changes: Any) -> list[Prompt]:
+def load(path: Path, config: DataConfig, tokenizer: Any, **changes: Any) -> list[Task]:
     limits = {
         "max_prompt_tokens": 1000,
         "max_sequence_length": 1500,
         "need_answer": True,
         "need_trace": False,
     }
-    return load_prompts(path, config, tokenizer, **(limits | changes))
+    return load_tasks(path, config, tokenizer, **(limits | changes))
 
 
 # ------------------------------------------------------------------------------ tokenizer, template
@@ -117,22 +117,22 @@ def test_numbers_are_answers_in_digits(tmp_path: Path, tokenizer: Any, suffix: s
         -0.5: "-0.5",
     }
     rows = [{"prompt": "q", "answer": number} for number in gold]
-    prompts = load(write(tmp_path / f"data{suffix}", rows), RAW, tokenizer)
-    assert [p.answer for p in prompts] == list(gold.values())
+    tasks = load(write(tmp_path / f"data{suffix}", rows), RAW, tokenizer)
+    assert [p.answer for p in tasks] == list(gold.values())
 
 
 def test_big_integers_and_decimals_keep_every_digit(tmp_path: Path, tokenizer: Any) -> None:
     digits = "123456789012345678901234567890"
-    (prompt,) = load(
+    (task,) = load(
         write(tmp_path / "a.jsonl", [{"prompt": "q", "answer": int(digits)}]), RAW, tokenizer
     )
-    assert prompt.answer == digits
+    assert task.answer == digits
     rows = [
         {"prompt": "q", "answer": Decimal("0.10")},
         {"prompt": "q", "answer": Decimal("12345678901234567.89")},
     ]
-    prompts = load(write(tmp_path / "a.parquet", rows), RAW, tokenizer)
-    assert [p.answer for p in prompts] == ["0.10", "12345678901234567.89"]
+    tasks = load(write(tmp_path / "a.parquet", rows), RAW, tokenizer)
+    assert [p.answer for p in tasks] == ["0.10", "12345678901234567.89"]
 
 
 @pytest.mark.parametrize(
@@ -167,15 +167,13 @@ def test_a_missing_number_of_a_table_is_a_missing_answer(tmp_path: Path, tokeniz
 def test_layouts(
     tmp_path: Path, tokenizer: Any, suffix: str, row: dict[str, Any], problem: str, answer: str
 ) -> None:
-    prompts = load(write(tmp_path / f"data{suffix}", [row, row]), CHAT, tokenizer)
-    assert [p.index for p in prompts] == [0, 1]
-    for prompt in prompts:
-        assert (prompt.problem, prompt.answer) == (problem, answer)
-        assert prompt.text == f"<user>{problem}</s><assistant>"
-        assert (
-            prompt.token_ids.dtype == np.int32 and tokenizer.decode(prompt.token_ids) == prompt.text
-        )
-        assert prompt.trace is None and prompt.trace_ids is None
+    tasks = load(write(tmp_path / f"data{suffix}", [row, row]), CHAT, tokenizer)
+    assert [p.index for p in tasks] == [0, 1]
+    for task in tasks:
+        assert (task.problem, task.answer) == (problem, answer)
+        assert task.text == f"<user>{problem}</s><assistant>"
+        assert task.prompt_ids.dtype == np.int32 and tokenizer.decode(task.prompt_ids) == task.text
+        assert task.trace is None and task.trace_ids is None
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
@@ -198,10 +196,10 @@ def test_traces_end_with_one_eos(
     tmp_path: Path, tokenizer: Any, suffix: str, row: dict[str, Any], trace: str
 ) -> None:
     path = write(tmp_path / f"data{suffix}", [row])
-    (prompt,) = load(path, RAW, tokenizer, need_answer=False, need_trace=True)
-    assert prompt.trace_ids is not None and prompt.trace_ids.dtype == np.int32
-    assert prompt.trace == trace
-    assert tokenizer.decode(prompt.trace_ids) == trace.removesuffix("</s>") + "</s>"
+    (task,) = load(path, RAW, tokenizer, need_answer=False, need_trace=True)
+    assert task.trace_ids is not None and task.trace_ids.dtype == np.int32
+    assert task.trace == trace
+    assert tokenizer.decode(task.trace_ids) == trace.removesuffix("</s>") + "</s>"
 
 
 def test_a_trace_keeps_its_own_tokens_and_they_must_be_the_students(
@@ -212,10 +210,10 @@ def test_a_trace_keeps_its_own_tokens_and_they_must_be_the_students(
     spelled = tokenizer("so 2", add_special_tokens=False)["input_ids"]
     spelled.insert(1, tokenizer.eos_token_id)
     row = {"problem": "p", "response": "so 2", "token_ids": spelled}
-    (prompt,) = load(
+    (task,) = load(
         write(tmp_path / "a.parquet", [row]), RAW, tokenizer, need_answer=False, need_trace=True
     )
-    assert prompt.trace_ids is not None and prompt.trace_ids.tolist() == [
+    assert task.trace_ids is not None and task.trace_ids.tolist() == [
         *spelled,
         tokenizer.eos_token_id,
     ]
@@ -236,14 +234,14 @@ def test_a_trace_goes_on_where_the_prefill_ends(tmp_path: Path, tokenizer: Any) 
     config = replace(RAW, template=TemplateConfig(kind="raw", prefill="<think>\n"))
     first, second = load(path, config, tokenizer, need_answer=False, need_trace=True)
     assert first.trace_ids is not None and second.trace_ids is not None
-    assert tokenizer.decode([*first.token_ids, *first.trace_ids]) == "p<think>\nhm</s>"
-    assert tokenizer.decode([*second.token_ids, *second.trace_ids]) == "p<think>\nx</s>"
+    assert tokenizer.decode([*first.prompt_ids, *first.trace_ids]) == "p<think>\nhm</s>"
+    assert tokenizer.decode([*second.prompt_ids, *second.trace_ids]) == "p<think>\nx</s>"
 
 
 def test_columns_named_in_the_recipe(tmp_path: Path, tokenizer: Any) -> None:
     path = write(tmp_path / "data.jsonl", [{"prompt": "no", "q": "yes", "gold": {"value": 0.5}}])
-    (prompt,) = load(path, replace(RAW, problem_column="q", answer_column="gold.value"), tokenizer)
-    assert (prompt.problem, prompt.answer) == ("yes", "0.5")
+    (task,) = load(path, replace(RAW, problem_column="q", answer_column="gold.value"), tokenizer)
+    assert (task.problem, task.answer) == ("yes", "0.5")
 
 
 def test_blank_lines_keep_the_row_numbers_of_an_editor(tmp_path: Path, tokenizer: Any) -> None:
@@ -383,9 +381,9 @@ def test_more_rows_than_one_tokeniser_call(tmp_path: Path, tokenizer: Any) -> No
     path = write(
         tmp_path / "data.parquet", [{"problem": f"p{i}", "answer": str(i)} for i in range(2345)]
     )
-    prompts = load(path, RAW, tokenizer)
-    assert [p.index for p in prompts] == list(range(2345))
-    assert all(tokenizer.decode(p.token_ids) == p.problem == f"p{p.answer}" for p in prompts)
+    tasks = load(path, RAW, tokenizer)
+    assert [p.index for p in tasks] == list(range(2345))
+    assert all(tokenizer.decode(p.prompt_ids) == p.problem == f"p{p.answer}" for p in tasks)
 
 
 def test_importing_the_station_is_cheap() -> None:

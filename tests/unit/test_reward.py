@@ -10,12 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.contracts.rows import Row
 from megatron_opd.errors import RunError
 from megatron_opd.recipe.keys import RewardConfig
 from megatron_opd.verify import pool as pool_module
@@ -23,6 +22,7 @@ from megatron_opd.verify.answer import boxed, final_answer, read_gold
 from megatron_opd.verify.math import grade, math_verdict
 from megatron_opd.verify.plain import compare_plain
 from megatron_opd.verify.pool import VerifierPool
+from tests.rows import row, task
 from tests.unit.reward_pairs import PAIRS
 
 LIMIT_SECONDS = 2.0
@@ -50,10 +50,8 @@ HOSTILE = [
 ]
 
 
-def rollout(text: str, gold: str, finish_reason: str = "stop") -> Rollout:
-    none = np.zeros(0, np.int32)
-    prompt = Prompt(index=0, problem="", answer=gold, text="", token_ids=none)
-    return Rollout(prompt, 0, none, np.zeros(0, np.float32), text, finish_reason, 0)
+def answer(text: str, gold: str, finish_reason: str = "stop") -> Row:
+    return row([], of=task(answer=gold), text=text, finish_reason=finish_reason)
 
 
 def process_of(pool: VerifierPool) -> int:
@@ -197,7 +195,7 @@ def test_rewards_reasons_and_order(pool: VerifierPool) -> None:
         (r"\boxed{\frac{1}{3}}", " ", "bad_gold"),
         (r"\boxed{" + "1" * 30_000 + "}", "3", "too_long"),
     ]
-    scored = pool.score([rollout(text, gold) for text, gold, _ in cases])
+    scored = pool.score([answer(text, gold) for text, gold, _ in cases])
     assert [r.text for r in scored] == [text for text, _, _ in cases]
     assert [r.verdict.reason for r in scored] == [reason for _, _, reason in cases]
     assert [r.reward for r in scored] == [float(reason == "correct") for _, _, reason in cases]
@@ -219,7 +217,7 @@ def test_a_completion_that_was_cut_off_has_no_answer_without_a_box() -> None:
     for mode in ("boxed", "boxed_or_last"):
         with VerifierPool(RewardConfig(answer=mode)) as pool:
             cut = [
-                rollout(text, "5", "length")
+                answer(text, "5", "length")
                 for text in (r"so 3 + 2 = 5", r"\boxed{5} and so on", r"so \boxed{5")
             ]
             assert [r.verdict.reason for r in pool.score(cut)] == [
@@ -227,13 +225,13 @@ def test_a_completion_that_was_cut_off_has_no_answer_without_a_box() -> None:
                 "correct",
                 "truncated",
             ]
-            ended = pool.score([rollout("so it is 5", "5")])[0].verdict.reason
+            ended = pool.score([answer("so it is 5", "5")])[0].verdict.reason
             assert ended == {"boxed": "no_answer", "boxed_or_last": "correct"}[mode]
 
 
 def test_golds_that_nothing_can_match_are_named(pool: VerifierPool) -> None:
     golds = ["less than 7", r"\frac{1}{2", "5 apples and 3 oranges", r"\sqrt[", "x^^2"]
-    assert [pool.score([rollout(r"\boxed{2x}", gold)])[0].verdict.reason for gold in golds] == [
+    assert [pool.score([answer(r"\boxed{2x}", gold)])[0].verdict.reason for gold in golds] == [
         "bad_gold"
     ] * len(golds)
 
@@ -248,20 +246,20 @@ def test_many_hostile_answers_stay_within_the_budget(
     for i in range(2, 8):
         pairs += [(rf"\boxed{{{i}^{{9^{{9^{{9}}}}}}}}", r"\sqrt{2}"), (rf"\boxed{{{i}x}}", f"{i}x")]
     with VerifierPool(RewardConfig(timeout_seconds=5, budget_seconds=1)) as pool:
-        pool.score([rollout(r"\boxed{2x}", "2x")])  # the worker is up
+        pool.score([answer(r"\boxed{2x}", "2x")])  # the worker is up
         before = time.monotonic()
-        scored = pool.score([rollout(text, gold) for text, gold in pairs])
+        scored = pool.score([answer(text, gold) for text, gold in pairs])
         assert time.monotonic() - before < 60  # 2 to 4 s on an idle machine
     assert [r.verdict.reason for r in scored] == ["over_budget", "correct"] * 6
     assert "6 answers were not judged within reward.budget_seconds=1 and score 0" in caplog.text
 
 
 def test_hostile_answers_score_zero_within_the_limits(pool: VerifierPool) -> None:
-    pool.score([rollout(r"\boxed{2x}", "2x")])  # the worker is up
+    pool.score([answer(r"\boxed{2x}", "2x")])  # the worker is up
     worker, start = process_of(pool), time.monotonic()
     scored = pool.score(
-        [rollout(text, r"\frac{1}{2}") for text in HOSTILE]
-        + [rollout(r"\boxed{0.5}", r"\frac{1}{2}")]
+        [answer(text, r"\frac{1}{2}") for text in HOSTILE]
+        + [answer(r"\boxed{0.5}", r"\frac{1}{2}")]
     )
     assert time.monotonic() - start < len(scored) * (LIMIT_SECONDS + 1)
     assert [r.reward for r in scored] == [0.0] * len(HOSTILE) + [1.0]
@@ -274,13 +272,13 @@ def test_hostile_answers_score_zero_within_the_limits(pool: VerifierPool) -> Non
 def test_equal_answers_are_evaluated_once(pool: VerifierPool) -> None:
     copies = 30
     start = time.monotonic()
-    scored = pool.score([rollout(f"attempt {i}: {HANGS}", r"\sqrt{2}") for i in range(copies)])
+    scored = pool.score([answer(f"attempt {i}: {HANGS}", r"\sqrt{2}") for i in range(copies)])
     assert {r.verdict.reason for r in scored} == {"timeout"}
     assert time.monotonic() - start < copies * LIMIT_SECONDS / 2
 
 
 def test_the_worker_loads_neither_torch_nor_numpy(pool: VerifierPool) -> None:
-    pool.score([rollout(r"\boxed{2x}", "2x")])
+    pool.score([answer(r"\boxed{2x}", "2x")])
     for pid in (process_of(pool), evaluator_of(pool)):
         libraries = Path(f"/proc/{pid}/maps").read_text()
         assert "python" in libraries
@@ -295,10 +293,10 @@ def test_the_worker_loads_neither_torch_nor_numpy(pool: VerifierPool) -> None:
 def test_a_killed_process_is_replaced_and_no_answer_is_lost(
     pool: VerifierPool, victim: Callable[[VerifierPool], int]
 ) -> None:
-    pool.score([rollout(r"\boxed{2x}", "2x")])
-    rollouts = [rollout(rf"\boxed{{{i}x}}", f"{i - i % 2}x") for i in range(100, 200)]
-    result: list[Rollout] = []
-    scoring = threading.Thread(target=lambda: result.extend(pool.score(rollouts)))
+    pool.score([answer(r"\boxed{2x}", "2x")])
+    rows = [answer(rf"\boxed{{{i}x}}", f"{i - i % 2}x") for i in range(100, 200)]
+    result: list[Row] = []
+    scoring = threading.Thread(target=lambda: result.extend(pool.score(rows)))
     pid = victim(pool)
     scoring.start()
     time.sleep(0.05)
@@ -309,21 +307,19 @@ def test_a_killed_process_is_replaced_and_no_answer_is_lost(
 
 
 def test_an_evaluator_killed_while_idle_is_replaced(pool: VerifierPool) -> None:
-    pool.score([rollout(r"\boxed{2x}", "2x")])
+    pool.score([answer(r"\boxed{2x}", "2x")])
     os.kill(evaluator_of(pool), signal.SIGKILL)
-    assert pool.score([rollout(r"\boxed{2\pi}", r"2\pi")])[0].verdict.reason == "correct"
+    assert pool.score([answer(r"\boxed{2\pi}", r"2\pi")])[0].verdict.reason == "correct"
 
 
 def test_several_workers_keep_the_order_and_close_ends_them_in_mid_answer() -> None:
     pool = VerifierPool(RewardConfig(timeout_seconds=60, workers=2))
     scored = pool.score(
-        [rollout(rf"\boxed{{{i}.5x}}", rf"\frac{{{2 * i + i % 2}}}{{2}}x") for i in range(20)]
+        [answer(rf"\boxed{{{i}.5x}}", rf"\frac{{{2 * i + i % 2}}}{{2}}x") for i in range(20)]
     )
     assert [r.verdict.reason for r in scored] == ["wrong", "correct"] * 10
     groups = [worker.process.pid for worker in pool._workers if worker.process]
-    scoring = threading.Thread(
-        target=lambda: pool.score([rollout(HANGS, "x"), rollout(HANGS, "y")])
-    )
+    scoring = threading.Thread(target=lambda: pool.score([answer(HANGS, "x"), answer(HANGS, "y")]))
     scoring.start()
     time.sleep(0.3)
     pool.close()
@@ -363,7 +359,7 @@ def test_a_worker_that_cannot_start_stops_the_run(monkeypatch: pytest.MonkeyPatc
         VerifierPool(RewardConfig()) as pool,
         pytest.raises(RunError, match="reward worker did not start"),
     ):
-        pool.score([rollout(r"\boxed{2x}", "2x")])
+        pool.score([answer(r"\boxed{2x}", "2x")])
 
 
 integers = st.integers(-(10**13), 10**13) | st.integers(-120, 120)

@@ -1,20 +1,17 @@
 """Which rollouts each update of a step learns from."""
 
-import numpy as np
 import pytest
 
-from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.contracts.rows import Row
 from megatron_opd.errors import RunError
 from megatron_opd.trainer.step import shares_of_groups
+from tests.rows import row, task
 
 
-def rollouts_of(*sizes: int) -> list[Rollout]:
+def rows_of(*sizes: int) -> list[Row]:
     """Groups of these sizes, one token each."""
-    prompt = Prompt(0, "p", "a", "p", np.zeros(1, np.int32))
     return [
-        Rollout(
-            prompt, sample, np.zeros(1, np.int32), np.zeros(1, np.float32), "", "stop", 0, group
-        )
+        row([0], of=task(), sample=sample, group=group)
         for group, size in enumerate(sizes)
         for sample in range(size)
     ]
@@ -34,12 +31,12 @@ def rollouts_of(*sizes: int) -> list[Rollout]:
 def test_updates_share_out_whole_groups_and_leave_none_out(
     sizes: tuple[int, ...], updates: int, ends: list[int]
 ) -> None:
-    rollouts = rollouts_of(*sizes)
-    shares = shares_of_groups(rollouts, updates)
+    rows = rows_of(*sizes)
+    shares = shares_of_groups(rows, updates)
     assert [share.stop for share in shares] == ends
-    assert [r for share in shares for r in rollouts[share]] == rollouts
+    assert [r for share in shares for r in rows[share]] == rows
 
 
 def test_fewer_groups_than_updates_are_refused() -> None:
     with pytest.raises(RunError, match=r"train\.updates_per_step: 3 updates of 2 groups"):
-        shares_of_groups(rollouts_of(4, 4), 3)
+        shares_of_groups(rows_of(4, 4), 3)

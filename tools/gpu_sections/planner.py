@@ -23,7 +23,7 @@ from megatron_opd.trainer.student import prepare
 from tools.gpu_sections import apart
 from tools.gpu_sections.machine import GIB, Machine
 from tools.gpu_sections.rows import Row, exactly, measured, skipped, within
-from tools.gpu_sections.updates import columns_of, recipe, rollouts_of
+from tools.gpu_sections.updates import columns_of, recipe, rows_of
 
 # fused output layer, recomputation
 SETTINGS = ((True, "none"), (True, "selective"), (False, "none"))
@@ -96,7 +96,7 @@ def _update(
         )
         for parameter in chunks[0].parameters():
             torch.nn.init.normal_(parameter, std=0.02)
-        rollouts = rollouts_of(arch.vocab_size, [longest] * 8)
+        rollouts = rows_of(arch.vocab_size, [longest] * 8)
         student = prepare(chunks, arch, parallel, config)
         columns, objective = (
             columns_of(rollouts, config),

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from megatron_opd.architectures.architecture import Architecture, Experts
-from megatron_opd.contracts.rows import Prompt, Rollout, Signals
+from megatron_opd.contracts.rows import Episode, Row, Task
+from megatron_opd.contracts.signals import Signals
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.batch import Columns
 from megatron_opd.mcore.model import build_model
@@ -98,7 +99,7 @@ def recipe(
     )
 
 
-def rollouts_of(vocab: int, lengths: Sequence[int]) -> list[Rollout]:
+def rows_of(vocab: int, lengths: Sequence[int]) -> list[Row]:
     """Of random tokens, half of each the prompt; two of a prompt, one of which is right."""
     rng = np.random.default_rng(0)
 
@@ -106,23 +107,23 @@ def rollouts_of(vocab: int, lengths: Sequence[int]) -> list[Rollout]:
         return rng.integers(0, vocab, count).astype(np.int32)
 
     return [
-        Rollout(
-            Prompt(i // 2, "", "", "", ids(length - length // 2)),
-            i % 2,
+        Row.of_student(
+            Episode(
+                Task(i // 2, "", "", "", ids(length - length // 2)),
+                sample=i % 2,
+                group=i // 2,
+                reward=float(i % 2),
+            ),
             ids(length // 2),
             np.full(length // 2, -math.log(vocab), np.float32),
-            "",
-            "stop",
-            0,
-            group=i // 2,
-            reward=float(i % 2),
+            version=0,
         )
         for i, length in enumerate(lengths)
     ]
 
 
-def columns_of(rollouts: Sequence[Rollout], config: RunConfig) -> Columns:
-    batch = Batch(rollouts, Signals(None), seed=0, step=0)
+def columns_of(rows: Sequence[Row], config: RunConfig) -> Columns:
+    batch = Batch(rows, Signals(None), seed=0, step=0)
     return build_columns(
         config.method, batch, max_completion_tokens=config.rollout.max_completion_tokens
     )
@@ -137,16 +138,14 @@ def one_update(arch: Architecture, precision: str) -> Update:
     chunks = build_model(arch, parallel, precision=precision)
     _fill(chunks)
     start = _on_host({key: p.data for key, p in chunks[0].named_parameters()})
-    rollouts = rollouts_of(arch.vocab_size, LENGTHS)
+    rows = rows_of(arch.vocab_size, LENGTHS)
     student = prepare(chunks, arch, parallel, config)
-    before = student_signals(
-        student, rollouts, temperature=1.0, micro_batch_tokens=micro_batch_tokens
-    )
+    before = student_signals(student, rows, temperature=1.0, micro_batch_tokens=micro_batch_tokens)
     objective = Objective(config.method, arch.vocab_size, 1.0)
     sums, applied = update(
         student,
-        rollouts,
-        columns_of(rollouts, config),
+        rows,
+        columns_of(rows, config),
         objective,
         step=0,
         micro_batch_tokens=micro_batch_tokens,

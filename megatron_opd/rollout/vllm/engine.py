@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.architectures.ends import read_ends
-from megatron_opd.contracts.rows import Prompt, Rollout
+from megatron_opd.contracts.rows import Episode, Row, Source, Task
 from megatron_opd.contracts.stations import Probes
 from megatron_opd.errors import OpdError, RunError
 from megatron_opd.recipe.keys import RolloutConfig
@@ -116,7 +116,7 @@ class VllmEngine:
     # ------------------------------------------------------------------------------------- sampling
     def generate(
         self,
-        prompts: list[Prompt],
+        tasks: list[Task],
         *,
         version: int,
         step: int,
@@ -125,37 +125,35 @@ class VllmEngine:
         temperature: float,
         top_p: float = 1.0,
         seed: int,
-        prefix_of: Callable[[Prompt, int], np.ndarray] | None = None,
+        prefix_of: Callable[[Task, int], np.ndarray] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
-    ) -> list[Rollout]:
+    ) -> list[Row]:
         """Samples as `contracts.stations.Engine.generate` says.
 
         Logprobs depend on the other prompts up to rounding, and are the same bit for bit when the
         call is.
         """
         samples = [
-            (prompt, sample)
-            for prompt in prompts
-            for sample in sample_numbers(prompt, samples_per_prompt)
+            (task, sample) for task in tasks for sample in sample_numbers(task, samples_per_prompt)
         ]
         requests = []
-        for prompt, sample in samples:
-            given = prefix_of(prompt, sample) if prefix_of else np.empty(0, np.int32)
-            left = room(prompt, max_completion_tokens, self.max_sequence_length) - len(given)
+        for task, sample in samples:
+            given = prefix_of(task, sample) if prefix_of else np.empty(0, np.int32)
+            left = room(task, max_completion_tokens, self.max_sequence_length) - len(given)
             requests.append(
-                Request(prompt, given, left, request_seed(seed, step, prompt.index, sample))
+                Request(task, given, left, request_seed(seed, step, task.index, sample))
             )
         completions = self.complete(
             requests, version=version, temperature=temperature, top_p=top_p, on_progress=on_progress
         )  # fmt: skip
         return [
-            self.rollout(
-                request.prompt,
+            self.row(
+                request.task,
                 sample,
                 [*request.given.tolist(), *completion.token_ids],
                 [0.0] * len(request.given) + completion.logprobs,
+                [Source.TRACE] * len(request.given) + [Source.STUDENT] * len(completion.token_ids),
                 completion.finish_reason,
-                given=len(request.given),
             )
             for (_, sample), request, completion in zip(samples, requests, completions, strict=True)
         ]
@@ -184,7 +182,7 @@ class VllmEngine:
             return []
         params = [sampling_params(request, self._ends, temperature, top_p) for request in requests]
         contexts = [
-            np.concatenate([request.prompt.token_ids, request.given]) for request in requests
+            np.concatenate([request.task.prompt_ids, request.given]) for request in requests
         ]
         with self._awake(lambda: "generating"):
             try:
@@ -208,28 +206,31 @@ class VllmEngine:
         with torch_generators_kept(self.device):
             return run_requests(self._llm, contexts, params, on_progress)
 
-    def rollout(
+    def row(
         self,
-        prompt: Prompt,
+        task: Task,
         sample: int,
         token_ids: list[int],
         logprobs: list[float],
+        sources: Sequence[int] | np.ndarray,
         finish_reason: str,
-        **keys: Any,
-    ) -> Rollout:
+    ) -> Row:
         """A completion as a record, with its text, of the policy the engine holds."""
         assert self.policy_version is not None, "a completion is of weights that were verified"
         # an end need not be a special token
         written = token_ids[:-1] if finish_reason == "stop" else token_ids
-        return Rollout(
-            prompt=prompt,
-            sample=sample,
+        sources_T = np.array(sources, np.int8)
+        return Row(
+            episode=Episode(task, sample),
+            prompt_ids=task.prompt_ids,
             token_ids=np.array(token_ids, np.int32),
+            sources=sources_T,
             logprobs=np.array(logprobs, np.float32),
+            versions=np.where(sources_T <= Source.TEACHER, self.policy_version, -1).astype(
+                np.int32
+            ),
             text=self._tokenizer.decode(written, skip_special_tokens=True),
             finish_reason=finish_reason,
-            policy_version=self.policy_version,
-            **keys,
         )
 
     # -------------------------------------------------------------------------------------- weights

@@ -72,7 +72,7 @@ def completion_of(request: Request, output: Any) -> Completion:
     sampled = output.outputs[0]
     if sampled.finish_reason not in ("stop", "length"):
         raise RunError(
-            f"vLLM ended the completion of prompt {request.prompt.index} with "
+            f"vLLM ended the completion of prompt {request.task.index} with "
             f"{sampled.finish_reason!r}"
         )
     return Completion(
