@@ -73,7 +73,7 @@ def learn_rewards(models: Models, rows: list[Row], signals: Signals, step: int) 
 def columns(
     models: Models, rows: list[Row], signals: Signals, step: int, mine: slice, tokens: slice
 ) -> Columns:
-    """What the terms read, of the part of the rollouts that makes one update."""
+    """What the terms read, of the part of the rows that makes one update."""
     batch = Batch(rows[mine], signals.part(tokens), models.config.seed, step)
     return build_columns(
         models.config.method,

@@ -49,11 +49,11 @@ class Engine(Protocol):
         prefix_of: "Callable[[Task, int], np.ndarray] | None" = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Row]:
-        """`samples_per_prompt` completions of each prompt, prompt-major. Temperature 0 is greedy.
+        """`samples_per_prompt` completions of each task, task-major. Temperature 0 is greedy.
 
-        A sample's tokens depend on (seed, step, prompt.index, sample) and the weights alone; its
+        A sample's tokens depend on (seed, step, task.index, sample) and the weights alone; its
         logprobs (nats) are of the distribution it was drawn from: after temperature and top_p.
-        `prefix_of(prompt, sample)` gives the first tokens of a completion, at least one fewer than
+        `prefix_of(task, sample)` gives the first tokens of a completion, at least one fewer than
         it may have. `on_progress(done, total)` counts completions. Raises RunError where the engine
         holds another `version` or fails; no request is left in it then.
         """

@@ -57,7 +57,7 @@ def measure_updates(config: RunConfig) -> list[Metrics]:
 
 
 def updates(models: Models, rows: list[Row], *, steps: int) -> list[Metrics]:
-    """The metrics of every update of some steps on the same rollouts."""
+    """The metrics of every update of some steps on the same rows."""
     metrics = []
     for step in range(steps):
         signals = models.signals(rows, step)

@@ -59,7 +59,7 @@ def answers(
     *,
     version: int,
 ) -> list[list[Row]]:
-    """Scored completions, one list per prompt."""
+    """Scored completions, one list per task."""
     flat = engine.generate(
         tasks,
         version=version,

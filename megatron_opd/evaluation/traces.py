@@ -133,7 +133,7 @@ def with_students_end(token_ids: np.ndarray, merged: MergedIds) -> np.ndarray:
 
 
 def _provenance(
-    config: RunConfig, model_dir: str, samples: int, temperature: float, tasks: int
+    config: RunConfig, model_dir: str, samples: int, temperature: float, num_tasks: int
 ) -> dict[str, Any]:
     return {
         "megatron_opd": __version__,
@@ -143,7 +143,7 @@ def _provenance(
         "data": config.data.train,
         "data_sha256": config.data.sha256,
         "template": asdict(config.data.template),
-        "prompts": tasks,
+        "prompts": num_tasks,
         "samples": samples,
         "temperature": temperature,
         "max_completion_tokens": config.rollout.max_completion_tokens,

@@ -16,7 +16,7 @@ from megatron_opd.mcore.batch import flatten
 
 @dataclass(frozen=True)
 class Batch:
-    """All completion tokens of one update, T of N rollouts. Every rank holds the same one."""
+    """All completion tokens of one update, T of N rows. Every rank holds the same one."""
 
     rows: Sequence[Row]
     signals: Signals
@@ -88,7 +88,7 @@ class Batch:
 
     @cached_property
     def uniform_T(self) -> Tensor:
-        """Uniform numbers in [0, 1) that depend on (seed, step, prompt, sample) and the token's
+        """Uniform numbers in [0, 1) that depend on (seed, step, task, sample) and the token's
         place alone."""
         draws = [
             np.random.default_rng([self.seed, self.step, r.task.index, r.sample]).random(

@@ -49,7 +49,7 @@ from megatron_opd.objective.gates import correction, gates
 
 def build_columns(method: MethodConfig, batch: Batch, *, max_completion_tokens: int) -> Columns:
     """The columns that the terms of `method` read, for all completion tokens of the batch's
-    rollouts.
+    rows.
 
     The scales of a term depend on its own tokens and gates alone, or with `denominator: all` on all
     tokens: what other terms count does not dilute it. Terms without a weight at the batch's step

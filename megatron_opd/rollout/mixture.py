@@ -64,7 +64,7 @@ def generate_mixture(
     seed: int,
     merged: MergedIds | None = None,
 ) -> list[Row]:
-    """`samples_per_prompt` completions of each prompt, prompt-major; a token is the teacher's
+    """`samples_per_prompt` completions of each task, task-major; a token is the teacher's
     with probability `teacher_share`.
 
     Seeds and errors are as in `Engine.generate`. The engines alternate, once per change of

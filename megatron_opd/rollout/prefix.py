@@ -12,11 +12,11 @@ from megatron_opd.recipe.keys import RolloutConfig
 
 @dataclass(frozen=True)
 class PrefixLaw:
-    """(prompt, sample) -> the tokens its response begins with at `step`, int32; the student samples
+    """(task, sample) -> the tokens its response begins with at `step`, int32; the student samples
     at least one more.
 
     The paper gives the largest length (cosine from the longest response to 0) and not how a
-    response's own is drawn: `law` chooses. The draw depends on (seed, step, prompt, sample) alone.
+    response's own is drawn: `law` chooses. The draw depends on (seed, step, task, sample) alone.
     """
 
     prefix: PrefixConfig

@@ -70,7 +70,7 @@ class RemoteEngine:
         self._channel.ask(_Restart())
 
     def generate(self, tasks: list[Task], **settings: Any) -> list[Row]:
-        """As `Engine.generate`, for this process's share of the prompts.
+        """As `Engine.generate`, for this process's share of the tasks.
 
         Those of all processes are shared out anew, among the engines; where one of these fails, all
         processes learn it.

@@ -28,7 +28,7 @@ class Completion:
 
 
 def room(task: Task, max_completion_tokens: int, max_sequence_length: int) -> int:
-    """How many tokens the prompt's completion may have. Raises RunError where there is no room for
+    """How many tokens the task's completion may have. Raises RunError where there is no room for
     one."""
     left = max_sequence_length - len(task.prompt_ids)
     if left < 1:
@@ -41,11 +41,11 @@ def room(task: Task, max_completion_tokens: int, max_sequence_length: int) -> in
 
 
 def sample_numbers(task: Task, samples_per_prompt: int) -> range:
-    """The numbers of a prompt's next samples, which its draws depend on."""
+    """The numbers of a task's next samples, which its draws depend on."""
     return range(task.first_sample, task.first_sample + samples_per_prompt)
 
 
 def request_seed(*place: int) -> int:
-    """63 bits that depend on nothing but (seed, step, prompt, sample, ...), so any rank draws the
+    """63 bits that depend on nothing but (seed, step, task, sample, ...), so any rank draws the
     same sample."""
     return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)

@@ -1,4 +1,4 @@
-"""The models of a run: the student with its optimizer, and those that judge its rollouts."""
+"""The models of a run: the student with its optimizer, and those that judge its rows."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

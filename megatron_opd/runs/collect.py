@@ -23,7 +23,7 @@ def collect(run: Run, step: int, clock: Clock) -> list[Row]:
     """`num_prompts` groups, in order of group and sample. Collective.
 
     With `max_refills`, groups whose rewards are all equal are replaced with those of further
-    prompts, as often as that; then equal ones fill up what is missing (DAPO's dynamic sampling,
+    tasks, as often as that; then equal ones fill up what is missing (DAPO's dynamic sampling,
     arXiv 2503.14476, Eq. 11).
     """
     if not is_on_policy(run.config.method, run.config.seed, step):
@@ -70,7 +70,7 @@ def _scored(run: Run, tasks: list[Task], step: int, clock: Clock) -> list[Row]:
             run.sampled(lambda: sample(run, tasks, step)) if run.needs.rollouts else traces(tasks)
         )
     with clock("reward"):
-        # A method that reads no rewards runs on prompts without gold answers too; there is nothing
+        # A method that reads no rewards runs on tasks without gold answers too; there is nothing
         # to score then.
         if run.rewards and (run.needs.rewards or any(task.answer for task in tasks)):
             rows = run.rewards.score(rows)
@@ -112,7 +112,7 @@ def _numbered(rows: Sequence[Row], group: int) -> list[Row]:
 
 
 def sample(run: Run, tasks: list[Task], step: int) -> list[Row]:
-    """Collective: a group for each prompt of this rank's share, completions and the traces that the
+    """Collective: a group for each task of this rank's share, completions and the traces that the
     method mixes in."""
     assert run.engine is not None, "a method that samples has an engine"
     settings, method, seed = run.config.rollout, run.config.method, run.config.seed
@@ -146,5 +146,5 @@ def sample(run: Run, tasks: list[Task], step: int) -> list[Row]:
 
 
 def traces(tasks: list[Task]) -> list[Row]:
-    """The data set's own responses in the place of rollouts."""
+    """The data set's own completions in the place of sampled ones."""
     return [Row.of_trace(task, group) for group, task in enumerate(tasks)]

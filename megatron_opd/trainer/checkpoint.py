@@ -9,7 +9,7 @@ renamed.
                      checkpoint complete
 
 Any layout on any number of processes loads what another one wrote. There is no generator state to
-keep: dropout is 0 and every draw is a function of (seed, step, prompt, sample).
+keep: dropout is 0 and every draw is a function of (seed, step, task, sample).
 """
 
 import json

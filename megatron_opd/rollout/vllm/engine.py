@@ -1,6 +1,6 @@
 """A vLLM engine inside every trainer process: samples completions, takes new weights in memory.
 
-Every rank holds a whole model (tensor-parallel size 1) and generates its share of the prompts. With
+Every rank holds a whole model (tensor-parallel size 1) and generates its share of the tasks. With
 CUDA the engine sleeps outside `reload` and `generate`: its weights wait in host memory and its
 key-value cache is given up.
 """
@@ -130,7 +130,7 @@ class VllmEngine:
     ) -> list[Row]:
         """Samples as `contracts.stations.Engine.generate` says.
 
-        Logprobs depend on the other prompts up to rounding, and are the same bit for bit when the
+        Logprobs depend on the other tasks up to rounding, and are the same bit for bit when the
         call is.
         """
         samples = [
