@@ -81,7 +81,7 @@ def load_tasks(
 ) -> list[Task]:
     """Read, check, render and tokenise data files. No torch: the pre-flight check calls it too.
 
-    `Prompt.index` is the row number from 0, over all files. With `need_trace`, `trace_ids` are the
+    `Task.index` is the row number from 0, over all files. With `need_trace`, `trace_ids` are the
     trace's tokens and an end; a trace that repeats how the prompt ends, with `template.prefill` or
     `<think>`, continues after it. Rows that cannot be read, and those that do not fit, are errors,
     or dropped and counted, as `data.bad_rows` and `data.long_prompts` say. `warn` gets a line for

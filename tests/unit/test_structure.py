@@ -90,7 +90,7 @@ def test_modules_import_only_what_is_below_them(path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("import torch\nfrom megatron_opd.contracts.rows import Prompt", set()),
+        ("import torch\nfrom megatron_opd.contracts.rows import Task", set()),
         ("from megatron_opd.trainer.step import run", set()),
         ("from .step import run", set()),
         ("from megatron_opd import __version__", set()),
