@@ -26,6 +26,7 @@ from megatron_opd.architectures.config import LayoutConfig  # noqa: E402
 from megatron_opd.mcore import parallel as groups  # noqa: E402
 from megatron_opd.mcore.experts import GroupedExperts  # noqa: E402
 from megatron_opd.mcore.model import transformer_config  # noqa: E402
+from megatron_opd.world import processes  # noqa: E402
 
 HIDDEN, WIDTH, TOKENS, COUNTS = 256, 128, 2048, (8, 64)
 SIDES = ("one by one", "grouped")
@@ -96,7 +97,7 @@ def main() -> None:
         "--json", type=Path, default=ROOT / "benchmarks" / "results" / "experts.json"
     )
     arguments = parser.parse_args()
-    groups.start()
+    processes.start()
     parallel = groups.create(LayoutConfig())
     table = Table(title=f"{TOKENS} tokens, forward and backward, {torch.get_num_threads()} threads")
     for column in ("experts", "", *(f"{side}, ms: min (max)" for side in SIDES), "ratio"):
@@ -113,7 +114,7 @@ def main() -> None:
                 f"{1e3 * min(seconds[side]):.1f} ({1e3 * max(seconds[side]):.1f})" for side in SIDES
             ]
             table.add_row(str(count), precision, *times, f"{ratio:.2f}")
-    groups.stop()
+    processes.stop()
     report(
         table,
         {"device": str(parallel.device), "threads": torch.get_num_threads(), "rows": results},

@@ -39,6 +39,7 @@ from megatron_opd.teacher.score import MegatronTeacher  # noqa: E402
 from megatron_opd.trainer.step import update  # noqa: E402
 from megatron_opd.trainer.student import Student, prepare  # noqa: E402
 from megatron_opd.weights.load import load_hf  # noqa: E402
+from megatron_opd.world import processes  # noqa: E402
 from tests.unit.live_bytes import LiveBytes  # noqa: E402
 
 VOCAB, SEQUENCES, PROMPT, COMPLETION = 32768, 16, 8, 64
@@ -152,10 +153,10 @@ def main() -> None:
         "--json", type=Path, default=ROOT / "benchmarks" / "results" / "fused_output_layer.json"
     )
     arguments = parser.parse_args()
-    groups.start()
+    processes.start()
     with tempfile.TemporaryDirectory() as directory:
         results = build(Path(directory), arguments.repeat)
-    groups.stop()
+    processes.stop()
     table = Table(title=f"One update, {SEQUENCES * COMPLETION} sampled tokens, vocabulary {VOCAB}")
     for column in ("", "loss", "peak MiB", "ms: min (max)"):
         table.add_column(column, justify="right" if column else "left")

@@ -32,6 +32,7 @@ from megatron_opd.refit.push import push  # noqa: E402
 from megatron_opd.rollout.vllm.engine import VllmEngine  # noqa: E402
 from megatron_opd.weights.export import iter_hf_tensors  # noqa: E402
 from megatron_opd.weights.load import load_hf  # noqa: E402
+from megatron_opd.world import processes  # noqa: E402
 from tests.e2e import tiny_hf  # noqa: E402
 
 
@@ -76,13 +77,13 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "refit.json")
     arguments = parser.parse_args()
-    groups.start()
+    processes.start()
     results = {}
     with tempfile.TemporaryDirectory() as directory:
         write_model(Path(directory) / "model")
         for precision in ("float32", "bfloat16"):
             results[precision] = measure(Path(directory) / "model", precision, arguments.repeat)
-    groups.stop()
+    processes.stop()
     table = Table(title="One refit, one process")
     for column in ("", "precision", "MB", "s: min (max)", "ratio"):
         table.add_column(column, justify="right" if column else "left")

@@ -35,6 +35,7 @@ from megatron_opd.mcore.head import Head  # noqa: E402
 from megatron_opd.mcore.model import build_model  # noqa: E402
 from megatron_opd.teacher.score import MegatronTeacher  # noqa: E402
 from megatron_opd.weights.load import load_hf  # noqa: E402
+from megatron_opd.world import processes  # noqa: E402
 
 VOCAB, HIDDEN, SEQUENCES, PROMPT, COMPLETION, MICRO = 16384, 512, 16, 64, 128, 768
 
@@ -108,14 +109,14 @@ def main() -> None:
         "--json", type=Path, default=ROOT / "benchmarks" / "results" / "teacher.json"
     )
     arguments = parser.parse_args()
-    groups.start()
+    processes.start()
     results = {}
     for precision in ("float32", "bfloat16"):
         with tempfile.TemporaryDirectory() as directory:
             results[precision] = measure(
                 build(Path(directory), arguments.layers, precision), arguments.repeat
             )
-    groups.stop()
+    processes.stop()
     tokens = f"{SEQUENCES} x {PROMPT + COMPLETION} tokens"
     table = Table(title=f"{tokens}, vocabulary {VOCAB}, {arguments.layers} layers")
     for column in ("", "precision", "s: min (max)", "ratio"):

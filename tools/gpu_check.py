@@ -207,6 +207,6 @@ def _has(module: str) -> bool:
 
 if __name__ == "__main__":
     code = main()
-    if "megatron_opd.mcore.parallel" in sys.modules:
-        sys.modules["megatron_opd.mcore.parallel"].stop()
+    if "megatron_opd.world.processes" in sys.modules:
+        sys.modules["megatron_opd.world.processes"].stop()
     sys.exit(code)

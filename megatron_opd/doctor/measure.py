@@ -14,11 +14,11 @@ from megatron_opd.doctor.rows import recorded, with_logprobs
 from megatron_opd.doctor.shrink import OTHER
 from megatron_opd.doctor.vanishing import vanishing
 from megatron_opd.loop import columns, learn_rewards
-from megatron_opd.mcore import parallel as groups
 from megatron_opd.methods.needs import needs_of
 from megatron_opd.objective.loss import finish
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.runs.assemble import Models, assemble
+from megatron_opd.world import processes
 
 STEPS = 2  # the second shows whether the first moved the weights in the right direction
 Metrics = dict[str, float]
@@ -92,7 +92,7 @@ def refit(config: RunConfig, rows: list[Row]) -> Metrics:
     before = assemble(config)
     temperature = config.rollout.temperature
     with contextlib.ExitStack() as closing:
-        engine = open_engine(config, groups.channel("rollout"), closing)
+        engine = open_engine(config, processes.channel("rollout"), closing)
         for version, student in enumerate((before.student, models.student)):
             push(
                 iter_hf_tensors(student.bare_chunks, student.arch, student.parallel),
@@ -101,7 +101,7 @@ def refit(config: RunConfig, rows: list[Row]) -> Metrics:
             )
         tasks = list({r.task.index: r.task for r in rows}.values())
         share = engine.generate(
-            groups.share(tasks),
+            processes.share(tasks),
             version=1,
             step=1,
             samples_per_prompt=2,
@@ -109,7 +109,7 @@ def refit(config: RunConfig, rows: list[Row]) -> Metrics:
             seed=0,
             max_completion_tokens=config.rollout.max_completion_tokens,
         )
-    sampled = groups.gather_shares(share)
+    sampled = processes.gather_shares(share)
     logprobs_T = np.concatenate([r.logprobs for r in sampled])
     difference_T = np.abs(logprobs_T - models.trainer.signals(sampled).logprobs_T)
     stale_T = np.abs(logprobs_T - before.trainer.signals(sampled).logprobs_T)

@@ -73,13 +73,13 @@ def check_layout(config: RunConfig, nproc: int, folder: Path) -> Iterator[Findin
 def _on_one_process(config: RunConfig) -> list[dict[str, float]]:
     """The reference: what `measure_updates` returns in this process."""
     from megatron_opd.doctor.measure import measure_updates
-    from megatron_opd.mcore import parallel as groups
+    from megatron_opd.world import processes
 
-    groups.start()
+    processes.start()
     try:
         return measure_updates(config)
     finally:
-        groups.stop()
+        processes.stop()
 
 
 def _on_layout(config: RunConfig, nproc: int) -> dict[str, Any]:

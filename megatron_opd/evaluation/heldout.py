@@ -10,7 +10,6 @@ from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.contracts.rows import Row, Task
 from megatron_opd.contracts.stations import Engine, Verifier
 from megatron_opd.evaluation.sampler import open_sampler
-from megatron_opd.mcore.parallel import gather_shares, share
 from megatron_opd.metrics.console import held_out_words
 from megatron_opd.metrics.interval import interval_95
 from megatron_opd.metrics.summary import bad_golds, unanswered
@@ -18,6 +17,7 @@ from megatron_opd.recipe.keys import EvalConfig, RunConfig
 from megatron_opd.tasks.data import load_heldout
 from megatron_opd.tasks.data_files import shown
 from megatron_opd.tasks.tokenizer import load_tokenizer
+from megatron_opd.world.processes import gather_shares, share
 
 if TYPE_CHECKING:
     from megatron_opd.runs.run import Run

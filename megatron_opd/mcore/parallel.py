@@ -1,5 +1,5 @@
-"""Process groups: one `Parallel` per layout, and the only file that touches global state of the
-process.
+"""Process groups: one `Parallel` per layout, and the only file that touches Megatron-Core's global
+state.
 
 Megatron-Core still reads its module-level groups (`parallel_state`) in places. A process here can
 hold models of different layouts (a student at TP1 beside a teacher at TP4), so each `Parallel`
@@ -8,10 +8,8 @@ of a model.
 """
 
 import contextlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,8 +20,8 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_opd.architectures.config import LayoutConfig
 from megatron_opd.mcore.host import prepare_platform
-from megatron_opd.world.channel import Channel
-from megatron_opd.world.device import backend, device
+from megatron_opd.world import processes
+from megatron_opd.world.device import device
 
 
 @dataclass(frozen=True)
@@ -130,60 +128,9 @@ def _snapshot() -> dict[str, Any]:
     }
 
 
-def start(timeout_minutes: float = 30.0, *, apart: dict[str, int] | None = None) -> None:
-    """Prepares the device and joins the default process group (of one process when torchrun did not
-    start us).
-
-    `apart`: role -> processes set aside for it, the last ones, in this order. Each role has a
-    default group of its own, and a channel joins it to the processes that are left, the student's.
-    """
-    prepare_platform()
-    if dist.is_initialized():
-        return
-    timeout = timedelta(minutes=timeout_minutes)
-    if "RANK" not in os.environ:
-        store = dist.HashStore()
-        dist.init_process_group(backend(), store=store, rank=0, world_size=1)
-    elif apart:
-        _start_apart(apart, timeout)
-    else:
-        dist.init_process_group(backend(), timeout=timeout)
-
-
-_channels: dict[str, Channel] = {}
-
-
-def _start_apart(apart: dict[str, int], timeout: timedelta) -> None:
-    """The student's processes are the first, so that the rank whose output people read is 0."""
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
-    student = world = range(world_size - sum(apart.values()))
-    first = len(student)
-    for role, size in apart.items():
-        serving = range(first, first + size)
-        first += size
-        if rank in serving:
-            world = serving
-        if rank in serving or rank in student:
-            _channels[role] = Channel(dist.PrefixStore(role, store), rank, student, serving)
-    store = dist.PrefixStore(f"world from {world[0]}", store)
-    dist.init_process_group(
-        backend(), store=store, rank=rank - world[0], world_size=len(world), timeout=timeout
-    )
-
-
-def channel(role: str) -> Channel | None:
-    """Between the student's processes and those of `role`; None where they are the same."""
-    return _channels.get(role)
-
-
-def own_role() -> str | None:
-    """What this process is set aside for; None for the student's."""
-    return next((role for role, each in _channels.items() if each.serves), None)
-
-
 # (TP, PP, EP, ETP, CP) -> the groups of that shape and Megatron's globals of it. They are never
-# freed before `stop()`: gloo keeps three polling threads for each of the twenty or so that Megatron
-# makes, so equal layouts must share theirs.
+# freed before the processes stop: gloo keeps three polling threads for each of the twenty or so
+# that Megatron makes, so equal layouts must share theirs.
 _created: dict[tuple[int, ...], tuple[ProcessGroupCollection, dict[str, Any]]] = {}
 
 
@@ -198,7 +145,9 @@ def create(layout: LayoutConfig) -> Parallel:
     experts = layout.expert_model_parallel_size, layout.expert_tensor_parallel_size
     shape = tp, pp, *experts, layout.context_parallel_size
     if shape not in _created:
+        prepare_platform()
         _created[shape] = _initialize(*shape)
+        processes.when_stopped(_created.clear)
     groups, megatron_globals = _created[shape]
     chunks = layout.virtual_pipeline_model_parallel_size
     interleaving = {
@@ -227,51 +176,3 @@ def _initialize(
     created = ProcessGroupCollection.use_mpu_process_groups(), _snapshot()
     vars(parallel_state).update(empty)
     return created
-
-
-def stop() -> None:
-    """Leaves the default process group, and all others with it."""
-    _created.clear()
-    _channels.clear()
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-# ---------------------------------------------------------------------- lists spread over the world
-def share[T](items: list[T]) -> list[T]:
-    """This rank's part of a list that every rank holds."""
-    return items[dist.get_rank() :: dist.get_world_size()]
-
-
-def gather_shares[T](mine: list[T]) -> list[T]:
-    """The inverse of `share` for results made one per item: every rank gets all, in the order of
-    the items."""
-    parts: list[list[T]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, mine)
-    whole: list[T] = []
-    for i in range(max(len(part) for part in parts)):
-        whole += [part[i] for part in parts if i < len(part)]
-    return whole
-
-
-def any_rank(flag: bool, where: torch.device) -> bool:
-    """Whether `flag` is true on at least one rank. Collective."""
-    value = torch.tensor(int(flag), device=where)
-    dist.all_reduce(value, dist.ReduceOp.MAX)
-    return bool(value.item())
-
-
-def from_rank_0[T](work: Callable[[], T]) -> T:
-    """What `work`, done by rank 0 alone, returns or raises, on every rank. Collective; it must be
-    picklable."""
-    outcome: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            outcome[0] = work()
-        except Exception as error:
-            outcome[1] = error
-    dist.broadcast_object_list(outcome, src=0)
-    result, failure = outcome
-    if failure is not None:
-        raise failure
-    return result

@@ -24,6 +24,7 @@ from megatron_opd.architectures.config import LayoutConfig
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.model import build_model
 from megatron_opd.trainer.student import data_parallel_config
+from megatron_opd.world import processes
 
 META = torch.device("meta")
 # bytes per element: the float32 copy of a parameter of two bytes; Adam's two float32 moments
@@ -177,10 +178,10 @@ def world_of_one(rank: int, world: int) -> Iterator[None]:
     assert not dist.is_initialized(), "planning has its own default process group"
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     try:
-        groups.start()
+        processes.start()
         yield
     finally:
-        groups.stop()
+        processes.stop()
 
 
 def _copy(parameter: torch.nn.Parameter) -> torch.nn.Parameter:

@@ -10,9 +10,9 @@ import torch
 from megatron_opd.contracts.rows import Row, Task
 from megatron_opd.contracts.stations import Engine, Probes
 from megatron_opd.errors import OpdError
-from megatron_opd.mcore.parallel import gather_shares, share
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.world.channel import Channel, as_answer
+from megatron_opd.world.processes import gather_shares, share
 
 
 class ServedEngine(Engine, Protocol):

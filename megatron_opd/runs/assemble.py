@@ -25,6 +25,7 @@ from megatron_opd.trainer.process_reward import ProcessModel, prepare_process_mo
 from megatron_opd.trainer.step import Trainer
 from megatron_opd.trainer.student import Student, prepare
 from megatron_opd.weights.load import load_hf
+from megatron_opd.world import processes
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Models:
 
 
 def assemble(config: RunConfig) -> Models:
-    """Collective over the student's world, after `mcore.parallel.start`."""
+    """Collective over the student's world, after `processes.start`."""
     needs = needs_of(config.method, config.train.updates_per_step)
     arch = architecture_of(config.student)
     shared = (
@@ -67,7 +68,7 @@ def assemble(config: RunConfig) -> Models:
     config = replace(config, method=fit_topk(config.method, shared))
     layout = groups.create(config.student.layout)
     student = prepare(load(config, config.student, arch, layout), arch, layout, config)
-    channel = groups.channel("teacher")
+    channel = processes.channel("teacher")
     teacher: Teacher | None = None
     if needs.teacher or needs.teacher_head:
         teacher = RemoteTeacher(channel, config) if channel else load_teacher(config)

@@ -7,12 +7,12 @@ from typing import Any
 
 from megatron_opd.contracts.rows import VERIFIER_FAILURES, Row, Task, with_episodes
 from megatron_opd.errors import RunError
-from megatron_opd.mcore.parallel import gather_shares, share
 from megatron_opd.methods.needs import is_on_policy
 from megatron_opd.metrics.summary import Clock
 from megatron_opd.rollout.mixture import generate_mixture
 from megatron_opd.rollout.prefix import PrefixLaw
 from megatron_opd.runs.run import Run
+from megatron_opd.world.processes import gather_shares, share
 
 # Shares of a step's answers above which failures of the verifier are warned of and end the run.
 WARNED_SHARE = 0.05

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from megatron_opd.mcore import parallel as groups
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.trainer import checkpoint
+from megatron_opd.world import processes
 
 
 def load_newest(config: RunConfig, models: checkpoint.Students) -> tuple[dict[str, Any], list[str]]:
@@ -16,7 +16,7 @@ def load_newest(config: RunConfig, models: checkpoint.Students) -> tuple[dict[st
     damaged.
     """
     directory = Path(config.directory) / "checkpoints"
-    path, lines = groups.from_rank_0(lambda: checkpoint.newest(directory))
+    path, lines = processes.from_rank_0(lambda: checkpoint.newest(directory))
     if path is None:
         return {"step": 0}, lines
     state = checkpoint.load(path, models)

@@ -9,13 +9,13 @@ world, is of the processes of one role.
 from collections.abc import Callable
 from functools import partial
 
-from megatron_opd.mcore import parallel as groups
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.rollout import remote as remote_engine
 from megatron_opd.rollout.open import start_engine
 from megatron_opd.runs.assemble import load_teacher
 from megatron_opd.runs.run import StopRequest
 from megatron_opd.teacher import remote as remote_teacher
+from megatron_opd.world import processes
 from megatron_opd.world.channel import Channel
 
 _SERVE: dict[str, Callable[[Channel], None]] = {
@@ -30,10 +30,10 @@ def run_in_role(config: RunConfig, work: Callable[[], None]) -> None:
 
     Every process of a run calls this.
     """
-    groups.start(apart=config.processes_apart)
+    processes.start(apart=config.processes_apart)
     try:
-        role = groups.own_role()
-        channel = groups.channel(role) if role else None
+        role = processes.own_role()
+        channel = processes.channel(role) if role else None
         if role and channel:
             # Ctrl-C is for the others, who need this one until the step is done
             stop = StopRequest()
@@ -44,4 +44,4 @@ def run_in_role(config: RunConfig, work: Callable[[], None]) -> None:
         else:
             work()
     finally:
-        groups.stop()
+        processes.stop()

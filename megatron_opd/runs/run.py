@@ -15,7 +15,6 @@ from megatron_opd.contracts.merged_ids import MergedIds
 from megatron_opd.contracts.rows import StepRecord, Task
 from megatron_opd.contracts.stations import Engine, Verifier
 from megatron_opd.errors import Interrupted, OutOfTime, RunError
-from megatron_opd.mcore import parallel as groups
 from megatron_opd.methods.needs import needs_of
 from megatron_opd.metrics.run_directory import disk_may_be_full
 from megatron_opd.metrics.sinks import Sinks
@@ -31,6 +30,7 @@ from megatron_opd.tasks.tokenizer import load_tokenizer
 from megatron_opd.trainer import checkpoint
 from megatron_opd.verify.open import open_verifier
 from megatron_opd.weights.export import export_hf, iter_hf_tensors
+from megatron_opd.world import processes
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Run(Models):
             result = work()
         except RunError as error:
             failure = error
-        if not groups.any_rank(failure is not None, self.student.parallel.device):
+        if not processes.any_rank(failure is not None, self.student.parallel.device):
             return result
         if self.engine is None or self.teacher_engine:
             raise failure or RunError("the engine of another rank failed")
@@ -119,7 +119,7 @@ class Run(Models):
         every rank."""
         self.step = step + 1
         settings, last = self.config.checkpoint, self.step == self.config.num_steps
-        stopping = groups.any_rank(self.stop.asked, self.student.parallel.device)
+        stopping = processes.any_rank(self.stop.asked, self.student.parallel.device)
         if last or stopping or (settings.every and self.step % settings.every == 0):
             state = {
                 "source": self.source.state_dict(),
@@ -134,7 +134,7 @@ class Run(Models):
             )
             self.carried["timing/checkpoint_seconds"] = time.perf_counter() - start
         if stopping and not last:
-            if groups.any_rank(self.stop.out_of_time, self.student.parallel.device):
+            if processes.any_rank(self.stop.out_of_time, self.student.parallel.device):
                 raise OutOfTime(f"saved after step {step}, before the time limit")
             raise Interrupted(
                 f"stopped after step {step}; go on with: megatron-opd train {self.directory} "
@@ -144,7 +144,7 @@ class Run(Models):
     def export(self) -> None:
         """The student as a Hugging Face directory, `<run>/hf`, unless it is there. Collective,
         after the last save."""
-        origin = groups.from_rank_0(lambda: exported.due(self.directory, self.step))
+        origin = processes.from_rank_0(lambda: exported.due(self.directory, self.step))
         if origin:
             student, source, out = self.student, self.config.student.path, self.directory / "hf"
             export_hf(
@@ -200,7 +200,7 @@ def open_run(config: RunConfig, *, resume: bool) -> Iterator[Run]:
 def _assemble(
     config: RunConfig, resume: bool, stop: StopRequest, closing: contextlib.ExitStack
 ) -> Run:
-    config = groups.from_rank_0(lambda: pin(config))  # its clock, its data files
+    config = processes.from_rank_0(lambda: pin(config))  # its clock, its data files
     needs = needs_of(config.method, config.train.updates_per_step)
     directory = Path(config.directory)
     rewards = None
@@ -221,7 +221,7 @@ def _assemble(
     teacher_engine: Engine | None = None
     if needs.rollouts or config.eval:
         # the refit below brings the trainer's weights
-        engine = open_engine(config, groups.channel("rollout"), closing)
+        engine = open_engine(config, processes.channel("rollout"), closing)
     if config.method.teacher_share and config.teacher:
         ends = read_ends(config.student.path)
         second = start_vllm_engine(config, config.teacher, sleeps=False, further_ends=ends.ids)
@@ -266,5 +266,5 @@ def _open_sinks(
         sinks = Sinks(directory, config, tokenizer, resume_step)
         closing.callback(sinks.close)
 
-    groups.from_rank_0(open_files)
+    processes.from_rank_0(open_files)
     return sinks

@@ -18,7 +18,6 @@ import torch
 
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.errors import OpdError
-from megatron_opd.mcore import parallel as groups
 from megatron_opd.recipe.keys import (
     DataConfig,
     OptimizerConfig,
@@ -30,6 +29,7 @@ from megatron_opd.recipe.keys import (
 from megatron_opd.refit.push import push
 from megatron_opd.rollout.remote import RemoteEngine
 from megatron_opd.rollout.vllm.engine import VllmEngine
+from megatron_opd.world import processes
 from megatron_opd.world.channel import Channel
 from tests.distributed import test_layout_invariance as replayed
 from tests.e2e import tiny_hf
@@ -62,7 +62,7 @@ def refusal(call: Any) -> str:
 
 
 def student(config: RunConfig) -> None:
-    channel = groups.channel("rollout")
+    channel = processes.channel("rollout")
     assert channel is not None
     found: dict[str, Any] = {
         "too long": refusal(lambda: RemoteEngine(channel, replace(config, max_sequence_length=999)))
@@ -72,7 +72,7 @@ def student(config: RunConfig) -> None:
         step=0, samples_per_prompt=2, max_completion_tokens=16, temperature=1.0, seed=9
     )
     tasks = tiny_hf.tasks(4, 9, 30, 140, 6)
-    generate = partial(engine.generate, groups.share(tasks), version=1, **settings)
+    generate = partial(engine.generate, processes.share(tasks), version=1, **settings)
     found["without weights"] = refusal(generate)
     start = time.perf_counter()
     report = push(tiny_hf.tensors(model), engine, 1)
@@ -86,7 +86,7 @@ def student(config: RunConfig) -> None:
         float(np.abs(r.logprobs - tiny_hf.logprobs(model, r, 1.0, 1.0)).max()) for r in first
     )
     found["order"] = [(r.task.index, r.sample) for r in first] == [
-        (task.index, sample) for task in groups.share(tasks) for sample in range(2)
+        (task.index, sample) for task in processes.share(tasks) for sample in range(2)
     ]
     found["fails"] = refusal(generate)  # call FAILS_AT of the last engine
     engine.restart()
@@ -106,9 +106,9 @@ def student(config: RunConfig) -> None:
     other = tiny_hf.build("qwen3", seed=1)
     found["lost"] = refusal(lambda: push(tiny_hf.tensors(other), engine, 2))
     found["unverified"] = refusal(
-        lambda: engine.generate(groups.share(tasks), version=2, **settings)
+        lambda: engine.generate(processes.share(tasks), version=2, **settings)
     )
-    everyone = groups.gather_shares([found])
+    everyone = processes.gather_shares([found])
     if torch.distributed.get_rank() == 0:
         print(json.dumps(everyone), flush=True)
 

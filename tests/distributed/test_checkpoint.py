@@ -23,6 +23,7 @@ from megatron_opd.mcore.model import build_model
 from megatron_opd.trainer import checkpoint
 from megatron_opd.trainer.student import Student, prepare
 from megatron_opd.weights.metadata import read_metadata
+from megatron_opd.world import processes
 from tests.tiny_config import tiny_config
 from tests.unit.hostile_pickles import PICKLES, Payload, store_payload
 from tests.unit.test_convert import write_source
@@ -33,7 +34,7 @@ from tests.unit.tiny_model_files import write_model
 def new_student(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Student]]:
     """Makes students with weights of their own, and nothing learned."""
     directory = write_model(tmp_path_factory.mktemp("model") / "student", num_hidden_layers=2)
-    groups.start()
+    processes.start()
     arch, layout = read_architecture(directory), groups.create(LayoutConfig())
 
     def make(**changes: Any) -> Student:
@@ -43,7 +44,7 @@ def new_student(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
         return prepare(chunks, arch, layout, tiny_config(**changes))
 
     yield make
-    groups.stop()
+    processes.stop()
 
 
 @pytest.fixture

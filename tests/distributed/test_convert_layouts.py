@@ -141,16 +141,17 @@ def save_as_runs_do(
 def main() -> int:
     from megatron_opd.architectures.config import LayoutConfig
     from megatron_opd.mcore import parallel as groups
+    from megatron_opd.world import processes
 
     models, out_dir = map(Path, sys.argv[1:])
-    groups.start()
+    processes.start()
     for layout, (tp, pp, ep) in LAYOUTS[torch.distributed.get_world_size()].items():
         parallel = groups.create(LayoutConfig(tp, pp, False, ep))
         for name in names_of(layout):
             chunks = check_load(name, read_architecture(models / name), parallel, models)
             save_as_runs_do(chunks, parallel, models, name, out_dir / layout)
     torch.distributed.barrier()
-    groups.stop()
+    processes.stop()
     return 0
 
 

@@ -79,13 +79,13 @@ def main(folder: Path) -> int:
     from megatron_opd.architectures.architecture import architecture_of
     from megatron_opd.doctor.measure import updates
     from megatron_opd.doctor.rows import recorded
-    from megatron_opd.mcore import parallel as groups
     from megatron_opd.runs.assemble import assemble
+    from megatron_opd.world import processes
 
     config = load_config(str(folder / "small.yaml"))
     assert config.teacher is not None
     rows = recorded(config, architecture_of(config.student).vocab_size)
-    groups.start()
+    processes.start()
     sound = updates(assemble(config), rows, steps=2)
     models = assemble(config)
     objective = models.trainer.objective
@@ -103,7 +103,7 @@ def main(folder: Path) -> int:
         for path in (config.teacher.path + OTHER, str(folder / "unchanged"))
     ]
     (folder / "found.json").write_text(json.dumps([sound, doubled, *others]))
-    groups.stop()
+    processes.stop()
     return 0
 
 

@@ -78,12 +78,12 @@ def updates(layout: LayoutConfig) -> dict:
 
 
 def main() -> int:
-    from megatron_opd.mcore import parallel as groups
+    from megatron_opd.world import processes
 
-    groups.start()
+    processes.start()
     found = {name: updates(layout) for name, layout in LAYOUTS.items()}
     Path(sys.argv[1], f"{torch.distributed.get_rank()}.json").write_text(json.dumps(found))
-    groups.stop()
+    processes.stop()
     return 0
 
 

@@ -238,11 +238,11 @@ class Case:
 
 
 def main() -> int:
-    from megatron_opd.mcore import parallel as groups
     from megatron_opd.trainer import checkpoint
+    from megatron_opd.world import processes
 
     directory = Path(sys.argv[1])
-    groups.start()
+    processes.start()
     world = torch.distributed.get_world_size()
     for kind in KINDS:
         for name, keys, recompute in LAYOUTS[world]:
@@ -272,7 +272,7 @@ def main() -> int:
                 f"{saved} -> {name}",
                 [case.step(step) for step in range(SAVED_AFTER, STEPS)],
             )
-    groups.stop()
+    processes.stop()
     return 0
 
 

@@ -85,13 +85,13 @@ def experts_peak() -> int:
 
 
 def main() -> int:
-    from megatron_opd.mcore import parallel as groups
+    from megatron_opd.world import processes
 
-    groups.start()
+    processes.start()
     results = {name: update_peak(arch, layout) for name, (arch, layout) in TRAINED.items()}
     results["forward"] = experts_peak()
     Path(sys.argv[1], f"{torch.distributed.get_rank()}.json").write_text(json.dumps(results))
-    groups.stop()
+    processes.stop()
     return 0
 
 

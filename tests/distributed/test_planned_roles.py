@@ -167,11 +167,11 @@ def write(directory: Path, case: str, rank: int, values: dict[str, Any]) -> None
 
 
 def student(directory: Path) -> None:
-    from megatron_opd.mcore import parallel as groups
     from megatron_opd.refit.push import push
     from megatron_opd.rollout.remote import RemoteEngine
     from megatron_opd.runs.assemble import assemble
     from megatron_opd.weights.export import iter_hf_tensors
+    from megatron_opd.world import processes
 
     engine = None
     rows = measured.full_rows(SIZES["vocab_size"], PREDICTED)
@@ -181,7 +181,7 @@ def student(directory: Path) -> None:
         models = assemble(config)
         models.teacher.score(rows)
         held = held_by(models.student) | {"all": everything() - before}
-        engine = engine or RemoteEngine(groups.channel("rollout"), config)
+        engine = engine or RemoteEngine(processes.channel("rollout"), config)
         push(
             iter_hf_tensors(
                 models.student.bare_chunks, models.student.arch, models.student.parallel

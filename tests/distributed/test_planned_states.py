@@ -164,10 +164,10 @@ def storages(tensors) -> int:
 
 
 def main() -> int:
-    from megatron_opd.mcore import parallel as groups
+    from megatron_opd.world import processes
 
     directory = Path(sys.argv[1])
-    groups.start()
+    processes.start()
     world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     results = {}
     for trained, name, precision, shape in cases(world):
@@ -176,7 +176,7 @@ def main() -> int:
             trained, arch, shape, precision
         )
     (directory / f"{world}-{rank}.json").write_text(json.dumps(results))
-    groups.stop()
+    processes.stop()
     return 0
 
 

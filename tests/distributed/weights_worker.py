@@ -25,6 +25,7 @@ from megatron_opd.mcore.packing import Packing
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.weights.export import export_hf, iter_hf_tensors
 from megatron_opd.weights.load import load_hf
+from megatron_opd.world import processes
 
 NUM_TOKENS = 12
 
@@ -61,7 +62,7 @@ def logits_BSV(
 
 @torch.no_grad()
 def main(tp: int, pp: int, ep: int, etp: int, out_dir: Path, model_dirs: list[Path]) -> None:
-    process_groups.start()
+    processes.start()
     parallel = process_groups.create(LayoutConfig(tp, pp, tp > 1 and ep * etp > 1, ep, etp))
     for model_dir in model_dirs:
         arch = read_architecture(model_dir)
@@ -86,7 +87,7 @@ def main(tp: int, pp: int, ep: int, etp: int, out_dir: Path, model_dirs: list[Pa
             chunks, arch, parallel, model_dir, out_dir / model_dir.name, max_shard_bytes=60_000
         )
     dist.barrier()
-    process_groups.stop()
+    processes.stop()
 
 
 if __name__ == "__main__":

@@ -28,13 +28,13 @@ def measure(layouts: Layouts, work: Callable[..., Any]) -> int:
     which JSON can hold."""
     import torch.distributed as dist
 
-    from megatron_opd.mcore import parallel as groups
+    from megatron_opd.world import processes
 
     directory = Path(sys.argv[1])
-    groups.start()
+    processes.start()
     world = dist.get_world_size()
     results = {row[0]: work(directory, *row) for row in layouts[world]}
     if dist.get_rank() == 0:
         (directory / f"{world}.json").write_text(json.dumps(results))
-    groups.stop()
+    processes.stop()
     return 0

@@ -26,16 +26,17 @@ from megatron_opd.rollout.vllm.engine import VllmEngine
 from megatron_opd.teacher.score import MegatronTeacher
 from megatron_opd.weights.export import export_hf, iter_hf_tensors
 from megatron_opd.weights.load import load_hf
+from megatron_opd.world import processes
 from tests.e2e import tiny_hf
 
 
 def main(out_dir: Path, model_dirs: list[Path]) -> None:
-    process_groups.start()
+    processes.start()
     parallel = process_groups.create(LayoutConfig())
     for model_dir in model_dirs:
         measured = measure(model_dir, read_architecture(model_dir), parallel, out_dir)
         (out_dir / f"{model_dir.name}.json").write_text(json.dumps(measured))
-    process_groups.stop()
+    processes.stop()
 
 
 def measure(

@@ -18,10 +18,10 @@ import torch
 from megatron_opd import loop
 from megatron_opd.contracts.signals import Signals
 from megatron_opd.errors import RunError
-from megatron_opd.mcore import parallel as groups
 from megatron_opd.rollout.requests import Request
 from megatron_opd.rollout.vllm.engine import VllmEngine
 from megatron_opd.runs.run import Run
+from megatron_opd.world import processes
 from tests.rows import task
 
 REQUEST = Request(task(), np.empty(0, np.int32), 4, seed=0)
@@ -70,9 +70,9 @@ def complete(engine: VllmEngine) -> Any:
 
 @pytest.fixture
 def world() -> Iterator[None]:
-    groups.start()
+    processes.start()
     yield
-    groups.stop()
+    processes.stop()
 
 
 def test_no_memory_to_wake_up_in_is_a_failure_of_the_engine() -> None:

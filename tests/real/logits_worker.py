@@ -15,6 +15,7 @@ from megatron_opd.architectures.config import LayoutConfig
 from megatron_opd.mcore import parallel as process_groups
 from megatron_opd.mcore.model import build_model
 from megatron_opd.weights.load import load_hf
+from megatron_opd.world import processes
 from tests.distributed.weights_worker import logits_BSV
 
 PRECISIONS = ("float32", "bfloat16")
@@ -22,7 +23,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 @torch.no_grad()
 def main(tp: int, pp: int, out_dir: Path, model_dir: Path) -> None:
-    process_groups.start()
+    processes.start()
     parallel = process_groups.create(LayoutConfig(tp, pp))
     arch = read_architecture(model_dir)
     tokens_BS = load_file(out_dir / "tokens.safetensors")["tokens_BS"]
@@ -32,7 +33,7 @@ def main(tp: int, pp: int, out_dir: Path, model_dir: Path) -> None:
         logits = logits_BSV(chunks, arch, parallel, tokens_BS)
         if logits is not None and parallel.is_signal_source:
             save_file({"logits_BSV": logits}, out_dir / f"{tp}-{pp}-{precision}.safetensors")
-    process_groups.stop()
+    processes.stop()
 
 
 if __name__ == "__main__":

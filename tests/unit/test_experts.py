@@ -18,6 +18,7 @@ from megatron_opd.architectures.config import LayoutConfig
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.experts import GroupedExperts
 from megatron_opd.mcore.model import transformer_config
+from megatron_opd.world import processes
 
 E, D, F = 5, 16, 24
 COUNTS = {"uneven": [3, 0, 7, 1, 2], "one has all": [0, 0, 9, 0, 0], "none": [0] * E}
@@ -42,9 +43,9 @@ ARCH = Architecture(
 
 @pytest.fixture(scope="module")
 def parallel() -> Iterator[groups.Parallel]:
-    groups.start()
+    processes.start()
     yield groups.create(LayoutConfig())
-    groups.stop()
+    processes.stop()
 
 
 def build(parallel: groups.Parallel, precision: str) -> tuple[GroupedExperts, SequentialMLP]:

@@ -36,6 +36,7 @@ from megatron_opd.trainer.step import Trainer
 from megatron_opd.trainer.student import Student, prepare
 from megatron_opd.weights.load import load_hf
 from megatron_opd.weights.table import hf_shapes, weight_table
+from megatron_opd.world import processes
 from tests.rows import row, task
 from tests.unit.tiny_model_files import write_model
 
@@ -53,9 +54,9 @@ ROUNDING = 2**-11  # of a float16 number, relative
 
 @pytest.fixture(scope="module", autouse=True)
 def world() -> Iterator[None]:
-    groups.start()
+    processes.start()
     yield
-    groups.stop()
+    processes.stop()
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.model import build_model
 from megatron_opd.trainer import student as made
 from megatron_opd.trainer.student import Student, prepare
+from megatron_opd.world import processes
 from tests.tiny_config import tiny_config
 from tests.unit.tiny_model_files import write_model
 
@@ -22,9 +23,9 @@ PRECISIONS = ["float32", "bfloat16", "float16"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    groups.start()
+    processes.start()
     yield write_model(tmp_path_factory.mktemp("model") / "student", num_hidden_layers=2)
-    groups.stop()
+    processes.stop()
 
 
 def new_chunks(model: Path, precision: Any) -> list[Any]:

@@ -22,6 +22,7 @@ from megatron_opd.mcore.model import build_model
 from megatron_opd.weights.export import iter_hf_tensors
 from megatron_opd.weights.load import load_hf
 from megatron_opd.weights.table import hf_shapes, weight_table
+from megatron_opd.world import processes
 
 DENSE = Architecture(
     model_type="qwen3",
@@ -44,9 +45,9 @@ MOE = replace(DENSE, model_type="qwen3_moe", experts=Experts(4, 2, 24, True))
 
 @pytest.fixture(scope="module")
 def parallel() -> Iterator[groups.Parallel]:
-    groups.start()
+    processes.start()
     yield groups.create(LayoutConfig())
-    groups.stop()
+    processes.stop()
 
 
 @pytest.mark.parametrize(

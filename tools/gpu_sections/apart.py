@@ -42,7 +42,7 @@ def ask[Answer](
 
 
 def main(question: str, size: str, path: Path) -> None:
-    from megatron_opd.mcore import parallel
+    from megatron_opd.world import processes
     from tools.gpu_sections import planner, updates
 
     small = size == "small"
@@ -51,7 +51,7 @@ def main(question: str, size: str, path: Path) -> None:
         return
     models = updates.architectures(small=small)
     torch.save({name: updates.one_update(arch, "float32") for name, arch in models.items()}, path)
-    parallel.stop()
+    processes.stop()
 
 
 if __name__ == "__main__":

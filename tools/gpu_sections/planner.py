@@ -20,6 +20,7 @@ from megatron_opd.planning.hardware import hardware
 from megatron_opd.planning.memory import rank_kinds
 from megatron_opd.trainer.step import update
 from megatron_opd.trainer.student import prepare
+from megatron_opd.world import processes
 from tools.gpu_sections import apart
 from tools.gpu_sections.machine import GIB, Machine
 from tools.gpu_sections.rows import Row, exactly, measured, skipped, within
@@ -88,7 +89,7 @@ def _update(
     machine: Machine, arch: Architecture, longest: int, tokens: int, fused: bool, recompute: str
 ) -> Peak:
     config = recipe("bfloat16", longest, tokens, fused=fused, recompute_granularity=recompute)
-    groups.start()
+    processes.start()
     with machine.live_bytes() as live:
         parallel = groups.create(config.student.layout)
         chunks = build_model(

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_opd.mcore import parallel as groups
 from megatron_opd.vocab_parallel import divergence, linear_logprobs, linear_topk, logprobs
+from megatron_opd.world import processes
 from tools.gpu_sections.machine import Machine, has
 from tools.gpu_sections.rows import Row, measured, skipped
 
@@ -18,7 +18,7 @@ TORCH_BYTES = 20  # per logit, of torch's log_softmax in float32 and its backwar
 
 def check(machine: Machine) -> Iterator[Row]:
     """Forward and backward together; the fewest bytes are two reads and a write of the logits."""
-    groups.start()  # megatron-core's losses want a group
+    processes.start()  # megatron-core's losses want a group
     tokens, vocab = machine.sized((16, 2000), (8192, 151936))
     for k in (1, 64):
         yield from _losses(machine, tokens, vocab, k)

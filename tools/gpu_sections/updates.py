@@ -23,6 +23,7 @@ from megatron_opd.objective.loss import Objective
 from megatron_opd.recipe.keys import LossScaleConfig, RolloutConfig, RunConfig
 from megatron_opd.trainer.step import student_signals, update
 from megatron_opd.trainer.student import prepare
+from megatron_opd.world import processes
 from tests.tiny_config import tiny_config
 
 LENGTHS = (96, 128, 64, 120, 40, 128, 100, 88)
@@ -131,7 +132,7 @@ def columns_of(rows: Sequence[Row], config: RunConfig) -> Columns:
 
 def one_update(arch: Architecture, precision: str) -> Update:
     """On this process's device."""
-    groups.start()
+    processes.start()
     micro_batch_tokens = 2 * max(LENGTHS)
     config = recipe(precision, max(LENGTHS), micro_batch_tokens)
     parallel = groups.create(config.student.layout)
