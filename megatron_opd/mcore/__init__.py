@@ -1,10 +1,9 @@
-"""Megatron-Core as this project uses it: the device, process groups, models, batches, schedules,
-the vocabulary op."""
+"""Megatron-Core as this project uses it: process groups, models, micro-batches and passes."""
 
 import logging
 import warnings
 
-# At import, once per rank, Megatron warns of every optional package it lacks; `megatron-opd doctor`
-# says it once.
+# Every rank would warn of every optional package that Megatron lacks; `megatron-opd doctor` warns
+# once.
 warnings.filterwarnings("ignore", module=r"megatron\.core\.")
 logging.getLogger("megatron.core").setLevel(logging.ERROR)

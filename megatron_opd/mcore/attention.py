@@ -1,5 +1,4 @@
-"""Causal attention over packed sequences for machines without Transformer Engine, with context
-parallelism."""
+"""Causal attention over packed sequences, context-parallel too, without Transformer Engine."""
 
 import inspect
 
@@ -14,15 +13,15 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_opd.mcore.packing import Packing, Runs, Segments
 
-# In torch 2.11 the kernel shares key-value heads without being told, and has no such argument.
-_TOLD_OF_SHARED_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+# In torch 2.11 the kernel shares key-value heads by itself, and has no such argument.
+_HAS_ENABLE_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 class PackedAttention(torch.nn.Module):
-    """Every token attends to those of its own sequence up to itself; grouped queries.
+    """Attention with grouped queries: a token attends to the tokens of its sequence up to itself.
 
-    Under context parallelism each rank gathers the keys and values of the others: the backward pass
-    adds up what the ranks say of them.
+    Under context parallelism each rank gathers the keys and values of the others, and the backward
+    pass adds up all ranks' gradients of them.
     """
 
     def __init__(
@@ -37,7 +36,8 @@ class PackedAttention(torch.nn.Module):
     ) -> None:
         super().__init__()
         assert pg_collection is not None, "the model is built with its groups"
-        self.softmax_scale, self.cp_group = softmax_scale, pg_collection.cp
+        self.softmax_scale = softmax_scale
+        self.cp_group = pg_collection.cp
 
     def forward(
         self,
@@ -53,37 +53,37 @@ class PackedAttention(torch.nn.Module):
     ) -> Tensor:
         segments = packed_seq_params.segments
         assert segments is not None, "made by Packing.of"
-        query, key, value = (x.squeeze(1) for x in (query_S1HD, key_S1GD, value_S1GD))
+        query_SHD = query_S1HD.squeeze(1)
+        key_UGD = key_S1GD.squeeze(1)
+        value_UGD = value_S1GD.squeeze(1)
         if packed_seq_params.keys_U is not None:
-            key, value = (
-                self._of_all_ranks(x).index_select(0, packed_seq_params.keys_U)
-                for x in (key, value)
-            )
-        out_SHD = causal_attention(query, key, value, segments, self.softmax_scale)
+            key_UGD = self._of_all_ranks(key_UGD, packed_seq_params.keys_U)
+            value_UGD = self._of_all_ranks(value_UGD, packed_seq_params.keys_U)
+        out_SHD = causal_attention(query_SHD, key_UGD, value_UGD, segments, self.softmax_scale)
         return out_SHD.flatten(1).unsqueeze(1)
 
-    def _of_all_ranks(self, x: Tensor) -> Tensor:
-        return gather_from_sequence_parallel_region(
-            x, tensor_parallel_output_grad=True, group=self.cp_group
+    def _of_all_ranks(self, x_SGD: Tensor, rows_U: Tensor) -> Tensor:
+        """Rows of all ranks' keys or values, one after the other."""
+        gathered = gather_from_sequence_parallel_region(
+            x_SGD, tensor_parallel_output_grad=True, group=self.cp_group
         )
+        return gathered.index_select(0, rows_U)
 
 
 def causal_attention(
     query_THD: Tensor, key_UGD: Tensor, value_UGD: Tensor, segments: Segments, scale: float | None
 ) -> Tensor:
-    """Attention within each segment, [T, H, D]; the last query of a segment sees its last key, and
-    so on backwards.
+    """Attention within each segment, [T, H, D].
 
-    H query heads share G key-value heads. FlashAttention's kernel for such rows where torch has it
-    (CUDA, 16 bits); elsewhere a padded batch.
+    The last query of a segment sees up to its last key, the query before up to the key before, and
+    so on. H query heads share G key-value heads. On CUDA in 16 bits torch has FlashAttention's
+    kernel for packed rows; elsewhere the segments are padded to a batch.
     """
-    queries, keys, shares_heads = (
-        segments.queries,
-        segments.keys,
-        query_THD.shape[1] != key_UGD.shape[1],
-    )
+    queries = segments.queries
+    keys = segments.keys
+    shares_heads = query_THD.shape[1] != key_UGD.shape[1]
     if query_THD.is_cuda and query_THD.dtype != torch.float32:
-        told = {"enable_gqa": shares_heads} if _TOLD_OF_SHARED_HEADS else {}
+        gqa = {"enable_gqa": shares_heads} if _HAS_ENABLE_GQA else {}
         return varlen_attn(
             query_THD,
             key_UGD,
@@ -94,16 +94,13 @@ def causal_attention(
             keys.longest,
             scale=scale,
             window_size=(-1, 0),
-            **told,  # type: ignore[arg-type]
+            **gqa,  # type: ignore[arg-type]
         )  # type: ignore[return-value]
-    query_BHQD, key_BGKD, value_BGKD = (
-        _batch(x, runs) for x, runs in ((query_THD, queries), (key_UGD, keys), (value_UGD, keys))
-    )
     whole = keys is queries
     out_BHQD = scaled_dot_product_attention(
-        query_BHQD,
-        key_BGKD,
-        value_BGKD,
+        _batch(query_THD, queries),
+        _batch(key_UGD, keys),
+        _batch(value_UGD, keys),
         attn_mask=None if whole else segments.visible,
         is_causal=whole,
         scale=scale,
@@ -114,6 +111,6 @@ def causal_attention(
 
 
 def _batch(x_THD: Tensor, runs: Runs) -> Tensor:
-    """Runs of rows as a batch [B, H, longest, D]: a view where they are equally long."""
+    """Runs of rows as a batch [B, H, longest, D], which is a view if all are equally long."""
     rows_THD = x_THD if runs.equal else x_THD.index_select(0, runs.padded)
     return rows_THD.unflatten(0, (len(runs.lengths), -1)).transpose(1, 2)

@@ -1,7 +1,6 @@
-"""A model's next-token distribution at the positions a micro-batch asks about: what losses and the
-teacher work with.
+"""A model's next-token distribution at the positions that predict completion tokens.
 
-Only the positions that predict a completion token meet the output layer; prompts and padding have
+Losses and the teacher read it. Only these positions meet the output layer; prompts and padding have
 no logits.
 """
 
@@ -35,10 +34,9 @@ class Head:
     hidden_TD: Tensor
     weight_VD: Tensor  # this rank's rows
     group: dist.ProcessGroup
-    # whether the backward pass of `hidden_TD` adds up over the tensor-parallel ranks
-    sums_hidden_grad: bool
+    sums_hidden_grad: bool  # the backward pass of `hidden_TD` adds up over tensor-parallel ranks
     fused: bool
-    merged: MergedIds | None = None  # of a teacher: ids whose probability another one gets
+    merged: MergedIds | None = None  # a teacher's ids whose probability another id gets
 
     def logprobs(
         self,
@@ -48,7 +46,7 @@ class Head:
         valid_vocab_size: int,
         with_entropy: bool = False,
     ) -> Any:
-        """See `vocab_parallel.logprobs`; through the fused output layer if the head is `fused`."""
+        """The logprobs of `vocab_parallel.logprobs`, with fused output layer if `fused`."""
         settings: dict[str, Any] = {
             "temperature": temperature,
             "valid_vocab_size": valid_vocab_size,
@@ -64,7 +62,7 @@ class Head:
                 reduce_hidden_grad=reduce,
                 **settings,
             )
-        # Nobody else has these logits: their gradient takes their place.
+        # Nothing else reads these logits, so their gradient may take their place.
         return logprobs(self._logits(), ids_TK, self.group, reuse_logits_for_grad=True, **settings)
 
     def divergence(
@@ -77,13 +75,13 @@ class Head:
         temperature: float,
         valid_vocab_size: int,
     ) -> Tensor:
-        """See `vocab_parallel.divergence`; both models' logits exist at once, whether or not the
-        head is fused.
+        """The divergence of `vocab_parallel.divergence` from a teacher.
 
-        Ends that the teacher alone has are left out on both sides: of what they are to the student
-        it says nothing.
+        Both models' logits exist at once, fused or not. Ends that the teacher alone has are left
+        out on both sides, since the teacher does not tell the student's end from them.
         """
-        first_id, width = self.group.rank() * len(self.weight_VD), len(self.weight_VD)
+        width = len(self.weight_VD)
+        first_id = self.group.rank() * width
         student_logits_TV = self._logits()
         with torch.no_grad():
             teacher_logits_TV = teacher.hidden_TD @ self._same_rows(teacher).T
@@ -96,14 +94,10 @@ class Head:
                     first_id=first_id,
                     temperature=temperature,
                 )
-                here = [
-                    index - first_id
-                    for index in teacher.merged.ids
-                    if 0 <= index - first_id < width
-                ]
-                # Of these logits, which nobody else has, the divergence's own backward pass makes
-                # the gradient.
-                student_logits_TV.detach()[:, here] = -torch.inf
+                columns = [index - first_id for index in teacher.merged.ids]
+                own = [column for column in columns if 0 <= column < width]
+                # The divergence's own backward pass makes the gradient from the changed logits.
+                student_logits_TV.detach()[:, own] = -torch.inf
         return divergence(
             student_logits_TV,
             teacher_logits_TV,
@@ -116,14 +110,16 @@ class Head:
         )
 
     def _same_rows(self, teacher: "Head") -> Tensor:
-        """The rows of the teacher's output layer for this rank's ids; a teacher of one shard holds
-        them all."""
+        """The rows of the teacher's output layer for this rank's ids.
+
+        The teacher has as many shards as the student, or one with all rows.
+        """
         width = len(self.weight_VD)
         if teacher.group.size() == self.group.size() and len(teacher.weight_VD) == width:
             return teacher.weight_VD
         assert teacher.group.size() == 1, "checked before the run"
         rows_VD = teacher.weight_VD[self.group.rank() * width :][:width]
-        # padding ids have probability 0
+        # The rows added are padding, whose ids have probability 0.
         return torch.nn.functional.pad(rows_VD, (0, 0, 0, width - len(rows_VD)))
 
     def _logits(self) -> Tensor:
@@ -135,8 +131,10 @@ class Head:
     def topk(
         self, k: int, ids_TJ: Tensor, *, temperature: float, valid_vocab_size: int
     ) -> TeacherTopK:
-        """See `vocab_parallel.topk`; always fused, since without a backward pass that costs
-        nothing."""
+        """The result of `vocab_parallel.topk`.
+
+        The output layer is always fused, which costs nothing without a backward pass.
+        """
         return linear_topk(
             self.hidden_TD, self.weight_VD, k, self.group, ids_TJ=ids_TJ,
             temperature=temperature, valid_vocab_size=valid_vocab_size, merged=self.merged,
@@ -154,7 +152,8 @@ def make_head(
     **_: Any,
 ) -> Head:
     """Megatron's `output_processor`: called on the last stage in the place of the output layer."""
-    hidden_S1D, sequence_parallel = hidden_states, output_layer.sequence_parallel
+    hidden_S1D = hidden_states
+    sequence_parallel = output_layer.sequence_parallel
     if sequence_parallel:
         hidden_S1D = gather_from_sequence_parallel_region(
             hidden_S1D, tensor_parallel_output_grad=True, group=group

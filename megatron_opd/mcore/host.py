@@ -45,7 +45,7 @@ _LAZY_MODULES = (
 
 
 def prepare_platform() -> None:
-    """Call once, before building a model. Idempotent."""
+    """Prepares the device, or Megatron's stand-ins for it, before a model is built. Idempotent."""
     if choice().kind == "cuda":
         torch.cuda.set_device(device())
         return
@@ -80,8 +80,7 @@ def _on_host(factory):
 
 
 class _HostStream:
-    """A stream, an event or their context: nothing, for work on the host is done when the call
-    returns."""
+    """A stream, an event or their context; none does anything, since calls on the host wait."""
 
     def __init__(self, *args: object, **kwargs: object) -> None: ...
     def __enter__(self) -> "_HostStream":
@@ -101,7 +100,7 @@ class _HostStream:
 
 
 def _host_cuda() -> types.ModuleType:
-    """What Megatron may ask of `torch.cuda` on a machine without it."""
+    """The stand-in for `torch.cuda` on a machine without CUDA."""
     cuda = types.ModuleType("torch.cuda")
     answers = {
         "current_device": lambda: torch.device("cpu"),
@@ -141,7 +140,7 @@ def _host_torch() -> types.ModuleType:
 
 
 def _map_generator() -> None:
-    """Megatron's tracker of CUDA generator states, on the host's generator."""
+    """Makes Megatron's tracker of CUDA generator states use the host's generator."""
     random: Any = importlib.import_module("megatron.core.tensor_parallel.random")
     random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
@@ -152,11 +151,14 @@ def _called_by_megatron() -> bool:
 
 
 def _map_tensor_methods() -> None:
-    """The optimizer compares `Tensor.type()` with "torch.cuda.FloatTensor"; `Tensor.cuda()` does
-    nothing here."""
+    """Makes `Tensor.type()` name CUDA types to Megatron, and `Tensor.cuda()` do nothing for it.
+
+    The optimizer compares the type with "torch.cuda.FloatTensor".
+    """
     if getattr(torch.Tensor.type, "for_megatron_on_host", False):
         return
-    true_type, true_cuda = torch.Tensor.type, torch.Tensor.cuda
+    true_type = torch.Tensor.type
+    true_cuda = torch.Tensor.cuda
 
     def type_(self, dtype=None, *args, **kwargs):
         if dtype is None and _called_by_megatron():
@@ -172,8 +174,10 @@ def _map_tensor_methods() -> None:
 
 
 def _give_split_sizes_as_integers() -> None:
-    """Megatron's token dispatcher makes its split sizes integers when it moves them to the host;
-    here they lie there."""
+    """Gives Megatron's token dispatcher its split sizes as integers.
+
+    It makes them integers when it moves them to the host, which does not happen on the host.
+    """
     dispatcher: Any = importlib.import_module("megatron.core.transformer.moe.token_dispatcher")
     move = dispatcher.maybe_move_tensor_to_cpu
     if getattr(move, "for_megatron_on_host", False):
@@ -189,8 +193,10 @@ def _give_split_sizes_as_integers() -> None:
 
 
 def _let_shares_differ_in_size() -> None:
-    """Every rank has another number of tokens for sliced experts, which gloo neither gathers nor
-    scatters."""
+    """Lets ranks gather and scatter shares of different sizes, which gloo alone refuses.
+
+    With sliced experts every rank has another number of tokens.
+    """
     mappings: Any = importlib.import_module("megatron.core.tensor_parallel.mappings")
     gather = mappings._gather_along_first_dim
     reduce_scatter = mappings._reduce_scatter_along_first_dim
@@ -219,8 +225,7 @@ def _let_shares_differ_in_size() -> None:
 
 
 def _keep_checkpoint_queue_in_process() -> None:
-    """A synchronous save would start a `multiprocessing.Manager` process only to hold one queue."""
-    writer: Any = importlib.import_module(
-        "megatron.core.dist_checkpointing.strategies.filesystem_async"
-    )
+    """Spares a synchronous save the `multiprocessing.Manager` process that would hold one queue."""
+    strategies = "megatron.core.dist_checkpointing.strategies"
+    writer: Any = importlib.import_module(f"{strategies}.filesystem_async")
     writer._results_queue = queue.Queue()

@@ -9,8 +9,8 @@ from torch.nn.functional import rms_norm
 class RMSNorm(torch.nn.Module):
     """Root-mean-square norm over the last dimension.
 
-    Its weight is replicated over tensor-parallel ranks; under sequence parallelism each of them
-    sees other tokens, and `weight.sequence_parallel` tells Megatron to add up the gradients.
+    Its weight is replicated over tensor-parallel ranks. Under sequence parallelism every rank sees
+    other tokens, and `weight.sequence_parallel` tells Megatron to add up the gradients.
     """
 
     def __init__(

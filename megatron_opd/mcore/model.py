@@ -1,5 +1,4 @@
-"""A Hugging Face architecture as a Megatron `GPTModel`, for any tensor-, pipeline- and
-expert-parallel size.
+"""A Hugging Face architecture as a Megatron `GPTModel`, for every layout.
 
 Weights are left unset: `weights.load_hf` or a checkpoint fills every one of them.
 """
@@ -20,15 +19,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def padded_vocab_size(arch: Architecture, tp_size: int) -> int:
-    """Vocabulary rows of the model: the shards are equal, so the last may hold rows that are no
-    token."""
+    """Vocabulary rows of the model; shards are equal, so the last may have rows of no token."""
     return -(-arch.vocab_size // tp_size) * tp_size
 
 
 def transformer_config(
     arch: Architecture, parallel: Parallel, *, precision: str, recompute: str = "none"
 ) -> TransformerConfig:
-    layout, interleaved = parallel.layout, parallel.num_chunks > 1
+    """Megatron's settings of a model; `recompute` is a value of `TrainConfig.recompute`."""
+    layout = parallel.layout
+    interleaved = parallel.num_chunks > 1
     dtype = DTYPES[precision]
     return TransformerConfig(
         num_layers=arch.num_layers,
@@ -62,8 +62,8 @@ def transformer_config(
         params_dtype=dtype,
         bf16=dtype is torch.bfloat16,
         fp16=dtype is torch.float16,
-        # Every term has its own global denominator, applied before the loss reaches Megatron:
-        # gradients are sums.
+        # The loss is divided by every term's global denominator before it reaches Megatron, so
+        # that gradients are sums.
         calculate_per_token_loss=True,
         # The local layers have none of the fused kernels; initial values come from the checkpoint.
         use_cpu_initialization=parallel.device.type != "cuda",
@@ -72,12 +72,10 @@ def transformer_config(
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
-        # Without it, Transformer Engine's layers would ask the host for the sequences' lengths in
-        # every layer.
+        # Without it, every layer of Transformer Engine would ask the host for sequence lengths.
         apply_rope_fusion=uses_transformer_engine(parallel.device),
         persist_layer_norm=False,
-        # Dense models too: the default dispatcher forbids sequences whose length changes between
-        # steps.
+        # Set for dense models too: the default dispatcher forbids lengths that change.
         moe_token_dispatcher_type="alltoall",
         variable_seq_lengths=True,
         **_experts(arch.experts),
@@ -94,8 +92,7 @@ def _recompute(granularity: str, arch: Architecture) -> dict[str, Any]:
             "recompute_method": "uniform",
             "recompute_num_layers": 1,
         }
-    # Attention keeps no scores to recompute; what a layer keeps is mostly the wide activations of
-    # its MLP.
+    # Attention keeps no scores to recompute; a layer keeps mostly its MLP's wide activations.
     return {
         "recompute_granularity": "selective",
         "recompute_modules": ["moe" if arch.experts else "mlp"],
@@ -103,8 +100,11 @@ def _recompute(granularity: str, arch: Architecture) -> dict[str, Any]:
 
 
 def _softmax_scale(arch: Architecture) -> float | None:
-    """YaRN multiplies cosine and sine, so queries and keys, by a factor: the products of the two by
-    its square."""
+    """The scale of attention scores; None for the default, 1 / sqrt(head_dim).
+
+    YaRN multiplies cosine and sine, and so queries and keys, by a factor: their products get its
+    square.
+    """
     if arch.rope_scaling is None or arch.rope_scaling.attention_factor == 1:
         return None
     return arch.rope_scaling.attention_factor**2 / arch.head_dim**0.5
@@ -128,11 +128,10 @@ def _experts(experts: Experts | None) -> dict[str, Any]:
 def build_model(
     arch: Architecture, parallel: Parallel, *, precision: str, recompute: str = "none"
 ) -> list[torch.nn.Module]:
-    """This rank's chunks of the model (one, unless stages are interleaved), on its device, in
-    `precision`.
+    """This rank's chunks of the model, on its device, in `precision`.
 
-    `recompute`: what the backward pass computes again and training need not keep, see
-    `TrainConfig`.
+    There is one chunk unless stages are interleaved. `recompute` is a value of
+    `TrainConfig.recompute`: the activations that the backward pass computes again.
     """
     config = transformer_config(arch, parallel, precision=precision, recompute=recompute)
     with parallel.active():

@@ -1,5 +1,4 @@
-"""Forward and backward passes of a list of micro-batches through Megatron's schedules (pipelined or
-not)."""
+"""Forward and backward passes of micro-batches, through Megatron's schedules."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,8 +13,7 @@ from megatron_opd.mcore.head import Head, make_head
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.mcore.specs import uses_transformer_engine
 
-# Called on the last pipeline stage with the model's head at the positions that predict completion
-# tokens.
+# Called on the last stage with the model's head at the positions that predict completion tokens.
 LossFunction = Callable[[MicroBatch, Head], tuple[Tensor, Any]]
 
 
@@ -28,12 +26,11 @@ def forward_backward(
     forward_only: bool,
     fused_output_layer: bool = False,
 ) -> list[Any]:
-    """Runs every micro-batch; returns what `loss` returned as its second value, in order (last
-    stage; [] elsewhere).
+    """Runs every micro-batch, and adds up their gradients unless `forward_only`.
 
-    `loss(micro_batch, head)` returns a scalar to differentiate (already divided by its global
-    denominators; the gradients of the micro-batches add up) and any value to collect. Collective
-    over the model-parallel group.
+    `loss(micro_batch, head)` returns a scalar to differentiate, which is already divided by its
+    global denominators, and any value to collect. Returns these values in order on the last stage,
+    [] elsewhere. Collective over the model-parallel group.
     """
     if not batches:
         return []
@@ -54,8 +51,7 @@ def forward_backward(
             data_iterator=[iter(batches) for _ in chunks],
             model=chunks,
             num_microbatches=len(batches),
-            # With variable sequence lengths the stages tell each other the shapes; these two are
-            # upper bounds.
+            # Stages tell one another the shapes of variable lengths; these are upper bounds.
             seq_length=max(batch.tokens_1S.shape[1] for batch in batches),
             micro_batch_size=1,
             forward_only=forward_only,
@@ -64,6 +60,6 @@ def forward_backward(
 
 def _on_head(batch: MicroBatch, loss: LossFunction, head: Head) -> tuple[Tensor, Tensor, Any]:
     value, collected = loss(batch, head)
-    # Megatron's three-tuple form leaves the value unscaled; the token count has no use, see
-    # `train.student`.
+    # Megatron leaves the value unscaled if it gets three results. The token count has no use: see
+    # `trainer.student._finalize`.
     return value, torch.zeros((), dtype=torch.int, device=value.device), collected

@@ -1,5 +1,4 @@
-"""What a transformer layer is made of: Transformer Engine's layers where they run, otherwise
-Megatron's local ones.
+"""The modules of a transformer layer: Transformer Engine's where they run, else Megatron's local.
 
 The weights of both have one table (`weights/names.py`) and one checkpoint.
 """
@@ -23,14 +22,14 @@ from megatron_opd.mcore.layers import RMSNorm
 
 
 def uses_transformer_engine(device: torch.device) -> bool:
-    """Its layers compute on CUDA alone."""
+    """True when the model is made of Transformer Engine's layers, which compute on CUDA alone."""
     return HAVE_TE and device.type == "cuda"
 
 
 def block_spec(
     arch: Architecture, num_layers: int, device: torch.device
 ) -> TransformerBlockSubmodules:
-    """Equal layers, and the norm behind the last one."""
+    """`num_layers` equal layers, and the norm behind the last one."""
     if uses_transformer_engine(device):
         from megatron.core.extensions.transformer_engine import TENorm
 
@@ -41,17 +40,18 @@ def block_spec(
 
 
 def _transformer_engine_layer(arch: Architecture) -> ModuleSpec:
-    """Norms within the linear layers behind them, but for that before a router; one module for a
-    rank's experts."""
+    """A layer whose norms are within the linear layers behind them, except before a router.
+
+    One module holds all experts of a rank.
+    """
     spec = get_gpt_layer_with_transformer_engine_spec(
         num_experts=_num_experts(arch),
         moe_grouped_gemm=arch.experts is not None,
         qk_layernorm=arch.qk_norm,
     )
-    if arch.experts:  # stored as local layers store it
-        spec.submodules.sharded_state_dict_keys_map["pre_mlp_layernorm."] = (
-            "mlp.linear_fc1.layer_norm_"
-        )
+    if arch.experts:  # the checkpoint's name, which local layers use too
+        names = spec.submodules.sharded_state_dict_keys_map
+        names["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
     return spec
 
 
