@@ -178,7 +178,7 @@ def once_linear(
                     ids_TK,
                     group,
                     with_entropy=True,
-                    chunk_tokens=max(1, len(hidden) // 8),
+                    slab_tokens=max(1, len(hidden) // 8),
                 )
             else:
                 out = logprobs(

@@ -46,7 +46,7 @@ from megatron_opd.architectures.architecture import Architecture
 from megatron_opd.architectures.config import LayoutConfig
 from megatron_opd.mcore.model import padded_vocab_size
 from megatron_opd.vocab_parallel.blocks import BLOCK_ELEMENTS
-from megatron_opd.vocab_parallel.linear import default_chunk
+from megatron_opd.vocab_parallel.linear import default_slab
 
 FLOAT32 = 4
 
@@ -122,7 +122,7 @@ class FullMicroBatch:
     @property
     def chunk_logits(self) -> int:
         """The logits that exist at one time where the output layer is fused."""
-        chunk = default_chunk(self.predicted, self.vocab_rows)
+        chunk = default_slab(self.predicted, self.vocab_rows)
         return min(self.predicted, chunk) * self.vocab_rows * self.element
 
     @property

@@ -1,7 +1,7 @@
-"""New weights into the rollout engine, every tensor verified.
+"""Sends new weights to the rollout engine, and verifies every tensor there.
 
-While a tensor streams past, the sender multiplies it with a few probe vectors; afterwards the
-engine multiplies what it holds with the same vectors, through its own kernels where they keep the
+While a tensor streams past, the sender multiplies it with a few probe vectors. Afterwards the
+engine multiplies its own weight with the same vectors, through its own kernels if these keep the
 weight in a form of their own.
 """
 
@@ -15,33 +15,34 @@ from megatron_opd.contracts.stations import Engine, Probes
 from megatron_opd.errors import RunError
 from megatron_opd.weights.probes import make_probes, project
 
-# relative to the largest product
+# The largest deviation that is rounding, relative to the largest product.
 _ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
 @dataclass(frozen=True)
 class RefitReport:
+    """The figures of one refit."""
+
     seconds: float
     tensors: int
     bytes: int  # of the tensors sent, in the engine's dtype
-    # the largest deviation of a product, relative to the tensor's largest; rounding only
-    max_error: float
+    max_error: float  # the largest deviation of a product, relative to the tensor's largest
 
 
 def push(
     named_tensors: Iterator[tuple[str, torch.Tensor]], engine: Engine, version: int
 ) -> RefitReport:
-    """Streams (Hugging Face name, full tensor) into the engine, which then holds policy `version`.
+    """Streams whole tensors by their Hugging Face names into the engine: policy `version`.
 
-    `named_tensors` may be a collective over the trainer's ranks: it is read to its end whatever
-    happens to the engine. Raises RunError naming the first tensor that is missing, unknown, or not
-    in the engine what was sent.
+    `named_tensors` may be a collective over the trainer's ranks, so it is read to its end even if
+    the engine fails. Raises RunError naming the first tensor that is missing or unknown, or differs
+    in the engine.
     """
     start = time.perf_counter()
     sent: dict[str, _Products] = {}
     num_bytes = 0
 
-    def watched() -> Iterator[tuple[str, torch.Tensor]]:
+    def probed() -> Iterator[tuple[str, torch.Tensor]]:
         nonlocal num_bytes
         for name, tensor in named_tensors:
             tensor = tensor.detach().to(engine.dtype)
@@ -50,7 +51,7 @@ def push(
             yield name, tensor
 
     try:
-        engine.reload(watched())
+        engine.reload(probed())
     finally:
         for _ in named_tensors:  # the other ranks wait in its collectives
             pass
@@ -61,7 +62,7 @@ def push(
 
 @dataclass(frozen=True)
 class _Products:
-    """What the probes read of a tensor when it was sent."""
+    """The products of a tensor with its probes, made when it was sent."""
 
     probes: Probes
     products_KO: torch.Tensor  # float32
@@ -75,15 +76,14 @@ def _project(tensor: torch.Tensor, version: int) -> _Products:
 
 def _verify(name: str, sent: _Products, engine: Engine) -> float:
     """The deviation of the engine's products, relative to the largest of them."""
-    error, exact = 0.0, sent.probes.exact
-    for held_KO in engine.project(name, sent.probes):
-        deviation = (held_KO - sent.products_KO).abs().max() / sent.products_KO.abs().max().clamp(
-            min=1e-30
-        )
-        if not (
-            torch.equal(held_KO[:exact], sent.products_KO[:exact])
-            and deviation <= _ROUNDING[engine.dtype]
-        ):
+    error = 0.0
+    exact = sent.probes.exact
+    largest = sent.products_KO.abs().max().clamp(min=1e-30)
+    for products_KO in engine.project(name, sent.probes):
+        deviation = (products_KO - sent.products_KO).abs().max() / largest
+        same_columns = torch.equal(products_KO[:exact], sent.products_KO[:exact])
+        # A deviation of NaN is not within the limit either.
+        if not (same_columns and deviation <= _ROUNDING[engine.dtype]):
             raise RunError(
                 f"refit: {name} in vLLM is not the tensor that was sent (relative deviation "
                 f"{deviation.item():.2g})"

@@ -1,5 +1,4 @@
-"""The one operation behind every objective: log-probabilities of a few ids per token over a sharded
-vocabulary."""
+"""The operation behind every objective: logprobs of a few ids over a sharded vocabulary."""
 
 from megatron_opd.vocab_parallel.divergence import divergence
 from megatron_opd.vocab_parallel.linear import linear_logprobs, linear_topk

@@ -1,4 +1,7 @@
-"""Arguments that cannot be right are refused by name, before anything is computed or sent."""
+"""Checks of the operation's arguments, before anything is computed or sent.
+
+Every check raises ValueError naming the argument.
+"""
 
 import torch
 from torch import Tensor
@@ -7,6 +10,7 @@ from megatron_opd.vocab_parallel.shards import Group, size
 
 
 def check_logits(logits_TV: Tensor, name: str = "logits_TV") -> None:
+    """Refuses logits that are not contiguous floating point [T, V/tp]."""
     if logits_TV.dim() != 2 or not logits_TV.is_floating_point():
         raise ValueError(
             f"{name} must be floating point [T, V/tp], got {logits_TV.dtype} "
@@ -20,6 +24,7 @@ def check_logits(logits_TV: Tensor, name: str = "logits_TV") -> None:
 
 
 def check_ids(ids_TK: Tensor, tokens: int, vocab: int, name: str = "ids_TK") -> None:
+    """Refuses ids that are not int64 [T, K], or beyond a vocabulary of `vocab` ids."""
     if ids_TK.dim() != 2 or len(ids_TK) != tokens:
         raise ValueError(
             f"{name} must be [T, K] with T={tokens} as in the logits, got {tuple(ids_TK.shape)}"
@@ -33,6 +38,7 @@ def check_ids(ids_TK: Tensor, tokens: int, vocab: int, name: str = "ids_TK") -> 
 
 
 def check_hidden(hidden_TD: Tensor, weight_VD: Tensor) -> None:
+    """Refuses hidden states and a weight that have no product of one floating-point dtype."""
     shapes = (
         f"hidden_TD {tuple(hidden_TD.shape)} {hidden_TD.dtype}, "
         f"weight_VD {tuple(weight_VD.shape)} {weight_VD.dtype}"
@@ -48,10 +54,9 @@ def check_hidden(hidden_TD: Tensor, weight_VD: Tensor) -> None:
 
 
 def check_k(k: int, width: int, group: Group, valid_vocab_size: int | None) -> None:
-    vocab = (
-        size(group) * width
-        if valid_vocab_size is None
-        else min(valid_vocab_size, size(group) * width)
-    )
+    """Refuses a `k` below 0 or above the vocabulary size."""
+    vocab = size(group) * width
+    if valid_vocab_size is not None:
+        vocab = min(vocab, valid_vocab_size)
     if not 0 <= k <= vocab:
         raise ValueError(f"k={k} must lie between 0 and the vocabulary size {vocab}")

@@ -1,8 +1,8 @@
 """Divergences between a student and a frozen teacher over the whole sharded vocabulary.
 
-A divergence is a sum over ids of h(log p, log q), p the student's and q the teacher's probability.
-A kind is two lines: h and its derivative by log p. With h'_v that derivative, d/dz_v = h'_v - p_v
-sum_u h'_u.
+A divergence is a sum over ids of h(log p, log q), where p is the student's and q the teacher's
+probability. A kind is a function that returns h and its derivative h' by log p, from which the
+gradient by the student's logits follows: d/dz_v = h'_v - p_v sum_u h'_u.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from megatron_opd.vocab_parallel.checks import check_logits
 from megatron_opd.vocab_parallel.ops import no_ids, passes
 from megatron_opd.vocab_parallel.shards import Group, Shard, Statistics, combine, size
 
-# (log p, log q) of some ids -> (h, dh / d log p)
+# Takes log p and log q of some ids; returns h and dh / d log p.
 Pointwise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -33,8 +33,9 @@ def divergence(
     temperature: float = 1.0,
     valid_vocab_size: int | None = None,
 ) -> Tensor:
-    """loss_T, float32 [T], in nats, equal on every rank; gradients flow to the student's logits
-    alone.
+    """The divergence of the student from the teacher at each token, float32 [T], in nats.
+
+    It is equal on every rank. Gradients flow to the student's logits alone.
 
     Args:
         student_logits_TV, teacher_logits_TV: [T, V/tp], contiguous, shards of the same ids; dtypes
@@ -49,13 +50,13 @@ def divergence(
             tvd              half the sum of |p - q|
             alpha_beta       -1/(ab) sum [q^a p^b - a/(a+b) q^(a+b) - b/(a+b) p^(a+b)]
                              (ABKD, 2505.04560)
-        alpha, beta: parameters of the kinds that have them, within (0, 1) but for alpha_beta (a, b
-            and a + b not 0).
-        temperature: of both distributions; the loss is not multiplied with its square.
-        valid_vocab_size: ids from here on have probability 0 on both sides.
+        alpha, beta: parameters of the kinds that have them, within (0, 1); for alpha_beta, a, b and
+            a + b must not be 0.
+        temperature: divides both models' logits; the loss is not multiplied with its square.
+        valid_vocab_size: ids from this number on have probability 0 on both sides.
 
-    Communication: 3 collectives forward, 0 backward. Raises ValueError: shapes that differ, an
-    unknown kind, a parameter that is missing, superfluous or out of range.
+    Communication: 3 collectives forward, 0 backward. Raises ValueError for shapes that differ, an
+    unknown kind, and a parameter that is missing, superfluous or out of range.
     """
     check_logits(student_logits_TV, "student_logits_TV")
     check_logits(teacher_logits_TV, "teacher_logits_TV")
@@ -85,8 +86,8 @@ def _reverse_kl(lp: Tensor, lq: Tensor) -> tuple[Tensor, Tensor]:
 
 def _jsd(lp: Tensor, lq: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     lm = torch.logaddexp(lq + log(beta), lp + log1m(beta))
-    of_p = (1 - beta) * lp.exp() * (lp - lm)
-    return beta * lq.exp() * (lq - lm) + of_p, of_p
+    student = (1 - beta) * lp.exp() * (lp - lm)
+    return beta * lq.exp() * (lq - lm) + student, student
 
 
 def _skew_forward_kl(lp: Tensor, lq: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
@@ -103,17 +104,22 @@ def _skew_reverse_kl(lp: Tensor, lq: Tensor, alpha: float) -> tuple[Tensor, Tens
 
 
 def _tvd(lp: Tensor, lq: Tensor) -> tuple[Tensor, Tensor]:
-    p, q = lp.exp(), lq.exp()
+    p = lp.exp()
+    q = lq.exp()
     return 0.5 * (p - q).abs(), 0.5 * (p - q).sign() * p
 
 
 def _alpha_beta(lp: Tensor, lq: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
-    both, s = (alpha * lq + beta * lp).exp(), alpha + beta
-    of_q, of_p = (s * lq).exp(), (s * lp).exp()
-    return -(both - alpha / s * of_q - beta / s * of_p) / (alpha * beta), -(both - of_p) / alpha
+    s = alpha + beta
+    mixed = (alpha * lq + beta * lp).exp()
+    teacher = (s * lq).exp()
+    student = (s * lp).exp()
+    h = -(mixed - alpha / s * teacher - beta / s * student) / (alpha * beta)
+    return h, -(mixed - student) / alpha
 
 
 def log1m(x: float) -> float:
+    """log(1 - x)."""
     return log(1.0 - x)
 
 
@@ -132,9 +138,8 @@ def _kind(kind: str, alpha: float | None, beta: float | None) -> Pointwise:
     if kind not in _KINDS:
         raise ValueError(f"kind={kind!r} is unknown; known: {', '.join(_KINDS)}")
     function, wanted = _KINDS[kind]
-    given = {
-        name: value for name, value in {"alpha": alpha, "beta": beta}.items() if value is not None
-    }
+    parameters = {"alpha": alpha, "beta": beta}
+    given = {name: value for name, value in parameters.items() if value is not None}
     if set(given) != set(wanted):
         raise ValueError(
             f"kind={kind!r} takes {' and '.join(wanted) or 'no parameters'}, got {sorted(given)}"
@@ -159,11 +164,14 @@ class _Divergence(torch.autograd.Function):
         pairs = _log_pairs(student_TV, teacher_TV, lse_T, teacher_lse_T, shard, temperature)
         for rows, lp, lq in pairs:
             h, derivative = pointwise(lp, lq)
-            sums_T2[rows, 0], sums_T2[rows, 1] = h.sum(dim=1), derivative.sum(dim=1)
+            sums_T2[rows, 0] = h.sum(dim=1)
+            sums_T2[rows, 1] = derivative.sum(dim=1)
         if size(group) > 1:
             dist.all_reduce(sums_T2, group=group)
         ctx.save_for_backward(student_TV, teacher_TV, lse_T, teacher_lse_T, sums_T2[:, 1].clone())
-        ctx.shard, ctx.pointwise, ctx.temperature = shard, pointwise, temperature
+        ctx.shard = shard
+        ctx.pointwise = pointwise
+        ctx.temperature = temperature
         return sums_T2[:, 0].clone()
 
     @staticmethod
@@ -174,31 +182,35 @@ class _Divergence(torch.autograd.Function):
         pairs = _log_pairs(student_TV, teacher_TV, lse_T, teacher_lse_T, ctx.shard, ctx.temperature)
         for rows, lp, lq in pairs:
             _, derivative = ctx.pointwise(lp, lq)
-            grad = (derivative - lp.exp() * total_T[rows, None]) * (
-                grad_T[rows, None] / ctx.temperature
-            )
-            out_TV[rows, : ctx.shard.valid] = grad
+            by_logits = derivative - lp.exp() * total_T[rows, None]
+            weight = grad_T[rows, None] / ctx.temperature
+            out_TV[rows, : ctx.shard.valid] = by_logits * weight
         return out_TV, None, None, None, None, None
 
 
 def _both_lse(
     student_TV: Tensor, teacher_TV: Tensor, group: Group, shard: Shard, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Student's and teacher's log of the sum of exponentials, from one pair of collectives."""
+    """The log of the sum of exponentials of student and teacher, from one pair of collectives."""
     ids_TK = no_ids(student_TV)
     columns_TK, here_TK = shard.columns(ids_TK)
-    parts = [
-        passes(each).statistics(each, columns_TK, here_TK, shard, temperature, with_entropy=False)
-        for each in (student_TV, teacher_TV)
-    ]
+    local = []
+    for logits_TV in (student_TV, teacher_TV):
+        local.append(
+            passes(logits_TV).statistics(
+                logits_TV, columns_TK, here_TK, shard, temperature, with_entropy=False
+            )
+        )
     none_TK = torch.cat([ids_TK, ids_TK])
-    lse_T, teacher_lse_T = combine(Statistics.joined(parts), none_TK, group, None).lse_T.chunk(2)
+    lse_T, teacher_lse_T = combine(Statistics.joined(local), none_TK, group, None).lse_T.chunk(2)
     return lse_T, teacher_lse_T
 
 
 def _log_pairs(student_TV, teacher_TV, lse_T, teacher_lse_T, shard, temperature):
-    """(rows, log p, log q) block by block; a probability of 0 has a finite log, so that 0 times it
-    is 0."""
+    """Yields the rows, log p and log q of every block.
+
+    A probability of 0 has a finite logarithm, so that 0 times it is 0.
+    """
     if shard.valid == 0:
         return
     student = blocks_of(student_TV, shard, temperature, lse_T.dtype)

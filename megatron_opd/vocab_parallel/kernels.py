@@ -1,10 +1,8 @@
-"""The two passes of `blocks` as Triton kernels: the logits are read once forward, once backward,
-and nothing is kept.
+"""The passes of `blocks` as Triton kernels, which read the logits once forward and once backward.
 
 One program per token walks along its row. Statistics are in float32. Ids are handled apart from the
-walk: with few loads from the row, and after the backward walk with stores of their full gradient
-over what the walk wrote there, so that ids which occur twice need no atomic addition in the logits'
-dtype.
+walk: their logits are loaded from the row, and after the backward walk their whole gradient is
+stored over the walk's, so that ids which occur twice need no atomic addition in the logits' dtype.
 """
 
 import torch
@@ -14,18 +12,17 @@ from torch import Tensor
 
 from megatron_opd.vocab_parallel.shards import Shard, Statistics
 
-# The fastest on an H200 of 2048, 4096, 8192 columns and 2, 4, 8 warps (docs/hardware.md): the first
+# The fastest of 2048, 4096, 8192 columns and 2, 4, 8 warps on an H200 (docs/hardware.md). The first
 # pass ends every block with a reduction over its threads.
 BLOCK = 8192
 _STATISTICS_WARPS = 4
 _GRADIENT_WARPS = 8
-CHUNK = 32  # columns that are represented by their maximum while the best are looked for
+SPAN = 32  # columns that their maximum stands for in the search for the best
 
 
 @triton.jit
 def _scaled(logits, temperature, SCALED: tl.constexpr):
-    """The logits over the temperature in float32, rounded as torch rounds: `/` is off by a bit on
-    CUDA."""
+    """The logits over the temperature in float32, rounded as torch does; `/` is not on CUDA."""
     z = logits.to(tl.float32)
     if SCALED:
         z = tl.div_rn(z, tl.zeros_like(z) + temperature)
@@ -63,9 +60,9 @@ def _statistics_kernel(
     tl.store(sum_out + t, s)
     tl.store(dot_out + t, d)
     j = tl.arange(0, K_PADDED)
-    held = tl.load(here + t * k + j, mask=j < k, other=0) != 0
+    own = tl.load(here + t * k + j, mask=j < k, other=0) != 0
     column = tl.load(columns + t * k + j, mask=j < k, other=0)
-    at = _scaled(tl.load(row + column, mask=held, other=0.0), temperature, SCALED)
+    at = _scaled(tl.load(row + column, mask=own, other=0.0), temperature, SCALED)
     tl.store(at_out + t * k + j, at, mask=j < k)
 
 
@@ -86,16 +83,16 @@ def _gradient_kernel(
     j = tl.arange(0, K_PADDED)
     grad = tl.load(grads + t * k + j, mask=j < k, other=0.0)
     total = tl.sum(grad, axis=0)
-    held = tl.load(here + t * k + j, mask=j < k, other=0) != 0
+    own = tl.load(here + t * k + j, mask=j < k, other=0) != 0
     column = tl.load(columns + t * k + j, mask=j < k, other=0)
-    log_p_at = _scaled(tl.load(row + column, mask=held, other=0.0), temperature, SCALED) - log_sum
-    # in place, the walk overwrites these logits: every thread must have read them before
+    log_p_at = _scaled(tl.load(row + column, mask=own, other=0.0), temperature, SCALED) - log_sum
+    # In place, the walk overwrites these logits: every thread must have read them before.
     tl.debug_barrier()
-    same = (column[:, None] == column[None, :]) & held[None, :]
-    own = tl.sum(tl.where(same, grad[None, :], 0.0), axis=1)
+    same = (column[:, None] == column[None, :]) & own[None, :]
+    grad_of_id = tl.sum(tl.where(same, grad[None, :], 0.0), axis=1)
     p_at = tl.exp(log_p_at)
     weight_at = total + grad_h * (tl.where(p_at == 0.0, 0.0, log_p_at) + h)
-    grad_at = (own - p_at * weight_at) / temperature
+    grad_at = (grad_of_id - p_at * weight_at) / temperature
     for start in range(0, width, BLOCK):
         offsets = start + tl.arange(0, BLOCK)
         token = offsets < valid
@@ -108,18 +105,18 @@ def _gradient_kernel(
         gradient = tl.where(token, -p * weight / temperature, 0.0)
         tl.store(out_row + offsets, gradient.to(out.dtype.element_ty), mask=offsets < width)
     tl.debug_barrier()  # the stores below go over those of other threads
-    tl.store(out_row + column, grad_at.to(out.dtype.element_ty), mask=held)
+    tl.store(out_row + column, grad_at.to(out.dtype.element_ty), mask=own)
 
 
 @triton.jit
-def _maxima_kernel(logits, out, width, valid, chunks, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
-    """The largest logit of every CHUNK columns of a row."""
+def _maxima_kernel(logits, out, width, valid, spans, BLOCK: tl.constexpr, SPAN: tl.constexpr):
+    """The largest logit of every SPAN columns of a row."""
     t = tl.program_id(0).to(tl.int64)
     offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(logits + t * width + offsets, mask=offsets < valid, other=float("-inf"))
-    chunk = tl.program_id(1) * (BLOCK // CHUNK) + tl.arange(0, BLOCK // CHUNK)
-    largest = tl.max(tl.reshape(x.to(tl.float32), (BLOCK // CHUNK, CHUNK)), axis=1)
-    tl.store(out + t * chunks + chunk, largest.to(out.dtype.element_ty), mask=chunk < chunks)
+    span = tl.program_id(1) * (BLOCK // SPAN) + tl.arange(0, BLOCK // SPAN)
+    largest = tl.max(tl.reshape(x.to(tl.float32), (BLOCK // SPAN, SPAN)), axis=1)
+    tl.store(out + t * spans + span, largest.to(out.dtype.element_ty), mask=span < spans)
 
 
 def statistics(
@@ -131,7 +128,7 @@ def statistics(
     *,
     with_entropy: bool,
 ) -> Statistics:
-    """As `blocks.statistics`, of float32, bfloat16 or float16 logits."""
+    """The result of `blocks.statistics` for float32, bfloat16 or float16 logits."""
     result = Statistics.empty(len(logits_TV), columns_TK.shape[1], logits_TV)
     if len(logits_TV):
         _statistics_kernel[(len(logits_TV),)](
@@ -166,8 +163,8 @@ def gradient(
     grad_TK: Tensor,
     entropy: tuple[Tensor, Tensor] | None,
 ) -> None:
-    """As `blocks.gradient`."""
-    entropy_T, entropy_grad_T = (lse_T, lse_T) if entropy is None else entropy
+    """Writes the gradient that `blocks.gradient` does."""
+    entropy_T, entropy_grad_T = entropy or (lse_T, lse_T)  # the kernel reads neither without one
     if len(logits_TV):
         _gradient_kernel[(len(logits_TV),)](
             logits_TV,
@@ -191,25 +188,25 @@ def gradient(
 
 
 def best(logits_TV: Tensor, k: int, shard: Shard, temperature: float) -> tuple[Tensor, Tensor]:
-    """Do what `blocks.best` does, with a few large operations and no wait for the device.
+    """The result of `blocks.best`, by a few large operations and no wait for the device.
 
-    The k best columns lie in the k chunks with the largest maxima, of equal ones the first: one
-    column of each chunk that is before another column's chunk is also before that column. So all
-    columns are read once, for the maxima.
+    The k best columns lie in the k spans with the largest maxima (the first of equal ones), because
+    every span ranked higher has a column that is ranked higher. So all columns are read once, for
+    the maxima.
     """
     k = min(k, shard.valid)
     if k == 0 or len(logits_TV) == 0:
         values_TK = Statistics.empty(len(logits_TV), k, logits_TV).at_TK
         return values_TK, values_TK.long()
-    max_TC = logits_TV.new_empty(len(logits_TV), triton.cdiv(shard.valid, CHUNK))
+    max_TC = logits_TV.new_empty(len(logits_TV), triton.cdiv(shard.valid, SPAN))
     grid = (len(logits_TV), triton.cdiv(shard.valid, BLOCK))
     _maxima_kernel[grid](
         logits_TV, max_TC, shard.width, shard.valid, max_TC.shape[1],
-        BLOCK=BLOCK, CHUNK=CHUNK, num_warps=_STATISTICS_WARPS,
+        BLOCK=BLOCK, SPAN=SPAN, num_warps=_STATISTICS_WARPS,
     )  # fmt: skip
-    chunks_TC = _largest(max_TC, min(k, max_TC.shape[1])).sort(dim=1).values
-    inside_B = torch.arange(CHUNK, device=logits_TV.device)
-    columns_TX = (chunks_TC[:, :, None] * CHUNK + inside_B).flatten(1)
+    spans_TC = _largest(max_TC, min(k, max_TC.shape[1])).sort(dim=1).values
+    inside_B = torch.arange(SPAN, device=logits_TV.device)
+    columns_TX = (spans_TC[:, :, None] * SPAN + inside_B).flatten(1)
     candidates_TX = logits_TV.gather(1, columns_TX.clamp(max=shard.valid - 1))
     candidates_TX.masked_fill_(columns_TX >= shard.valid, -torch.inf)
     places_TK = _largest(candidates_TX, k)
@@ -218,17 +215,18 @@ def best(logits_TV: Tensor, k: int, shard: Shard, temperature: float) -> tuple[T
 
 
 def _largest(values_TX: Tensor, k: int) -> Tensor:
-    """The places of the k largest numbers of each row, the largest first, equal ones in order of
-    their place.
+    """The places of the k largest numbers of each row, the largest first.
 
-    The number's bits, in an integer's order, and the place make one integer, so that no two are
-    equal.
+    Equal numbers come in order of their place. The number's bits, ordered as an integer, and the
+    place make one integer, so that no two are equal.
     """
     half = values_TX.element_size() == 2 and values_TX.shape[1] <= 2**16
-    bits, wide = (16, torch.int32) if half else (32, torch.int64)
-    # of the zeros, -0 would come after +0
+    bits = 16 if half else 32
+    narrow = torch.int16 if half else torch.int32
+    wide = torch.int32 if half else torch.int64
+    # Adding 0 makes +0 of -0, whose bits would come after it.
     values_TX = values_TX + 0.0 if half else values_TX.float() + 0.0
-    number_TX = values_TX.view(torch.int16 if half else torch.int32)
+    number_TX = values_TX.view(narrow)
     number_TX = number_TX ^ ((number_TX >> (bits - 1)) & (2 ** (bits - 1) - 1))
     place_X = torch.arange(values_TX.shape[1], dtype=wide, device=values_TX.device)
     last = 2**bits - 1

@@ -1,4 +1,4 @@
-"""Ids whose probability another one gets: the distribution of a map of tokens, made in the logits.
+"""Ids whose probability another id gets, by a change of the logits.
 
 With z the logits over the temperature, q their softmax, and A the ids that become id b,
 
@@ -17,10 +17,9 @@ from megatron_opd.vocab_parallel.shards import Group, size
 
 
 def rows_of(weight_VD: Tensor, merged: MergedIds, group: Group) -> Tensor:
-    """The rows of the output layer for the id that gets probability and those that give it, [1 + A,
-    D], on every rank.
+    """The output layer's rows, [1 + A, D]: the id that gets probability, then those that give it.
 
-    One collective where the rows are split over a group.
+    They are equal on every rank. One collective if the rows are split over a group.
     """
     ids = [merged.into, *merged.ids]
     first = 0 if group is None else group.rank() * len(weight_VD)
@@ -42,7 +41,7 @@ def merge_logits(
     first_id: int,
     temperature: float,
 ) -> None:
-    """Changes the logits of ids from `first_id` on in place; `rows_ED` is what `rows_of` gives."""
+    """Changes a shard's logits in place; its first id is `first_id`, `rows_ED` from `rows_of`."""
     width = logits_TV.shape[1]
     for index in merged.ids:
         if first_id <= index < first_id + width:
@@ -50,6 +49,5 @@ def merge_logits(
     if first_id <= merged.into < first_id + width:
         wide = torch.float64 if logits_TV.dtype == torch.float64 else torch.float32
         z_TE = (hidden_TD @ rows_ED.T).to(wide) / temperature
-        logits_TV[:, merged.into - first_id] = (z_TE.logsumexp(dim=1) * temperature).to(
-            logits_TV.dtype
-        )
+        merged_T = z_TE.logsumexp(dim=1) * temperature
+        logits_TV[:, merged.into - first_id] = merged_T.to(logits_TV.dtype)

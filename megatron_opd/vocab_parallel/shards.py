@@ -1,8 +1,8 @@
-"""What a vocabulary shard knows of its tokens, and how shards become one distribution.
+"""The statistics of a vocabulary shard, and how shards become one distribution.
 
-With z the logits over the temperature, a shard holds per token its maximum m_r, the sum s_r of
-exp(z - m_r), the sum d_r of exp(z - m_r) (z - m_r), and z at the ids that lie on it. With m the
-maximum over the shards,
+With z the logits over the temperature, shard r has for each token its maximum m_r, the sum s_r of
+exp(z - m_r), the sum d_r of exp(z - m_r) (z - m_r), and z at its own ids. With m the maximum over
+the shards,
 
     s = sum_r s_r exp(m_r - m)        d = sum_r exp(m_r - m) (d_r + s_r (m_r - m))
     log p(id) = z_id - m - log s      H = log s - d / s
@@ -13,6 +13,7 @@ communication.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -23,21 +24,24 @@ Group = dist.ProcessGroup | None
 
 @dataclass(frozen=True)
 class Shard:
-    """Which ids this rank holds."""
+    """The ids of this rank."""
 
     first_id: int
     width: int  # columns of the logits
-    valid: int  # columns that are tokens; those from here on have probability 0
+    valid: int  # columns that are tokens; the others, behind them, have probability 0
 
     @staticmethod
     def of(width: int, group: Group, valid_vocab_size: int | None) -> "Shard":
+        """This rank's shard of a vocabulary; every rank of the group has `width` columns."""
         first = 0 if group is None else group.rank() * width
         valid = width if valid_vocab_size is None else min(max(valid_vocab_size - first, 0), width)
         return Shard(first, width, valid)
 
     def columns(self, ids_TK: Tensor) -> tuple[Tensor, Tensor]:
-        """The ids as columns of this shard (0 where they are not), and which of them it holds as
-        tokens."""
+        """The ids as columns of this shard, and a mask of the ids that are its tokens.
+
+        The column of another shard's id is 0.
+        """
         columns_TK = ids_TK - self.first_id
         here_TK = (columns_TK >= 0) & (columns_TK < self.valid) & (ids_TK >= 0)
         return columns_TK.where(here_TK, 0), here_TK
@@ -45,26 +49,30 @@ class Shard:
 
 @dataclass(frozen=True)
 class Statistics:
-    """A shard's share of the softmax, per token; float32, or float64 of float64 logits."""
+    """Sums over a shard for each token: float32, or float64 for float64 logits."""
 
     max_T: Tensor
     sum_T: Tensor  # of exp(z - max)
-    dot_T: Tensor  # of exp(z - max) (z - max); zeros when no entropy is asked for
-    at_TK: Tensor  # z at the ids the shard holds; 0 elsewhere
+    dot_T: Tensor  # of exp(z - max) (z - max); zeros if no entropy is asked for
+    at_TK: Tensor  # z at the shard's own ids; 0 at others
 
     @staticmethod
     def empty(tokens: int, ids: int, like: Tensor) -> "Statistics":
+        """The statistics of a shard without tokens, on the device of `like`."""
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        new = lambda *shape: torch.zeros(shape, dtype=dtype, device=like.device)  # noqa: E731
-        return Statistics(
-            torch.full_like(new(tokens), -torch.inf), new(tokens), new(tokens), new(tokens, ids)
-        )
+        zeros = partial(torch.zeros, dtype=dtype, device=like.device)
+        max_T = torch.full_like(zeros(tokens), -torch.inf)
+        return Statistics(max_T, zeros(tokens), zeros(tokens), zeros(tokens, ids))
 
     @staticmethod
-    def joined(parts: Sequence["Statistics"]) -> "Statistics":
-        """The statistics of several pieces of tokens, one after the other."""
-        columns = zip(*((p.max_T, p.sum_T, p.dot_T, p.at_TK) for p in parts), strict=True)
-        return Statistics(*(torch.cat(column) for column in columns))
+    def joined(stretches: Sequence["Statistics"]) -> "Statistics":
+        """The statistics of several stretches of tokens, one after the other."""
+        return Statistics(
+            torch.cat([stretch.max_T for stretch in stretches]),
+            torch.cat([stretch.sum_T for stretch in stretches]),
+            torch.cat([stretch.dot_T for stretch in stretches]),
+            torch.cat([stretch.at_TK for stretch in stretches]),
+        )
 
 
 @dataclass(frozen=True)
@@ -77,13 +85,14 @@ class Distribution:
 
 
 def size(group: Group) -> int:
+    """The number of ranks of a group."""
     return 1 if group is None else group.size()
 
 
 def combine(
     local: Statistics, ids_TK: Tensor, group: Group, valid_vocab_size: int | None
 ) -> Distribution:
-    """One maximum and one sum over the group."""
+    """The distribution over the whole vocabulary: one maximum and one sum over the group."""
     max_T = local.max_T
     if size(group) > 1:
         max_T = max_T.clone()
@@ -95,24 +104,25 @@ def combine(
 
 
 def rebased(shard: Statistics, max_T: Tensor) -> Tensor:
-    """What shards add up once they know the maximum over all: sum, dot, and z at the ids, [..., T,
-    2 + K]."""
+    """A shard's summands relative to the maximum of all, [..., T, 2 + K]: sum, dot, z at ids."""
     absent_T = shard.sum_T == 0  # a shard without tokens of weight has maximum -inf
     shift_T = (shard.max_T - max_T).masked_fill(absent_T, 0.0)
     scale_T = shift_T.exp()
-    sum_T, dot_T = shard.sum_T * scale_T, scale_T * (shard.dot_T + shard.sum_T * shift_T)
+    sum_T = shard.sum_T * scale_T
+    dot_T = scale_T * (shard.dot_T + shard.sum_T * shift_T)
     return torch.cat([sum_T[..., None], dot_T[..., None], shard.at_TK], dim=-1)
 
 
 def distribution(
     max_T: Tensor, sums_TX: Tensor, ids_TK: Tensor, valid_vocab_size: int | None
 ) -> Distribution:
-    """The whole vocabulary's, from the maximum and the sum over the shards of what `rebased`
-    gives."""
+    """The distribution over the whole vocabulary.
+
+    `max_T` is the maximum over the shards, `sums_TX` the sum of their `rebased` summands.
+    """
     log_sum_T = sums_TX[:, 0].log()
-    logprobs_TK = (sums_TX[:, 2:] - max_T[:, None] - log_sum_T[:, None]).masked_fill(
-        ids_TK < 0, 0.0
-    )
+    logprobs_TK = sums_TX[:, 2:] - max_T[:, None] - log_sum_T[:, None]
+    logprobs_TK = logprobs_TK.masked_fill(ids_TK < 0, 0.0)
     if valid_vocab_size is not None:
         logprobs_TK = logprobs_TK.masked_fill(ids_TK >= valid_vocab_size, -torch.inf)
     return Distribution(max_T + log_sum_T, logprobs_TK, log_sum_T - sums_TX[:, 1] / sums_TX[:, 0])

@@ -1,9 +1,8 @@
-"""Divergences on the teacher's top-k alone, from log-probabilities under the full softmax of both
-models.
+"""Divergences on the teacher's top-k alone, from logprobs under both models' full softmax.
 
-With q_k the teacher's and p_k the student's probability of the teacher's K best ids, Q and P their
-sums. Plain torch on [T, K]: gradients flow through the student's log-probabilities, which
-`logprobs` and `linear_logprobs` give.
+q_k is the teacher's and p_k the student's probability of the teacher's K best ids, Q and P are
+their sums. Plain torch on [T, K]: gradients flow through the student's logprobs, which `logprobs`
+and `linear_logprobs` give.
 """
 
 from typing import Literal, NamedTuple
@@ -15,6 +14,8 @@ Tail = Literal["none", "renormalise", "ghost", "generalised"]
 
 
 class TruncatedKL(NamedTuple):
+    """The loss of each token, float32 [T], in nats, and both models' mass on the K ids."""
+
     loss_T: Tensor
     teacher_mass_T: Tensor  # Q, detached
     student_mass_T: Tensor  # P, detached
@@ -25,14 +26,14 @@ def truncated_forward_kl(
 ) -> TruncatedKL:
     """Forward KL on K ids per token, float32 [T], in nats.
 
-    tail: what becomes of the rest of the vocabulary
+    `tail` is the treatment of the rest of the vocabulary:
         none         sum q (log q - log p)  (TrOPD, k = 64)
         renormalise  the same with q / Q in the place of q; the student's p stays  (EOPD, k = 16)
-        ghost        none + (1 - Q) (log(1 - Q) - log(1 - P)): the rest as one id; a KL of two
-                     distributions
-        generalised  none - Q + P: not negative, and 0 only where p = q
-    The gradients of `none` and `renormalise` differ by the factor Q.
-    Raises ValueError: shapes that differ, an unknown tail.
+        ghost        none + (1 - Q) (log(1 - Q) - log(1 - P)): the rest is one id, so that it is a
+                     KL of two distributions
+        generalised  none - Q + P: not negative, and 0 only if p = q
+    The gradients of `none` and `renormalise` differ by the factor Q. Raises ValueError for shapes
+    that differ and for an unknown tail.
     """
     if student_logprobs_TK.shape != teacher_logprobs_TK.shape or student_logprobs_TK.dim() != 2:
         shapes = f"{tuple(student_logprobs_TK.shape)} and {tuple(teacher_logprobs_TK.shape)}"
@@ -41,16 +42,17 @@ def truncated_forward_kl(
         )
     lq_TK = teacher_logprobs_TK.detach()
     q_TK = lq_TK.exp()
-    q_T, p_T = q_TK.sum(dim=1), student_logprobs_TK.exp().sum(dim=1)
+    q_T = q_TK.sum(dim=1)
+    p_T = student_logprobs_TK.exp().sum(dim=1)
     if tail == "renormalise":
         lq_TK = lq_TK - q_T.log()[:, None]
         q_TK = lq_TK.exp()
-    # an id the teacher gives no probability adds nothing
+    # An id to which the teacher gives no probability adds nothing.
     terms_TK = q_TK * (lq_TK - student_logprobs_TK)
     loss_T = terms_TK.masked_fill(q_TK == 0, 0.0).sum(dim=1)
     if tail == "ghost":
-        rest_q_T, rest_p_T = (_rest(each) for each in (q_T, p_T))
-        loss_T = loss_T + rest_q_T * (rest_q_T.log() - rest_p_T.log())
+        rest_q_T = _rest(q_T)
+        loss_T = loss_T + rest_q_T * (rest_q_T.log() - _rest(p_T).log())
     elif tail == "generalised":
         loss_T = loss_T - q_T + p_T
     elif tail not in ("none", "renormalise"):

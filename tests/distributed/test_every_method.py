@@ -208,7 +208,7 @@ def moved(signals: StudentSignals, when: str) -> StudentSignals:
 def main() -> int:
     from megatron_opd.vocab_parallel import linear
 
-    linear.CHUNK_TOKENS = 8
+    linear.SLAB_TOKENS = 8
     return measure(LAYOUTS, run)
 
 

@@ -274,7 +274,7 @@ def columns_of(method, samples, signals, step, rows, tokens):
 def main() -> int:
     from megatron_opd.vocab_parallel import linear
 
-    linear.CHUNK_TOKENS = 8  # several chunks in every micro-batch
+    linear.SLAB_TOKENS = 8  # several slabs in every micro-batch
     return measure(LAYOUTS, replay)
 
 

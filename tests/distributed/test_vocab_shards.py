@@ -88,7 +88,7 @@ def check_output_layer_and_divergence(group, vocab, valid, dtype, tolerance):
                 ids_TK,
                 group,
                 with_entropy=True,
-                chunk_tokens=3,
+                slab_tokens=3,
                 reduce_hidden_grad=reduce,
                 **arguments,
             )
@@ -108,7 +108,7 @@ def check_output_layer_and_divergence(group, vocab, valid, dtype, tolerance):
             error = (got.double() - expected).norm() / expected.norm().clamp(min=1e-12)
             assert error < tolerance or expected.norm() < 1e-9, (tp, vocab, valid, dtype, error)
     best, count = count_collectives(
-        lambda: linear_topk(hidden, weight[mine], 3, group, chunk_tokens=4, **arguments)
+        lambda: linear_topk(hidden, weight[mine], 3, group, slab_tokens=4, **arguments)
     )
     whole = linear_topk(hidden, weight, 3, None, **arguments)
     assert count == 1

@@ -98,7 +98,7 @@ def test_the_best_columns_are_those_of_a_stable_sort(tokens, width, valid, k, dt
 
 def test_more_chunks_than_half_a_key_counts(monkeypatch):
     logits_TV = torch.randn(2, 70_000).bfloat16()
-    monkeypatch.setattr(kernels, "CHUNK", 1)
+    monkeypatch.setattr(kernels, "SPAN", 1)
     monkeypatch.setattr(kernels, "BLOCK", 2**14)
     values_TK, ids_TK = kernels.best(logits_TV, 3, Shard(0, 70_000, 70_000), 1.0)  # keys of 64 bits
     ordered = logits_TV.float().sort(dim=1, descending=True, stable=True)

@@ -140,7 +140,7 @@ def test_what_the_teacher_says_is_of_the_moved_probabilities(
         temperature=temperature,
         valid_vocab_size=valid,
         merged=MERGED,
-        chunk_tokens=2,
+        slab_tokens=2,
     )
     order = q_TV.sort(dim=1, descending=True)
     assert torch.equal(best.ids_TK, order.indices[:, :3])

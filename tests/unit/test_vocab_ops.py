@@ -58,7 +58,7 @@ def test_gradcheck_in_float64():
     hidden_TD = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     weight_VD = torch.randn(11, 5, dtype=torch.float64, requires_grad=True)
     torch.autograd.gradcheck(
-        lambda h, w: linear_logprobs(h, w, ids_TK, None, with_entropy=True, chunk_tokens=2),
+        lambda h, w: linear_logprobs(h, w, ids_TK, None, with_entropy=True, slab_tokens=2),
         (hidden_TD, weight_VD),
     )
     teacher_TV = torch.randn(3, 11, dtype=torch.float64)
@@ -81,10 +81,10 @@ def test_an_id_that_is_padding_has_probability_0():
 @given(
     tokens=st.integers(0, 9),
     vocab=st.integers(2, 60),
-    chunk=st.integers(1, 12),
+    slab=st.integers(1, 12),
     seed=st.integers(0, 1000),
 )
-def test_the_fused_output_layer_equals_logits_then_op(tokens, vocab, chunk, seed):
+def test_the_fused_output_layer_equals_logits_then_op(tokens, vocab, slab, seed):
     g = torch.Generator().manual_seed(seed)
     valid = max(1, vocab - 2)
     hidden = torch.randn(tokens, 6, generator=g)
@@ -96,7 +96,7 @@ def test_the_fused_output_layer_equals_logits_then_op(tokens, vocab, chunk, seed
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         arguments = {"temperature": 0.9, "valid_vocab_size": valid, "with_entropy": True}
         if fused:
-            out, entropy = linear_logprobs(h, w, ids_TK, None, chunk_tokens=chunk, **arguments)
+            out, entropy = linear_logprobs(h, w, ids_TK, None, slab_tokens=slab, **arguments)
         else:
             out, entropy = logprobs(h @ w.T, ids_TK, None, **arguments)
         ((out * weights_TK).sum() + entropy.sum()).backward()
@@ -105,7 +105,7 @@ def test_the_fused_output_layer_equals_logits_then_op(tokens, vocab, chunk, seed
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     k = min(4, valid)
     got = linear_topk(
-        hidden, weight, k, None, ids_TJ=ids_TK, valid_vocab_size=valid, chunk_tokens=chunk
+        hidden, weight, k, None, ids_TJ=ids_TK, valid_vocab_size=valid, slab_tokens=slab
     )
     want = topk(hidden @ weight.T, k, None, ids_TJ=ids_TK, valid_vocab_size=valid)
     for name in got._fields:
@@ -247,7 +247,7 @@ def test_the_fused_output_layer_holds_an_eighth_of_the_logits(monkeypatch):
     with LiveBytes() as live:
         live.ignore(hidden_TD, weight_VD, ids_TK)
         out, entropy = linear_logprobs(
-            hidden_TD, weight_VD, ids_TK, None, with_entropy=True, chunk_tokens=tokens // 8
+            hidden_TD, weight_VD, ids_TK, None, with_entropy=True, slab_tokens=tokens // 8
         )
         (out.sum() + entropy.sum()).backward()
     # the weight's in float32 and as it is returned
@@ -272,8 +272,8 @@ IDS_TK = torch.zeros(2, 1).long()
         (lambda: linear_logprobs(torch.zeros(2, 3), torch.zeros(5, 3).half(), IDS_TK, None),
          "of one floating-point dtype"),
         (lambda: linear_topk(torch.zeros(2, 3), torch.zeros(5, 3), 6, None), "k=6"),
-        (lambda: linear_topk(torch.zeros(2, 3), torch.zeros(5, 3), 1, None, chunk_tokens=0),
-         "chunk_tokens=0"),
+        (lambda: linear_topk(torch.zeros(2, 3), torch.zeros(5, 3), 1, None, slab_tokens=0),
+         "slab_tokens=0"),
         (lambda: divergence(torch.zeros(2, 3), torch.zeros(2, 4), None, kind="tvd"),
          "must have one shape"),
     ],

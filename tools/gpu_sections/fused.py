@@ -17,30 +17,30 @@ ROUNDING = {torch.float32: 2e-5, torch.bfloat16: 8e-3, torch.float16: 4e-3}
 
 
 def check(machine: Machine) -> Iterator[Row]:
-    """In several chunks, the last one shorter, so that the weight's gradient is added up inside of
+    """In several slabs, the last one shorter, so that the weight's gradient is added up inside of
     products."""
     tokens, vocab, width = machine.sized((10, 1000, 64), (1000, 50257, 1024))
-    chunk = machine.sized(4, 384)
+    slab = machine.sized(4, 384)
     for dtype in ROUNDING:
         hidden_TD = machine.normal(tokens, width, dtype=dtype)
         weight_VD = machine.normal(vocab, width, dtype=dtype, seed=1, std=2 / width**0.5)
         ids_TK = machine.ids(vocab, tokens, 2, seed=2)
         with kernels_on(machine):
-            yield from _student(hidden_TD, weight_VD, ids_TK, chunk)
-            yield from _teacher(hidden_TD, weight_VD, ids_TK, chunk)
+            yield from _student(hidden_TD, weight_VD, ids_TK, slab)
+            yield from _teacher(hidden_TD, weight_VD, ids_TK, slab)
 
 
-def _student(hidden_TD: Tensor, weight_VD: Tensor, ids_TK: Tensor, chunk: int) -> Iterator[Row]:
+def _student(hidden_TD: Tensor, weight_VD: Tensor, ids_TK: Tensor, slab: int) -> Iterator[Row]:
     """Against float64 on the same rounded logits: what is left is the rounding of the gradients."""
     name = str(hidden_TD.dtype).removeprefix("torch.")
     leaves = hidden_TD.clone().requires_grad_(), weight_VD.clone().requires_grad_()
     hidden, weight = leaves
     out_TK, entropy_T = linear_logprobs(
-        hidden, weight, ids_TK, None, with_entropy=True, chunk_tokens=chunk
+        hidden, weight, ids_TK, None, with_entropy=True, slab_tokens=slab
     )
     (out_TK.sum() + entropy_T.sum()).backward()
 
-    logits_TV = _rounded(hidden_TD, weight_VD, chunk).double().requires_grad_()
+    logits_TV = _rounded(hidden_TD, weight_VD, slab).double().requires_grad_()
     wanted_TK, wanted_T = logprobs(logits_TV, ids_TK, None, with_entropy=True)
     (wanted_TK.sum() + wanted_T.sum()).backward()
     assert logits_TV.grad is not None
@@ -59,10 +59,10 @@ def _student(hidden_TD: Tensor, weight_VD: Tensor, ids_TK: Tensor, chunk: int) -
         )
 
 
-def _teacher(hidden_TD: Tensor, weight_VD: Tensor, ids_TK: Tensor, chunk: int) -> Iterator[Row]:
+def _teacher(hidden_TD: Tensor, weight_VD: Tensor, ids_TK: Tensor, slab: int) -> Iterator[Row]:
     name, k = str(hidden_TD.dtype).removeprefix("torch."), 64
-    got = linear_topk(hidden_TD, weight_VD, k, None, ids_TJ=ids_TK, chunk_tokens=chunk)
-    wanted = topk(_rounded(hidden_TD, weight_VD, chunk).double(), k, None, ids_TJ=ids_TK)
+    got = linear_topk(hidden_TD, weight_VD, k, None, ids_TJ=ids_TK, slab_tokens=slab)
+    wanted = topk(_rounded(hidden_TD, weight_VD, slab).double(), k, None, ids_TJ=ids_TK)
     yield exactly(
         f"{name}: top {k} of the teacher, wrong ids", int((got.ids_TK != wanted.ids_TK).sum()), 0
     )
@@ -70,6 +70,6 @@ def _teacher(hidden_TD: Tensor, weight_VD: Tensor, ids_TK: Tensor, chunk: int) -
     yield below(f"{name}: its log-probabilities and entropy", largest, VALUES)
 
 
-def _rounded(hidden_TD: Tensor, weight_VD: Tensor, chunk: int) -> Tensor:
-    """Logits of the same products as the op's, chunk by chunk."""
-    return torch.cat([rows @ weight_VD.T for rows in hidden_TD.split(chunk)])
+def _rounded(hidden_TD: Tensor, weight_VD: Tensor, slab: int) -> Tensor:
+    """Logits of the same products as the op's, slab by slab."""
+    return torch.cat([rows @ weight_VD.T for rows in hidden_TD.split(slab)])
