@@ -1,15 +1,14 @@
-"""Checkpoints that are whole or absent: written under a temporary name, listed with checksums, then
-renamed.
+"""Checkpoints that are whole or absent: written under another name, sealed by checksums, renamed.
 
     checkpoints/step-000050/
       model/         Megatron distributed checkpoint: weights and optimizer
-      process/       the same of a model trained beside the student (PRIME)
+      process/       likewise, of a model trained beside the student (PRIME)
       state.json     step, data position, position in the learning-rate schedule, loss scale
       manifest.json  size and SHA-256 of every file; its presence under the final name makes the
                      checkpoint complete
 
-Any layout on any number of processes loads what another one wrote. There is no generator state to
-keep: dropout is 0 and every draw is a function of (seed, step, task, sample).
+A checkpoint of any layout loads in any other, on any number of processes. No generator has a state
+to keep: dropout is 0, and every draw is a function of (seed, step, task, sample).
 """
 
 import json
@@ -34,14 +33,13 @@ from megatron_opd.weights.distributed import DistributedCheckpoint
 
 _PREFIX = "step-"
 _STATE = "state.json"
-Students = Mapping[str, Student]  # "model", the student, and what is trained beside it
+Students = Mapping[str, Student]  # "model" is the student, "process" a model trained beside it
 
 
 def save(directory: Path, step: int, models: Students, state: dict[str, Any], *, keep: int) -> Path:
-    """Writes checkpoint `step` (steps done) and removes all but the newest `keep`. Collective over
-    the world.
+    """Writes checkpoint `step` (steps done) and removes all but the newest `keep`. Collective.
 
-    Raises RunError where it cannot be written; those of before are still there then.
+    Raises RunError when it cannot be written; earlier checkpoints are still there then.
     """
     final = directory / f"{_PREFIX}{step:06d}"
     temporary = directory / f".{final.name}.partial"
@@ -60,7 +58,7 @@ def save(directory: Path, step: int, models: Students, state: dict[str, Any], *,
 
 
 def _publish(temporary: Path, final: Path, keep: int) -> None:
-    """On rank 0. What a killed save has left of another step goes too."""
+    """Gives the checkpoint its name, on rank 0, and removes old ones and those of killed saves."""
     if dist.get_rank() != 0:
         return
     shutil.rmtree(final, ignore_errors=True)
@@ -68,8 +66,8 @@ def _publish(temporary: Path, final: Path, keep: int) -> None:
     sync(final.parent)
     for old in list(checkpoint_steps(final.parent).values())[:-keep]:
         shutil.rmtree(old)
-    for rest in final.parent.glob(f".{_PREFIX}*.partial"):
-        shutil.rmtree(rest)
+    for unfinished in final.parent.glob(f".{_PREFIX}*.partial"):
+        shutil.rmtree(unfinished)
 
 
 def _write(directory: Path, step: int, models: Students, state: dict[str, Any]) -> None:
@@ -80,36 +78,37 @@ def _write(directory: Path, step: int, models: Students, state: dict[str, Any]) 
     dist.barrier()
     for name, model in models.items():
         with model.parallel.active():
-            dist_checkpointing.save(
-                _sharded(model, loading=False), str(directory / name), async_strategy="mcore"
-            )
+            tensors = _sharded(model, loading=False)
+            dist_checkpointing.save(tensors, str(directory / name), async_strategy="mcore")
     dist.barrier()
     if dist.get_rank() == 0:
-        schedulers = {name: model.scheduler.state_dict() for name, model in models.items()}
-        scales = {
-            name: model.loss_scale.state_dict()
-            for name, model in models.items()
-            if model.loss_scale
-        }
+        schedulers = {}
+        scales = {}
+        for name, model in models.items():
+            schedulers[name] = model.scheduler.state_dict()
+            if model.loss_scale:
+                scales[name] = model.loss_scale.state_dict()
         full = {**state, "step": step, "schedulers": schedulers, "loss_scales": scales}
         (directory / _STATE).write_text(json.dumps(full, indent=1))
         write_manifest(directory)
 
 
 def load(checkpoint: Path, models: Students) -> dict[str, Any]:
-    """Fills the models from a checkpoint of any layout; returns the state given to `save`.
-    Collective."""
+    """Fills the models from a checkpoint of any layout. Collective.
+
+    Returns the state that `save` was given.
+    """
     state = read_state(checkpoint)
     for name, model in models.items():
         with model.parallel.active():
             loaded = stored.load(_sharded(model, loading=True), checkpoint / name, common=True)
             _put_weights(model.bare_chunks, loaded)
             optimizer_state.load_state(model.optimizer, loaded["optimizer"])
-        # Of the schedule only its position: the rates are those of the recipe, whose num_steps may
+        # Only the schedule's position is stored: the rates are the recipe's, whose num_steps may
         # have changed.
         model.scheduler.num_steps = 0
         model.scheduler.step(state["schedulers"][name]["num_steps"])
-        # without a scale in the state, the run had another precision
+        # A state without a scale is of a run in another precision.
         if model.loss_scale and (scale := state.get("loss_scales", {}).get(name)):
             model.loss_scale.load_state_dict(scale)
     return state
@@ -125,17 +124,18 @@ def load_weights(checkpoint: Path, chunks: list[torch.nn.Module], parallel: Para
 def load_converted(
     model_dir: Path, chunks: list[torch.nn.Module], arch: Architecture, parallel: Parallel
 ) -> None:
-    """The same from a directory that `convert` wrote. Raises DataError when it is not a whole model
-    of `arch`."""
+    """Fills bare model chunks with the weights of a directory that `convert` wrote. Collective.
+
+    Raises DataError when it is not a whole model of `arch`.
+    """
     DistributedCheckpoint(model_dir / "model").check(arch)
     load_weights(model_dir, chunks, parallel)
 
 
 def newest(directory: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is as it was written, and a line for each newer one that is
-    damaged.
+    """The newest whole checkpoint, and a line for each newer one that is damaged.
 
-    None where there has not been one. Raises DataError where there are some and all are damaged.
+    None when there is none yet. Raises DataError when all are damaged.
     """
     problems: list[str] = []
     for candidate in reversed(checkpoint_steps(directory).values()):
@@ -152,7 +152,7 @@ def newest(directory: Path) -> tuple[Path | None, list[str]]:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Raises DataError where the checkpoint has no state as `save` writes it."""
+    """The state that `save` wrote. Raises DataError when it is missing or damaged."""
     if problem := _problem_of_state(checkpoint):
         raise DataError(f"{checkpoint}: {problem}; name a whole one under checkpoints/")
     return json.loads((checkpoint / _STATE).read_text())
@@ -160,10 +160,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------------- internals
 def _sharded_weights(chunks: list[torch.nn.Module], parallel: Parallel) -> dict[str, Any]:
-    """One entry per chunk; the tensors in them are named by their place in the whole model."""
-    parts: list[Any] = list(chunks)
+    """One entry per chunk, whose tensors are named by their place in the whole model."""
     metadata = {"dp_cp_group": parallel.groups.dp_cp}
-    return {f"chunk{i}": part.sharded_state_dict(metadata=metadata) for i, part in enumerate(parts)}
+    state: dict[str, Any] = {}
+    chunk: Any
+    for i, chunk in enumerate(chunks):
+        state[f"chunk{i}"] = chunk.sharded_state_dict(metadata=metadata)
+    return state
 
 
 def _put_weights(chunks: list[torch.nn.Module], loaded: dict[str, Any]) -> None:
@@ -173,18 +176,16 @@ def _put_weights(chunks: list[torch.nn.Module], loaded: dict[str, Any]) -> None:
 
 def _sharded(student: Student, *, loading: bool) -> dict[str, Any]:
     weights = _sharded_weights(student.bare_chunks, student.parallel)
-    return {
-        **weights,
-        "optimizer": optimizer_state.sharded_state(student.optimizer, weights, loading=loading),
-    }
+    optimizer = optimizer_state.sharded_state(student.optimizer, weights, loading=loading)
+    return {**weights, "optimizer": optimizer}
 
 
 def _problem_of_state(checkpoint: Path) -> str | None:
     try:
         state = json.loads((checkpoint / _STATE).read_text())
-        whole = checkpoint.name == f"{_PREFIX}{state['step']:06d}" and all(
-            isinstance(schedule["num_steps"], int) for schedule in state["schedulers"].values()
-        )
+        positions = [schedule["num_steps"] for schedule in state["schedulers"].values()]
+        named = checkpoint.name == f"{_PREFIX}{state['step']:06d}"
+        whole = named and all(isinstance(position, int) for position in positions)
     except OSError:
         return f"{_STATE} is missing"
     except (ValueError, LookupError, TypeError, AttributeError):

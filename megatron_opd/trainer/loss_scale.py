@@ -1,5 +1,4 @@
-"""The number that a float16 loss is multiplied with, so that small gradients are not 0 in
-float16."""
+"""The factor of a float16 loss, so that small gradients are not 0 in float16."""
 
 from collections.abc import Mapping
 
@@ -9,12 +8,12 @@ from megatron_opd.recipe.keys import LossScaleConfig
 
 
 class LossScale(DynamicGradScaler):
-    """Megatron's dynamic scale, one for all parts of an optimizer.
+    """Megatron's dynamic loss scale, shared by the optimizers of dense parameters and of experts.
 
-    Megatron makes one for the dense parameters and one for experts, and multiplies the loss with
-    the first. After an overflow among the gradients of one part the two would differ, and the
-    others' be divided by what they were not multiplied with. Here every part reports what it found,
-    and the scale changes once per update.
+    Megatron makes a scale for each of the two, and multiplies the loss with the first. After an
+    overflow in one of them the scales would differ, and the experts' gradients would be divided by
+    another number than the loss was multiplied with. Here both optimizers report an overflow, and
+    the one scale changes once per update.
     """
 
     def __init__(self, settings: LossScaleConfig) -> None:
@@ -29,25 +28,26 @@ class LossScale(DynamicGradScaler):
         self._overflow = False
 
     def update(self, found_inf: bool) -> None:
-        """Megatron calls it once per part, in `prepare_grads`."""
+        """Notes an overflow; Megatron calls it once per optimizer, in `prepare_grads`."""
         self._overflow |= found_inf
 
     def finish_update(self) -> None:
-        """After all parts."""
+        """Changes the scale, after all optimizers have reported."""
         super().update(self._overflow)
         self._overflow = False
 
     @property
     def value(self) -> float:
+        """The factor of the loss."""
         return float(self._scale.item())
 
     @property
     def can_fall(self) -> bool:
-        """Whether an overflow may still be the scale's fault."""
+        """True while a smaller scale may help against an overflow."""
         return self.value > float(self.min_scale.item())
 
     def state_dict(self) -> dict[str, float]:
-        """For state.json; equal on every rank."""
+        """The state for a checkpoint's state.json, equal on every rank."""
         return {
             "scale": self.value,
             "growth": self._growth_tracker,
@@ -55,8 +55,7 @@ class LossScale(DynamicGradScaler):
         }
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Takes over a state of `state_dict`."""
         self._scale.fill_(state["scale"])
-        self._growth_tracker, self._hysteresis_tracker = (
-            int(state["growth"]),
-            int(state["hysteresis"]),
-        )
+        self._growth_tracker = int(state["growth"])
+        self._hysteresis_tracker = int(state["hysteresis"])

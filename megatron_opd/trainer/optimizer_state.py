@@ -1,15 +1,15 @@
-"""Optimizer state in a distributed checkpoint: by parameter, whatever the layout that wrote it.
+"""Optimizer state in a distributed checkpoint, by parameter, so that any layout loads it.
 
 Stored are Adam's two moments and the float32 parameters, in the shapes and under the names of the
-model's own tensors, and the number of updates. All else an optimizer holds (learning rate, weight
-decay) comes from the recipe.
+model's own tensors, and the number of updates. An optimizer's other values (learning rate, weight
+decay) come from the recipe.
 
 megatron-core 0.19.2's own state dict would not do. It stores how many optimizers share the work,
 which depends on the layout. With an embedding that two pipeline stages share, it takes the numbers
-of the last stage's parameters from places shifted by the padding between its buckets: a resumed run
-silently starts from other weights. Where the inner optimizer is torch's AdamW (no Transformer
-Engine, no Apex), it gives every parameter ONE step tensor, which AdamW advances once per parameter.
-What is used here is only where a parameter's share of the state lies on this rank.
+of the last stage's parameters from places shifted by the padding between its buckets, so that a
+resumed run silently starts from other weights. When the inner optimizer is torch's AdamW (no
+Transformer Engine, no Apex), it gives every parameter ONE step tensor, which AdamW advances once
+per parameter. Here Megatron only tells which share of a parameter's state lies on this rank.
 """
 
 import itertools
@@ -31,81 +31,80 @@ _KEYS = ("param", "exp_avg", "exp_avg_sq")
 
 
 def create_moments(optimizer: MegatronOptimizer) -> None:
-    """Makes what Adam holds: moments of zero and a count of no updates, as its first step would.
+    """Makes Adam's state before the first update: moments of zero and a count of 0.
 
-    An engine that starts afterwards finds their memory taken. Megatron makes them by a step with
-    gradients of zero; at a learning rate of 0, without which weight decay would move them, the
-    parameters keep their bits.
+    An engine that starts afterwards then measures the memory that is left. Megatron makes the
+    moments by a step with gradients of zero, here at a learning rate of 0, since weight decay would
+    change the parameters.
     """
-    for part in _parts(optimizer):
-        groups = part.optimizer.param_groups
+    for member in _members(optimizer):
+        groups = member.optimizer.param_groups
         rates = [group["lr"] for group in groups]
         for group in groups:
             group["lr"] = 0.0
-        part._init_optimizer_states_with_dummy_values()
+        member._init_optimizer_states_with_dummy_values()
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate
-        _set_updates(part, 0.0)
+        _set_updates(member, 0.0)
 
 
 @torch.no_grad()
 def sharded_state(
     optimizer: MegatronOptimizer, model_state: dict[str, Any], *, loading: bool
 ) -> dict[str, Any]:
-    """The optimizer's part of the checkpoint; with `loading`, a description of what to read.
-    Collective.
+    """The optimizer's entries of the checkpoint, or with `loading` their descriptions. Collective.
 
-    `model_state`: the sharded state dict of all chunks, which says what each parameter is in the
-    whole model.
+    `model_state` is the sharded state dict of all chunks, which has the place of each parameter in
+    the whole model.
     """
     tensors, _ = extract_sharded_tensors_and_factories(model_state)
     described = {sharded.data: sharded for sharded in nested_values(tensors)}
-    parts = _parts(optimizer)
+    members = _members(optimizer)
     states: dict[str, Any] = {}
-    for part in parts:
-        for parameter, bounds in _parameters(part):
-            state = _empty(parameter) if loading else _whole(part, parameter, bounds)
-            states[str(len(states))] = {
-                key: _as(described[parameter], key, state[key]) for key in _KEYS
-            }
-    return {"states": states, "updates": 0.0 if loading else _updates(parts[0])}
+    for member in members:
+        for parameter, bounds in _parameters(member):
+            state = _empty(parameter) if loading else _whole(member, parameter, bounds)
+            entry = described[parameter]
+            states[str(len(states))] = {key: _as(entry, key, state[key]) for key in _KEYS}
+    return {"states": states, "updates": 0.0 if loading else _updates(members[0])}
 
 
 @torch.no_grad()
 def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
-    """Puts a loaded state into the optimizer: of every parameter, the share that this rank
-    updates."""
+    """Puts a loaded state into the optimizer: this rank's share of every parameter."""
     number = itertools.count()
-    for part in _parts(optimizer):
-        for parameter, bounds in _parameters(part):
-            whole = state["states"][str(next(number))]
+    for member in _members(optimizer):
+        for parameter, bounds in _parameters(member):
+            loaded = state["states"][str(next(number))]
             if bounds is not None:
-                for key, mine in part._get_main_param_and_optimizer_states(parameter).items():
-                    if key in _KEYS:
-                        mine.copy_(whole[key].flatten()[slice(*bounds)])
-        _set_updates(part, state["updates"])
+                own = member._get_main_param_and_optimizer_states(parameter)
+                for key in _KEYS:
+                    if key in own:
+                        own[key].copy_(loaded[key].flatten()[slice(*bounds)])
+        _set_updates(member, state["updates"])
 
 
-def _parts(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
-    """One optimizer for the dense parameters and, where experts are spread over ranks, one for
-    these."""
-    parts = getattr(optimizer, "chained_optimizers", [optimizer])
-    assert all(isinstance(part, DistributedOptimizer) for part in parts), "see train.student"
-    return [part for part in parts if not part.is_stub_optimizer]
+def _members(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
+    """The optimizers that Megatron chains: for dense parameters, and for experts over ranks."""
+    members = getattr(optimizer, "chained_optimizers", [optimizer])
+    assert all(isinstance(member, DistributedOptimizer) for member in members), "see student.py"
+    return [member for member in members if not member.is_stub_optimizer]
 
 
-def _parameters(part: DistributedOptimizer) -> Iterator[tuple[Parameter, tuple[int, int] | None]]:
-    """Every parameter, in the same order on all replicas, and which of its numbers this rank
-    updates."""
-    for buffer, ranges in zip(part.buffers, part.gbuf_ranges, strict=True):
-        mine = {
-            parameter: (found["param"].start, found["param"].end)
-            for buckets in ranges.values()
-            for bucket in buckets
-            for parameter, found in bucket["param_map"].items()
-        }
+def _parameters(
+    member: DistributedOptimizer,
+) -> Iterator[tuple[Parameter, tuple[int, int] | None]]:
+    """Every parameter, in the same order on all replicas, with the bounds of this rank's numbers.
+
+    None for a parameter that this rank does not update.
+    """
+    for buffer, ranges in zip(member.buffers, member.gbuf_ranges, strict=True):
+        bounds: dict[Parameter, tuple[int, int]] = {}
+        for bucket in itertools.chain.from_iterable(ranges.values()):
+            for parameter, places in bucket["param_map"].items():
+                bounds[parameter] = (places["param"].start, places["param"].end)
         for parameter in buffer.param_index_map:
-            yield parameter, mine.get(parameter)
+            yield parameter, bounds.get(parameter)
 
 
 def _empty(parameter: Parameter) -> dict[str, Tensor]:
@@ -113,39 +112,37 @@ def _empty(parameter: Parameter) -> dict[str, Tensor]:
 
 
 def _whole(
-    part: DistributedOptimizer, parameter: Parameter, bounds: tuple[int, int] | None
+    member: DistributedOptimizer, parameter: Parameter, bounds: tuple[int, int] | None
 ) -> dict[str, Tensor]:
-    """A parameter's state on the host: the sum of the replicas' shares, each with zeros around
-    it."""
+    """A parameter's state on the host: the sum of the replicas' shares, with zeros around them."""
     full = torch.zeros(len(_KEYS), parameter.numel(), dtype=torch.float32, device=parameter.device)
     if bounds is not None:
-        mine = part._get_main_param_and_optimizer_states(parameter)
+        own = member._get_main_param_and_optimizer_states(parameter)
         for row, key in zip(full, _KEYS, strict=True):
-            row[slice(*bounds)] = mine[key]
-    dist.all_reduce(full, group=part.data_parallel_group)
+            row[slice(*bounds)] = own[key]
+    dist.all_reduce(full, group=member.data_parallel_group)
     return {key: row.view(parameter.shape).cpu() for row, key in zip(full, _KEYS, strict=True)}
 
 
 def _as(described: Any, key: str, value: Tensor) -> Any:
-    """`value` as the tensor `optimizer.state.<key>` of the parameter that `described` names and
-    places."""
+    """`value` as tensor `optimizer.state.<key>` of the parameter that `described` describes."""
     changes: dict[str, Any] = {"key": f"optimizer.state.{key}.{described.key}", "data": value}
     if not isinstance(described, ShardedTensorFactory):
         changes["dtype"] = value.dtype
     return replace(described, **changes)
 
 
-def _updates(part: DistributedOptimizer) -> float:
-    """torch counts per parameter, fused optimizers per group."""
-    counts = [values["step"] for values in part.optimizer.state.values() if "step" in values]
-    counts += [group["step"] for group in part.optimizer.param_groups if "step" in group]
+def _updates(member: DistributedOptimizer) -> float:
+    """The count of updates, which torch keeps per parameter and fused optimizers per group."""
+    counts = [values["step"] for values in member.optimizer.state.values() if "step" in values]
+    counts += [group["step"] for group in member.optimizer.param_groups if "step" in group]
     return float(counts[0]) if counts else 0.0
 
 
-def _set_updates(part: DistributedOptimizer, updates: float) -> None:
-    for values in part.optimizer.state.values():
+def _set_updates(member: DistributedOptimizer, updates: float) -> None:
+    for values in member.optimizer.state.values():
         if "step" in values:
             values["step"] = torch.tensor(updates)
-    for group in part.optimizer.param_groups:
+    for group in member.optimizer.param_groups:
         if "step" in group:
             group["step"] = int(updates)

@@ -1,5 +1,4 @@
-"""A model trained beside the student whose log-ratio to the reference is a reward of every token
-(PRIME)."""
+"""A model trained beside the student, whose log-ratio to the reference rewards tokens (PRIME)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from megatron_opd.trainer.student import Student, prepare
 
 @dataclass
 class ProcessModel:
-    """The student's architecture, layout and first weights; an optimizer of its own."""
+    """A model of the student's architecture, layout and first weights, with its own optimizer."""
 
     model: Student
     objective: MicroBatchLoss
@@ -34,9 +33,13 @@ class ProcessModel:
         settings = {"temperature": self.temperature, "micro_batch_tokens": self.micro_batch_tokens}
         return student_signals(self.model, rows, **settings).logprobs_T  # type: ignore[arg-type]
 
-    def learn(self, rows: Sequence[Row], columns: Columns, *, step: int) -> dict[str, float]:
-        """One update on a step's responses; its metrics. A non-finite one is skipped and counted.
-        Collective."""
+    def learn(
+        self, rows: Sequence[Row], columns: Columns, *, step: int
+    ) -> dict[str, float]:
+        """Makes one update on a step's completions, and returns its metrics. Collective.
+
+        An update with non-finite gradients is skipped and counted.
+        """
         sums, applied = update(
             self.model,
             rows,
@@ -57,8 +60,10 @@ def prepare_process_model(
     chunks: list[torch.nn.Module], arch: Architecture, parallel: Parallel, config: RunConfig,
     advantage: ProcessRewardAdvantage,
 ) -> Student:  # fmt: skip
-    """Wraps loaded chunks: the student's optimizer settings, but for a constant learning rate and
-    clip of its own."""
+    """Wraps loaded chunks, with the student's optimizer settings but a constant learning rate.
+
+    Learning rate and clip are the advantage's.
+    """
     optimizer = replace(
         config.train.optimizer,
         lr=advantage.lr,

@@ -20,7 +20,8 @@ from megatron_opd.mcore.head import Head
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.trainer.student import Student
 
-# (head, columns, step, the teacher's head if a term asks) -> (loss, sums for the metrics)
+# Takes head, columns, step, and the teacher's head if a term needs it; returns the loss, and sums
+# for the metrics.
 MicroBatchLoss = Callable[
     [Head, Columns, int, Callable[[], Head] | None], tuple[Tensor, dict[str, Tensor]]
 ]
@@ -37,12 +38,12 @@ def update(
     micro_batch_tokens: int,
     teacher_head: TeacherHead | None = None,
 ) -> tuple[dict[str, float], bool]:
-    """Forward, backward and optimizer step on `rows`. Collective over the world.
+    """Makes one update on `rows`: forward, backward and optimizer step. Collective.
 
-    Returns the metric sums over all micro-batches and replicas, with `train/grad_norm` (before
-    clipping) and `train/learning_rate`, equal on every rank; and whether the update was applied
-    (False: non-finite, skipped). In float16 also `train/loss_scale`, that of this update; the norm
-    is that of the gradients without it.
+    Returns the metric sums over all micro-batches and replicas, equal on every rank, and True, or
+    False for an update that was skipped because the gradients are not finite. The sums have
+    `train/grad_norm` (before clipping, without a loss scale) and `train/learning_rate`, and in
+    float16 this update's `train/loss_scale`.
     """
     parallel = student.parallel
     for chunk in student.chunks:
@@ -64,7 +65,7 @@ def update(
         fused_output_layer=student.fused_output_layer,
     )
     sums = _sum_over_ranks(collected, parallel)
-    # before the update, so that a warm-up does not begin with a learning rate of 0
+    # Stepped before the update, so that a warm-up does not begin with a learning rate of 0.
     student.scheduler.step(1)
     if student.loss_scale:
         sums["train/loss_scale"] = student.loss_scale.value
@@ -75,10 +76,14 @@ def update(
 
 
 def _apply(student: Student) -> tuple[float, bool]:
-    """What `optimizer.step()` does, but that a norm that is no number skips the update."""
+    """The gradients' norm, and True if the update was made.
+
+    These are the steps of `optimizer.step()`, except that a norm that is not finite skips the
+    update.
+    """
     optimizer = student.optimizer
     with student.parallel.active():
-        overflow = optimizer.prepare_grads()  # divides them by the loss scale: must happen once
+        overflow = optimizer.prepare_grads()  # divides by the loss scale, so it must happen once
         if student.loss_scale:
             student.loss_scale.finish_update()
         norm = math.inf if overflow else float(optimizer.get_grad_norm())
@@ -94,9 +99,9 @@ def _apply(student: Student) -> tuple[float, bool]:
 
 
 def _sum_over_ranks(collected: list[dict[str, Tensor]], parallel: Parallel) -> dict[str, float]:
-    """Adds up the metric sums; the ranks that saw no logits learn them too."""
+    """The metric sums over all ranks, also on the ranks that had no logits."""
     names = sorted(collected[0]) if collected else []
-    # All ranks must agree on the vector: the last stage knows the names, the first may not.
+    # All ranks must add up the same vector: the last stage knows the names, the first may not.
     shared: list[Any] = [names]
     dist.broadcast_object_list(shared, src=_last_stage_rank(parallel))
     names = shared[0]
@@ -109,16 +114,17 @@ def _sum_over_ranks(collected: list[dict[str, Tensor]], parallel: Parallel) -> d
 
 
 def _last_stage_rank(parallel: Parallel) -> int:
-    """A rank on the last pipeline stage, the same one everywhere: in every layout the last rank of
-    the world is."""
+    """The world's last rank, which in every layout is on the last pipeline stage."""
     return dist.get_world_size() - 1
 
 
 def student_signals(
     student: Student, rows: Sequence[Row], *, temperature: float, micro_batch_tokens: int
 ) -> StudentSignals:
-    """Logprobs of the completion tokens and entropy under the present weights, equal on every
-    rank."""
+    """Logprobs of the completion tokens and entropy under the present weights. Collective.
+
+    Both are equal on every rank.
+    """
     parallel = student.parallel
     ids_T = flatten([r.token_ids for r in rows], torch.long)
 
@@ -137,8 +143,8 @@ def student_signals(
         )  # fmt: skip
     out_T2 = torch.zeros(len(ids_T), 2, device=parallel.device)
     if parallel.is_signal_source:
-        for batch, part_T2 in zip(batches, collected, strict=True):
-            out_T2[batch.index_T] = part_T2
+        for batch, values_T2 in zip(batches, collected, strict=True):
+            out_T2[batch.index_T] = values_T2
     dist.all_reduce(out_T2)
     values = out_T2.cpu().numpy()
     return StudentSignals(values[:, 0].copy(), values[:, 1].copy())
@@ -158,14 +164,17 @@ class Trainer:
         max_skipped: int,
         teacher_head: TeacherHead | None = None,
     ) -> None:
-        self.student, self.objective = student, objective
-        self.updates_per_step, self.micro_batch_tokens = updates_per_step, micro_batch_tokens
+        self.student = student
+        self.objective = objective
+        self.updates_per_step = updates_per_step
+        self.micro_batch_tokens = micro_batch_tokens
         self.temperature = temperature
-        self.max_skipped, self.teacher_head = max_skipped, teacher_head
+        self.max_skipped = max_skipped
+        self.teacher_head = teacher_head
         self.skipped_in_a_row = 0
 
     def signals(self, rows: Sequence[Row]) -> StudentSignals:
-        """The student's view of the rows, before the updates."""
+        """The student's logprobs and entropies of the rows, before the updates. Collective."""
         return student_signals(
             self.student,
             rows,
@@ -176,9 +185,10 @@ class Trainer:
     def step(
         self, rows: Sequence[Row], build: Callable[[slice, slice], Columns], *, step: int
     ) -> list[dict[str, float]]:
-        """Makes the updates of a step, each of its share of whole groups.
+        """Makes the updates of a step, each on its share of whole groups; returns their metrics.
 
-        `build(row_slice, token_slice)` makes the columns of a share.
+        `build(row_slice, token_slice)` makes the columns of a share. Raises RunError after more
+        than `max_skipped` skipped updates in a row. Collective.
         """
         offsets = token_offsets(rows)
         metrics = []
@@ -192,7 +202,7 @@ class Trainer:
             self.student, rows, columns, self.objective,
             step=step, micro_batch_tokens=self.micro_batch_tokens, teacher_head=self.teacher_head,
         )  # fmt: skip
-        # While a loss scale can fall, it is being found.
+        # A skipped update is not counted while a smaller loss scale may help.
         searching = self.student.loss_scale is not None and self.student.loss_scale.can_fall
         self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + (not searching)
         if self.skipped_in_a_row > self.max_skipped:
@@ -204,10 +214,10 @@ class Trainer:
 
 
 def shares_of_groups(rows: Sequence[Row], updates: int) -> list[slice]:
-    """The rows of each update: of G groups, update u of U has numbers uG/U to (u+1)G/U - 1.
+    """The slice of rows of each update: update u of U has the groups uG/U to (u+1)G/U - 1 of G.
 
-    A group's rows lie together. Nothing is left out, however many rows a group has. Raises
-    RunError where there are fewer groups than updates.
+    A group's rows lie together, and groups may differ in size. No row is left out. Raises
+    RunError when there are fewer groups than updates.
     """
     groups = [row.group for row in rows]
     starts = [i for i, group in enumerate(groups) if i == 0 or group != groups[i - 1]]

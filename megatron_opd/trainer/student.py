@@ -24,7 +24,7 @@ from megatron_opd.trainer.optimizer_state import create_moments
 
 @dataclass
 class Student:
-    """What an update changes, on this rank."""
+    """A trained model on this rank, with its optimizer and schedule: the state of the updates."""
 
     arch: Architecture
     parallel: Parallel
@@ -32,32 +32,39 @@ class Student:
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
     fused_output_layer: bool
-    loss_scale: LossScale | None  # float16
+    loss_scale: LossScale | None  # None but in float16
 
     @property
     def bare_chunks(self) -> list[torch.nn.Module]:
-        """The models themselves, for the weight table."""
+        """The model chunks without Megatron's wrapper, for the weight table."""
         return [chunk.module for chunk in self.chunks]
 
 
 def data_parallel_config() -> DistributedDataParallelConfig:
-    """Gradients in float32; the optimizer state sharded over the replicas, even if there is but
-    one: one format."""
+    """Megatron's settings of the wrapper: float32 gradients and a sharded optimizer state.
+
+    The state is sharded even for one replica, so that there is one format.
+    """
     return DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
 
 
 def prepare(
     chunks: list[torch.nn.Module], arch: Architecture, parallel: Parallel, config: RunConfig
 ) -> Student:
-    """Wraps loaded chunks; all that the updates hold on to, the optimizer's state included, is
-    there afterwards."""
-    settings, dtype = config.train.optimizer, DTYPES[config.precision]
+    """Wraps loaded chunks for training.
+
+    All memory that the updates keep is taken afterwards, the optimizer's state included.
+    """
+    settings = config.train.optimizer
+    dtype = DTYPES[config.precision]
     with parallel.active():
         ddp = data_parallel_config()
-        wrapped = [
-            DistributedDataParallel(get_model_config(c), ddp, c, pg_collection=parallel.groups)
-            for c in chunks
-        ]
+        wrapped = []
+        for chunk in chunks:
+            megatron_config = get_model_config(chunk)
+            wrapped.append(
+                DistributedDataParallel(megatron_config, ddp, chunk, pg_collection=parallel.groups)
+            )
         optimizer = get_megatron_optimizer(
             MegatronOptimizerConfig(
                 optimizer="adam",
@@ -79,8 +86,9 @@ def prepare(
         )
         create_moments(optimizer)
     loss_scale = LossScale(config.train.loss_scale) if dtype is torch.float16 else None
-    for part in optimizer.chained_optimizers if loss_scale else []:
-        part.grad_scaler = loss_scale
+    if loss_scale:
+        for member in optimizer.chained_optimizers:
+            member.grad_scaler = loss_scale
     for chunk in chunks:
         model_config = get_model_config(chunk)
         model_config.finalize_model_grads_func = _finalize
@@ -93,19 +101,21 @@ def prepare(
 
 
 def _finalize(chunks, num_tokens=None, pg_collection=None, **kwargs) -> None:
-    """Adds up gradients over replicas and shared parameters; they carry their global denominators
-    already."""
+    """Adds up gradients over replicas and shared parameters.
+
+    The token count has no use: the loss is already divided by its global denominators.
+    """
     finalize_model_grads(chunks, None, pg_collection=pg_collection, **kwargs)
 
 
 def learning_rates(
     optimizer: MegatronOptimizer, settings: OptimizerConfig, updates: int
 ) -> OptimizerParamScheduler:
-    """The schedule, to be stepped before each update.
+    """The schedule, which is stepped before each update.
 
-    With W = max(warmup_steps, 1), update number u = 1 .. W has lr u / W; from there the rate falls
-    so that the update after the last one would have min_lr: with a min_lr of 0 the last update
-    still learns.
+    With W = max(warmup_steps, 1), update u = 1 .. W has the rate lr u / W. Then the rate falls, and
+    would be min_lr at the update after the last one, so that the last update learns even with a
+    min_lr of 0.
     """
     warmup_steps = max(settings.warmup_steps, 1)
     return OptimizerParamScheduler(
