@@ -33,9 +33,7 @@ class ProcessModel:
         settings = {"temperature": self.temperature, "micro_batch_tokens": self.micro_batch_tokens}
         return student_signals(self.model, rows, **settings).logprobs_T  # type: ignore[arg-type]
 
-    def learn(
-        self, rows: Sequence[Row], columns: Columns, *, step: int
-    ) -> dict[str, float]:
+    def learn(self, rows: Sequence[Row], columns: Columns, *, step: int) -> dict[str, float]:
         """Makes one update on a step's completions, and returns its metrics. Collective.
 
         An update with non-finite gradients is skipped and counted.
