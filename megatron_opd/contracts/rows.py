@@ -4,9 +4,10 @@ Suffixes: T completion tokens, flat in the order of the rows; C prompt tokens. A
 is one behind the prompt, whoever wrote it; every per-token array covers completion tokens only.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import Literal
 
 import numpy as np
 
@@ -61,6 +62,9 @@ class Episode:
     group: int = 0
     verdict: Verdict = UNSCORED
     reward: float = 0.0  # what the verdict is worth in training
+    turns: int = 1  # completions of the model in it
+    # failed: its environment broke; it is left out of every statistic, and counted
+    ended: Literal["stop", "length", "turns", "budget", "failed"] = "stop"
 
     @property
     def key(self) -> tuple[int, int, int]:
@@ -82,7 +86,10 @@ class Row:
     # int32 [T], the policy in force when a token was drawn; -1 where nobody drew it
     versions: np.ndarray
     text: str  # decoded completion without special tokens
-    finish_reason: str  # "stop" (the last token is an end) | "length"
+    finish_reason: str  # of its last turn: "stop" (the last token is an end) | "length"
+    turn: int = 0  # of the first token; an environment's answer within the row opens the next one
+    cut_turns: tuple[int, ...] = ()  # turns before the last that ended at the limit of tokens
+    penalty: float = 0.0  # what this row alone loses of the reward, for an invalid action
 
     @property
     def task(self) -> Task:
@@ -102,11 +109,48 @@ class Row:
 
     @property
     def reward(self) -> float:
-        return self.episode.reward
+        return self.episode.reward - self.penalty
 
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def written_T(self) -> np.ndarray:
+        """Bool [T], by anyone but an environment."""
+        return self.sources != Source.ENVIRONMENT
+
+    @property
+    def num_written(self) -> int:
+        return int(self.written_T.sum())
+
+    @property
+    def turn_T(self) -> np.ndarray:
+        """The turn a token belongs to, int64 [T]; an environment's answer is of the turn before."""
+        opens_T = np.zeros(self.num_tokens, np.int64)
+        opens_T[1:] = ~self.written_T[:-1] & self.written_T[1:]
+        return self.turn + opens_T.cumsum()
+
+    @property
+    def finished_T(self) -> np.ndarray:
+        """Bool [T], of a turn that ended by itself."""
+        turn_T = self.turn_T
+        cut = [*self.cut_turns, *(turn_T[-1:] if self.finish_reason == "length" else [])]
+        return ~np.isin(turn_T, cut)
+
+    @property
+    def end_T(self) -> np.ndarray:
+        """Bool [T], the end of a turn that ended by itself."""
+        last_T = self.written_T
+        last_T[:-1] &= ~self.written_T[1:]
+        if self.num_tokens:
+            last_T[-1] = self.written_T[-1]
+        return last_T & self.finished_T
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the limit of tokens cut one of its turns."""
+        return self.finish_reason == "length" or bool(self.cut_turns)
 
     @property
     def num_given(self) -> int:
@@ -158,6 +202,11 @@ class Row:
         """The row with every token the student's, for an off-policy step. Nobody drew them: they
         keep the version -1."""
         return replace(self, sources=np.full(self.num_tokens, Source.STUDENT, np.int8))
+
+
+def episodes_of(rows: Iterable[Row]) -> list[Episode]:
+    """The episodes of rows, every one once, in the order of their first rows."""
+    return list({row.episode.key: row.episode for row in rows}.values())
 
 
 def with_episodes(rows: Sequence[Row], change: Callable[[Episode], Episode]) -> list[Row]:

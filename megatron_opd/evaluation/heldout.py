@@ -85,10 +85,10 @@ def accuracy(groups: list[list[Row]], settings: EvalConfig) -> dict[str, float]:
         "eval/accuracy/low": low,
         "eval/accuracy/high": high,
         "eval/prompts": len(groups),
-        "eval/truncated/mean": float(np.mean([r.finish_reason == "length" for r in rows])),
+        "eval/truncated/mean": float(np.mean([r.truncated for r in rows])),
         "eval/unanswered/mean": unanswered(rows),
         "eval/bad_gold": bad_golds(rows),
-        "eval/completion_tokens/mean": float(np.mean([r.num_tokens for r in rows])),
+        "eval/completion_tokens/mean": float(np.mean([r.num_written for r in rows])),
     }
     if settings.samples_per_prompt > 1:
         metrics[f"eval/pass@{settings.samples_per_prompt}"] = float(correct_NK.max(axis=1).mean())

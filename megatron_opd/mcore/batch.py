@@ -49,6 +49,11 @@ class Columns:
         """Bool [T], drawn for this text by the student or by the teacher in its place."""
         return self.sources_T <= Source.TEACHER
 
+    @property
+    def written_T(self) -> Tensor:
+        """Bool [T], by anyone but an environment."""
+        return self.sources_T != Source.ENVIRONMENT
+
     def take(self, index_T: Tensor, parallel: Parallel) -> "Columns":
         """The columns of some tokens of the update, on this rank's device."""
         taken: dict[str, Any] = {}

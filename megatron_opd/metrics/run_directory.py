@@ -117,10 +117,21 @@ def sample_line(step: int, row: Row, tokens: list[str] | None) -> Line:
         "prompt_token_ids": row.prompt_ids.tolist(),
         "given": row.num_given,
         **({"by_teacher": by_teacher_T.astype(int).tolist()} if by_teacher_T.any() else {}),
+        **_of_turns(row),
         "token_ids": row.token_ids.tolist(),
         "tokens": tokens,
         "logprobs": _floats(row.logprobs),
     }
+
+
+def _of_turns(row: Row) -> Line:
+    """Keys of a row whose episode has several turns, or that an environment wrote into."""
+    keys: Line = {}
+    if row.episode.turns > 1:
+        keys |= {"turn": row.turn, "turns": row.episode.turns, "penalty": row.penalty}
+    if not row.written_T.all():
+        keys["sources"] = row.sources.tolist()
+    return keys
 
 
 def teacher_line(signals: TeacherSignals, argmax_tokens: list[str] | None) -> Line:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from megatron_opd.contracts.rows import Row, Source
+from megatron_opd.contracts.rows import Row, Source, episodes_of
 from megatron_opd.contracts.signals import TeacherSignals
 
 
@@ -40,13 +40,11 @@ def summarise(
     metrics = {name: float(np.mean([u[name] for u in updates])) for name in updates[0]}
     metrics["train/skipped_updates"] = sum(u["train/skipped_updates"] for u in updates)
     metrics |= {f"objective/{term}/weight": weight for term, weight in weights.items()}
-    lengths = np.array([r.num_tokens for r in rows])
+    lengths = np.array([r.num_written for r in rows])
     metrics["rollout/completion_tokens/mean"] = float(lengths.mean())
     metrics["rollout/completion_tokens/max"] = float(lengths.max())
     if rows[0].version >= 0:
-        metrics["rollout/truncated/mean"] = float(
-            np.mean([r.finish_reason == "length" for r in rows])
-        )
+        metrics["rollout/truncated/mean"] = float(np.mean([r.truncated for r in rows]))
         metrics["rollout/policy_version"] = rows[0].version
         if any(r.num_given for r in rows):  # of traces and prefixes; rewards are of whole responses
             metrics["rollout/given_tokens/mean"] = float(np.mean([r.num_given for r in rows]))
@@ -55,10 +53,11 @@ def summarise(
             metrics["rollout/teacher_tokens/mean"] = float(np.mean(drawn))
         metrics |= reward_metrics(rows)
     if teacher is not None:
-        metrics["teacher/entropy/mean"] = float(teacher.entropy_T.mean(dtype=np.float64))
+        written_T = np.concatenate([r.written_T for r in rows])
+        metrics["teacher/entropy/mean"] = float(teacher.entropy_T[written_T].mean(dtype=np.float64))
         # As the log-ratios take it: a token that the teacher does not have counts as one of e^-30.
         metrics["teacher/logprob/mean"] = float(
-            teacher.logprobs_T.clip(min=-30).mean(dtype=np.float64)
+            teacher.logprobs_T[written_T].clip(min=-30).mean(dtype=np.float64)
         )
     return metrics
 
@@ -67,20 +66,21 @@ UNANSWERED = ("no_answer", "truncated")
 
 
 def reward_metrics(rows: Sequence[Row]) -> dict[str, float]:
-    """Mean reward, the share of groups whose rewards are all equal (no policy gradient), and why
-    rewards are 0.
+    """Of the episodes: mean reward, the share of groups whose rewards are all equal (no policy
+    gradient), and why rewards are 0.
 
     Where answers are verified, also the share without an answer, and how many prompts have a gold
     answer that cannot be compared with. None of this where nothing was scored.
     """
-    if all(r.verdict.reason in ("unscored", "trace") for r in rows):
+    episodes = episodes_of(rows)
+    if all(e.verdict.reason in ("unscored", "trace") for e in episodes):
         return {}
     groups: dict[int, set[float]] = {}
-    for r in rows:
-        groups.setdefault(r.group, set()).add(r.reward)
-    reasons = Counter(r.verdict.reason for r in rows)
+    for e in episodes:
+        groups.setdefault(e.group, set()).add(e.reward)
+    reasons = Counter(e.verdict.reason for e in episodes)
     metrics = {
-        "reward/mean": float(np.mean([r.reward for r in rows])),
+        "reward/mean": float(np.mean([e.reward for e in episodes])),
         "reward/uniform_groups/mean": float(
             np.mean([len(values) == 1 for values in groups.values()])
         ),
@@ -93,8 +93,8 @@ def reward_metrics(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def unanswered(rows: Sequence[Row]) -> float:
-    """The share of completions without an answer, cut off by the token limit or not."""
-    return float(np.mean([r.verdict.reason in UNANSWERED for r in rows]))
+    """The share of attempts without an answer, cut off by the token limit or not."""
+    return float(np.mean([e.verdict.reason in UNANSWERED for e in episodes_of(rows)]))
 
 
 def bad_golds(rows: Sequence[Row]) -> int:

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_opd.contracts.draws import generator
 from megatron_opd.contracts.rows import Row, Source
 from megatron_opd.contracts.signals import Signals
 from megatron_opd.mcore.batch import flatten
+from megatron_opd.objective.advantages import returns_to_go
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,27 @@ class Batch:
         return len(self.sequence_T)
 
     @cached_property
-    def lengths_N(self) -> np.ndarray:
+    def tokens_N(self) -> np.ndarray:
+        """How many completion tokens a row has."""
         return np.array([r.num_tokens for r in self.rows], dtype=np.int64)
+
+    @cached_property
+    def lengths_N(self) -> np.ndarray:
+        """How many of them the student, the teacher or a trace wrote."""
+        return np.array([r.num_written for r in self.rows], dtype=np.int64)
+
+    @cached_property
+    def groups_N(self) -> np.ndarray:
+        return np.array([r.group for r in self.rows])
+
+    @cached_property
+    def rewards_N(self) -> np.ndarray:
+        return np.array([r.reward for r in self.rows], dtype=np.float64)
 
     @cached_property
     def sequence_T(self) -> Tensor:
         """The row each token belongs to."""
-        return torch.from_numpy(np.repeat(np.arange(len(self.rows)), self.lengths_N))
+        return torch.from_numpy(np.repeat(np.arange(len(self.rows)), self.tokens_N))
 
     @cached_property
     def sources_T(self) -> Tensor:
@@ -43,8 +59,19 @@ class Batch:
 
     @property
     def sampled_T(self) -> Tensor:
-        """Whether the student sampled the token: not one of a trace or of a prefix."""
+        """Whether the token was drawn for this row, by the student or by the teacher in its
+        place."""
         return self.sources_T <= Source.TEACHER
+
+    @property
+    def trace_T(self) -> Tensor:
+        """Whether the token is from the data: of a trace, or of a prefix."""
+        return self.sources_T == Source.TRACE
+
+    @property
+    def written_T(self) -> Tensor:
+        """Whether anyone but an environment wrote the token: nothing is counted elsewhere."""
+        return self.sources_T != Source.ENVIRONMENT
 
     @cached_property
     def drawn_T(self) -> Tensor:
@@ -88,36 +115,47 @@ class Batch:
 
     @cached_property
     def uniform_T(self) -> Tensor:
-        """Uniform numbers in [0, 1) that depend on (seed, step, task, sample) and the token's
-        place alone."""
-        draws = [
-            np.random.default_rng([self.seed, self.step, r.task.index, r.sample]).random(
-                r.num_tokens
-            )
-            for r in self.rows
-        ]
-        return flatten(draws, torch.float64)
+        """Uniform numbers in [0, 1) that depend on (seed, step, task, sample), the turn and the
+        token's place in it alone; 0 where an environment wrote."""
+        return flatten([self._uniform(row) for row in self.rows], torch.float64)
+
+    def _uniform(self, row: Row) -> np.ndarray:
+        uniform_T = np.zeros(row.num_tokens)
+        for turn in np.unique(row.turn_T):
+            of_turn_T = row.written_T & (row.turn_T == turn)
+            draws = generator(self.seed, self.step, row.task.index, row.sample, turn=int(turn))
+            uniform_T[of_turn_T] = draws.random(of_turn_T.sum())
+        return uniform_T
 
     @cached_property
     def end_T(self) -> Tensor:
-        """The end-of-sequence token of a response that has one."""
-        ends = [
-            np.arange(r.num_tokens) == r.num_tokens - (r.finish_reason == "stop") for r in self.rows
-        ]
-        return flatten(ends, torch.bool)
+        """The end of every turn that ended by itself."""
+        return flatten([r.end_T for r in self.rows], torch.bool)
 
     @cached_property
     def finished_T(self) -> Tensor:
-        return flatten(
-            [np.full(r.num_tokens, r.finish_reason == "stop") for r in self.rows], torch.bool
-        )
+        """Every token of a turn that ended by itself."""
+        return flatten([r.finished_T for r in self.rows], torch.bool)
 
     def wrong_T(self, scope: str) -> Tensor:
-        rewards_N = np.array([r.reward for r in self.rows])
+        rewards_N = self.rewards_N
         if scope == "group":
-            groups_N = np.array([r.group for r in self.rows])
-            rewards_N = np.array([rewards_N[groups_N == group].max() for group in groups_N])
-        return torch.from_numpy(np.repeat(rewards_N == 0, self.lengths_N))
+            rewards_N = np.array(
+                [rewards_N[self.groups_N == group].max() for group in self.groups_N]
+            )
+        return self.spread(rewards_N == 0)
+
+    def spread(self, values_N: np.ndarray) -> Tensor:
+        """Each token gets the number of its row, [T]."""
+        return torch.from_numpy(np.repeat(values_N, self.tokens_N))
+
+    def to_go(self, values_T: Tensor, discount: float, *, mean: bool) -> Tensor:
+        """The discounted sum from a token on to the end of its row, [T]; with `mean` over the
+        number of tokens to the end. Steps over what an environment wrote, which gets 0."""
+        written_T = self.written_T
+        to_go_T = torch.zeros_like(values_T)
+        to_go_T[written_T] = returns_to_go(values_T[written_T], self.lengths_N, discount, mean=mean)
+        return to_go_T
 
     def over_sequences(self, values_T: Tensor) -> Tensor:
         """Each token gets the sum of its sequence, float64 [T]."""

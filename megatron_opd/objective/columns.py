@@ -39,7 +39,6 @@ from megatron_opd.objective.advantages import (
     group_advantages,
     log_ratio,
     overlong_penalty,
-    returns_to_go,
     transformed,
     whitened,
 )
@@ -69,9 +68,9 @@ def build_columns(method: MethodConfig, batch: Batch, *, max_completion_tokens: 
                 columns.append(zeros_T)
             continue
         of_traces = reads_traces(term)
-        counted_T = (~batch.sampled_T if of_traces else batch.sampled_T).double()
+        counted_T = (batch.trace_T if of_traces else batch.sampled_T).double()
         gate_T = counted_T * gates(gates_of(term), batch)
-        base_T = _averaged_over(term, counted_T, gate_T)
+        base_T = _averaged_over(term, counted_T, gate_T, batch)
         scale_T = gate_T * denominators(base_T, batch, term.aggregate, max_completion_tokens)
         if method.teacher_share and not of_traces:
             scale_T = scale_T * mixture_weights(method.teacher_share, batch)
@@ -100,7 +99,7 @@ def build_columns(method: MethodConfig, batch: Batch, *, max_completion_tokens: 
     )
 
 
-def _averaged_over(term: Term, counted_T: Tensor, gate_T: Tensor) -> Tensor:
+def _averaged_over(term: Term, counted_T: Tensor, gate_T: Tensor, batch: Batch) -> Tensor:
     """How much each token counts in a term's denominator, float64 [T]."""
     if isinstance(term, EntropyTerm):
         return counted_T
@@ -110,7 +109,7 @@ def _averaged_over(term: Term, counted_T: Tensor, gate_T: Tensor) -> Tensor:
         case "gated":
             return gate_T
         case "all":
-            return torch.ones_like(counted_T)
+            return batch.written_T.double()
         case _:
             assert_never(term.denominator)
 
@@ -172,18 +171,18 @@ def _fixed_part(term: Term, batch: Batch, max_completion_tokens: int) -> Tensor:
 
 
 def _of_rewards(advantage: RewardAdvantage, batch: Batch, max_completion_tokens: int) -> Tensor:
-    rewards_N = np.array([r.reward for r in batch.rows], dtype=np.float64)
-    rewards_N += overlong_penalty(batch.lengths_N, max_completion_tokens, advantage.overlong)
-    groups_N = np.array([r.group for r in batch.rows])
-    relative_N = group_advantages(rewards_N, groups_N, advantage.normalise, advantage.std_eps)
-    return torch.from_numpy(np.repeat(relative_N, batch.lengths_N))
+    rewards_N = batch.rewards_N + overlong_penalty(
+        batch.lengths_N, max_completion_tokens, advantage.overlong
+    )
+    relative_N = group_advantages(rewards_N, batch.groups_N, advantage.normalise, advantage.std_eps)
+    return batch.spread(relative_N)
 
 
 def _of_returns(advantage: LogRatioAdvantage, batch: Batch) -> Tensor:
     model_T = batch.teacher_T if advantage.model == "teacher" else batch.reference_T
     delta_T = log_ratio(model_T, batch.old_T if advantage.anchor == "old" else batch.rollout_T)
     value_T = transformed(delta_T, advantage).masked_fill(~batch.sampled_T, 0.0)
-    return returns_to_go(value_T, batch.lengths_N, advantage.discount, mean=advantage.mean_to_go)
+    return batch.to_go(value_T, advantage.discount, mean=advantage.mean_to_go)
 
 
 def _of_process(advantage: ProcessRewardAdvantage, batch: Batch) -> Tensor:
@@ -192,14 +191,13 @@ def _of_process(advantage: ProcessRewardAdvantage, batch: Batch) -> Tensor:
     sampled_T = batch.sampled_T.double()
     reward_T = advantage.beta * (batch.process_T - batch.reference_T) * sampled_T
     mean_T = batch.over_sequences(reward_T) / batch.over_sequences(sampled_T).clamp(min=1)
-    first_N = np.cumsum(batch.lengths_N) - batch.lengths_N
+    first_N = np.cumsum(batch.tokens_N) - batch.tokens_N
     mean_N = mean_T.numpy()[first_N]
-    groups_N = np.array([r.group for r in batch.rows])
     # r - mean of the others' = (r minus its own mean) + (its own mean minus the mean of the
     # others')
-    relative_N = group_advantages(mean_N, groups_N, "leave_one_out", eps=1.0)
-    baseline_T = torch.from_numpy(np.repeat(mean_N - relative_N, batch.lengths_N))
-    return returns_to_go((reward_T - baseline_T) * sampled_T, batch.lengths_N, 1.0, mean=False)
+    relative_N = group_advantages(mean_N, batch.groups_N, "leave_one_out", eps=1.0)
+    baseline_T = batch.spread(mean_N - relative_N)
+    return batch.to_go((reward_T - baseline_T) * sampled_T, 1.0, mean=False)
 
 
 def _column(values: np.ndarray | None) -> Tensor | None:

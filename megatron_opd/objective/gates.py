@@ -85,7 +85,7 @@ def correction(chosen: Correction | None, batch: Batch) -> Tensor:
     [T]."""
     if chosen is None:
         return torch.ones(batch.num_tokens, dtype=torch.float64)
-    log_w_T = (batch.old_T - batch.rollout_T).masked_fill(~batch.sampled_T, 0.0)
+    log_w_T = (batch.old_T - batch.rollout_T).masked_fill(~batch.drawn_T, 0.0)
     w_T, sum_T = log_w_T.exp(), batch.over_sequences(log_w_T)
     match chosen.kind:
         case "truncated":

@@ -117,10 +117,10 @@ class Objective:
         """
         now = active(self.method, step)
         view = self._view(head, columns, step, now, teacher)
-        # Means are of the student's own tokens, or, for a method on traces alone, of all.
+        # Means are of the student's own tokens, or, for a method on traces alone, of theirs.
         counted_T = columns.sampled_T
         if not needs_of(self.method).rollouts:
-            counted_T = torch.ones_like(columns.sampled_T)
+            counted_T = columns.written_T
         sums = _common_sums(view, counted_T)
         # Something to differentiate even where no term is active.
         total = 0.0 * view.student_T.nan_to_num(neginf=0.0).sum()

@@ -21,14 +21,14 @@ from megatron_opd.objective.loss import Distribution
 def process_columns(batch: Batch) -> Columns:
     """The columns of the process model's update. `advantages_TJ` [T, 1] holds the reward,
     `scales_TJ` 1 / responses."""
-    rewards_N = np.array([r.reward for r in batch.rows], dtype=np.float32)
+    rewards_N = np.array([r.episode.reward for r in batch.rows], dtype=np.float32)
     ids_T = np.concatenate([r.token_ids for r in batch.rows])
     return Columns(
         ids_T=torch.from_numpy(ids_T).long(),
         scales_TJ=torch.full((batch.num_tokens, 1), 1.0 / len(batch.rows)),
         sequence_T=batch.sequence_T,
         sources_T=batch.sources_T,
-        advantages_TJ=torch.from_numpy(np.repeat(rewards_N, batch.lengths_N))[:, None],
+        advantages_TJ=torch.from_numpy(np.repeat(rewards_N, batch.tokens_N))[:, None],
         reference_logprobs_T=batch.reference_T.float(),
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_opd.contracts.rows import Source
 from megatron_opd.metrics.run_directory import Line, read_rollouts, rollout_files
 
 _PER_GROUP = 4  # samples shown of one step, half of them right where there are enough
@@ -18,7 +19,7 @@ _UNLIKELY = 0.1
 @dataclass(frozen=True)
 class Cell:
     text: str
-    css: str  # "", "differs" or "differs strongly"
+    css: str  # "", "differs", "differs strongly" or "environment"
     tip: str
     breaks: bool  # the token ends a line
 
@@ -93,7 +94,7 @@ def _sample(row: Line) -> Sample:
         reward=f"{row['reward']:g}",
         reason=row["reward_reason"].replace("_", " "),
         finish_reason=row["finish_reason"],
-        num_tokens=count,
+        num_tokens=len(_written(row)),
         disagreement=_disagreement([row]),
         head=[_cell(row, index) for index in range(hidden.start if hidden else count)],
         num_hidden=len(hidden),
@@ -103,6 +104,10 @@ def _sample(row: Line) -> Sample:
 
 def _cell(row: Line, index: int) -> Cell:
     text = _token(row["token_ids"], row["tokens"], index)
+    if _by_environment(row, index):
+        return Cell(
+            _visible(text), "environment", "written by the environment", text.endswith("\n")
+        )
     tip = []
     if index < len(row["logprobs"]):
         tip.append(f"student  {_logprob(row['logprobs'][index])}")
@@ -124,6 +129,15 @@ def _cell(row: Line, index: int) -> Cell:
     return Cell(_visible(text), css, "\n".join(tip), text.endswith("\n"))
 
 
+def _written(row: Line) -> list[int]:
+    """The places of the tokens that a model or a trace wrote."""
+    return [index for index in range(len(row["token_ids"])) if not _by_environment(row, index)]
+
+
+def _by_environment(row: Line, index: int) -> bool:
+    return "sources" in row and row["sources"][index] == Source.ENVIRONMENT
+
+
 def _token(ids: list[int], texts: list[str] | None, index: int) -> str:
     return texts[index] if texts else f"{ids[index]} "
 
@@ -142,10 +156,10 @@ def _number(value: float | None) -> str:
 
 def _disagreement(rows: Sequence[Line]) -> float | None:
     pairs = [
-        (own, best)
+        (row["token_ids"][index], row["teacher"]["argmax_ids"][index])
         for row in rows
         if row.get("teacher")
-        for own, best in zip(row["token_ids"], row["teacher"]["argmax_ids"], strict=True)
+        for index in _written(row)
     ]
     return sum(own != best for own, best in pairs) / len(pairs) if pairs else None
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from megatron_opd.contracts.draws import Stream, generator, request_seed
 from megatron_opd.contracts.merged_ids import MergedIds
 from megatron_opd.contracts.rows import Row, Task
 from megatron_opd.contracts.stations import Engine
-from megatron_opd.rollout.requests import Completion, Request, request_seed, room, sample_numbers
+from megatron_opd.rollout.requests import Completion, Request, room, sample_numbers
 from megatron_opd.rollout.vllm.engine import VllmEngine
 
 
@@ -32,13 +33,14 @@ class Draft:
         """Whether the next token is the teacher's."""
         return bool(self.by_teacher_L[len(self.token_ids)])
 
-    def request(self, *place: int) -> Request:
+    def request(self, seed: int, step: int) -> Request:
         """For the run of equal turns that begins here."""
         rest_L = self.by_teacher_L[len(self.token_ids) :]
         changes = np.flatnonzero(rest_L != rest_L[0])
         length = int(changes[0]) if len(changes) else len(rest_L)
-        seed = request_seed(*place, self.task.index, self.sample, len(self.token_ids))
-        return Request(self.task, np.array(self.token_ids, np.int32), length, seed)
+        drawn = len(self.token_ids)
+        own_seed = request_seed(seed, step, self.task.index, self.sample, drawn)
+        return Request(self.task, np.array(self.token_ids, np.int32), length, own_seed)
 
     def extend(self, completion: Completion) -> None:
         self.token_ids += completion.token_ids
@@ -77,7 +79,7 @@ def generate_mixture(
     for task in tasks:
         length = room(task, max_completion_tokens, student.max_sequence_length)
         for sample in sample_numbers(task, samples_per_prompt):
-            draws_L = np.random.default_rng([seed, step, task.index, sample, 2]).random(length)
+            draws_L = generator(seed, step, task.index, sample, Stream.COINS).random(length)
             drafts.append(Draft(task, sample, draws_L < teacher_share))
     used = set()
     while any(not draft.finish_reason for draft in drafts):

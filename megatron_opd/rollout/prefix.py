@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_opd.contracts.draws import Stream, generator
 from megatron_opd.contracts.rows import Task
 from megatron_opd.methods.needs import cosine
 from megatron_opd.methods.terms import PrefixConfig
@@ -29,6 +30,6 @@ class PrefixLaw:
         most = self.rollout.max_completion_tokens
         length = int(most * cosine(self.step, self.prefix.steps))
         if self.prefix.law == "uniform":
-            draw = np.random.default_rng([self.seed, self.step, task.index, sample, 1])
+            draw = generator(self.seed, self.step, task.index, sample, Stream.PREFIX)
             length = int(draw.integers(length + 1))
         return task.trace_ids[: max(0, min(length, len(task.trace_ids) - 1, most - 1))]

@@ -1,4 +1,4 @@
-"""What an engine is asked for and what it gives back; the seeds of the draws."""
+"""What an engine is asked for and what it gives back."""
 
 from dataclasses import dataclass
 
@@ -43,9 +43,3 @@ def room(task: Task, max_completion_tokens: int, max_sequence_length: int) -> in
 def sample_numbers(task: Task, samples_per_prompt: int) -> range:
     """The numbers of a task's next samples, which its draws depend on."""
     return range(task.first_sample, task.first_sample + samples_per_prompt)
-
-
-def request_seed(*place: int) -> int:
-    """63 bits that depend on nothing but (seed, step, task, sample, ...), so any rank draws the
-    same sample."""
-    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from megatron_opd.contracts.rows import VERIFIER_FAILURES, Row, Task, with_episodes
+from megatron_opd.contracts.rows import VERIFIER_FAILURES, Row, Task, episodes_of, with_episodes
 from megatron_opd.errors import RunError
 from megatron_opd.methods.needs import is_on_policy
 from megatron_opd.metrics.summary import Clock
@@ -42,8 +42,8 @@ def collect(run: Run, step: int, clock: Clock) -> list[Row]:
         if not run.config.method.max_refills:
             kept = found
             break
-        kept += [group for group in found if len({r.reward for r in group}) > 1]
-        uniform += [group for group in found if len({r.reward for r in group}) == 1]
+        kept += [group for group in found if not _all_equal(group)]
+        uniform += [group for group in found if _all_equal(group)]
         if len(kept) == wanted:
             break
     groups = (kept + uniform)[:wanted]
@@ -76,10 +76,21 @@ def _scored(run: Run, tasks: list[Task], step: int, clock: Clock) -> list[Row]:
             rows = run.rewards.score(rows)
     with clock("gather"):
         if run.needs.rollouts:
-            rows = sorted(gather_shares(rows), key=lambda r: (r.group, r.sample))
+            rows = sorted(gather_shares(rows), key=lambda r: (r.group, r.sample, r.turn))
+    rows, failed = without_failed(rows)
+    if failed:
+        count = run.carried.get("rollout/failed_episodes", 0)
+        run.carried["rollout/failed_episodes"] = count + failed
     if warning := check_verdicts(rows, step):
         run.note(warning)
     return rows
+
+
+def without_failed(rows: Sequence[Row]) -> tuple[list[Row], int]:
+    """The rows that count, and how many episodes do not: an environment that broke says nothing of
+    the policy."""
+    whole = [row for row in rows if row.episode.ended != "failed"]
+    return whole, len(episodes_of(rows)) - len(episodes_of(whole))
 
 
 def check_verdicts(rows: Sequence[Row], step: int) -> str | None:
@@ -88,13 +99,14 @@ def check_verdicts(rows: Sequence[Row], step: int) -> str | None:
     Raises RunError where it fails on most of them. Answers that take too long do not count: a model
     may write them.
     """
-    failures = Counter(r.verdict.reason for r in rows if r.verdict.reason in VERIFIER_FAILURES)
+    reasons = [episode.verdict.reason for episode in episodes_of(rows)]
+    failures = Counter(reason for reason in reasons if reason in VERIFIER_FAILURES)
     count = sum(failures.values())
-    if count <= WARNED_SHARE * len(rows):
+    if count <= WARNED_SHARE * len(reasons):
         return None
-    reasons = ", ".join(f"{number} {reason}" for reason, number in failures.most_common())
-    text = f"step {step}: {count} of {len(rows)} answers could not be judged ({reasons})"
-    if count > LARGEST_SHARE * len(rows):
+    listed = ", ".join(f"{number} {reason}" for reason, number in failures.most_common())
+    text = f"step {step}: {count} of {len(reasons)} answers could not be judged ({listed})"
+    if count > LARGEST_SHARE * len(reasons):
         raise RunError(f"{text}; mend the gold answers of data.train, or what ends the verifier")
     return f"warning: {text}; they count as wrong"
 
@@ -104,6 +116,11 @@ def _groups(rows: Sequence[Row]) -> list[list[Row]]:
     for row in rows:
         by_number.setdefault(row.group, []).append(row)
     return [by_number[number] for number in sorted(by_number)]
+
+
+def _all_equal(group: Sequence[Row]) -> bool:
+    """Whether its episodes have one reward: then none is better than another."""
+    return len({episode.reward for episode in episodes_of(group)}) == 1
 
 
 def _numbered(rows: Sequence[Row], group: int) -> list[Row]:

@@ -243,7 +243,7 @@ def test_an_engine_that_cannot_wake_is_one_line(
     probes = make_probes(8, 0, torch.device("cpu"))
     for name, work in {
         "reading model.norm.weight": lambda: student.engine.project("model.norm.weight", probes),
-        "generating": lambda: student.generate(tiny_hf.prompts(3, 140)),
+        "generating": lambda: student.generate(tiny_hf.tasks(3, 140)),
     }.items():
         with monkeypatch.context() as patch:
             patch.setattr(student.engine, "_asleep", True)

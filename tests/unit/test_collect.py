@@ -4,9 +4,10 @@ from collections import Counter
 
 import pytest
 
+from megatron_opd.contracts.draws import request_seed
 from megatron_opd.contracts.rows import UNSCORED, Row, Verdict
 from megatron_opd.errors import RunError
-from megatron_opd.rollout.requests import request_seed, sample_numbers
+from megatron_opd.rollout.requests import sample_numbers
 from megatron_opd.runs.collect import check_verdicts, with_new_samples
 from megatron_opd.tasks.source import TaskSource
 from tests.rows import row, task

@@ -17,11 +17,12 @@ import torch.distributed as dist
 
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.architectures.ends import read_ends
+from megatron_opd.contracts.draws import request_seed
 from megatron_opd.contracts.rows import Episode, Row, Source, Task
 from megatron_opd.contracts.stations import Probes
 from megatron_opd.errors import OpdError, RunError
 from megatron_opd.recipe.keys import RolloutConfig
-from megatron_opd.rollout.requests import Completion, Request, request_seed, room, sample_numbers
+from megatron_opd.rollout.requests import Completion, Request, room, sample_numbers
 from megatron_opd.rollout.vllm.delivery import Delivery
 from megatron_opd.rollout.vllm.host_process import (
     destroy_engine_groups,
