@@ -14,8 +14,9 @@ def test_a_single_turn_draws_what_it_always_drew() -> None:
     """Numbers of version 0.1, which had no turns: runs of that version go on as they would have."""
     assert request_seed(*PLACE) == 7661749924751933381
     assert request_seed(*PLACE, 7) == 1479777600912636150  # a mixture's request behind 7 tokens
-    assert generator(*PLACE).random(3).tolist() == [0.03022646584024391, 0.9447630975064669, 0.24573072124669093]
-    assert generator(*PLACE, Stream.COINS).random(2).tolist() == [0.4521960913952241, 0.3736519199540911]
+    assert generator(*PLACE).random(2).tolist() == [0.03022646584024391, 0.9447630975064669]
+    coins = generator(*PLACE, Stream.COINS).random(2).tolist()
+    assert coins == [0.4521960913952241, 0.3736519199540911]
     assert generator(*PLACE, Stream.PREFIX).integers(100, size=4).tolist() == [98, 16, 33, 80]
 
 
