@@ -55,8 +55,8 @@ def as_read_by(method: MethodConfig, rows: Sequence[Row]) -> list[Row]:
 
 
 def begun_with_trace(row: Row, tokens: int) -> Row:
-    """The row as if its first `tokens` were of a trace."""
-    of_trace_T = np.arange(row.num_tokens) < tokens
+    """The row as if its first `tokens` were of a trace, but for what an environment wrote."""
+    of_trace_T = (np.arange(row.num_tokens) < tokens) & row.written_T
     return replace(
         row,
         sources=np.where(of_trace_T, Source.TRACE, row.sources).astype(np.int8),
