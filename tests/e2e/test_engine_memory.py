@@ -143,7 +143,7 @@ def test_the_engine_sleeps_while_models_work_also_in_a_step_without_samples(
         evaluates_at=lambda step: False,
         signals=work,
         trainer=SimpleNamespace(step=work),
-        needs=SimpleNamespace(student_pass=False, rows=True),
+        needs=SimpleNamespace(student_pass=False, rollouts=True),
         process=None,
         refit=refit,
     )
