@@ -121,8 +121,8 @@ def build(directory: Path, repeat: int) -> dict[str, Any]:
         train=TrainConfig(OptimizerConfig(lr=1e-30)),
     )
     student = prepare(load("student"), arch, parallel, config)
-    batch = Batch(samples, Signals(signals), seed=0, step=0)
-    columns = build_columns(method, batch, max_completion_tokens=COMPLETION)
+    batch = Batch(samples, Signals(signals), seed=0, step=0, max_completion_tokens=COMPLETION)
+    columns = build_columns(method, batch)
     objective = Objective(method, VOCAB, 1.0)
 
     def once(side: Student) -> float:

@@ -24,7 +24,7 @@ def write_page(results: Results, seeds: list[int], page: Path, picture: Path) ->
         page.write_text(
             f"# Every method, on a toy task\n\n![{picture.stem}](images/{picture.name})\n\n{MARKS}"
         )
-    page.write_text(with_table(page, "table", table(results, seeds)))
+    page.write_text(with_table(page.read_text(), "table", table(results, seeds)))
     return f"wrote {page} and {picture}"
 
 

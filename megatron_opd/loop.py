@@ -1,5 +1,6 @@
 """The algorithm, on one screen: sample, verify, ask the teacher, update, refit the sampler."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -66,7 +67,7 @@ def learn_rewards(models: Models, rows: list[Row], signals: Signals, step: int) 
     """Updates the process model, whose earlier logprobs the student's update has used."""
     if models.process is None or signals.process_logprobs_T is None:
         return {}
-    batch = Batch(rows, signals, models.config.seed, step)
+    batch = batch_of(models.config, rows, signals, step)
     return models.process.learn(rows, process_columns(batch), step=step)
 
 
@@ -74,9 +75,15 @@ def columns(
     models: Models, rows: list[Row], signals: Signals, step: int, mine: slice, tokens: slice
 ) -> Columns:
     """What the terms read, of the part of the rows that makes one update."""
-    batch = Batch(rows[mine], signals.part(tokens), models.config.seed, step)
-    return build_columns(
-        models.config.method,
-        batch,
-        max_completion_tokens=models.config.rollout.max_completion_tokens,
+    batch = batch_of(models.config, rows[mine], signals.part(tokens), step)
+    return build_columns(models.config.method, batch)
+
+
+def batch_of(config: RunConfig, rows: Sequence[Row], signals: Signals, step: int) -> Batch:
+    return Batch(
+        rows,
+        signals,
+        config.seed,
+        step,
+        max_completion_tokens=config.rollout.max_completion_tokens,
     )

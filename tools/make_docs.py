@@ -25,15 +25,18 @@ from megatron_opd.methods import (  # noqa: E402
     advantages,
     corrections,
     gates,
+    method,
+    part,
     ratios,
     schedules,
     terms,
 )
+from megatron_opd.methods.advantages import rewards, student, teacher  # noqa: E402
+from megatron_opd.methods.method import MethodConfig  # noqa: E402
 from megatron_opd.methods.schedules import CosineDecay, LinearDecay, Switch  # noqa: E402
-from megatron_opd.methods.terms import MethodConfig  # noqa: E402
 from megatron_opd.recipe import keys  # noqa: E402
 from megatron_opd.recipe.keys import RunConfig  # noqa: E402
-from tools.methods_table import catalogue_table  # noqa: E402
+from tools.methods_table import catalogue_table, parts_table  # noqa: E402
 
 CONFIG_PAGE = REPOSITORY / "docs" / "config.md"
 METHODS_PAGE = REPOSITORY / "docs" / "methods.md"
@@ -53,6 +56,11 @@ filled in.
 A recipe may say `base: NAME`, the file of another one beside it or its name: it then holds what
 differs. Mappings are merged key by key, `method` is replaced, and `name` is its own.
 """
+
+METHOD_MODULES = (
+    method, part, terms, advantages, rewards, student, teacher, ratios, gates, corrections,
+    schedules,
+)  # fmt: skip
 
 SHARED = Path("/shared/megatron-opd")  # where the example's checkout lies
 
@@ -128,7 +136,7 @@ class SchemaSource:
 
 # ----------------------------------------------------------------------------------- docs/config.md
 def config_page() -> str:
-    source = SchemaSource(config, keys, terms, advantages, ratios, gates, corrections, schedules)
+    source = SchemaSource(config, keys, *METHOD_MODULES)
     sections = [section(source, "", RunConfig)]
     for path, kind in nested(RunConfig):
         sections.append(section(source, path, kind))
@@ -208,6 +216,7 @@ RANGES = {
     "Gibibytes": "float > 0",
     "ProperFraction": "float, 0 to below 1",
     "Weight": "float >= 0, or a weight over steps",
+    "SignedWeight": "float, or a weight over steps",
     "Ratio": "a ratio",
     "dict[str, Advantage]": "advantages by name",
     "dict[str, Gate]": "gates by name",
@@ -230,16 +239,30 @@ def default(each: Any) -> str:
 
 
 # ------------------------------------------------------------------------------- pages with a table
-def with_table(page: Path, name: str, table: str) -> str:
+def with_table(page: str, name: str, table: str) -> str:
     """The page with `table` between its two marks."""
-    begins, ends = f"<!-- {name}: begin (make docs) -->", f"<!-- {name}: end -->"
-    before, found, rest = page.read_text().partition(begins)
+    begins = f"<!-- {name}: begin (make docs) -->"
+    ends = f"<!-- {name}: end -->"
+    before, begun, rest = page.partition(begins)
     _, ended, after = rest.partition(ends)
-    if not (found and ended):
-        sys.exit(
-            f"{page}: the lines {begins} and {ends} are missing; put them where the table goes"
-        )
+    if not (begun and ended):
+        sys.exit(f"docs: the lines {begins} and {ends} are missing; put them where the table goes")
     return f"{before}{begins}\n{table}{ends}{after}"
+
+
+# ---------------------------------------------------------------------------------- docs/methods.md
+def methods_page() -> str:
+    """The formulas of every family of parts, and the catalogue."""
+    families = {
+        "terms": terms.Term,
+        "advantages": advantages.Advantage,
+        "ratios": ratios.Ratio,
+        "gates": gates.Gate,
+    }
+    page = METHODS_PAGE.read_text()
+    for name, union in families.items():
+        page = with_table(page, name, parts_table(union))
+    return with_table(page, "catalogue", catalogue_table())
 
 
 # --------------------------------------------------------------------------- docs/vocab_parallel.md
@@ -312,9 +335,9 @@ def main() -> int:
     stale = False
     pages = {
         CONFIG_PAGE: config_page(),
-        METHODS_PAGE: with_table(METHODS_PAGE, "catalogue", catalogue_table()),
+        METHODS_PAGE: methods_page(),
         EXAMPLE_SCRIPT: example_script(),
-        VOCAB_PAGE: with_table(VOCAB_PAGE, "measured", vocab_table()),
+        VOCAB_PAGE: with_table(VOCAB_PAGE.read_text(), "measured", vocab_table()),
     }
     for path, text in pages.items():
         if path.exists() and path.read_text() == text:

@@ -1,11 +1,12 @@
 """The catalogue of methods as a table: docs/methods.md holds it, make_docs.py puts it there."""
 
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from megatron_opd.methods.catalogue import CATALOGUE
-from megatron_opd.methods.needs import Needs, needs_of
-from megatron_opd.methods.schedules import CosineDecay, LinearDecay, Switch
+from megatron_opd.methods.needs import needs_of
+from megatron_opd.methods.part import Needs
+from megatron_opd.methods.schedules import Schedule
 from megatron_opd.recipe.load import PACKAGED_RECIPES, describe_recipe
 
 
@@ -36,6 +37,15 @@ def catalogue_table() -> str:
         "\n".join([*rows, "", "What the papers leave open, and what is chosen here:", "", *choices])
         + "\n"
     )
+
+
+def parts_table(union: Any) -> str:
+    """The kinds of a family of parts, each with its formula."""
+    rows = ["| `kind` | |", "|---|---|"]
+    for part in get_args(union) or (union,):
+        kinds = ", ".join(f"`{kind}`" for kind in get_args(get_type_hints(part)["kind"]))
+        rows.append(f"| {kinds} | {part.formula} |")
+    return "\n".join(rows) + "\n"
 
 
 def recipes_by_method() -> dict[str, list[str]]:
@@ -80,12 +90,8 @@ def describe(term: Any) -> str:
 def shown(value: Any) -> str:
     """A part in a few words: its kind and the keys that differ from their defaults."""
     match value:
-        case LinearDecay(start, decay, floor):
-            return f"max({start:g} - {decay:g} * step, {floor:g})"
-        case CosineDecay():
-            return f"cosine from {value.start:g} to {value.end:g} in {value.steps} steps"
-        case Switch():
-            return f"{value.before:g}, from step {value.at} {value.after:g}"
+        case Schedule():
+            return value.words()
         case dict():
             return "(" + " + ".join(shown(each) for each in value.values()) + ")"
         case float():

@@ -1,17 +1,11 @@
 """Whether a method can be run: its signals exist, its terms fit together, its teacher teaches."""
 
-from megatron_opd.checks.term import check_term
 from megatron_opd.errors import ConfigError
-from megatron_opd.methods.advantages import (
-    ProcessRewardAdvantage,
-    ShapingAdvantage,
-    TopKAdvantage,
-)
+from megatron_opd.methods.advantages import ProcessRewardAdvantage
 from megatron_opd.methods.catalogue import CATALOGUE
-from megatron_opd.methods.corrections import Correction
-from megatron_opd.methods.gates import EntropyGate
-from megatron_opd.methods.needs import needs_of, parts, reads_teacher, reads_traces
-from megatron_opd.methods.terms import MethodConfig, PolicyGradientTerm
+from megatron_opd.methods.method import MethodConfig
+from megatron_opd.methods.needs import needs_of, parts
+from megatron_opd.methods.part import Around, parts_of
 from megatron_opd.recipe.keys import RunConfig
 
 
@@ -32,11 +26,29 @@ def check_method(config: RunConfig) -> list[str]:
             f"method: {method.name} has several process_reward advantages; one model is trained "
             "for one"
         )
-    for name, term in method.terms.items():
-        warnings += check_term(f"method.{name}", term, config)
+    around = _around(config)
+    for key, part in parts_of(method.terms, "method"):
+        warnings += part.check(key, around)
     if all(term.weight == 0 for term in method.terms.values()):
         raise ConfigError("method: the weight of every term is 0, so nothing is learned")
     return warnings + _check_gradient(method)
+
+
+def _around(config: RunConfig) -> Around:
+    student = config.student.layout
+    teacher = config.teacher.layout if config.teacher else student
+    traces = config.method.traces_per_group
+    return Around(
+        num_steps=config.num_steps,
+        group_size=config.rollout.samples_per_prompt + traces,
+        traces_per_group=traces,
+        updates_per_step=config.train.updates_per_step,
+        pipeline_stages=max(
+            student.pipeline_model_parallel_size, teacher.pipeline_model_parallel_size
+        ),
+        student_tp=student.tensor_model_parallel_size,
+        teacher_tp=teacher.tensor_model_parallel_size,
+    )
 
 
 def _reader(method: MethodConfig) -> str:
@@ -58,13 +70,7 @@ def _check_teacher_share(method: MethodConfig) -> None:
         if getattr(method, other) != getattr(MethodConfig("", {}), other):
             raise ConfigError(f"{key}: does not go with method.{other}; remove one of them")
     for name, term in method.terms.items():
-        of_rollout = [
-            part
-            for part in parts(MethodConfig("", {name: term}))
-            if isinstance(part, Correction)
-            or "rollout" in (getattr(part, "kind", ""), getattr(part, "anchor", ""))
-        ]
-        if of_rollout:
+        if needs_of(MethodConfig("", {name: term})).sampler:
             raise ConfigError(
                 f"{key}: method.{name} reads the sampler's logprobs, which the teacher's tokens "
                 "lack"
@@ -83,13 +89,13 @@ def _check_mixture(method: MethodConfig) -> None:
             f"method.max_refills: no effect, {method.name} reads no rewards; remove it"
         )
     if method.on_policy_fraction < 1:
-        of_samples = _policies(method)
+        of_samples = [name for name, term in method.terms.items() if term.only_of_samples()]
         if of_samples or not needs_of(method).rollouts:
             problem = "every term is on traces already"
             if of_samples:
                 problem = f"method.{of_samples[0]} needs samples"
             raise ConfigError(f"method.on_policy_fraction: {problem}; set it to 1")
-    on_traces = [name for name, term in method.terms.items() if reads_traces(term)]
+    on_traces = [name for name, term in method.terms.items() if term.of_traces]
     mixed = [key for key in ("traces_per_group", "prefix") if getattr(method, key)]
     if len(on_traces) == len(method.terms) and mixed:
         raise ConfigError(
@@ -105,15 +111,6 @@ def _check_mixture(method: MethodConfig) -> None:
             f"method.{on_traces[0]}: is on traces beside terms on samples; set "
             "method.traces_per_group or method.prefix"
         )
-    for name in on_traces:
-        if isinstance(method.terms[name], PolicyGradientTerm) and not method.traces_per_group:
-            raise ConfigError(
-                f"method.{name}.ratio: shaped is of traces in a group; set method.traces_per_group"
-            )
-
-
-def _policies(method: MethodConfig) -> list[str]:
-    return [name for name, term in method.terms.items() if isinstance(term, PolicyGradientTerm)]
 
 
 # ---------------------------------------------------------------------------- the expected gradient
@@ -132,13 +129,4 @@ def _check_gradient(method: MethodConfig) -> list[str]:
 
 
 def _teaches(method: MethodConfig) -> bool:
-    return needs_of(method).teacher_head or any(_has_teacher(part) for part in parts(method))
-
-
-def _has_teacher(part: object) -> bool:
-    """Whether a part reads the teacher's logprob of the sampled token, or learns its tokens."""
-    if isinstance(part, ShapingAdvantage):
-        return part.signal != "argmax_logprob"
-    if isinstance(part, TopKAdvantage | EntropyGate):
-        return False
-    return reads_teacher(part)
+    return any(part.teaches() for part in parts(method))

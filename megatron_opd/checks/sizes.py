@@ -1,7 +1,5 @@
 """Whether layouts, lengths, vocabularies and batches divide and fit, by the architectures alone."""
 
-import math
-
 from megatron_opd.architectures.architecture import Architecture
 from megatron_opd.architectures.config import LayoutConfig, ModelConfig
 from megatron_opd.checks.processes import (
@@ -12,8 +10,8 @@ from megatron_opd.checks.processes import (
 )
 from megatron_opd.errors import ConfigError
 from megatron_opd.methods.catalogue import CATALOGUE
-from megatron_opd.methods.gates import EntropyGate
-from megatron_opd.methods.needs import gates_of, needs_of, process_reward
+from megatron_opd.methods.needs import needs_of, process_reward
+from megatron_opd.methods.part import parts_of
 from megatron_opd.recipe.keys import RunConfig, TeacherConfig
 
 
@@ -72,14 +70,8 @@ def _check_vocabularies(config: RunConfig, architectures: dict[str, Architecture
                 f"distributions, since the teacher's vocabulary has {sizes['teacher']} rows and "
                 f"the student's {sizes['student']}"
             )
-    for name, term in method.terms.items():
-        for gate_name, gate in gates_of(term).items():
-            if isinstance(gate, EntropyGate) and gate.above >= math.log(smallest):
-                raise ConfigError(
-                    f"method.{name}.gates.{gate_name}.above: {gate.above} nats are no less than "
-                    f"the largest entropy of {smallest} tokens, {math.log(smallest):.2f}, so no "
-                    "token is kept; lower it"
-                )
+    for key, part in parts_of(method.terms, "method"):
+        part.check_vocabulary(key, smallest)
     if needs.topk <= smallest:
         return []
     if method.name in CATALOGUE and needs_of(CATALOGUE[method.name].method).topk == needs.topk:
@@ -87,9 +79,10 @@ def _check_vocabularies(config: RunConfig, architectures: dict[str, Architecture
             f"method: the top {needs.topk} of {method.name} are all {smallest} tokens of this "
             "vocabulary"
         ]
-    readers = [name for name, term in method.terms.items() if getattr(term, "k", 0) > smallest]
-    key = f"method.{readers[0]}.k" if readers else "method"
-    raise ConfigError(f"{key}: {needs.topk} is more than the {smallest} tokens of the vocabulary")
+    key = next(
+        key for key, part in parts_of(method.terms, "method") if part.needs().topk > smallest
+    )
+    raise ConfigError(f"{key}.k: {needs.topk} is more than the {smallest} tokens of the vocabulary")
 
 
 def _check_teacher_head(student: LayoutConfig, teacher: TeacherConfig) -> None:

@@ -12,9 +12,8 @@ from megatron_opd.architectures.architecture import architecture_of
 from megatron_opd.contracts.rows import Row
 from megatron_opd.doctor.rows import recorded, with_logprobs
 from megatron_opd.doctor.shrink import OTHER
-from megatron_opd.doctor.vanishing import vanishing
 from megatron_opd.loop import columns, learn_rewards
-from megatron_opd.methods.needs import needs_of
+from megatron_opd.methods.needs import distances_of, needs_of
 from megatron_opd.objective.loss import finish
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.runs.assemble import Models, assemble
@@ -33,7 +32,7 @@ def measure(config: RunConfig) -> dict[str, Any]:
         other = replace(config.teacher, path=config.teacher.path + OTHER)
         models = assemble(replace(config, teacher=other))
         measured["other_teacher"] = updates(models, rows, steps=1)
-    if method := vanishing(config.method, vocab_size):
+    if method := distances_of(config.method, vocab_size):
         assert config.teacher is not None, "its terms read the teacher"
         distances = replace(config, method=method)
         layout = replace(

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from megatron_opd.contracts.rows import Episode, Row, Source, Task
+from megatron_opd.methods.method import MethodConfig
 from megatron_opd.methods.needs import needs_of
-from megatron_opd.methods.terms import MethodConfig
 from megatron_opd.recipe.keys import RunConfig
 
 

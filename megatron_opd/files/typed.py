@@ -6,7 +6,11 @@ branch of a union.
 
 import difflib
 import functools
+import importlib
+import inspect
+import os
 import reprlib
+import sys
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -115,11 +119,43 @@ def _tagged(classes: list[Any], value: Any, path: str) -> Any:
     if "kind" not in given:
         raise InvalidKey(join(path, "kind"), f"missing; one of {', '.join(by_kind)}")
     kind = given["kind"]
+    if isinstance(kind, str) and ":" in kind and classes[0].__base__ is not object:
+        return _own_class(kind, classes, join(path, "kind"))
     if not isinstance(kind, str) or kind not in by_kind:
         raise InvalidKey(
             join(path, "kind"), unknown("kind", kind if isinstance(kind, str) else "", by_kind)
         )
     return by_kind[kind]
+
+
+def _own_class(name: str, classes: list[Any], path: str) -> Any:
+    """A user's class that "module:Class" names, of the same base class as the union's members."""
+    module_name, _, class_name = name.partition(":")
+    base = classes[0].__base__
+    try:
+        module = _imported(module_name)
+    except Exception as error:
+        raise InvalidKey(
+            path, f"{name!r}: {module_name} cannot be imported: {error}; is it beside the recipe's "
+            "working directory or on PYTHONPATH?"
+        ) from None  # fmt: skip
+    own = getattr(module, class_name, None)
+    if not (isinstance(own, type) and issubclass(own, base) and is_dataclass(own)):
+        raise InvalidKey(
+            path, f"{name!r}: must name a dataclass below {base.__module__}.{base.__name__}"
+        )
+    if inspect.isabstract(own):
+        missing = ", ".join(sorted(own.__abstractmethods__))
+        raise InvalidKey(path, f"{name!r}: does not define {missing}")
+    return own
+
+
+def _imported(module_name: str) -> types.ModuleType:
+    """The module, also where it lies in the working directory."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+    return importlib.import_module(module_name)
 
 
 def _build_leaf(kind: Any, value: Any, path: str) -> Any:
@@ -164,7 +200,9 @@ def _mapping(value: Any, path: str) -> Iterable[tuple[Any, Any]]:
 
 
 def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
+    """The types of the keys: of a dataclass's fields, not of its class variables."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(kind)}
 
 
 def differences(first: Any, second: Any, path: str = "") -> list[str]:

@@ -1,9 +1,10 @@
-"""An update's rows and signals as flat columns on the host: what gates and denominators are
-computed from."""
+"""An update's rows and signals as flat columns on the host: what parts see before the
+update."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, assert_never
 
 import numpy as np
 import torch
@@ -13,17 +14,23 @@ from megatron_opd.contracts.draws import generator
 from megatron_opd.contracts.rows import Row, Source
 from megatron_opd.contracts.signals import Signals
 from megatron_opd.mcore.batch import flatten
-from megatron_opd.objective.advantages import returns_to_go
+from megatron_opd.methods.tokens import Anchor, Model, Tail
+from megatron_opd.objective.arithmetic import LOWEST, log_ratio, returns_to_go
 
 
 @dataclass(frozen=True)
 class Batch:
-    """All completion tokens of one update, T of N rows. Every rank holds the same one."""
+    """All completion tokens of one update, T of N rows. Every rank holds the same one.
+
+    It is the `methods.tokens.Tokens` of parts that are known before the update: float64 on the
+    host.
+    """
 
     rows: Sequence[Row]
     signals: Signals
     seed: int
     step: int
+    max_completion_tokens: int
 
     @property
     def num_tokens(self) -> int:
@@ -84,34 +91,39 @@ class Batch:
         return flatten([r.logprobs for r in self.rows], torch.float64)
 
     @property
-    def old_T(self) -> Tensor:
-        assert self.signals.student is not None, "the plan asks for the student's pass"
-        return torch.from_numpy(self.signals.student.logprobs_T).double()
+    def zeros_T(self) -> Tensor:
+        return torch.zeros(self.num_tokens, dtype=torch.float64)
 
-    @property
-    def student_entropy_T(self) -> Tensor:
-        assert self.signals.student is not None, "the plan asks for the student's pass"
-        return torch.from_numpy(self.signals.student.entropy_T).double()
+    def logprob(self, policy: Model | Anchor) -> Tensor:
+        match policy:
+            case "teacher":
+                assert self.signals.teacher is not None, _unasked("teacher")
+                return _double(self.signals.teacher.logprobs_T).clamp(min=LOWEST)
+            case "reference":
+                assert self.signals.reference_logprobs_T is not None, _unasked("reference")
+                return _double(self.signals.reference_logprobs_T)
+            case "process":
+                assert self.signals.process_logprobs_T is not None, _unasked("process")
+                return _double(self.signals.process_logprobs_T)
+            case "rollout":
+                return self.rollout_T
+            case "old":
+                assert self.signals.student is not None, _unasked("student_pass")
+                return _double(self.signals.student.logprobs_T)
+            case "current":
+                raise AssertionError(_later("the present student"))
+            case _:
+                assert_never(policy)
 
-    @property
-    def teacher_T(self) -> Tensor:
-        assert self.signals.teacher is not None, "the plan asks for the teacher"
-        return torch.from_numpy(self.signals.teacher.logprobs_T).double()
+    def log_ratio(self, model: Model, anchor: Anchor) -> Tensor:
+        return log_ratio(self.logprob(model), self.logprob(anchor))
 
-    @property
-    def teacher_entropy_T(self) -> Tensor:
-        assert self.signals.teacher is not None, "the plan asks for the teacher"
-        return torch.from_numpy(self.signals.teacher.entropy_T).double()
-
-    @property
-    def reference_T(self) -> Tensor:
-        assert self.signals.reference_logprobs_T is not None, "the plan asks for the reference"
-        return torch.from_numpy(self.signals.reference_logprobs_T).double()
-
-    @property
-    def process_T(self) -> Tensor:
-        assert self.signals.process_logprobs_T is not None, "the plan asks for the process model"
-        return torch.from_numpy(self.signals.process_logprobs_T).double()
+    def entropy(self, model: Literal["student", "teacher"]) -> Tensor:
+        if model == "teacher":
+            assert self.signals.teacher is not None, _unasked("teacher")
+            return _double(self.signals.teacher.entropy_T)
+        assert self.signals.student is not None, _unasked("student_pass")
+        return _double(self.signals.student.entropy_T)
 
     @cached_property
     def uniform_T(self) -> Tensor:
@@ -137,14 +149,6 @@ class Batch:
         """Every token of a turn that ended by itself."""
         return flatten([r.finished_T for r in self.rows], torch.bool)
 
-    def wrong_T(self, scope: str) -> Tensor:
-        rewards_N = self.rewards_N
-        if scope == "group":
-            rewards_N = np.array(
-                [rewards_N[self.groups_N == group].max() for group in self.groups_N]
-            )
-        return self.spread(rewards_N == 0)
-
     def spread(self, values_N: np.ndarray) -> Tensor:
         """Each token gets the number of its row, [T]."""
         return torch.from_numpy(np.repeat(values_N, self.tokens_N))
@@ -157,7 +161,52 @@ class Batch:
         to_go_T[written_T] = returns_to_go(values_T[written_T], self.lengths_N, discount, mean=mean)
         return to_go_T
 
-    def over_sequences(self, values_T: Tensor) -> Tensor:
-        """Each token gets the sum of its sequence, float64 [T]."""
+    def over_rows(self, values_T: Tensor) -> Tensor:
         sums_N = torch.zeros(len(self.rows), dtype=torch.float64)
-        return sums_N.index_add(0, self.sequence_T, values_T.double())[self.sequence_T]
+        counted_T = values_T.double().masked_fill(~self.sampled_T, 0.0)
+        return sums_N.index_add(0, self.sequence_T, counted_T)[self.sequence_T]
+
+    def mean_over_rows(self, values_T: Tensor) -> Tensor:
+        tokens_T = self.over_rows(self.sampled_T.double())
+        return self.over_rows(values_T) / tokens_T.clamp(min=1)
+
+    def mean_of_rows(self, values_T: Tensor) -> np.ndarray:
+        first_N = np.cumsum(self.tokens_N) - self.tokens_N
+        return self.mean_over_rows(values_T).numpy()[first_N]
+
+    def before(self, values_T: Tensor) -> Tensor:
+        whole_T = self.spread(
+            np.bincount(self.sequence_T.numpy(), values_T.numpy(), len(self.rows))
+        )
+        return whole_T - self.to_go(values_T, 1.0, mean=False)
+
+    # What only the update itself knows.
+    def argmax_logprob(self) -> Tensor:
+        raise AssertionError(_later("the student's log-probability of the teacher's token"))
+
+    @property
+    def is_argmax_T(self) -> Tensor:
+        assert self.signals.teacher is not None, _unasked("teacher")
+        ids_T = flatten([r.token_ids for r in self.rows], torch.int32)
+        return ids_T == torch.from_numpy(self.signals.teacher.argmax_ids_T)
+
+    def topk(self, k: int) -> tuple[Tensor, Tensor]:
+        raise AssertionError(_later("the student's log-probabilities of the teacher's best ids"))
+
+    def topk_forward_kl(self, k: int, tail: Tail) -> tuple[Tensor, Tensor, Tensor]:
+        raise AssertionError(_later("the student's log-probabilities of the teacher's best ids"))
+
+    def divergence(self, kind: str, alpha: float | None, beta: float | None) -> Tensor:
+        raise AssertionError(_later("a divergence"))
+
+
+def _double(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values).double()
+
+
+def _unasked(signal: str) -> str:
+    return f"a part reads a signal that its needs do not name: {signal}"
+
+
+def _later(what: str) -> str:
+    return f"{what} is not known before the update: the part must say when() = 'within'"

@@ -29,7 +29,7 @@ def process_columns(batch: Batch) -> Columns:
         sequence_T=batch.sequence_T,
         sources_T=batch.sources_T,
         advantages_TJ=torch.from_numpy(np.repeat(rewards_N, batch.tokens_N))[:, None],
-        reference_logprobs_T=batch.reference_T.float(),
+        reference_logprobs_T=batch.logprob("reference").float(),
     )
 
 

@@ -9,7 +9,8 @@ from megatron_opd.checks.method import check_method
 from megatron_opd.checks.processes import sequences_per_step
 from megatron_opd.checks.sizes import check_sizes
 from megatron_opd.mcore.model import DTYPES
-from megatron_opd.methods.needs import Needs, needs_of
+from megatron_opd.methods.needs import needs_of
+from megatron_opd.methods.part import Needs
 from megatron_opd.planning.activations import FullMicroBatch
 from megatron_opd.planning.hardware import Hardware
 from megatron_opd.recipe.keys import RunConfig

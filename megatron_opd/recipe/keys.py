@@ -21,7 +21,7 @@ from megatron_opd.contracts.ranges import (
     Seed,
     Temperature,
 )
-from megatron_opd.methods.terms import MethodConfig
+from megatron_opd.methods.method import MethodConfig
 
 # ------------------------------------------------------------------------------- models and layouts
 

@@ -13,7 +13,7 @@ from typing import Any
 from megatron_opd.errors import ConfigError
 from megatron_opd.files.typed import InvalidKey, build, join, unknown
 from megatron_opd.methods.catalogue import CATALOGUE
-from megatron_opd.methods.terms import MethodConfig
+from megatron_opd.methods.method import MethodConfig
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.recipe.yaml_text import InvalidYaml, parse_yaml, read_yaml, write_yaml
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from megatron_opd.contracts.draws import Stream, generator
 from megatron_opd.contracts.rows import Task
-from megatron_opd.methods.needs import cosine
-from megatron_opd.methods.terms import PrefixConfig
+from megatron_opd.methods.method import PrefixConfig
+from megatron_opd.methods.schedules import cosine
 from megatron_opd.recipe.keys import RolloutConfig
 
 

@@ -14,7 +14,8 @@ from megatron_opd.contracts.stations import Teacher
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.model import build_model
 from megatron_opd.mcore.parallel import Parallel
-from megatron_opd.methods.needs import Needs, active, fit_topk, needs_of, process_reward
+from megatron_opd.methods.needs import active, fit_topk, needs_of, process_reward
+from megatron_opd.methods.part import Needs
 from megatron_opd.objective.loss import Objective
 from megatron_opd.objective.process_reward import ProcessRewardObjective
 from megatron_opd.recipe.keys import RunConfig, TeacherConfig

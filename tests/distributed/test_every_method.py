@@ -110,11 +110,11 @@ def test_a_sequences_ratio_makes_another_update_once_the_policy_has_moved(update
 
 def test_methods_differ(updates):
     """No two methods make the same update, but those that are equal on policy, at this step, or on
-    these rewards."""
+    these rewards, or with the teacher as reference."""
     equal = [
         {"grpo", "gspo"},
         {"grpo++", "dapo", "cispo", "kdrl_group_mask"},
-        {"opd", "opd_then_rl"},
+        {"opd", "opd_then_rl", "exopd"},
         {"tgpo", "tgpo_annealing"},
     ]
     norms: dict[float, set[str]] = {}
@@ -166,7 +166,7 @@ def run(
     learned = process.learn(
         recorded := replayed.recorded_rows(),
         process_columns(
-            Batch(recorded, Signals(None, reference.score(recorded).logprobs_T), 0, STEP)
+            Batch(recorded, Signals(None, reference.score(recorded).logprobs_T), 0, STEP, 64)
         ),
         step=STEP,
     )

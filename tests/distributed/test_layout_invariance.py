@@ -83,8 +83,9 @@ def recorded_rows():
 
 def method_of(name):
     from megatron_opd.methods.catalogue import CATALOGUE
+    from megatron_opd.methods.method import MethodConfig
     from megatron_opd.methods.ratios import ClippedRatio
-    from megatron_opd.methods.terms import CrossEntropyTerm, MethodConfig, PolicyGradientTerm
+    from megatron_opd.methods.terms import CrossEntropyTerm, PolicyGradientTerm
 
     if not name.startswith("tgpo"):
         return CATALOGUE[name].method
@@ -266,9 +267,7 @@ def columns_of(method, samples, signals, step, rows, tokens):
     from megatron_opd.objective.batch import Batch
     from megatron_opd.objective.columns import build_columns
 
-    return build_columns(
-        method, Batch(samples[rows], signals.part(tokens), 0, step), max_completion_tokens=64
-    )
+    return build_columns(method, Batch(samples[rows], signals.part(tokens), 0, step, 64))
 
 
 def main() -> int:

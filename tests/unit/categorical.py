@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from megatron_opd.contracts.signals import Signals, StudentSignals, TeacherSignals
+from megatron_opd.methods.method import MethodConfig
 from megatron_opd.methods.needs import fit_topk
-from megatron_opd.methods.terms import MethodConfig
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import Objective
@@ -72,6 +72,7 @@ def every_token(step: int = 0, rewards: torch.Tensor = REWARDS) -> Batch:
         ),
         0,
         step,
+        V,
     )
 
 
@@ -81,7 +82,7 @@ def expected_gradient(
     """Of the loss by the student's logits, the expectation over the token the student samples;
     float64 [V]."""
     batch = every_token(step, rewards)
-    columns = build_columns(small(method), batch, max_completion_tokens=V)
+    columns = build_columns(small(method), batch)
     logits_TV = STUDENT_LOGITS.repeat(V, 1).requires_grad_()
     # The batch counts every token once; the student, or its mixture with the teacher, samples them.
     sampler_V = STUDENT_LOGITS.softmax(0)

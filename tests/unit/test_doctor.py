@@ -16,9 +16,8 @@ from megatron_opd.contracts.rows import Source
 from megatron_opd.doctor.judge import judge
 from megatron_opd.doctor.rows import recorded
 from megatron_opd.doctor.shrink import alone, shrink
-from megatron_opd.doctor.vanishing import vanishing
 from megatron_opd.methods.catalogue import CATALOGUE
-from megatron_opd.methods.needs import needs_of
+from megatron_opd.methods.needs import distances_of, needs_of
 from megatron_opd.methods.terms import DivergenceTerm, PolicyGradientTerm, TopKTerm
 from megatron_opd.recipe.load import dump_config, load_config
 from megatron_opd.weights.load import check_hf
@@ -100,7 +99,7 @@ def test_what_does_not_apply_is_said(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------ the distances
 def test_distances_are_the_divergences_and_log_ratios() -> None:
-    found = {name: vanishing(entry.method, 16) for name, entry in CATALOGUE.items()}
+    found = {name: distances_of(entry.method, 16) for name, entry in CATALOGUE.items()}
     without = {name for name, method in found.items() if method is None}
     needs_none = {
         name

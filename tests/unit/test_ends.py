@@ -207,8 +207,8 @@ def test_tokens_that_one_model_has_are_not_in_the_gradient() -> None:
     """An objective on whole distributions, of a student with two rows more than are shared: they
     used to count."""
     method = CATALOGUE["gkd"].method
-    batch = Batch([row([3, 4], finish_reason="length")], Signals(), 0, 0)
-    columns = build_columns(method, batch, max_completion_tokens=2)
+    batch = Batch([row([3, 4], finish_reason="length")], Signals(), 0, 0, 2)
+    columns = build_columns(method, batch)
     student_TV, teacher_TV = torch.randn(2, 2, 9).unbind()
     with_unshared = student_TV.clone().requires_grad_()
     loss, _ = Objective(method, 9, 1.0, shared_vocab_size=7)(

@@ -127,7 +127,7 @@ OBJECTIVE = Objective(METHOD, SIZES["vocab_size"], TEMPERATURE)
 
 def build(mine: slice, tokens: slice) -> Columns:
     return build_columns(
-        METHOD, Batch(ROWS[mine], Signals(None), seed=0, step=0), max_completion_tokens=LENGTH
+        METHOD, Batch(ROWS[mine], Signals(None), seed=0, step=0, max_completion_tokens=LENGTH)
     )
 
 

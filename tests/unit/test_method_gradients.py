@@ -9,8 +9,9 @@ import torch
 
 from megatron_opd.methods.advantages import LogRatioAdvantage
 from megatron_opd.methods.catalogue import CATALOGUE
+from megatron_opd.methods.method import MethodConfig
 from megatron_opd.methods.ratios import ClippedRatio, NoRatio, TeacherRatio
-from megatron_opd.methods.terms import MethodConfig, PolicyGradientTerm
+from megatron_opd.methods.terms import PolicyGradientTerm
 from tests.unit.categorical import (
     PROCESS,
     REFERENCE,
@@ -94,6 +95,12 @@ def prime():
     return sampled((sum(alone) - sum(alone).mean()) / sum(alone).std())
 
 
+def standard(values):
+    return (values - values.mean()) / values.std()
+
+
+LEAST = (z <= z.topk(2, largest=False).values.max()).double()  # ceil(20 % of 7 tokens)
+REFERENCE_DELTA = R.log() - S.log()
 WHITE = (DELTA - DELTA.mean()) / DELTA.std()  # the batch of the test holds every token once
 JSD_ADVANTAGE = 0.5 * (0.5 + 0.5 * DELTA.exp()).log()
 EXPECTED = {
@@ -138,6 +145,12 @@ EXPECTED = {
     "jsd_tropd": TEACHER_HALF + sampled(JSD_ADVANTAGE),
     "gkd": JSD,
     "minillm": sampled(WHITE) + RKL,
+    "exopd": sampled(1.25 * DELTA - 0.25 * REFERENCE_DELTA),
+    "vopd": RKL,  # the baseline takes variance, and nothing else
+    "iw_opd": 1.5 * RKL,  # a first token has everything before it
+    "opsa": sampled(-0.5 * LEAST) * V / 2,  # one state, one entropy
+    "opsa_fixed": sampled(-LEAST) * V / 2,
+    "top_d": sampled(standard((0.5 + 0.5 * DELTA.exp()).log())),
 }
 
 

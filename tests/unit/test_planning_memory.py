@@ -250,8 +250,8 @@ def peak_of_update(
     """Live bytes of a whole update of `train.step`, with everything the trainer holds."""
     completion = config.rollout.max_completion_tokens
     rows = full_rows(arch.vocab_size, completion)
-    columns = build_columns(config.method, Batch(rows, Signals(None), seed=0, step=0),
-                            max_completion_tokens=completion)  # fmt: skip
+    batch = Batch(rows, Signals(None), seed=0, step=0, max_completion_tokens=completion)
+    columns = build_columns(config.method, batch)
     student = prepare(chunks, arch, parallel, config)
     objective = Objective(config.method, arch.vocab_size, 1.0)
     settings: dict[str, Any] = {"step": 0, "micro_batch_tokens": config.train.micro_batch_tokens}

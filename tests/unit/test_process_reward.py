@@ -38,12 +38,13 @@ def batch() -> Batch:
         Signals(reference_logprobs_T=reference, process_logprobs_T=process),
         seed=0,
         step=0,
+        max_completion_tokens=8,
     )
 
 
 def test_a_token_is_worth_the_relative_rewards_from_it_on(batch):
     bounds = np.cumsum([0] + [len(tokens) for _, tokens, _, _ in RESPONSES])
-    implicit = BETA * (batch.process_T - batch.reference_T).numpy()
+    implicit = BETA * (batch.logprob("process") - batch.logprob("reference")).numpy()
     rewards = [
         implicit[a + r.num_given : b]
         for a, b, r in zip(bounds, bounds[1:], batch.rows, strict=False)
@@ -58,7 +59,7 @@ def test_a_token_is_worth_the_relative_rewards_from_it_on(batch):
         sampled += [False] * given + [True] * len(own)
     want, sampled = np.array(want), np.array(sampled)
     white = np.where(sampled, (want - want[sampled].mean()) / want[sampled].std(ddof=1), 0)
-    columns = build_columns(CATALOGUE["prime"].method, batch, max_completion_tokens=8)
+    columns = build_columns(CATALOGUE["prime"].method, batch)
     np.testing.assert_allclose(columns.advantages_TJ[:, 0], white, rtol=1e-5, atol=1e-6)
 
 
@@ -71,7 +72,7 @@ def test_the_process_model_learns_to_tell_right_responses(batch):
     loss, sums = ProcessRewardObjective(BETA, V, 1.0)(OnLogits(logits_TV), columns, 0)
     (got,) = torch.autograd.grad(loss, logits_TV)
     logprobs_T = logits_TV.log_softmax(1)[torch.arange(TOKENS), columns.ids_T]
-    ratio_T = (logprobs_T - batch.reference_T) * batch.sampled_T
+    ratio_T = (logprobs_T - batch.logprob("reference")) * batch.sampled_T
     losses, right = [], []
     for i, r in enumerate(batch.rows):
         probability = torch.sigmoid(BETA * ratio_T[batch.sequence_T == i].sum())

@@ -12,9 +12,10 @@ from megatron_opd.doctor.rows import begun_with_trace
 from megatron_opd.methods.advantages import LogRatioAdvantage, RewardAdvantage
 from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.methods.gates import EndGate, FinishedGate
+from megatron_opd.methods.method import MethodConfig
 from megatron_opd.methods.needs import fit_topk, needs_of
 from megatron_opd.methods.ratios import ClippedRatio
-from megatron_opd.methods.terms import CrossEntropyTerm, MethodConfig, PolicyGradientTerm
+from megatron_opd.methods.terms import CrossEntropyTerm, PolicyGradientTerm
 from megatron_opd.metrics.run_directory import sample_line
 from megatron_opd.metrics.summary import summarise
 from megatron_opd.objective.batch import Batch
@@ -69,7 +70,7 @@ def test_scripted_episodes_have_what_the_tests_below_need() -> None:
 
 
 def test_a_gate_draws_the_same_for_a_turn_in_both_kinds_of_rows() -> None:
-    batches = [Batch(rows_of_episodes(kind, V), Signals(), SEED, STEP) for kind in KINDS]
+    batches = [Batch(rows_of_episodes(kind, V), Signals(), SEED, STEP, 20) for kind in KINDS]
     drawn = [batch.uniform_T[batch.written_T] for batch in batches]
     assert torch.equal(*drawn) and len(drawn[0].unique()) == len(drawn[0])
 
@@ -87,7 +88,7 @@ def batch_of(rows: list[Row], student_TV: torch.Tensor, teacher_TV: torch.Tensor
     student = StudentSignals(of_token(student_TV), entropy(student_TV))
     reference = of_token((student_TV + 0.5 * teacher_TV).log_softmax(1))
     process = of_token((student_TV - 0.5 * teacher_TV).log_softmax(1))
-    return Batch(rows, Signals(teacher, reference, student, process), SEED, STEP)
+    return Batch(rows, Signals(teacher, reference, student, process), SEED, STEP, 20)
 
 
 def distributions(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,7 +110,7 @@ def written_alone(r: Row) -> Row:
 def loss_of(method: MethodConfig, batch: Batch, student_TV: torch.Tensor, teacher_TV: torch.Tensor):
     """(loss, its gradient by the logits, metrics)."""
     logits_TV = student_TV.clone().requires_grad_()
-    columns = build_columns(method, batch, max_completion_tokens=20)
+    columns = build_columns(method, batch)
     loss, sums = Objective(method, V, 1.0)(
         OnLogits(logits_TV), columns, STEP, lambda: OnLogits(teacher_TV)
     )
@@ -263,6 +264,6 @@ def test_only_tokens_of_the_sampler_are_compared_with_it() -> None:
     """Not those of a trace, of the teacher, of an environment, or of an off-policy step."""
     drawn = of_sources(S, Source.TEACHER, E, S, Source.TRACE)
     drawn = replace(drawn, versions=np.array([2, 2, -1, 2, -1], np.int32))
-    batch = Batch([drawn, row([1, 2], given=2).as_if_sampled()], Signals(), 0, 0)
+    batch = Batch([drawn, row([1, 2], given=2).as_if_sampled()], Signals(), 0, 0, 20)
     assert batch.drawn_T.tolist() == [True, False, False, True, False, False, False]
     assert batch.sampled_T.tolist() == [True, True, False, True, False, True, True]

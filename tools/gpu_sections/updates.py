@@ -13,11 +13,11 @@ from torch import Tensor
 from megatron_opd.architectures.architecture import Architecture, Experts
 from megatron_opd.contracts.rows import Episode, Row, Task
 from megatron_opd.contracts.signals import Signals
+from megatron_opd.loop import batch_of
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.batch import Columns
 from megatron_opd.mcore.model import build_model
 from megatron_opd.methods.catalogue import CATALOGUE
-from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import Objective
 from megatron_opd.recipe.keys import LossScaleConfig, RolloutConfig, RunConfig
@@ -124,10 +124,7 @@ def rows_of(vocab: int, lengths: Sequence[int]) -> list[Row]:
 
 
 def columns_of(rows: Sequence[Row], config: RunConfig) -> Columns:
-    batch = Batch(rows, Signals(None), seed=0, step=0)
-    return build_columns(
-        config.method, batch, max_completion_tokens=config.rollout.max_completion_tokens
-    )
+    return build_columns(config.method, batch_of(config, rows, Signals(None), step=0))
 
 
 def one_update(arch: Architecture, precision: str) -> Update:

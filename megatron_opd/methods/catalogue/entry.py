@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from megatron_opd.methods.terms import MethodConfig, PrefixConfig, Term
+from megatron_opd.methods.method import MethodConfig, PrefixConfig
+from megatron_opd.methods.terms import Term
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,10 @@ from typing import Literal
 
 from megatron_opd.methods.advantages import Advantage, LogRatioAdvantage, RewardAdvantage
 from megatron_opd.methods.gates import Gate
+from megatron_opd.methods.part import Aggregate, Denominator
 from megatron_opd.methods.ratios import ClippedRatio, NoRatio, Ratio
 from megatron_opd.methods.schedules import Weight
-from megatron_opd.methods.terms import (
-    Aggregate,
-    CrossEntropyTerm,
-    Denominator,
-    PolicyGradientTerm,
-)
+from megatron_opd.methods.terms import CrossEntropyTerm, PolicyGradientTerm
 
 SEQUENCES: Aggregate = "seq-mean-token-mean"
 UNCLIPPED = ClippedRatio("old", clip_low=None, clip_high=None)

@@ -19,9 +19,10 @@ from megatron_opd.methods.gates import (
     ProbabilityGapGate,
     TrustGate,
 )
+from megatron_opd.methods.method import PrefixConfig
 from megatron_opd.methods.ratios import ClippedRatio
 from megatron_opd.methods.schedules import Switch
-from megatron_opd.methods.terms import PolicyGradientTerm, PrefixConfig, Term, TopKTerm
+from megatron_opd.methods.terms import PolicyGradientTerm, Term, TopKTerm
 
 TRUSTED = TrustGate("trust")
 OUTLIER = TrustGate("trust", invert=True)
