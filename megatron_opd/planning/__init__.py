@@ -1,2 +1,1 @@
-"""Whether a recipe fits a cluster, and which layouts would: memory from real Megatron modules,
-times from a model."""
+"""Plans a recipe on a cluster: memory from real Megatron modules, times from a model."""

@@ -1,10 +1,10 @@
 """Bytes of activations of one micro-batch on one rank, layer by layer.
 
-T tokens, those of whole sequences end to end; e bytes per element; H the hidden size, H' = H / TP
-under sequence parallelism and H without; Q, G and F this rank's share of the query heads' width,
-the key-value heads' width and the MLP's width; V its share of the vocabulary. Counted operation by
-operation in our layers (local Megatron layers, our RMSNorm, SDPA);
-tests/unit/test_planning_memory.py repeats the count.
+A micro-batch has T tokens, those of whole sequences end to end, with e bytes per element. H is the
+hidden size; H' is H / TP under sequence parallelism and H without. Q, G and F are this rank's share
+of the widths of query heads, key-value heads and MLP, V its share of the vocabulary. The count
+follows the operations of our layers (local Megatron layers, our RMSNorm, SDPA);
+tests/unit/test_planning_memory.py repeats it.
 
 What a layer keeps for its backward pass, in elements per token:
 
@@ -19,25 +19,24 @@ What a layer keeps for its backward pass, in elements per token:
     their product           F
 
 and 4 T e head_dim for the cosines and sines. On CUDA a norm is one kernel, which keeps its input
-and a float32 per row. On the host it is composed of operations in float32 that keep two float32
-tensors, the input and the normalised one, in the place of the input; the norms of queries and keys
-too.
+and a float32 per row. On the host a norm, also of queries and keys, is composed of float32
+operations that keep two float32 tensors instead of the input: the input and the normalised one.
 
 With context parallelism of C a rank has T of the sequences' tokens. It keeps the keys and values
-that its two chunks of each sequence attend to, (2 C + 1) / 2 of its own each (the host fills both
-chunks up to the longer one; its mask is not counted), and the qkv tensor only for the norms of
+that its two slices of each sequence attend to, (2 C + 1) / 2 times its own (the host fills both
+slices up to the longer one; its mask is not counted), and the qkv tensor only for the norms of
 queries and keys.
 
-With experts, K of E for each token and X the width of one, the last three lines are H + 5 X for
-each of the T K rows that all ranks send to the experts of this one (routing is taken to be even): a
-row itself, and what an MLP keeps. Of sliced experts a rank has the rows of all ranks that share
-them, and its part of the width. The router keeps 8 E + 16 K bytes of indices per token, and K
-float32, or E where its softmax is over all experts; of every layer's last pass, in whatever phase,
-5 E bytes per token stay with the module.
+With K experts of E for each token, each of width X, the last three lines are H + 5 X for each of
+the T K rows that all ranks send to the experts of this one (routing is taken to be even): a row
+itself, and what an MLP keeps. A rank with slices of experts has the rows of all ranks that share
+them, and its share of the width. The router keeps 8 E + 16 K bytes of indices per token, and K
+float32, or E if its softmax is over all experts. 5 E bytes per token of a layer's last pass, in any
+phase, stay with the module.
 
-`train.recompute_granularity`: with `selective` the last three lines are computed again, with `full`
-a layer keeps its input alone. A pipeline stage keeps this for as many micro-batches as are in
-flight there.
+By `train.recompute_granularity`, `selective` computes the last three lines again, and with `full` a
+layer keeps its input alone. A pipeline stage keeps all this for every micro-batch that is in flight
+there.
 """
 
 from dataclasses import dataclass
@@ -53,7 +52,7 @@ FLOAT32 = 4
 
 @dataclass(frozen=True)
 class FullMicroBatch:
-    """One rank's part in a forward or backward pass of a model."""
+    """The sizes of one rank's micro-batch in a forward or backward pass of a model."""
 
     arch: Architecture
     layout: LayoutConfig
@@ -65,13 +64,13 @@ class FullMicroBatch:
     # -------------------------------------------------------------------------- bytes of one tensor
     @property
     def hidden(self) -> int:
-        """The residual stream, outside of tensor-parallel regions."""
-        parts = self.layout.tensor_model_parallel_size if self.layout.sequence_parallel else 1
-        return self.tokens * self.arch.hidden_size * self.element // parts
+        """The residual stream outside of tensor-parallel regions."""
+        ranks = self.layout.tensor_model_parallel_size if self.layout.sequence_parallel else 1
+        return self.tokens * self.arch.hidden_size * self.element // ranks
 
     @property
     def whole_hidden(self) -> int:
-        """Inside of them."""
+        """The residual stream inside of tensor-parallel regions."""
         return self.tokens * self.arch.hidden_size * self.element
 
     def _heads(self, heads: int) -> int:
@@ -80,15 +79,17 @@ class FullMicroBatch:
 
     @property
     def query(self) -> int:
+        """The queries of this rank's heads."""
         return self._heads(self.arch.num_attention_heads)
 
     @property
     def key(self) -> int:
+        """The keys of this rank's heads; the values have as many bytes."""
         return self._heads(self.arch.num_key_value_heads)
 
     @property
     def attended(self) -> int:
-        """The keys that this rank's queries attend to; as many values."""
+        """The keys that this rank's queries attend to; the values have as many bytes."""
         ranks = self.layout.context_parallel_size
         if ranks == 1:
             return self.key
@@ -96,12 +97,13 @@ class FullMicroBatch:
 
     @property
     def mlp(self) -> int:
+        """A tensor of this rank's share of the MLP's width."""
         width = self.arch.intermediate_size // self.layout.tensor_model_parallel_size
         return self.tokens * width * self.element
 
     @property
     def rows(self) -> int:
-        """Tokens times their experts, of this rank; as many come from all ranks to its experts."""
+        """The number of rows that this rank routes, K for a token; its experts get as many."""
         assert self.arch.experts is not None, "a dense model routes nothing"
         return self.hidden // self.element // self.arch.hidden_size * self.arch.experts.per_token
 
@@ -112,33 +114,38 @@ class FullMicroBatch:
 
     @property
     def vocab_rows(self) -> int:
+        """The number of this rank's rows of the vocabulary."""
         tp = self.layout.tensor_model_parallel_size
         return padded_vocab_size(self.arch, tp) // tp
 
     @property
     def logits(self) -> int:
+        """All logits of this rank."""
         return self.predicted * self.vocab_rows * self.element
 
     @property
-    def chunk_logits(self) -> int:
-        """The logits that exist at one time where the output layer is fused."""
-        chunk = default_slab(self.predicted, self.vocab_rows)
-        return min(self.predicted, chunk) * self.vocab_rows * self.element
+    def slab_logits(self) -> int:
+        """The logits that exist at one time if the output layer is fused."""
+        slab = default_slab(self.predicted, self.vocab_rows)
+        return min(self.predicted, slab) * self.vocab_rows * self.element
 
     @property
     def head_hidden(self) -> int:
+        """The hidden states of the tokens that have logits."""
         return self.predicted * self.arch.hidden_size * self.element
 
     @property
     def output_weight(self) -> int:
-        """Elements."""
+        """The number of elements of this rank's output layer."""
         return self.vocab_rows * self.arch.hidden_size
 
 
 # ----------------------------------------------------------------------------------- kept by layers
 def layer_saved(batch: FullMicroBatch) -> int:
-    """See the table above."""
-    arch, query, key = batch.arch, batch.query, batch.key
+    """Bytes that a layer keeps for its backward pass: the table above."""
+    arch = batch.arch
+    query = batch.query
+    key = batch.key
     saved = 2 * (_norm(batch, batch.hidden) + batch.hidden)
     alone = batch.layout.context_parallel_size == 1
     saved += query + 2 * key if alone or arch.qk_norm else 0
@@ -160,7 +167,7 @@ def _mlp_saved(batch: FullMicroBatch) -> int:
     tokens = batch.rows // experts.per_token
     router = 8 * experts.count + 16 * experts.per_token
     weights = experts.per_token if experts.normalise_top else experts.count
-    # int32, of each expert's rows
+    # int32: the end of each expert's rows.
     ends = 4 * experts.count // batch.layout.expert_model_parallel_size
     gathered = batch.layout.expert_tensor_parallel_size * (batch.routed + batch.rows * FLOAT32)
     in_experts = gathered + 5 * batch.rows * experts.intermediate_size * batch.element
@@ -168,14 +175,13 @@ def _mlp_saved(batch: FullMicroBatch) -> int:
 
 
 def routing(batch: FullMicroBatch) -> int:
-    """What every layer holds of the last pass: float32 weights and a choice, for each token and
-    expert."""
+    """Bytes a layer keeps of its last pass: a float32 and a choice for each token and expert."""
     experts = batch.arch.experts
     return batch.rows // experts.per_token * experts.count * (FLOAT32 + 1) if experts else 0
 
 
 def recomputed(batch: FullMicroBatch, granularity: str) -> int:
-    """What of `layer_saved` a layer does not keep, but computes again."""
+    """Bytes of `layer_saved` that a layer does not keep, but computes again."""
     again = {"none": 0, "selective": _mlp_saved(batch), "full": layer_saved(batch) - batch.hidden}
     return again[granularity]
 
@@ -190,14 +196,17 @@ def stage_saved(
 
 
 def _norm(batch: FullMicroBatch, size: int) -> int:
-    """Kept by a norm, its output apart, whose input has `size` bytes."""
+    """Bytes that a norm keeps besides its output; its input has `size` bytes."""
     elements = size // batch.element
     per_row = elements // batch.arch.hidden_size * FLOAT32
     return per_row + (size if batch.is_cuda else 2 * FLOAT32 * elements)
 
 
 def _head_norm(batch: FullMicroBatch, size: int, *, is_copy: bool) -> int:
-    """Likewise per head; an input that is no copy lies in the qkv tensor, which is kept anyway."""
+    """Bytes that a norm of heads keeps besides its output; its input has `size` bytes.
+
+    An input that is no copy lies in the qkv tensor, which is kept anyway.
+    """
     elements = size // batch.element
     per_row = elements // batch.arch.head_dim * FLOAT32
     if batch.is_cuda:
@@ -208,35 +217,38 @@ def _head_norm(batch: FullMicroBatch, size: int, *, is_copy: bool) -> int:
 
 # ------------------------------------------------------------------------------- alive for a moment
 def head_training(batch: FullMicroBatch, *, fused: bool) -> int:
-    """The most that exists around the output layer, forward or backward, besides what the layers
-    keep.
+    """The most bytes at one time around the output layer, besides those that the layers keep.
 
-    Logits become their own gradient (docs/vocab_parallel.md). Backward, the hidden states' gradient
-    and the weight's come on top; that of a fused layer is accumulated in float32 and then becomes
-    one in the parameter's dtype.
+    Logits become their own gradient (docs/vocab_parallel.md). The backward pass adds the gradients
+    of hidden states and weight; a fused layer's weight gradient is accumulated in float32, and then
+    becomes one in the parameter's dtype.
     """
-    e, weight, hidden = batch.element, batch.output_weight, batch.head_hidden
+    element = batch.element
+    weight = batch.output_weight
+    hidden = batch.head_hidden
     if not fused:
-        return hidden + batch.logits + max(_scratch(batch, batch.logits), hidden + weight * e)
-    chunk = batch.chunk_logits
-    product = weight * FLOAT32 if batch.is_cuda and e < FLOAT32 else 0
-    in_chunk = chunk + max(product, _scratch(batch, chunk))
-    in_dtype = weight * e if e < FLOAT32 else 0
-    backward = hidden + weight * FLOAT32 + max(in_chunk, in_dtype)
-    return hidden + max(chunk + _scratch(batch, chunk), backward)
+        gradients = hidden + weight * element
+        return hidden + batch.logits + max(_scratch(batch, batch.logits), gradients)
+    slab = batch.slab_logits
+    product = weight * FLOAT32 if batch.is_cuda and element < FLOAT32 else 0
+    in_slab = slab + max(product, _scratch(batch, slab))
+    in_dtype = weight * element if element < FLOAT32 else 0
+    backward = hidden + weight * FLOAT32 + max(in_slab, in_dtype)
+    return hidden + max(slab + _scratch(batch, slab), backward)
 
 
 def divergence_training(batch: FullMicroBatch) -> int:
-    """Student's and teacher's logits and the gradient, for a term on the whole vocabulary."""
+    """Bytes of a term on the whole vocabulary: student's and teacher's logits, and a gradient."""
     return 3 * batch.logits
 
 
 def layer_training(batch: FullMicroBatch, largest_parameter: int) -> int:
-    """The most that exists within a layer besides what the layers keep.
+    """The most bytes at one time within a layer, besides those that the layers keep.
 
-    Of a dense layer in its backward pass: the gradient of the stream, those within the MLP, that of
-    one weight. With experts the stream, and forward the rows on their way, less the copy that is
-    kept, or backward the rows' gradient and that of all experts' weights in one linear layer.
+    A dense layer has most in its backward pass: the gradients of the stream, within the MLP, and of
+    one weight. With experts there are the stream and, forward, the rows on their way less the copy
+    that is kept, or, backward, the gradients of the rows and of all experts' weights in one linear
+    layer.
     """
     if batch.arch.experts:
         forward = (_copies(batch) - 1) * batch.routed
@@ -247,11 +259,11 @@ def layer_training(batch: FullMicroBatch, largest_parameter: int) -> int:
 
 
 def forward(batch: FullMicroBatch) -> int:
-    """The most that exists in a layer of a forward pass without a backward pass.
+    """The most bytes at one time in a layer of a forward pass without a backward pass.
 
-    Attention: the streams in and between, qkv, and four copies of the query while it is rotated.
-    MLP: as kept for a backward pass. Experts: the streams, the rows, and three indices or weights
-    of each.
+    Attention has the streams in and between, qkv, and four copies of the query while it is rotated.
+    An MLP has what it would keep for a backward pass. Experts have the streams, the rows, and three
+    indices or weights of each row.
     """
     gathered = batch.whole_hidden if batch.layout.sequence_parallel else 0
     attention = 3 * batch.hidden + gathered + batch.query + 3 * batch.key + 4 * batch.query
@@ -259,30 +271,29 @@ def forward(batch: FullMicroBatch) -> int:
         attention += 2 * (ranks * batch.key + batch.attended)
     if batch.arch.experts is None:
         return max(attention, 4 * batch.hidden + gathered + 5 * batch.mlp)
-    # Before the results of all experts there is what is wide within them: four times X of a row,
-    # two copies less of it.
+    # Before the results of all experts exist, their wide activations do: four times X for a row, in
+    # the place of two copies of it.
     wide = 4 * batch.arch.experts.intermediate_size / batch.arch.hidden_size - 2
     copies = _copies(batch) + max(wide, 0)
     return max(attention, 4 * batch.hidden + int(copies * batch.routed) + 24 * batch.rows)
 
 
 def _copies(batch: FullMicroBatch) -> int:
-    """How often the rows exist at one time.
+    """The number of copies of the rows that exist at one time.
 
-    Gathered for the experts, sorted by expert, as the experts' results, and these in order; where
-    the experts lie on several ranks, as sent and as received. Sliced experts get those of all ranks
-    that share them.
+    Rows are gathered for the experts, sorted by expert, and become the experts' results, which are
+    put in order; if the experts lie on several ranks, they are also sent and received. Sliced
+    experts get the rows of all ranks that share them.
     """
     copies = 4 if batch.layout.expert_model_parallel_size == 1 else 5
     return copies * batch.layout.expert_tensor_parallel_size
 
 
 def head_scoring(batch: FullMicroBatch) -> int:
-    """Frozen models score in chunks of tokens: a chunk's logits, and on the host a float32 copy."""
-    return batch.head_hidden + batch.chunk_logits + _scratch(batch, batch.chunk_logits)
+    """Bytes of a frozen model's output layer, which scores slab by slab."""
+    return batch.head_hidden + batch.slab_logits + _scratch(batch, batch.slab_logits)
 
 
 def _scratch(batch: FullMicroBatch, logits: int) -> int:
-    """The host walks over logits in blocks, with two buffers and a product of them; CUDA kernels
-    need none."""
+    """Bytes of the host's buffers for a block of logits, two and their product; CUDA needs none."""
     return 0 if batch.is_cuda else 3 * FLOAT32 * min(BLOCK_ELEMENTS, logits // batch.element)

@@ -1,4 +1,4 @@
-"""What is planned: a recipe's sizes on a cluster, with one layout for each model."""
+"""The subject of a plan: a recipe's sizes on a cluster, with one layout for each model."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,22 +18,24 @@ from megatron_opd.recipe.keys import RunConfig
 
 @dataclass(frozen=True)
 class Case:
-    """Micro-batches are taken to be full, with sequences as long as the recipe allows: memory and
-    times are theirs."""
+    """A recipe on a cluster.
+
+    Memory and times are those of full micro-batches, with sequences as long as the recipe allows.
+    """
 
     config: RunConfig
-    architectures: dict[str, Architecture]  # of "student" and, where there is one, "teacher"
+    architectures: dict[str, Architecture]  # of "student" and, if there is one, "teacher"
     hardware: Hardware
     gpus: int
     gpus_per_node: int
 
     def check(self) -> None:
-        """The checks of the recipe that need no model directory, for this many processes. Raises
-        ConfigError."""
+        """Makes the recipe's checks that need no model directory. Raises ConfigError."""
         check_method(self.config)
         check_sizes(self.config, self.architectures, world_size=self.gpus)
 
     def with_layouts(self, student: LayoutConfig, teacher: LayoutConfig | None) -> "Case":
+        """The case with other layouts; None keeps the teacher's."""
         config = replace(self.config, student=replace(self.config.student, layout=student))
         if config.teacher and teacher:
             config = replace(config, teacher=replace(config.teacher, layout=teacher))
@@ -41,36 +43,41 @@ class Case:
 
     @cached_property
     def needs(self) -> Needs:
+        """The models and signals that the method needs in some step."""
         return needs_of(self.config.method, self.config.train.updates_per_step)
 
     @property
     def reads_teacher(self) -> bool:
-        """Whether the run loads the teacher at all."""
+        """True when the run loads the teacher."""
         return self.config.teacher is not None and (self.needs.teacher or self.needs.teacher_head)
 
     @property
     def offloads_teacher(self) -> bool:
-        """Whether it leaves the device between its phases. On the host there is nowhere to go."""
+        """True when the teacher leaves the device between its phases, which the host has not."""
         teacher = self.config.teacher
-        return (
-            self.reads_teacher and teacher is not None and teacher.offload and self.hardware.is_cuda
-        )
+        offloaded = teacher is not None and teacher.offload
+        return self.reads_teacher and offloaded and self.hardware.is_cuda
 
     @property
     def engine_sleeps(self) -> bool:
-        """Whether it leaves the device to the student between its phases: on the host, and alone,
-        it stays."""
+        """True when the engine leaves the device to the student between its phases.
+
+        It stays on the host, and on processes of its own.
+        """
         return self.hardware.is_cuda and "rollout" not in self.config.processes_apart
 
     @property
     def generates(self) -> bool:
+        """True when the run has an engine."""
         return self.needs.rollouts or self.config.eval is not None
 
     @property
     def element(self) -> int:
+        """Bytes of a parameter or activation."""
         return DTYPES[self.config.precision].itemsize
 
     def model(self, name: str) -> ModelConfig:
+        """The recipe's section "student" or "teacher"."""
         model = self.config.student if name == "student" else self.config.teacher
         assert model is not None, "asked for a teacher that the recipe does not have"
         return model
@@ -78,13 +85,13 @@ class Case:
     # ----------------------------------------------------------------------------- division of work
     @property
     def roles(self) -> list[str]:
-        """What the run's processes do: some of "student", "rollout", "teacher"."""
+        """The roles of the run's processes: some of "student", "rollout", "teacher"."""
         return ["student"] + ["rollout"] * self.generates + ["teacher"] * self.reads_teacher
 
     def ranks_of(self, role: str) -> range:
-        """The processes set aside for the model, or the student's.
+        """The ranks of a role: its own processes, or else the student's.
 
-        Those set aside are the last ones, in the order of `processes_apart`.
+        A role's own processes are the last ones, in the order of `processes_apart`.
         """
         first = self.gpus
         for apart, size in reversed(self.config.processes_apart.items()):
@@ -94,48 +101,52 @@ class Case:
         return range(first)
 
     def gpus_of(self, role: str) -> int:
+        """The number of a role's ranks."""
         return len(self.ranks_of(role))
 
     def stage_size(self, role: str) -> int:
-        """Ranks of a pipeline stage, which Megatron numbers in a row. Engines have no stages."""
+        """The number of ranks of a stage, which Megatron numbers in a row; an engine is one."""
         stages = 1 if role == "rollout" else self.model(role).layout.pipeline_model_parallel_size
         return self.gpus_of(role) // stages
 
     def replicas(self, name: str) -> int:
+        """The number of copies of a model."""
         return self.gpus_of(name) // self.model(name).layout.model_parallel_size
 
     @cached_property
     def samples(self) -> int:
-        """Sequences of a step."""
+        """The number of sequences of a step."""
         return sequences_per_step(self.config)
 
     def micro_batches(self, name: str, samples: int) -> int:
-        """Micro-batches of one replica, for this many sequences."""
-        tokens = (
-            self.config.train.micro_batch_tokens * self.model(name).layout.context_parallel_size
-        )
-        return -(-samples // (self.replicas(name) * (tokens // self.config.max_sequence_length)))
+        """The number of micro-batches of one replica, for this many sequences."""
+        ranks = self.model(name).layout.context_parallel_size
+        capacity = self.config.train.micro_batch_tokens * ranks
+        return -(-samples // (self.replicas(name) * (capacity // self.config.max_sequence_length)))
 
     @property
     def samples_per_update(self) -> int:
+        """The number of sequences of an update."""
         return self.samples // self.config.train.updates_per_step
 
     @property
     def predicted(self) -> int:
-        """Tokens of a sequence that have logits."""
+        """The number of tokens of a sequence that have logits."""
         longest = self.config.max_sequence_length
         only_samples = self.needs.rollouts and not self.needs.traces
         return min(longest, self.config.rollout.max_completion_tokens) if only_samples else longest
 
     def signals(self, topk: int) -> int:
-        """Numbers that a frozen model says of a step's tokens."""
+        """The count of numbers in a frozen model's signals of a step's tokens."""
         return self.samples * self.predicted * (3 + 2 * topk)
 
     def micro_batch(self, name: str) -> FullMicroBatch:
+        """A full micro-batch of a model: as many tokens as are allowed, or as a replica gets."""
         samples = self.samples_per_update if name == "student" else self.samples
         ranks = self.model(name).layout.context_parallel_size
-        there = -(-samples // self.replicas(name)) * -(-self.config.max_sequence_length // ranks)
-        tokens = min(self.config.train.micro_batch_tokens, there)
+        longest = -(-self.config.max_sequence_length // ranks)
+        share = -(-samples // self.replicas(name)) * longest
+        tokens = min(self.config.train.micro_batch_tokens, share)
         return FullMicroBatch(
             arch=self.architectures[name],
             layout=self.model(name).layout,

@@ -1,10 +1,9 @@
-"""What a device can hold and how fast it is. Every constant of the planner that is not derived is
-here, with source.
+"""Memory and speed of devices: every constant of the planner that is not derived, with its source.
 
-Published figures are peaks; `COMPUTE`, `BANDWIDTH` and `LINK` say how much of them the estimates of
-time assume. These three are assumptions. What one H200 showed is in docs/hardware.md: an update of
-a 1.5B student came to 0.38 of the peak, a copy on the device to 0.87 of the bandwidth, and a copy
-from the host to 0.85 of the link.
+Published figures are peaks. The estimates of time assume the fractions `COMPUTE`, `BANDWIDTH` and
+`LINK` of them. docs/hardware.md has measurements of one H200: an update of a 1.5B student came to
+0.38 of the peak, a copy on the device to 0.87 of the bandwidth, and a copy from the host to 0.85 of
+the link.
 """
 
 import os
@@ -18,13 +17,15 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Hardware:
-    """One device (on the host, one process) and its links. Bytes, operations and seconds; links in
-    one direction."""
+    """One device (on the host, one process) and its links, in bytes, operations and seconds.
+
+    Links count one direction.
+    """
 
     name: str
     is_cuda: bool
-    memory: float  # bytes, all of it
-    reserve: float  # of these, what no part of the run can have
+    memory: float  # all bytes of the device
+    reserve: float  # bytes of the memory that the run cannot have
     flops: float  # peak of a dense product, per second, in the recipe's precision
     memory_bandwidth: float
     node_link: float  # to another device of the node
@@ -35,10 +36,11 @@ class Hardware:
 
     @property
     def limit(self) -> float:
+        """Bytes that a run can have."""
         return self.memory - self.reserve
 
 
-# Shares of the peaks. Assumptions: Megatron-LM (arXiv 2104.04473, table 1) reports 44 to 52 % of an
+# Assumed fractions of the peaks. Megatron-LM (arXiv 2104.04473, table 1) reports 44 to 52 % of an
 # A100's peak with fused kernels, which our layers do not have; decoding and collectives rarely
 # reach more than 70 to 80 % of a link.
 COMPUTE = 0.35
@@ -48,8 +50,7 @@ LINK = 0.7
 # over its loopback.
 CHANNEL = 2.6e9
 
-# What torch reports of a card sold as "80 GB": 79.15, 79.25 and 79.33 GiB are seen in its
-# out-of-memory messages.
+# torch's out-of-memory messages give 79.15, 79.25 and 79.33 GiB for cards sold as "80 GB".
 _OF_80_GB = 79.1 * GIB
 # CUDA context, NCCL's buffers, cuBLAS workspaces, fragmentation of torch's allocator. An
 # assumption.
@@ -80,11 +81,14 @@ _GPUS = {
 
 
 def hardware(name: str, processes_per_node: int) -> Hardware:
-    """A process of `cpu` has an equal part of this machine's memory. Raises ConfigError."""
+    """The device of this name; a process of `cpu` has an equal share of this machine's memory.
+
+    Raises ConfigError for an unknown name.
+    """
     if name not in _GPUS:
         raise ConfigError(f"--gpu: {unknown('device', name, _GPUS)}")
-    found = _GPUS[name]
-    if found.is_cuda:
-        return found
+    device = _GPUS[name]
+    if device.is_cuda:
+        return device
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return replace(found, memory=machine / processes_per_node)
+    return replace(device, memory=machine / processes_per_node)

@@ -1,9 +1,9 @@
 """Bytes of every rank in every phase of a step.
 
-Resident throughout: the student's parameters, gradients and optimizer state, frozen models, and on
-the host the engine. On CUDA the engine sleeps but in `generate` and `refit`, where it has its whole
-share of the device. Roles with processes of their own are resident there and nowhere else; the
-others wait meanwhile, with what is theirs.
+The student's parameters, gradients and optimizer state, frozen models and, on the host, the engine
+are always resident. On CUDA the engine sleeps except in `generate` and `refit`, when it has its
+whole share of the device. A role with processes of its own is resident there and nowhere else; the
+other roles keep their memory while they wait.
 """
 
 import functools
@@ -25,103 +25,108 @@ PHASES = ("generate", "teacher", "train", "refit")
 
 @dataclass(frozen=True)
 class RankKind:
-    """Ranks that hold the same: one stage of each model that lies there."""
+    """Ranks of equal contents: one stage of each model that lies there."""
 
-    stages: dict[str, int]  # role -> stage; an engine has one
+    stages: dict[str, int]  # role -> stage; an engine is one stage
     first_rank: int
     ranks: int
-    phases: dict[str, dict[str, int]]  # phase -> what -> bytes, without what is 0
+    phases: dict[str, dict[str, int]]  # phase -> item -> bytes, without items of 0 bytes
     idle: tuple[str, ...]  # phases in which the ranks wait for those of another role
 
     def total(self, phase: str) -> int:
+        """Bytes in a phase."""
         return sum(self.phases[phase].values())
 
     @property
     def peak(self) -> str:
-        """The phase that needs most."""
+        """The phase with most bytes."""
         return max(self.phases, key=self.total)
 
 
 def rank_kinds(case: Case) -> list[RankKind]:
-    """In order of their first ranks. Of the replicas, whose shards differ by padding, the fullest
-    stands for all."""
-    held = [(role, case.ranks_of(role), case.stage_size(role)) for role in case.roles]
-    starts = {start for _, ranks, size in held for start in ranks[::size]}
+    """The kinds of ranks, in order of their first ranks.
+
+    Replicas' shards differ by padding; the fullest counts for all.
+    """
+    places = [(role, case.ranks_of(role), case.stage_size(role)) for role in case.roles]
+    starts = {start for _, ranks, size in places for start in ranks[::size]}
     kinds = []
     for first, end in itertools.pairwise(sorted({*starts, case.gpus})):
-        here = {role: (first - ranks.start) // size for role, ranks, size in held if first in ranks}
-        phases = _phases(case, here)
-        kinds.append(RankKind(here, first, end - first, phases, _idle(case, here, phases)))
+        own = {}
+        for role, ranks, size in places:
+            if first in ranks:
+                own[role] = (first - ranks.start) // size
+        phases = _phases(case, own)
+        kinds.append(RankKind(own, first, end - first, phases, _idle(case, own, phases)))
     return kinds
 
 
-def _idle(case: Case, here: dict[str, int], phases: dict[str, dict[str, int]]) -> tuple[str, ...]:
+def _idle(case: Case, own: dict[str, int], phases: dict[str, dict[str, int]]) -> tuple[str, ...]:
     works = {
-        "generate": "rollout" in here,
-        "teacher": "teacher" in here or ("student" in here and case.needs.reference),
-        "train": "student" in here,
-        "refit": "student" in here or "rollout" in here,
+        "generate": "rollout" in own,
+        "teacher": "teacher" in own or ("student" in own and case.needs.reference),
+        "train": "student" in own,
+        "refit": "student" in own or "rollout" in own,
     }
     return tuple(phase for phase in phases if not works[phase])
 
 
-def _phases(case: Case, here: dict[str, int]) -> dict[str, dict[str, int]]:
-    resident = _resident(case, here)
-    awake = _engine_items(engine(case, "student")) if "rollout" in here else {}
-    found: dict[str, dict[str, int]] = {}
+def _phases(case: Case, own: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Items and their bytes by phase, on ranks that have the roles' stages `own`."""
+    resident = _resident(case, own)
+    awake = _engine_items(engine(case, "student")) if "rollout" in own else {}
+    phases: dict[str, dict[str, int]] = {}
     if not case.engine_sleeps:
-        resident, awake = resident | awake, {}
+        resident = resident | awake
+        awake = {}
     if case.generates:
-        found["generate"] = resident | awake
+        phases["generate"] = resident | awake
     if case.reads_teacher or case.needs.reference:
-        found["teacher"] = resident | _scoring(case, here)
+        phases["teacher"] = resident | _scoring(case, own)
         if case.offloads_teacher:
-            found["teacher"]["teacher"] = _stages(case, "teacher")[here["teacher"]].num_bytes
-    found["train"] = resident | (_training(case, here["student"]) if "student" in here else {})
+            phases["teacher"]["teacher"] = _stages(case, "teacher")[own["teacher"]].num_bytes
+    phases["train"] = resident | (_training(case, own["student"]) if "student" in own else {})
     if case.generates:
-        found["refit"] = resident | awake | _refit(case, here)
-    return {
-        phase: {what: size for what, size in items.items() if size}
-        for phase, items in found.items()
-    }
+        phases["refit"] = resident | awake | _refit(case, own)
+    return {phase: _without_zeros(items) for phase, items in phases.items()}
 
 
-def _resident(case: Case, here: dict[str, int]) -> dict[str, int]:
+def _without_zeros(items: dict[str, int]) -> dict[str, int]:
+    return {item: size for item, size in items.items() if size}
+
+
+def _resident(case: Case, own: dict[str, int]) -> dict[str, int]:
     items = dict.fromkeys(("parameters", "gradients", "optimizer", "routing"), 0)
-    if "student" in here:
-        held = _trained(case, here["student"])
-        items |= {
-            "parameters": held.parameters,
-            "gradients": held.gradients,
-            "optimizer": held.optimizer,
-        }
+    if "student" in own:
+        trained = _trained(case, own["student"])
+        items["parameters"] = trained.parameters
+        items["gradients"] = trained.gradients
+        items["optimizer"] = trained.optimizer
         passes = 1 + case.needs.reference + case.needs.process
-        items["routing"] = _routing(case, "student", here["student"]) * passes
-    if "teacher" in here:
-        items["routing"] += _routing(case, "teacher", here["teacher"])
+        items["routing"] = _routing(case, "student", own["student"]) * passes
+    if "teacher" in own:
+        items["routing"] += _routing(case, "teacher", own["teacher"])
         if not case.offloads_teacher:
-            items["teacher"] = _stages(case, "teacher")[here["teacher"]].num_bytes
-    if "student" in here:
-        items |= _beside_the_student(case, here["student"], items)
+            items["teacher"] = _stages(case, "teacher")[own["teacher"]].num_bytes
+    if "student" in own:
+        items |= _beside_the_student(case, own["student"], items)
     return items
 
 
 def _beside_the_student(case: Case, stage: int, items: dict[str, int]) -> dict[str, int]:
-    """Models that a method has beside it, never on processes of their own."""
-    found = {}
+    """A method's models beside the student, never on processes of their own."""
+    models = {}
     if case.needs.reference:
-        found["reference"] = _stages(case, "student")[stage].num_bytes
+        models["reference"] = _stages(case, "student")[stage].num_bytes
     if case.needs.process:
-        found["process model"] = sum(
-            items[each] for each in ("parameters", "gradients", "optimizer")
-        )
-    if case.config.method.teacher_share:  # an engine of its own, which does not sleep
-        found["teacher engine"] = engine(case, "teacher").total
-    return found
+        models["process model"] = items["parameters"] + items["gradients"] + items["optimizer"]
+    if case.config.method.teacher_share:  # its own engine, which does not sleep
+        models["teacher engine"] = engine(case, "teacher").total
+    return models
 
 
 def _routing(case: Case, name: str, stage: int) -> int:
-    """What the layers hold of their last pass, in whatever phase it was."""
+    """Bytes that a stage's layers keep of their last pass, in any phase."""
     return _stages(case, name)[stage].num_layers * activations.routing(case.micro_batch(name))
 
 
@@ -130,19 +135,22 @@ def _stages(case: Case, name: str) -> list[Stage]:
 
 
 def _trained(case: Case, stage: int) -> TrainedBytes:
-    arch, layout = case.architectures["student"], case.config.student.layout
+    arch = case.architectures["student"]
+    layout = case.config.student.layout
     return trained_stages(arch, layout, case.config.precision, case.stage_size("student"))[stage]
 
 
-def _engine_items(held: EngineMemory) -> dict[str, int]:
-    return {"engine": held.weights + held.workspace, "KV cache": max(held.cache, 0)}
+def _engine_items(memory: EngineMemory) -> dict[str, int]:
+    return {"engine": memory.weights + memory.workspace, "KV cache": max(memory.cache, 0)}
 
 
 def shortfall(case: Case, kinds: list[RankKind]) -> str | None:
-    """Why the case does not fit: the rank and phase that lack most, or the engine. None where it
-    fits."""
+    """The reason why the case does not fit: the rank and phase that lack most, or the engine.
+
+    None if it fits.
+    """
     limit = case.hardware.limit
-    kind = max(kinds, key=lambda each: each.total(each.peak))
+    kind = max(kinds, key=lambda kind: kind.total(kind.peak))
     total = kind.total(kind.peak)
     if total > limit:
         return f"rank {kind.first_rank}, {kind.peak}: {total / GIB:.1f} of {limit / GIB:.1f} GiB"
@@ -154,58 +162,60 @@ def shortfall(case: Case, kinds: list[RankKind]) -> str | None:
 
 
 # --------------------------------------------------------------------------------------- the passes
-def _scoring(case: Case, here: dict[str, int]) -> dict[str, int]:
-    """The frozen models score one after the other; of each, layers and output layer do not add up
-    either.
+def _scoring(case: Case, own: dict[str, int]) -> dict[str, int]:
+    """Bytes of frozen models that score, one after the other.
 
-    The signals of a step's tokens, 3 + 2 k float32 numbers each, lie on every rank; those of a
-    replica's share twice. Those of a teacher on processes of its own come through the host, as
-    bytes and then as arrays.
+    A model's layers and its output layer do not work at the same time either. Every rank has the
+    signals of a step's tokens, 3 + 2 k float32 numbers for a token, and those of its replica's
+    share twice. The signals of a teacher on processes of its own come through the host, as bytes
+    and then as arrays.
     """
-    models = [("teacher", case.needs.topk)] * ("teacher" in here)
-    models += [("student", 0)] * ("student" in here and case.needs.reference)
-    working, signals = 0, 0
+    models = []
+    if "teacher" in own:
+        models.append(("teacher", case.needs.topk))
+    if "student" in own and case.needs.reference:
+        models.append(("student", 0))
+    working = 0
+    signals = 0
     for name, topk in models:
         batch = case.micro_batch(name)
         working = max(working, activations.forward(batch), activations.head_scoring(batch))
         numbers = case.signals(topk)
         signals = max(signals, FLOAT32 * (numbers + numbers // case.replicas(name)))
-    if case.config.teacher_processes and "student" in here and not case.hardware.is_cuda:
+    if case.config.teacher_processes and "student" in own and not case.hardware.is_cuda:
         signals = max(signals, 2 * FLOAT32 * case.signals(case.needs.topk))
     return {"activations": working, "signals": signals}
 
 
 def in_flight(case: Case, stage: int) -> int:
-    """Passes of a micro-batch through a model chunk that a stage keeps activations of: 1F1B,
-    interleaved or not."""
+    """The number of a micro-batch's passes through a chunk that a stage keeps activations of.
+
+    The schedule is 1F1B, interleaved if a rank has several chunks.
+    """
     layout = case.config.student.layout
-    pipeline, chunks = (
-        layout.pipeline_model_parallel_size,
-        layout.virtual_pipeline_model_parallel_size,
-    )
+    pipeline = layout.pipeline_model_parallel_size
+    chunks = layout.virtual_pipeline_model_parallel_size
     passes = chunks * case.micro_batches("student", case.samples_per_update)
-    return min(
-        pipeline - stage
-        if chunks == 1
-        else 2 * (pipeline - stage - 1) + (chunks - 1) * pipeline + 1,
-        passes,
-    )
+    if chunks == 1:
+        return min(pipeline - stage, passes)
+    return min(2 * (pipeline - stage - 1) + (chunks - 1) * pipeline + 1, passes)
 
 
 def _training(case: Case, stage: int) -> dict[str, int]:
-    """The larger of the backward pass and the update, which do not meet."""
-    batch, held = case.micro_batch("student"), _stages(case, "student")[stage]
-    layout, granularity = case.config.student.layout, case.config.train.recompute_granularity
-    first, last = stage == 0, stage == layout.pipeline_model_parallel_size - 1
-    layers = held.num_layers // layout.virtual_pipeline_model_parallel_size
-    saved = activations.stage_saved(batch, layers, granularity, first=first, last=last) * in_flight(
-        case, stage
-    )
-    working = activations.layer_training(batch, held.largest_of_layer) + activations.recomputed(
-        batch, granularity
-    )
+    """Bytes of the backward pass or the update, whichever needs more: one follows the other."""
+    batch = case.micro_batch("student")
+    model = _stages(case, "student")[stage]
+    layout = case.config.student.layout
+    granularity = case.config.train.recompute_granularity
+    first = stage == 0
+    last = stage == layout.pipeline_model_parallel_size - 1
+    layers = model.num_layers // layout.virtual_pipeline_model_parallel_size
+    per_pass = activations.stage_saved(batch, layers, granularity, first=first, last=last)
+    saved = per_pass * in_flight(case, stage)
+    working = activations.layer_training(batch, model.largest_of_layer)
+    working += activations.recomputed(batch, granularity)
     if first and last and batch.arch.tie_word_embeddings:
-        # the output layer's gradient waits for the embedding's
+        # The output layer's gradient waits for the embedding's.
         working += batch.output_weight * batch.element
     if last:
         head = activations.head_training(batch, fused=case.config.train.fused_output_layer)
@@ -220,45 +230,46 @@ def _training(case: Case, stage: int) -> dict[str, int]:
 
 
 def _update_buffers(case: Case, stage: int) -> int:
-    """Adam's temporary: on CUDA torch takes all tensors at once, on the host one by one (less than
-    any pass)."""
+    """Bytes of Adam's temporary, which on CUDA is for all tensors at once.
+
+    On the host it is for one after the other, less than a pass needs.
+    """
     elements = _trained(case, stage).optimizer // state_bytes(case.element)
     return elements * FLOAT32 if case.hardware.is_cuda else 0
 
 
-def _refit(case: Case, here: dict[str, int]) -> dict[str, int]:
+def _refit(case: Case, own: dict[str, int]) -> dict[str, int]:
     """Bytes in the refit: beside the student, the largest tensor on its way.
 
-    Beside an engine alone, what arrives of a module until vLLM has it whole, and the module that is
-    filled with it before the engine's own takes its values.
+    An engine on processes of its own keeps the tensors of a module until vLLM has it whole, and
+    fills a module with them, whose values the engine's own then takes.
     """
-    if "student" in here:
+    if "student" in own:
         return {"gathered weights": _gathered(case)}
     module = _largest_module(case.architectures["student"]) * case.element
-    return {"received weights": 2 * module} if "rollout" in here else {}
+    return {"received weights": 2 * module} if "rollout" in own else {}
 
 
 def _gathered(case: Case) -> int:
-    """The ranks' parts, and the whole; of an expert of another rank the whole."""
-    arch, layout = case.architectures["student"], case.config.student.layout
-    tp, pp, ep = (
-        layout.tensor_model_parallel_size,
-        layout.pipeline_model_parallel_size,
-        layout.expert_model_parallel_size,
-    )
+    """Bytes of a tensor and of all ranks' slices of it; another rank's expert comes whole."""
+    arch = case.architectures["student"]
+    layout = case.config.student.layout
+    tp = layout.tensor_model_parallel_size
+    pp = layout.pipeline_model_parallel_size
+    ep = layout.expert_model_parallel_size
     shared = _largest_tensor(arch, of_expert=False) * ((tp > 1) + (tp * pp > 1))
     return case.element * max(shared, _largest_tensor(arch, of_expert=True) * (ep * pp > 1))
 
 
 @functools.cache
 def _largest_tensor(arch: Architecture, *, of_expert: bool) -> int:
-    """Elements."""
+    """The number of elements of the largest tensor, of an expert or not."""
     chosen = [entry for entry in weight_table(arch) if (entry.expert is not None) == of_expert]
     return max((math.prod(entry.full_shape) for entry in chosen), default=0)
 
 
 def _largest_module(arch: Architecture) -> int:
-    """Elements of vLLM's: it joins what we join, and all experts of a layer."""
+    """The number of elements of vLLM's largest module, which joins all experts of a layer."""
     experts = arch.experts
     of_experts = 3 * experts.count * experts.intermediate_size * arch.hidden_size if experts else 0
     return max(of_experts, _largest_tensor(arch, of_expert=False))

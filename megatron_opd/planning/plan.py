@@ -1,4 +1,4 @@
-"""The plan of a recipe on a cluster: what its own layout needs, and which others there are."""
+"""The plan of a recipe on a cluster: memory and time of its own layout and of all others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ class ClusterPlan:
     case: "Case"
     own: "Candidate"  # with the recipe's layouts
     others: Sequence["Candidate"]
-    notes: Sequence[str]  # which sizes were taken from the table of known models
+    notes: Sequence[str]  # the sizes that were taken from the table of known models
 
     @property
     def fits(self) -> bool:
-        """Whether the recipe's own layouts do."""
+        """True when the recipe's own layouts fit."""
         return self.own.lacks is None
 
     def show(self) -> None:
@@ -35,7 +35,7 @@ class ClusterPlan:
         print_plan(self.case, self.own, self.others, self.notes)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, in bytes and seconds."""
+        """All that the plan has, in bytes and seconds."""
         from megatron_opd.planning.report import as_json
 
         return as_json(self.case, self.own, self.others, self.notes)

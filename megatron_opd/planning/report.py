@@ -34,11 +34,9 @@ def print_plan(
     )
     for note in notes:
         print(f"note: {note}")
-    reserve = (
-        f", {hardware.reserve / GIB:g} of {hardware.memory / GIB:.1f} set aside"
-        if hardware.reserve
-        else ""
-    )
+    reserve = ""
+    if hardware.reserve:
+        reserve = f", {hardware.reserve / GIB:g} of {hardware.memory / GIB:.1f} set aside"
     _print_rows(
         f"The recipe's layout: GiB of a rank, of {hardware.limit / GIB:.1f}{reserve}",
         ("ranks", "phase", "total", "made of"),
@@ -49,40 +47,40 @@ def print_plan(
     print(f"fits: {'yes' if own.lacks is None else f'no; {own.lacks}'}")
     print(f"seconds of a step, estimated: {_times(own.time)}\n")
     fitting, lacking = by_student(others)
-    total = sum(each.lacks is None for each in others)
+    total = sum(candidate.lacks is None for candidate in others)
     head = ("student", "teacher", "peak GiB", "step s", "of it generate, teacher, train, refit")
-    what = "pairs of layouts" if own.teacher else "layouts"
-    title = f"{total} of {len(others)} {what} fit. Of each of the student's, the fastest:"
-    _print_rows(title, head, [_row(each) for each in fitting[:SHOWN]])
+    counted = "pairs of layouts" if own.teacher else "layouts"
+    title = f"{total} of {len(others)} {counted} fit. Of each of the student's, the fastest:"
+    _print_rows(title, head, [_row(candidate) for candidate in fitting[:SHOWN]])
     if lacking:
-        title = (
-            "Of the student's layouts that fit with none, what needs least:"
-            if own.teacher
-            else "The others:"
-        )
-        rows = [(*_row(each)[:4], str(each.lacks)) for each in lacking[:SHOWN]]
+        title = "The others:"
+        if own.teacher:
+            title = "Of the student's layouts that fit with none, what needs least:"
+        rows = [(*_row(candidate)[:4], str(candidate.lacks)) for candidate in lacking[:SHOWN]]
         _print_rows(title, (*head[:4], "lacks"), rows)
 
 
 def by_student(others: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
-    """For each layout of the student its fastest candidate that fits, or, where none does, the one
-    that needs least."""
+    """One candidate for each layout of the student, in two lists.
+
+    The first has the fastest that fits. If none does, the second has the one that needs least.
+    """
     fastest: dict[LayoutConfig, Candidate] = {}
     smallest: dict[LayoutConfig, Candidate] = {}
-    for each in others:
-        if each.lacks is None:
-            fastest.setdefault(each.student, each)
-        elif each.student not in smallest or each.peak < smallest[each.student].peak:
-            smallest[each.student] = each
-    return list(fastest.values()), [
-        each for student, each in smallest.items() if student not in fastest
-    ]
+    for candidate in others:
+        student = candidate.student
+        if candidate.lacks is None:
+            fastest.setdefault(student, candidate)
+        elif student not in smallest or candidate.peak < smallest[student].peak:
+            smallest[student] = candidate
+    lacking = [candidate for student, candidate in smallest.items() if student not in fastest]
+    return list(fastest.values()), lacking
 
 
 def as_json(
     case: Case, own: Candidate, others: Sequence[Candidate], notes: Sequence[str]
 ) -> dict[str, Any]:
-    """Everything the plan says, in bytes and seconds, of the types that JSON reads back."""
+    """The whole plan, in bytes and seconds, of the types that JSON reads back."""
     plan = {
         "recipe": case.config.name,
         "method": case.config.method.name,
@@ -92,23 +90,24 @@ def as_json(
         "limit_bytes": case.hardware.limit,
         "notes": list(notes),
         "own": _as_dict(own),
-        "layouts": [_as_dict(each) for each in others],
+        "layouts": [_as_dict(candidate) for candidate in others],
     }
     as_read: dict[str, Any] = json.loads(json.dumps(plan))  # tuples have become lists
     return as_read
 
 
 def _as_dict(candidate: Candidate) -> dict[str, Any]:
+    seconds: dict[str, float | None] = asdict(candidate.time)
+    for phase, estimate in asdict(candidate.time).items():
+        if not isfinite(estimate):
+            seconds[phase] = None
     return {
         "student": asdict(candidate.student),
         "teacher": asdict(candidate.teacher) if candidate.teacher else None,
         "fits": candidate.lacks is None,
         "lacks": candidate.lacks,
         "peak_bytes": candidate.peak,
-        "seconds": {
-            phase: seconds if isfinite(seconds) else None
-            for phase, seconds in asdict(candidate.time).items()
-        },
+        "seconds": seconds,
         "ranks": [asdict(kind) for kind in candidate.kinds],
     }
 
@@ -120,52 +119,46 @@ def _phase_rows(case: Case, kind: RankKind) -> list[tuple[str, str, str, str]]:
         ranks += f" {', '.join(kind.stages)}"
     rows = []
     for phase, items in kind.phases.items():
-        parts = ", ".join(
-            f"{what} {size / GIB:.2f}" for what, size in items.items() if size >= GIB / 200
-        )
+        shown = {item: size / GIB for item, size in items.items() if size >= GIB / 200}
+        made_of = ", ".join(f"{item} {size:.2f}" for item, size in shown.items())
         mark = " !" if kind.total(phase) > case.hardware.limit else ""
         named = f"{phase}, idle" if phase in kind.idle else phase
-        rows.append((ranks, named, f"{kind.total(phase) / GIB:.2f}{mark}", parts))
+        rows.append((ranks, named, f"{kind.total(phase) / GIB:.2f}{mark}", made_of))
     return rows
 
 
 def _engine_line(case: Case) -> str:
-    held, longest = engine(case, "student"), case.config.max_sequence_length
+    memory = engine(case, "student")
+    longest = case.config.max_sequence_length
     return (
-        f"engine of a rank: {max(held.cache, 0) / GIB:.2f} GiB of keys and values hold "
-        f"{held.sequences(longest)} sequences of {longest} tokens"
+        f"engine of a rank: {max(memory.cache, 0) / GIB:.2f} GiB of keys and values hold "
+        f"{memory.sequences(longest)} sequences of {longest} tokens"
     )
 
 
 def _row(candidate: Candidate) -> tuple[str, str, str, str, str]:
     time = candidate.time
-    parts = f"{time.generate:.0f}, {time.teacher:.0f}, {time.train:.0f}, {time.refit:.1f}"
+    phases = f"{time.generate:.0f}, {time.teacher:.0f}, {time.train:.0f}, {time.refit:.1f}"
     teacher = str(candidate.teacher) if candidate.teacher else "-"
-    return (
-        str(candidate.student),
-        teacher,
-        f"{candidate.peak / GIB:.1f}",
-        f"{time.total:.0f}",
-        parts,
-    )
+    peak = f"{candidate.peak / GIB:.1f}"
+    return str(candidate.student), teacher, peak, f"{time.total:.0f}", phases
 
 
 def _times(time: StepTime) -> str:
-    parts = ", ".join(f"{name} {seconds:.3g}" for name, seconds in asdict(time).items())
-    return f"{time.total:.3g} ({parts})"
+    phases = ", ".join(f"{name} {seconds:.3g}" for name, seconds in asdict(time).items())
+    return f"{time.total:.3g} ({phases})"
 
 
 def _print_rows(title: str, head: Sequence[str], rows: Rows) -> None:
     if not sys.stdout.isatty():
         print(title)
         for row in rows:
-            print("  " + " | ".join(each for each in row))
+            print("  " + " | ".join(row))
         return
     table = Table(title=title, title_justify="left")
     for name in head:
-        table.add_column(
-            name, justify="right" if name in ("total", "peak GiB", "step s") else "left"
-        )
+        is_number = name in ("total", "peak GiB", "step s")
+        table.add_column(name, justify="right" if is_number else "left")
     for row in rows:
         table.add_row(*row)
     Console().print(table)

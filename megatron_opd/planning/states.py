@@ -1,11 +1,10 @@
-"""Bytes of parameters, gradients and optimizer states, from real Megatron modules on the meta
-device.
+"""Bytes of parameters, gradients and optimizer states, from real Megatron modules without memory.
 
-A stage of the pipeline is built by `mcore.model.build_model` in a world that communicates with
-nobody, with one layer: all layers of the supported models are equal, so the others are copies of
-it. What a rank keeps of the optimizer's state is what Megatron's own layout of its buffers says:
-experts have buffers of their own where they are spread otherwise than the dense parameters, sharded
-over the ranks that hold the same experts.
+A stage of the pipeline is built on the meta device by `mcore.model.build_model`, in a world that
+communicates with nobody, with one layer: all layers of the supported models are equal, so the
+others are copies of it. A rank's share of the optimizer's state is taken from Megatron's own layout
+of its buffers. Experts that lie on other ranks than the dense parameters have their own buffers,
+sharded over the ranks that hold the same experts.
 """
 
 import contextlib
@@ -27,8 +26,8 @@ from megatron_opd.trainer.student import data_parallel_config
 from megatron_opd.world import processes
 
 META = torch.device("meta")
-# bytes per element: the float32 copy of a parameter of two bytes; Adam's two float32 moments
-MAIN, MOMENTS = 4, 8
+MAIN = 4  # bytes per element of the float32 copy of a parameter of two bytes
+MOMENTS = 8  # bytes per element of Adam's two float32 moments
 
 
 @dataclass(frozen=True)
@@ -36,50 +35,53 @@ class Stage:
     """The parameters of one rank of a pipeline stage, in the model's order, on the meta device."""
 
     before: tuple[torch.nn.Parameter, ...]  # the embedding
-    layer: tuple[torch.nn.Parameter, ...]  # of each of `num_layers` equal ones
+    layer: tuple[torch.nn.Parameter, ...]  # one of `num_layers` equal layers
     after: tuple[torch.nn.Parameter, ...]  # final norm and output layer
     num_layers: int
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        layers = [_copy(each) for _ in range(self.num_layers) for each in self.layer]
+        """All parameters; those of a layer are copied for every layer."""
+        layers = [_copy(parameter) for _ in range(self.num_layers) for parameter in self.layer]
         return [*self.before, *layers, *self.after]
 
     @functools.cached_property
     def num_bytes(self) -> int:
-        """Bytes of a frozen copy: a teacher's or reference's whole share of memory."""
+        """Bytes of a frozen copy: all memory of a teacher or reference."""
         return _bytes(self.before) + self.num_layers * _bytes(self.layer) + _bytes(self.after)
 
     @functools.cached_property
     def expert_bytes(self) -> int:
-        """Bytes that are spread over ranks otherwise than the dense parameters."""
-        return self.num_layers * _bytes(
-            tuple(each for each in self.layer if not getattr(each, "allreduce", True))
-        )
+        """Bytes of parameters that lie on other ranks than the dense ones."""
+        of_experts = tuple(p for p in self.layer if not getattr(p, "allreduce", True))
+        return self.num_layers * _bytes(of_experts)
 
     @functools.cached_property
     def largest_of_layer(self) -> int:
-        """Elements of a layer's largest parameter, whose gradient exists beside everything else for
-        a moment."""
-        return max(each.numel() for each in self.layer)
+        """The number of elements of a layer's largest parameter.
+
+        Its gradient exists beside all else for a moment.
+        """
+        return max(parameter.numel() for parameter in self.layer)
 
 
 @dataclass(frozen=True)
 class TrainedBytes:
-    """What one rank of a trained model holds from the first update on."""
+    """Bytes of a trained model on one rank, from the first update on."""
 
     parameters: int
     gradients: int
-    optimizer: int  # main parameters and moments; Adam's step counters, 4 bytes per tensor, apart
+    optimizer: int  # main parameters and moments, without Adam's counters of 4 bytes per tensor
 
 
 @functools.cache
 def stages(arch: Architecture, layout: LayoutConfig, precision: str) -> list[Stage]:
-    """One per pipeline rank. The ranks of a stage hold equally much: sizes that do not divide are
-    refused earlier."""
+    """The stages of a model, one per pipeline rank.
+
+    All ranks of a stage have as many bytes, since sizes that do not divide are refused earlier.
+    """
     pp = layout.pipeline_model_parallel_size
-    # Three stages are the first, one between, and the last; two and more than three are made of
-    # these.
+    # First, middle and last stage are built, and make up any number of stages.
     small = replace(arch, num_layers=1 if pp == 1 else 3)
     sizes = LayoutConfig(
         layout.tensor_model_parallel_size,
@@ -96,19 +98,19 @@ def stages(arch: Architecture, layout: LayoutConfig, precision: str) -> list[Sta
 def trained_stages(
     arch: Architecture, layout: LayoutConfig, precision: str, ranks: int
 ) -> list[TrainedBytes]:
-    """One per pipeline rank: of the `ranks` of a stage, whose shards differ by padding, the
-    fullest."""
+    """The bytes of each stage's fullest rank of `ranks`, whose shards differ by padding."""
     return [_fullest(stage, layout, ranks) for stage in stages(arch, layout, precision)]
 
 
 @functools.cache
 def _fullest(stage: Stage, layout: LayoutConfig, ranks: int) -> TrainedBytes:
-    return max(trained_bytes(stage, layout, ranks), key=lambda held: held.optimizer)
+    return max(trained_bytes(stage, layout, ranks), key=lambda rank: rank.optimizer)
 
 
 def trained_bytes(stage: Stage, layout: LayoutConfig, ranks: int) -> list[TrainedBytes]:
-    """Bytes on each of the `ranks` of a pipeline stage after `trainer.student.prepare`. Exact."""
-    tp, experts = layout.tensor_model_parallel_size, layout.expert_parallel_size
+    """Exact bytes on each of the `ranks` of a stage after `trainer.student.prepare`."""
+    tp = layout.tensor_model_parallel_size
+    experts = layout.expert_parallel_size
     buffers = DistributedOptimizer.compute_full_param_layout(
         stage.parameters,
         None,
@@ -116,35 +118,35 @@ def trained_bytes(stage: Stage, layout: LayoutConfig, ranks: int) -> list[Traine
         data_parallel_config(),
         expert_data_parallel_world_size=ranks // experts,
     ).layouts
-    held_bytes = gradients = 0
+    parameters = 0
+    gradients = 0
     states = [0] * ranks
     for key, buffer in buffers.items():
         size = buffer.bucket_indices[-1][1]  # padded, so that the shards are equal
-        held_bytes, gradients = held_bytes + size * key.param_dtype.itemsize, gradients + size * 4
-        # neighbouring ranks hold different parts of the model
-        parts = experts if key.is_expert_parallel else tp
-        shards = _states_of_shards(buffer, ranks // parts)
-        states = [state + shards[rank // parts] for rank, state in enumerate(states)]
-    return [TrainedBytes(held_bytes, gradients, state) for state in states]
+        parameters += size * key.param_dtype.itemsize
+        gradients += size * 4
+        # So many neighbouring ranks hold different slices of the model.
+        slices = experts if key.is_expert_parallel else tp
+        shards = _states_of_shards(buffer, ranks // slices)
+        states = [state + shards[rank // slices] for rank, state in enumerate(states)]
+    return [TrainedBytes(parameters, gradients, state) for state in states]
 
 
 def _states_of_shards(buffer, shards: int) -> list[int]:
-    """Bytes of the optimizer's state for the parts of parameters that lie in each shard of the
-    buckets."""
-    found = [0] * shards
+    """Bytes of the optimizer's state in each shard of a buffer's buckets."""
+    states = [0] * shards
     for parameter, (start, end, bucket) in buffer.param_index_map.items():
         first, last = buffer.bucket_indices[bucket]
         width = (last - first) // shards
         for shard in range((start - first) // width, (end - 1 - first) // width + 1):
             low = first + shard * width
-            found[shard] += (min(end, low + width) - max(start, low)) * state_bytes(
-                parameter.itemsize
-            )
-    return found
+            elements = min(end, low + width) - max(start, low)
+            states[shard] += elements * state_bytes(parameter.itemsize)
+    return states
 
 
 def state_bytes(element: int) -> int:
-    """Bytes of the optimizer per element of a parameter whose elements have so many."""
+    """Bytes of the optimizer per element of a parameter, which has `element` bytes itself."""
     return MOMENTS + (MAIN if element < MAIN else 0)
 
 
@@ -162,19 +164,16 @@ def _build(
         parallel = replace(groups.create(layout), device=META)
         (chunk,) = build_model(arch, parallel, precision=precision)
         named = list(chunk.named_parameters())
-    (first, *_) = inside = [
-        i for i, (name, _) in enumerate(named) if name.startswith("decoder.layers.0.")
-    ]
-    parameters = [parameter for _, parameter in named]
-    end = first + len(inside)
-    return Stage(
-        tuple(parameters[:first]), tuple(parameters[first:end]), tuple(parameters[end:]), 1
-    )
+    in_layer = [name.startswith("decoder.layers.0.") for name, _ in named]
+    first = in_layer.index(True)
+    end = first + sum(in_layer)
+    parameters = tuple(parameter for _, parameter in named)
+    return Stage(parameters[:first], parameters[first:end], parameters[end:], 1)
 
 
 @contextlib.contextmanager
 def world_of_one(rank: int, world: int) -> Iterator[None]:
-    """This process as `rank` of a world in which every collective returns at once."""
+    """Makes this process `rank` of a world in which every collective returns at once."""
     assert not dist.is_initialized(), "planning has its own default process group"
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     try:
@@ -193,4 +192,4 @@ def _copy(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
 
 
 def _bytes(parameters: tuple[torch.nn.Parameter, ...]) -> int:
-    return sum(each.numel() * each.itemsize for each in parameters)
+    return sum(parameter.numel() * parameter.itemsize for parameter in parameters)
