@@ -1,2 +1,1 @@
-"""What a run leaves behind: metrics, sampled rollouts, TensorBoard files, the terminal's progress,
-the report."""
+"""The files and lines that a run leaves: metrics, sampled rows, TensorBoard files, progress."""

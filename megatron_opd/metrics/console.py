@@ -1,5 +1,4 @@
-"""What a run shows while it runs: a live table on a terminal, one plain line per step anywhere
-else."""
+"""The progress of a run: a live table on a terminal, one plain line per step anywhere else."""
 
 import math
 from collections import deque
@@ -16,7 +15,7 @@ from megatron_opd.recipe.keys import RunConfig
 
 Metrics = Mapping[str, float]
 
-# (column of the table, word in the plain line, metric, format)
+# Heading in the table, word in the plain line, metric, format.
 _COLUMNS = (
     ("reward", "reward", "reward/mean", ".3f"),
     ("no answer", "no answer", "reward/unanswered/mean", ".1%"),
@@ -31,17 +30,19 @@ _COLUMNS = (
 _SHOWN_UNLESS_ZERO = ("reward/unanswered/mean", "rollout/truncated/mean", "reward/bad_gold")
 _STEP_SECONDS = "timing/step_seconds"
 _PHASES = ("generate", "reward", "gather", "teacher", "train", "refit", "checkpoint", "eval")
-_RECENT = 10  # rows of the table, steps the remaining time is estimated from
+_RECENT = 10  # steps in the table, and in the estimate of the remaining time
 
 
 class StepConsole(Protocol):
+    """Shows the steps of a run, and notes between them."""
+
     def log(self, step: int, metrics: Metrics) -> None: ...
     def note(self, text: str) -> None: ...
     def close(self) -> None: ...
 
 
 def open_console(config: RunConfig, console: Console | None = None) -> StepConsole:
-    """`console`: where to write; standard output when None."""
+    """A console that suits the output, which is standard output unless `console` is given."""
     console = console or Console(highlight=False, soft_wrap=True)
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveConsole(console, f"{config.name} · {config.method.name}", config.num_steps)
@@ -58,12 +59,9 @@ class PlainConsole:
     def log(self, step: int, metrics: Metrics) -> None:
         words = [f"step {step}/{self._num_steps}"]
         in_words = "eval/accuracy/low" in metrics
-        columns = [column for column in _COLUMNS if not (in_words and column[2] == "eval/accuracy")]
-        words += [
-            f"{word} {metrics[key]:{spec}}"
-            for _, word, key, spec in columns
-            if _is_shown(key, metrics)
-        ]
+        for _, word, key, spec in _COLUMNS:
+            if _is_shown(key, metrics) and not (in_words and key == "eval/accuracy"):
+                words.append(f"{word} {metrics[key]:{spec}}")
         if in_words:
             words.append(f"[{held_out_words(metrics)}]")
         if _STEP_SECONDS in metrics:
@@ -84,8 +82,8 @@ class PlainConsole:
 class LiveConsole:
     """The last steps as a table over a progress bar, redrawn after each step.
 
-    It refreshes without a thread of its own: the process forks reward workers, and a fork must not
-    copy a held lock.
+    It refreshes without a thread of its own: the process forks verifier workers, and a fork must
+    not copy a lock that another thread has taken.
     """
 
     def __init__(self, console: Console, title: str, num_steps: int) -> None:
@@ -98,7 +96,7 @@ class LiveConsole:
         self._rows.append((step, metrics))
         if "eval/accuracy/low" in metrics:
             self.note(held_out_words(metrics))
-        # at the first step, so that what start-up prints stays above; later calls do nothing
+        # Started at the first step, so that lines of the start stay above. Later calls do nothing.
         self._live.start()
         self._live.update(Group(self._table(), self._progress()), refresh=True)
 
@@ -109,14 +107,10 @@ class LiveConsole:
         self._live.stop()
 
     def _table(self) -> Table:
-        columns = [
-            column
-            for column in _COLUMNS
-            if any(_is_shown(column[2], metrics) for _, metrics in self._rows)
-        ]
-        table = Table(
-            title=Text(self._title, style="bold"), title_justify="left", border_style="dim"
-        )
+        shown = [metrics for _, metrics in self._rows]
+        columns = [c for c in _COLUMNS if any(_is_shown(c[2], metrics) for metrics in shown)]
+        title = Text(self._title, style="bold")
+        table = Table(title=title, title_justify="left", border_style="dim")
         for heading in ("step", *(column[0] for column in columns), "s/step"):
             table.add_column(heading, justify="right")
         for step, metrics in self._rows:
@@ -126,7 +120,7 @@ class LiveConsole:
 
     def _progress(self) -> Table:
         step, metrics = self._rows[-1]
-        # a row without a time is an evaluation
+        # A line without a time is an evaluation.
         done = min(step + (_STEP_SECONDS in metrics), self._num_steps)
         line = Table.grid(padding=(0, 2))
         line.add_row(
@@ -144,8 +138,9 @@ class LiveConsole:
 
 
 def held_out_words(metrics: Metrics) -> str:
-    """The held-out accuracy with what it takes to judge it."""
-    low, high = metrics["eval/accuracy/low"], metrics["eval/accuracy/high"]
+    """The held-out accuracy with its interval, number of prompts and failures."""
+    low = metrics["eval/accuracy/low"]
+    high = metrics["eval/accuracy/high"]
     words = f"held-out accuracy {metrics['eval/accuracy']:.1%}, 95 % {low:.1%} to {high:.1%}"
     words += f", {metrics['eval/prompts']:.0f} prompts"
     words += f", {metrics['eval/unanswered/mean']:.1%} without an answer"

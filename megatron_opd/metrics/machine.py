@@ -1,5 +1,4 @@
-"""What a run ran on, for `env.json`: versions and sizes, nothing that names a machine, a user or a
-directory."""
+"""The machine of a run, for `env.json`: versions and sizes, no name of machine or user."""
 
 import os
 import platform
@@ -26,8 +25,11 @@ _PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Packages that are not installed are left out; `git_commit` is null outside a checkout of this
-    package."""
+    """Versions and sizes of this machine.
+
+    Packages that are not installed are left out; `git_commit` is null outside a checkout of this
+    package.
+    """
     return {
         "packages": _package_versions(),
         "python": platform.python_version(),
@@ -59,19 +61,17 @@ def _accelerators() -> list[str]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout this file is tracked in, with `+changes` when tracked files differ
-    from it."""
-    here = Path(__file__).resolve()
+    """The commit of the checkout that tracks this file, with `+changes` if tracked files differ."""
+    file = Path(__file__).resolve()
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here.parent), *arguments]
-        return subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=10
-        ).stdout.strip()
+        command = ["git", "-C", str(file.parent), *arguments]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10)
+        return done.stdout.strip()
 
     try:
-        # an environment inside another project's checkout is not ours
-        git("ls-files", "--error-unmatch", here.name)
+        # This package may be installed within another project's checkout.
+        git("ls-files", "--error-unmatch", file.name)
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):

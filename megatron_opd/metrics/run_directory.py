@@ -1,8 +1,7 @@
 """The files of a run directory: names, formats, atomic writes, tolerant reads.
 
-`metrics.jsonl` holds one flat JSON object per step. `rollouts/step-000123.jsonl` holds the samples
-of a step, one per line, and `heldout/step-000123.jsonl` the answers of an evaluation in the same
-form.
+`metrics.jsonl` has one flat JSON object per step, `rollouts/step-000123.jsonl` the rows of a step,
+one per line, and `heldout/step-000123.jsonl` the answers of an evaluation in the same form.
 """
 
 import contextlib
@@ -39,20 +38,21 @@ def heldout_path(run_dir: Path, step: int) -> Path:
 
 
 def rollout_files(run_dir: Path, folder: str = "rollouts") -> dict[int, Path]:
-    """step -> file, in step order. Files of other names are let be."""
-    named = [
-        (re.fullmatch(r"step-(\d{6,})", path.stem), path)
-        for path in (run_dir / folder).glob("step-*.jsonl")
-    ]
-    return dict(sorted((int(match[1]), path) for match, path in named if match))
+    """The file of each step, in step order. Files of other names are left out."""
+    files = {}
+    for path in (run_dir / folder).glob("step-*.jsonl"):
+        if match := re.fullmatch(r"step-(\d{6,})", path.stem):
+            files[int(match[1])] = path
+    return dict(sorted(files.items()))
 
 
 # ------------------------------------------------------------------------------------------ writing
 @contextlib.contextmanager
 def disk_may_be_full(directory: Path, remedy: str | None = None) -> Iterator[None]:
-    """Turns what a disk refuses to take into a RunError that names the file and the remedy.
+    """Turns the error of a full or failing disk into a RunError naming the file and the remedy.
 
-    By default `directory` is a run's, which goes on from its last checkpoint and loses nothing.
+    Without a remedy, `directory` is a run's, which goes on from its last checkpoint and loses
+    nothing.
     """
     try:
         yield
@@ -60,7 +60,7 @@ def disk_may_be_full(directory: Path, remedy: str | None = None) -> Iterator[Non
         if error.errno not in _REFUSED:
             raise
         path = Path(error.filename or directory)
-        place = next(each for each in (path, *path.absolute().parents) if each.exists())
+        place = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         free = shutil.disk_usage(place).free / 2**30
         if remedy is None:
             is_run = (directory / "config.yaml").is_file()
@@ -73,17 +73,16 @@ def disk_may_be_full(directory: Path, remedy: str | None = None) -> Iterator[Non
 
 def encode_line(row: Mapping[str, Any]) -> bytes:
     """One line of strict JSON (no NaN literal), floats in `repr` precision."""
-    # A lone surrogate cannot be UTF-8; the handler turns it into the JSON escape that reads back as
-    # itself.
-    return (
-        json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
-        + b"\n"
-    )
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    # A lone surrogate cannot be UTF-8; this makes it a JSON escape that reads back as itself.
+    return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def metrics_line(step: int, metrics: Mapping[str, float]) -> Line:
-    """A NaN or an infinity becomes null, and the key `nonfinite` says which and what:
-    "train/loss=nan"."""
+    """A step's metrics as a line.
+
+    A NaN or an infinity becomes null, and the key `nonfinite` lists them: "train/loss=nan".
+    """
     row: Line = {"step": step}
     nonfinite = []
     for key, value in metrics.items():
@@ -99,8 +98,7 @@ def metrics_line(step: int, metrics: Mapping[str, float]) -> Line:
 
 
 def sample_line(step: int, row: Row, tokens: list[str] | None) -> Line:
-    """A row as it is written. `tokens`: the text of every completion token, when there is a
-    tokenizer."""
+    """A row as a line; `tokens` are the texts of its completion tokens, if a tokenizer is there."""
     by_teacher_T = row.sources == Source.TEACHER
     return {
         "step": step,
@@ -135,7 +133,7 @@ def _of_turns(row: Row) -> Line:
 
 
 def teacher_line(signals: TeacherSignals, argmax_tokens: list[str] | None) -> Line:
-    """The teacher at the tokens of one row."""
+    """The teacher's signals at the tokens of one row, as a line's entry."""
     return {
         "argmax_ids": signals.argmax_ids_T.tolist(),
         "argmax_tokens": argmax_tokens,
@@ -145,12 +143,12 @@ def teacher_line(signals: TeacherSignals, argmax_tokens: list[str] | None) -> Li
 
 
 def _floats(array: np.ndarray) -> list[float | None]:
-    """The shortest decimals that read back as the same float32; null where not finite."""
+    """The shortest decimals that read back as the same float32; None for what is not finite."""
     return [float(str(value)) if np.isfinite(value) else None for value in array.astype(np.float32)]
 
 
 def drop_steps_from(run_dir: Path, step: int) -> None:
-    """Forgets the steps >= `step` of an interrupted run; they are about to be repeated."""
+    """Removes the steps >= `step` of an interrupted run, which will be repeated."""
     kept = [encode_line(row) for row in read_metrics(run_dir) if row["step"] < step]
     write_atomically(metrics_path(run_dir), b"".join(kept))
     for folder in ("rollouts", "heldout"):
@@ -161,8 +159,7 @@ def drop_steps_from(run_dir: Path, step: int) -> None:
 
 # ------------------------------------------------------------------------------------------ reading
 def read_metrics(run_dir: Path) -> list[Line]:
-    """All steps in file order, [] when none was written. Raises DataError naming a line that is not
-    a step."""
+    """All steps in file order. Raises DataError naming a line that is not a step."""
     path = metrics_path(run_dir)
     rows = list(_read_lines(path)) if path.exists() else []
     for row in rows:
@@ -174,12 +171,13 @@ def read_metrics(run_dir: Path) -> list[Line]:
 
 
 def read_rollouts(path: Path) -> list[Line]:
+    """The rows of a step's file. Raises DataError."""
     return list(_read_lines(path))
 
 
 def _read_lines(path: Path) -> Iterator[Line]:
     lines = path.read_bytes().split(b"\n")
-    # What follows the last newline is empty, or a line that a killed process did not finish.
+    # Behind the last newline there is nothing, or a line that a killed process did not finish.
     for number, line in enumerate(lines[:-1], start=1):
         try:
             row = json.loads(line, parse_constant=lambda _: None)

@@ -22,14 +22,16 @@ from megatron_opd.recipe.load import dump_config
 
 
 class Tokenizer(Protocol):
+    """The one function of a tokenizer that is needed here."""
+
     def decode(self, token_ids: list[int]) -> str: ...
 
 
 class Sinks:
-    """Opens the files of a new run (`resume_step` None) or of one that goes on at `resume_step`.
+    """The open files of a run: of a new one, or of one that goes on at `resume_step`.
 
-    On resume, steps >= `resume_step` are dropped first, because they will be repeated. `tokenizer`
-    lets the row files carry the text of every token. Raises ConfigError when a new run would
+    On resume, steps >= `resume_step` are dropped first, because they will be repeated. With a
+    `tokenizer` the row files have the text of every token. Raises ConfigError when a new run would
     overwrite an old one.
     """
 
@@ -52,30 +54,27 @@ class Sinks:
                 f"run_dir: {run_dir} already holds a run; pass --resume or choose another directory"
             )
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        # The first file: with it, and not before, the directory is a run that can be resumed.
+        # Written first: this file makes the directory a run that can be resumed.
         run_directory.write_atomically(self.run_dir / "config.yaml", dump_config(config).encode())
         (self.run_dir / "rollouts").mkdir(exist_ok=True)
-        environment = json.dumps(
-            describe_environment() | {"resumed_at_step": resume_step}, indent=2
-        )
-        run_directory.write_atomically(self.run_dir / "env.json", environment.encode() + b"\n")
+        environment = describe_environment() | {"resumed_at_step": resume_step}
+        text = json.dumps(environment, indent=2) + "\n"
+        run_directory.write_atomically(self.run_dir / "env.json", text.encode())
         self._metrics_file = metrics_file.open("ab")
         self._tensorboard = None
         if config.log.tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-            self._tensorboard = SummaryWriter(
-                str(self.run_dir / "tensorboard"), purge_step=resume_step
-            )
+            folder = str(self.run_dir / "tensorboard")
+            self._tensorboard = SummaryWriter(folder, purge_step=resume_step)
         self._console = open_console(config)
 
     def log(self, record: StepRecord) -> None:
-        """Writes one step. The rows come first: a step in `metrics.jsonl` is complete."""
+        """Writes one step, its rows first, so that a step in `metrics.jsonl` is whole."""
         if record.rows and self._max_rollouts:
             self._write_rows(record)
-        self._metrics_file.write(
-            run_directory.encode_line(run_directory.metrics_line(record.step, record.metrics))
-        )
+        line = run_directory.metrics_line(record.step, record.metrics)
+        self._metrics_file.write(run_directory.encode_line(line))
         self._metrics_file.flush()
         if self._tensorboard:
             for key, value in record.metrics.items():
@@ -84,18 +83,18 @@ class Sinks:
         self._console.log(record.step, record.metrics)
 
     def sync(self) -> None:
-        """Returns when the steps are on disk: before a checkpoint is that builds on them."""
+        """Returns when the steps are on disk, which they must be before a checkpoint of them is."""
         os.fsync(self._metrics_file.fileno())
 
     def log_heldout(self, step: int, rows: Sequence[Row]) -> None:
-        """The answers of an evaluation of the weights at the start of `step`."""
+        """Writes the answers of an evaluation of the weights at the start of `step`."""
         path = run_directory.heldout_path(self.run_dir, step)
         path.parent.mkdir(exist_ok=True)
         lines = [run_directory.sample_line(step, row, self._texts(row.token_ids)) for row in rows]
         run_directory.write_atomically(path, b"".join(map(run_directory.encode_line, lines)))
 
     def note(self, text: str) -> None:
-        """One line to the terminal that is not a step: "evaluating 200 held-out prompts"."""
+        """Prints a line that is not a step: "evaluating 200 held-out prompts"."""
         self._console.note(text)
 
     def close(self) -> None:
@@ -130,7 +129,7 @@ class Sinks:
         run_directory.write_atomically(path, b"".join(lines))
 
     def _texts(self, token_ids: np.ndarray) -> list[str] | None:
-        """Each token decoded on its own; a token that is a part of a character reads as U+FFFD."""
+        """The text of each token alone; a fraction of a character reads as U+FFFD."""
         if self._tokenizer is None:
             return None
         for token_id in set(token_ids.tolist()) - self._token_texts.keys():

@@ -36,7 +36,7 @@ def summarise(
     teacher: TeacherSignals | None,
     weights: Mapping[str, float],
 ) -> dict[str, float]:
-    """Metrics of a step. What several updates report is averaged; skipped updates are counted."""
+    """Metrics of a step: means over its updates, and the count of updates that were skipped."""
     metrics = {name: float(np.mean([u[name] for u in updates])) for name in updates[0]}
     metrics["train/skipped_updates"] = sum(u["train/skipped_updates"] for u in updates)
     metrics |= {f"objective/{term}/weight": weight for term, weight in weights.items()}
@@ -55,10 +55,9 @@ def summarise(
     if teacher is not None:
         written_T = np.concatenate([r.written_T for r in rows])
         metrics["teacher/entropy/mean"] = float(teacher.entropy_T[written_T].mean(dtype=np.float64))
-        # As the log-ratios take it: a token that the teacher does not have counts as one of e^-30.
-        metrics["teacher/logprob/mean"] = float(
-            teacher.logprobs_T[written_T].clip(min=-30).mean(dtype=np.float64)
-        )
+        # In the log-ratios too, a token that the teacher does not have counts as one of e^-30.
+        logprobs_T = teacher.logprobs_T[written_T].clip(min=-30)
+        metrics["teacher/logprob/mean"] = float(logprobs_T.mean(dtype=np.float64))
     return metrics
 
 
@@ -66,11 +65,11 @@ UNANSWERED = ("no_answer", "truncated")
 
 
 def reward_metrics(rows: Sequence[Row]) -> dict[str, float]:
-    """Of the episodes: mean reward, the share of groups whose rewards are all equal (no policy
-    gradient), and why rewards are 0.
+    """Mean reward, fraction of groups with equal rewards (no policy gradient), counts of reasons.
 
-    Where answers are verified, also the share without an answer, and how many prompts have a gold
-    answer that cannot be compared with. None of this where nothing was scored.
+    All are over episodes. If answers are verified, there are also the fraction without an answer,
+    and the number of prompts whose gold answer nothing can be compared with. {} if nothing was
+    scored.
     """
     episodes = episodes_of(rows)
     if all(e.verdict.reason in ("unscored", "trace") for e in episodes):
@@ -79,11 +78,10 @@ def reward_metrics(rows: Sequence[Row]) -> dict[str, float]:
     for e in episodes:
         groups.setdefault(e.group, set()).add(e.reward)
     reasons = Counter(e.verdict.reason for e in episodes)
+    uniform = [len(values) == 1 for values in groups.values()]
     metrics = {
         "reward/mean": float(np.mean([e.reward for e in episodes])),
-        "reward/uniform_groups/mean": float(
-            np.mean([len(values) == 1 for values in groups.values()])
-        ),
+        "reward/uniform_groups/mean": float(np.mean(uniform)),
         **{f"reward/reason/{reason}": count for reason, count in sorted(reasons.items())},
     }
     if "unscored" not in reasons:
@@ -93,10 +91,10 @@ def reward_metrics(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def unanswered(rows: Sequence[Row]) -> float:
-    """The share of attempts without an answer, cut off by the token limit or not."""
+    """The fraction of episodes without an answer, cut off by the token limit or not."""
     return float(np.mean([e.verdict.reason in UNANSWERED for e in episodes_of(rows)]))
 
 
 def bad_golds(rows: Sequence[Row]) -> int:
-    """How many prompts have a gold answer that nothing can be compared with."""
+    """The number of prompts whose gold answer nothing can be compared with."""
     return len({r.task.index for r in rows if r.verdict.reason == "bad_gold"})

@@ -23,6 +23,8 @@ _MAX_WARNINGS = 8
 
 @dataclass(frozen=True)
 class Headline:
+    """A number on top of the page."""
+
     label: str
     value: str
     before: str = ""  # shown with an arrow towards `value`
@@ -30,7 +32,7 @@ class Headline:
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Writes `plots/*.png` and `report.html`, and returns the latter's path.
+    """Writes `plots/*.png` and `report.html`, whose path it returns.
 
     Reads a finished, a running or an interrupted run, of any method. Raises DataError naming the
     directory when it is not a run directory, or the file that cannot be read.
@@ -71,8 +73,8 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def _template() -> Any:
-    # Sampled text is untrusted: everything is escaped, and the page's own policy forbids scripts
-    # and the network.
+    # Sampled text is untrusted: all of it is escaped, and the page's own policy forbids scripts and
+    # the network.
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=loader,
@@ -87,7 +89,7 @@ def _template() -> Any:
 
 # ------------------------------------------------------------------------------------------ reading
 def _read_config(path: Path) -> dict[str, Any]:
-    """The recipe as a plain mapping: a report must not depend on today's schema."""
+    """The recipe as a plain mapping, since a report must not depend on today's keys."""
     if not path.exists():
         return {}
     try:
@@ -110,25 +112,26 @@ def _read_environment(path: Path) -> list[tuple[str, str]]:
         ) from None
 
 
-# ------------------------------------------------------------------------------- what the page says
+# ----------------------------------------------------------------------------- the page's sentences
 def _subtitle(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     method = config.get("method")
     names = {"method": method.get("name") if isinstance(method, Mapping) else method}
     for role in ("student", "teacher"):
-        # "hf" alone says nothing
+        # Two names, since the last one alone may be "hf".
         names[role] = "/".join(Path((config.get(role) or {}).get("path", "")).parts[-2:])
     return [(role, str(name)) for role, name in names.items() if name]
 
 
 def _status(config: Mapping[str, Any], rows: Sequence[Line]) -> str:
-    done, planned = _steps_done(rows), config.get("num_steps")
+    done = _steps_done(rows)
+    planned = config.get("num_steps")
     if not rows:
         return "no step has finished yet"
     return f"stopped after step {done} of {planned}" if planned and done < planned else "finished"
 
 
 def _steps_done(rows: Sequence[Line]) -> int:
-    """Rows without a step time are evaluations between steps."""
+    """The number of steps; lines without a step time are evaluations between steps."""
     return max((row["step"] + (_STEP_SECONDS in row) for row in rows), default=0)
 
 
@@ -138,59 +141,52 @@ def _headlines(config: Mapping[str, Any], rows: Sequence[Line]) -> list[Headline
     if len(accuracy) >= 2:
         gain = f"{100 * (accuracy[-1] - accuracy[0]):+.1f} points"
         detail = ", ".join([gain, *_interval(rows)])
-        cards.append(
-            Headline("Held-out accuracy", _percent(accuracy[-1]), _percent(accuracy[0]), detail)
-        )
+        first, last = _percent(accuracy[0]), _percent(accuracy[-1])
+        cards.append(Headline("Held-out accuracy", last, first, detail))
     elif len(accuracy):
-        cards.append(
-            Headline("Held-out accuracy", _percent(accuracy[0]), detail=", ".join(_interval(rows)))
-        )
+        detail = ", ".join(_interval(rows))
+        cards.append(Headline("Held-out accuracy", _percent(accuracy[0]), detail=detail))
     cards += _answer_headlines(rows)
     _, reward = series(rows, "reward/mean")
     if len(reward) >= 2:
-        cards.append(
-            Headline(
-                "Training reward", f"{reward[-1]:.3f}", f"{reward[0]:.3f}", "first and last step"
-            )
-        )
+        first, last = f"{reward[0]:.3f}", f"{reward[-1]:.3f}"
+        cards.append(Headline("Training reward", last, first, "first and last step"))
     _, agreement = series(rows, "teacher/agreement/mean")
     if len(agreement) >= 2:
         detail = "tokens that are the teacher's argmax"
-        cards.append(
-            Headline("Teacher agreement", _percent(agreement[-1]), _percent(agreement[0]), detail)
-        )
-    cards.append(
-        Headline(
-            "Steps",
-            f"{_steps_done(rows):,}",
-            detail=f"of {config['num_steps']:,}" if config else "",
-        )
-    )
+        first, last = _percent(agreement[0]), _percent(agreement[-1])
+        cards.append(Headline("Teacher agreement", last, first, detail))
+    detail = f"of {config['num_steps']:,}" if config else ""
+    cards.append(Headline("Steps", f"{_steps_done(rows):,}", detail=detail))
     _, seconds = series(rows, _STEP_SECONDS)
     if len(seconds):
-        cards.append(
-            Headline(
-                "Time in steps", _duration(seconds.sum()), detail=f"{seconds.mean():.2f} s per step"
-            )
-        )
+        detail = f"{seconds.mean():.2f} s per step"
+        cards.append(Headline("Time in steps", _duration(seconds.sum()), detail=detail))
     return cards + _token_headline(config, rows)
 
 
 def _interval(rows: Sequence[Line]) -> list[str]:
-    """The last evaluation in words; runs of earlier versions have none."""
-    last = [row for row in rows if "eval/accuracy/low" in row][-1:]
-    bounds = [(100 * row["eval/accuracy/low"], 100 * row["eval/accuracy/high"]) for row in last]
-    return [f"95 %: {low:.1f} to {high:.1f}, n = {last[0]['eval/prompts']}" for low, high in bounds]
+    """The last evaluation's interval in words; [] for runs of earlier versions, which have none."""
+    evaluations = [row for row in rows if "eval/accuracy/low" in row]
+    if not evaluations:
+        return []
+    last = evaluations[-1]
+    low = 100 * last["eval/accuracy/low"]
+    high = 100 * last["eval/accuracy/high"]
+    return [f"95 %: {low:.1f} to {high:.1f}, n = {last['eval/prompts']}"]
 
 
 def _answer_headlines(rows: Sequence[Line]) -> list[Headline]:
-    """Completions without an answer, held out where they were evaluated, else in training: first
-    and last."""
-    for place, prefix in (("held out", "eval"), ("in training", "reward")):
+    """The first and last fraction of completions without an answer.
+
+    They are of held-out prompts if these were evaluated, else of training.
+    """
+    for place, prefix, rollout in (
+        ("held out", "eval", "eval"),
+        ("in training", "reward", "rollout"),
+    ):
         _, unanswered = series(rows, f"{prefix}/unanswered/mean")
-        _, truncated = series(
-            rows, "eval/truncated/mean" if prefix == "eval" else "rollout/truncated/mean"
-        )
+        _, truncated = series(rows, f"{rollout}/truncated/mean")
         if len(unanswered) and len(truncated):
             before = _percent(unanswered[0]) if len(unanswered) >= 2 else ""
             detail = f"{place}, {_percent(truncated[-1])} cut off at the token limit"
@@ -206,46 +202,42 @@ def _token_headline(config: Mapping[str, Any], rows: Sequence[Line]) -> list[Hea
     sampled = any("rollout/policy_version" in row for row in rows)
     responses = rollout["num_prompts"] * (rollout["samples_per_prompt"] if sampled else 1)
     detail = f"in {responses * len(mean_tokens):,} responses"
-    return [
-        Headline(
-            "Tokens sampled" if sampled else "Tokens read",
-            _count(mean_tokens.sum() * responses),
-            "",
-            detail,
-        )
-    ]
+    label = "Tokens sampled" if sampled else "Tokens read"
+    return [Headline(label, _count(mean_tokens.sum() * responses), detail=detail)]
 
 
 def _warnings(rows: Sequence[Line]) -> list[str]:
-    found = [f"step {row['step']}: {row['nonfinite']}" for row in rows if row.get("nonfinite")]
-    more = [f"and {len(found) - _MAX_WARNINGS} more steps"] if len(found) > _MAX_WARNINGS else []
-    return found[:_MAX_WARNINGS] + more
+    """Numbers that were not finite, of the first steps that had some."""
+    lines = [f"step {row['step']}: {row['nonfinite']}" for row in rows if row.get("nonfinite")]
+    if len(lines) <= _MAX_WARNINGS:
+        return lines
+    return [*lines[:_MAX_WARNINGS], f"and {len(lines) - _MAX_WARNINGS} more steps"]
 
 
 def _reward_warnings(rows: Sequence[Line]) -> list[str]:
-    """What gave answers a 0 that is not their own fault."""
+    """The causes of rewards of 0 that are not the fault of the answers."""
     kinds = {
         "reward/bad_gold": "prompts had a gold answer that nothing can be compared with",
         "reward/reason/over_budget": "answers were not judged within reward.budget_seconds",
     }
-    totals = {key: sum(row.get(key) or 0 for row in rows) for key in kinds}
-    return [
-        f"{totals[key]:,.0f} {words}; their rewards are 0"
-        for key, words in kinds.items()
-        if totals[key]
-    ]
+    warnings = []
+    for key, words in kinds.items():
+        total = sum(row.get(key) or 0 for row in rows)
+        if total:
+            warnings.append(f"{total:,.0f} {words}; their rewards are 0")
+    return warnings
 
 
 def _settings(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(section, [(key, value)]): one section per top-level mapping of the recipe, after one with
-    its plain keys."""
-    plain = [(key, _text(value)) for key, value in config.items() if not isinstance(value, Mapping)]
-    sections = [("run", plain)] if plain else []
-    return sections + [
-        (key, list(_flatten(value)))
-        for key, value in config.items()
-        if isinstance(value, Mapping) and value
-    ]
+    """Sections of keys and values: the recipe's plain keys first, then one for each mapping."""
+    plain = []
+    sections = []
+    for key, value in config.items():
+        if not isinstance(value, Mapping):
+            plain.append((key, _text(value)))
+        elif value:
+            sections.append((key, list(_flatten(value))))
+    return [("run", plain), *sections] if plain else sections
 
 
 def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -266,20 +258,16 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _percent(share: float) -> str:
-    return f"{share:.1%}"
+def _percent(fraction: float) -> str:
+    return f"{fraction:.1%}"
 
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes:02d} min"
-        if hours
-        else f"{minutes} min {rest:02d} s"
-        if minutes
-        else f"{seconds:.1f} s"
-    )
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
 
 
 def _count(number: float) -> str:

@@ -1,5 +1,7 @@
-"""The plots of a run: rows of `metrics.jsonl` -> PNG. A plot whose metrics the run does not have is
-left out."""
+"""The plots of a run, as PNG, from the lines of `metrics.jsonl`.
+
+A plot whose metrics the run does not have is left out.
+"""
 
 import io
 from collections.abc import Callable, Sequence
@@ -13,14 +15,12 @@ from matplotlib.ticker import MaxNLocator
 
 from megatron_opd.metrics.run_directory import Line
 
-STUDENT, TEACHER, HELDOUT, BAD, INK, GRID = (
-    "#2f6fdb",
-    "#d9822b",
-    "#0f8a5f",
-    "#d13438",
-    "#5b6472",
-    "#e8ebef",
-)
+STUDENT = "#2f6fdb"
+TEACHER = "#d9822b"
+HELDOUT = "#0f8a5f"
+BAD = "#d13438"
+INK = "#5b6472"
+GRID = "#e8ebef"
 _PHASES = {
     "generate": "#2f6fdb",
     "reward": "#7fb2f0",
@@ -47,6 +47,8 @@ _MAX_BARS = 150
 
 @dataclass(frozen=True)
 class Plot:
+    """A plot of the page."""
+
     name: str  # file name without suffix
     title: str
     wide: bool  # twice the width of the others
@@ -69,11 +71,14 @@ def draw_plots(rows: Sequence[Line]) -> list[Plot]:
 
 
 def series(rows: Sequence[Line], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps int64 [N] and values float64 [N] of the rows that have `key`; NaN where the value was
-    not finite."""
-    pairs = [(row["step"], row[key]) for row in rows if key in row]
-    values = [np.nan if value is None else value for _, value in pairs]
-    return np.array([step for step, _ in pairs], dtype=np.int64), np.array(values, dtype=np.float64)
+    """Steps, int64 [N], and values, float64 [N], of the lines that have `key`.
+
+    A value that was not finite is NaN.
+    """
+    lines = [row for row in rows if key in row]
+    steps = [row["step"] for row in lines]
+    values = [np.nan if row[key] is None else row[key] for row in lines]
+    return np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64)
 
 
 # ---------------------------------------------------------------------------- one function per plot
@@ -167,19 +172,18 @@ def _time(axes: Axes, rows: Sequence[Line]) -> bool:
     if not timed:
         return False
     total = np.array([row["timing/step_seconds"] or 0 for row in timed], dtype=np.float64)
-    parts = {
-        name: np.array([row.get(f"timing/{name}_seconds") or 0 for row in timed], dtype=np.float64)
-        for name in _PHASES
-        if name != "other"
-    }
-    parts["other"] = np.maximum(total - sum(parts.values()), 0)
-    parts = {name: values for name, values in parts.items() if values.any()}
+    phases = {}
+    for name in _PHASES:
+        if name != "other":
+            values = [row.get(f"timing/{name}_seconds") or 0 for row in timed]
+            phases[name] = np.array(values, dtype=np.float64)
+    phases["other"] = np.maximum(total - sum(phases.values()), 0)
+    phases = {name: values for name, values in phases.items() if values.any()}
     steps = np.array([row["step"] for row in timed])
-    _stacked_bars(
-        axes, steps, np.array(list(parts.values())), list(parts), [_PHASES[name] for name in parts]
-    )
+    seconds_PN = np.array(list(phases.values()))
+    _stacked_bars(axes, steps, seconds_PN, list(phases), [_PHASES[name] for name in phases])
     axes.set_ylabel("seconds", fontsize=8, color=INK)
-    height = np.sum(list(parts.values()), axis=0)
+    height = np.sum(list(phases.values()), axis=0)
     usual = 1.8 * float(np.quantile(height, 0.9))
     if height.max() > usual:  # a slow first step must not flatten the others
         axes.set_ylim(0, usual)
@@ -215,8 +219,10 @@ _WIDE = ("reward", "time")
 def _line(
     axes: Axes, rows: Sequence[Line], key: str, colour: str, label: str | None = None
 ) -> bool:
-    """The values, pale under their moving average where there are many; a cross where one was not
-    finite."""
+    """Draws a metric; True if the run has it.
+
+    Many values are pale under their moving average. A cross marks a value that was not finite.
+    """
     steps, values = series(rows, key)
     window = len(steps) // 15
     smooth = window >= 2
@@ -239,7 +245,7 @@ def _line(
 
 
 def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean over the last `window` finite values, NaN where there is none."""
+    """The mean over the finite ones of the last `window` values; NaN if there are none."""
     finite = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
@@ -250,19 +256,18 @@ def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def _stacked_bars(
-    axes: Axes, steps: np.ndarray, parts_PN: np.ndarray, names: list[str], colours: list[str]
+    axes: Axes, steps: np.ndarray, heights_PN: np.ndarray, names: list[str], colours: list[str]
 ) -> None:
-    """One bar per step, or per group of consecutive steps (their mean) when there are more than
-    fit."""
-    group = -(-len(steps) // _MAX_BARS)
-    starts = np.arange(0, len(steps), group)
+    """Draws one bar per step; if there are too many, one per stretch of steps, with their mean."""
+    width = -(-len(steps) // _MAX_BARS)
+    starts = np.arange(0, len(steps), width)
     sizes = np.diff(np.append(starts, len(steps)))
-    parts_PN = np.add.reduceat(parts_PN, starts, axis=1) / sizes
+    heights_PN = np.add.reduceat(heights_PN, starts, axis=1) / sizes
     centres = np.add.reduceat(steps, starts) / sizes
     bottom = np.zeros(len(centres))
-    for part_N, name, colour in zip(parts_PN, names, colours, strict=True):
-        axes.bar(centres, part_N, bottom=bottom, width=group, color=colour, label=name)
-        bottom = bottom + part_N
+    for height_N, name, colour in zip(heights_PN, names, colours, strict=True):
+        axes.bar(centres, height_N, bottom=bottom, width=width, color=colour, label=name)
+        bottom = bottom + height_N
 
 
 def _style(axes: Axes) -> None:
@@ -291,7 +296,6 @@ def _marker(count: int) -> str:
 
 
 def _plain_text(text: str) -> str:
-    """matplotlib reads $...$ as mathematics and refuses what no font can show."""
-    return "".join(character for character in text if character.isprintable())[:24].replace(
-        "$", r"\$"
-    )
+    """A short text for matplotlib, which reads $...$ as mathematics and no control characters."""
+    printable = "".join(character for character in text if character.isprintable())
+    return printable[:24].replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Sampled rollouts prepared for the report: which ones to show, and their tokens as cells."""
+"""Sampled rows chosen for the report, and their tokens as cells."""
 
 import math
 from collections.abc import Sequence
@@ -8,16 +8,19 @@ from pathlib import Path
 from megatron_opd.contracts.rows import Source
 from megatron_opd.metrics.run_directory import Line, read_rollouts, rollout_files
 
-_PER_GROUP = 4  # samples shown of one step, half of them right where there are enough
-_HEAD, _TAIL = 280, 60  # tokens shown of a longer response
+_PER_GROUP = 4  # samples of a step, half of them right if there are enough
+_HEAD = 280  # first tokens of a response that is too long
+_TAIL = 60  # and its last ones
 _MAX_PROBLEM = 800  # characters
 _MAX_ANSWER = 200
-# teacher's probability of the student's token under which a disagreement is drawn strong
+# Below this probability of the student's token under the teacher, a disagreement is strong.
 _UNLIKELY = 0.1
 
 
 @dataclass(frozen=True)
 class Cell:
+    """A token of the page."""
+
     text: str
     css: str  # "", "differs", "differs strongly" or "environment"
     tip: str
@@ -26,6 +29,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sample:
+    """A row of the page."""
+
     problem: str
     answer: str
     verdict: str  # "right", "wrong" or "" for a response of the data set, which has no reward
@@ -33,7 +38,7 @@ class Sample:
     reason: str
     finish_reason: str
     num_tokens: int
-    disagreement: float | None  # share of the tokens, in [0, 1]
+    disagreement: float | None  # fraction of the tokens, in [0, 1]
     head: list[Cell]
     num_hidden: int
     tail: list[Cell]
@@ -49,29 +54,25 @@ class Group:
 
 
 def read_groups(run_dir: Path, metrics: Sequence[Line]) -> list[Group]:
-    """Samples of the first and the last step that have any, or of the first and last the teacher
-    scored if it did.
+    """Samples of the first and the last step that the teacher scored, or else that have samples.
 
-    An annealed guidance stops asking the teacher once its weight is 0. [] for a run without
-    rollouts.
+    A guidance that is annealed stops asking the teacher when its weight is 0. [] for a run without
+    row files.
     """
     files = rollout_files(run_dir)
-    scored = [
-        row["step"] for row in metrics if "teacher/entropy/mean" in row and row["step"] in files
-    ]
-    steps = scored or list(files)
-    chosen = dict.fromkeys([steps[0], steps[-1]]) if steps else {}
-    groups = ((step, read_rollouts(files[step])) for step in chosen)
-    return [
-        Group(step, [_sample(row) for row in _choose(rows)], _disagreement(rows))
-        for step, rows in groups
-        if rows
-    ]
+    scored = [row["step"] for row in metrics if "teacher/entropy/mean" in row]
+    steps = [step for step in scored if step in files] or list(files)
+    groups = []
+    for step in dict.fromkeys([steps[0], steps[-1]]) if steps else ():
+        rows = read_rollouts(files[step])
+        if rows:
+            samples = [_sample(row) for row in _choose(rows)]
+            groups.append(Group(step, samples, _disagreement(rows)))
+    return groups
 
 
 def _choose(rows: Sequence[Line]) -> list[Line]:
-    """Right and wrong samples in equal numbers where possible, of different prompts where
-    possible."""
+    """Right and wrong samples, if possible as many of each, and of different prompts."""
     seen: dict[int, int] = {}
     ranked = []
     for order, row in enumerate(rows):
@@ -87,10 +88,13 @@ def _choose(rows: Sequence[Line]) -> list[Line]:
 def _sample(row: Line) -> Sample:
     count = len(row["token_ids"])
     hidden = range(_HEAD, count - _TAIL) if count > _HEAD + _TAIL else range(0)
+    verdict = ""
+    if row["policy_version"] >= 0:
+        verdict = "right" if row["reward"] > 0 else "wrong"
     return Sample(
         problem=_shorten(row["problem"], _MAX_PROBLEM),
         answer=_shorten(row["answer"], _MAX_ANSWER),
-        verdict="" if row["policy_version"] < 0 else "right" if row["reward"] > 0 else "wrong",
+        verdict=verdict,
         reward=f"{row['reward']:g}",
         reason=row["reward_reason"].replace("_", " "),
         finish_reason=row["finish_reason"],
@@ -117,15 +121,10 @@ def _cell(row: Line, index: int) -> Cell:
         tip.append(f"teacher  {_logprob(logprob)}")
         tip.append(f"entropy  {_number(teacher['entropy'][index])} nats")
         if teacher["argmax_ids"][index] != row["token_ids"][index]:
-            css = (
-                "differs"
-                if logprob is not None and math.exp(logprob) >= _UNLIKELY
-                else "differs strongly"
-            )
-            tip.append(
-                "teacher's token  "
-                f"{_visible(_token(teacher['argmax_ids'], teacher['argmax_tokens'], index))}"
-            )
+            likely = logprob is not None and math.exp(logprob) >= _UNLIKELY
+            css = "differs" if likely else "differs strongly"
+            argmax = _token(teacher["argmax_ids"], teacher["argmax_tokens"], index)
+            tip.append(f"teacher's token  {_visible(argmax)}")
     return Cell(_visible(text), css, "\n".join(tip), text.endswith("\n"))
 
 
@@ -155,13 +154,13 @@ def _number(value: float | None) -> str:
 
 
 def _disagreement(rows: Sequence[Line]) -> float | None:
-    pairs = [
-        (row["token_ids"][index], row["teacher"]["argmax_ids"][index])
-        for row in rows
-        if row.get("teacher")
-        for index in _written(row)
-    ]
-    return sum(own != best for own, best in pairs) / len(pairs) if pairs else None
+    """The fraction of tokens that are not the teacher's argmax; None without a teacher."""
+    differs = []
+    for row in rows:
+        if row.get("teacher"):
+            argmax_ids = row["teacher"]["argmax_ids"]
+            differs += [row["token_ids"][i] != argmax_ids[i] for i in _written(row)]
+    return sum(differs) / len(differs) if differs else None
 
 
 def _shorten(text: str, limit: int) -> str:
