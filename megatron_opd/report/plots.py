@@ -33,15 +33,8 @@ _PHASES = {
     "other": "#d5dae1",
 }
 _REASON_COLOURS = (
-    "#5cb893",
-    "#ea9a97",
-    "#efc182",
-    "#b9a2e4",
-    "#8fb4ee",
-    "#dfa0c0",
-    "#a9b1bc",
-    "#d5dae1",
-)
+    "#5cb893", "#ea9a97", "#efc182", "#b9a2e4", "#8fb4ee", "#dfa0c0", "#a9b1bc", "#d5dae1",
+)  # fmt: skip
 _MAX_BARS = 150
 
 
