@@ -1,2 +1,1 @@
-"""Prompts: the data set, rendered with the recipe's template, tokenised and drawn in a resumable
-random order."""
+"""Tasks: rows of a data set, rendered with the recipe's template, tokenised, and drawn in order."""

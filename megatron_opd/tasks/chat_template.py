@@ -1,9 +1,8 @@
-"""A model's chat template, rendered as transformers does, but with limits: it is a program of
-whoever made the model.
+"""A model's chat template, rendered as transformers does, but with limits.
 
-The sandbox keeps it from Python's internals, a time limit ends its loops, and a size limit what it
-writes and what its sums, products, powers and joined texts grow to. What a single filter allocates,
-such as `center`, has no limit.
+A template is a program of the model's makers. A sandbox keeps it from Python's internals, a time
+limit ends its loops, and a size limit holds for its output, sums, products, powers and joined
+texts. The memory of a single filter, such as `center`, has no limit.
 """
 
 import functools
@@ -28,40 +27,38 @@ _REMEDY = "set data.template.kind=raw, or mend the template"
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """The text of a template, where it comes from, and what it may write: the tokenizer's special
-    tokens by name."""
+    """A template, with its source and the special tokens, by name, that it may write."""
 
     source: str
     text: str
     special_tokens: Mapping[str, str]
 
     def render(self, messages: Sequence[Message], day: date) -> str:
-        """The prompt text, which ends where the model's answer starts. `day` is what the template
-        takes for today.
+        """The prompt text, which ends where the model's completion starts.
 
-        Raises DataError when the template fails in any way.
+        `day` is the template's today. Raises DataError when the template fails in any way.
         """
         try:
             with _time_limit(MAX_SECONDS):
-                pieces = _compiled(self.text, day).generate(
+                texts = _compiled(self.text, day).generate(
                     **self.special_tokens,
                     messages=list(messages),
                     tools=None,
                     documents=None,
                     add_generation_prompt=True,
                 )
-                return _joined(pieces)
-        except Exception as error:  # whatever a program of others can raise
-            what = " ".join(f"{type(error).__name__}: {error}".split())
+                return _joined(texts)
+        except Exception as error:  # a program of others can raise anything
+            cause = " ".join(f"{type(error).__name__}: {error}".split())
             raise DataError(
-                f"{self.source}: the chat template fails ({what:.200}); {_REMEDY}"
+                f"{self.source}: the chat template fails ({cause:.200}); {_REMEDY}"
             ) from error
 
 
 def only_template(templates: object, source: str) -> str:
     """The template of a tokenizer, which is one text, or several by name with one named `default`.
 
-    Raises DataError where there is none.
+    Raises DataError when there is none.
     """
     if isinstance(templates, Mapping):
         if "default" not in templates:
@@ -82,7 +79,7 @@ def only_template(templates: object, source: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _compiled(text: str, day: date) -> Any:
-    """The template in transformers' environment: the same settings, filters and functions."""
+    """The template in an environment with transformers' settings, filters and functions."""
     from jinja2 import TemplateError
     from jinja2.ext import loopcontrols
 
@@ -103,16 +100,15 @@ def _compiled(text: str, day: date) -> Any:
 
 
 def _limited_environment() -> Any:
-    """The class of jinja2's sandbox with a limit on what sums, products, powers and joined texts
-    grow to."""
+    """jinja2's sandbox with a limit on the size of sums, products, powers and joined texts."""
     from jinja2.compiler import CodeGenerator
     from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
     class Joins(CodeGenerator):
         def visit_Concat(self, node: Any, frame: Any) -> None:
             self.write("environment.join((")
-            for part in node.nodes:
-                self.visit(part, frame)
+            for text in node.nodes:
+                self.visit(text, frame)
                 self.write(", ")
             self.write("))")
 
@@ -125,15 +121,14 @@ def _limited_environment() -> Any:
                 raise SecurityError(f"the result of {operator} is too large")
             return super().call_binop(context, operator, left, right)
 
-        def join(self, parts: tuple[object, ...]) -> str:
-            return _joined(str(part) for part in parts)
+        def join(self, texts: tuple[object, ...]) -> str:
+            return _joined(map(str, texts))
 
     return Environment
 
 
 def _generation_tag() -> Any:
-    """`{% generation %}`: it marks what an assistant says, for those who train on it, and writes
-    what is within."""
+    """The tag `{% generation %}`, which marks the assistant's text and writes its own content."""
     from jinja2 import nodes
     from jinja2.ext import Extension
 
@@ -167,27 +162,36 @@ def _is_small(operator: str, left: Any, right: Any) -> bool:
     if operator == "**":
         both = isinstance(left, int) and isinstance(right, int)
         return not both or left.bit_length() * abs(right) <= _MAX_BITS
-    sizes = [len(value) if hasattr(value, "__len__") else None for value in (left, right)]
+    left_size = len(left) if hasattr(left, "__len__") else None
+    right_size = len(right) if hasattr(right, "__len__") else None
     if operator == "+":
-        return sum(size or 0 for size in sizes) <= MAX_CHARACTERS
-    size, count = (sizes[0], right) if sizes[0] is not None else (sizes[1], left)
-    return size is None or not isinstance(count, int) or size * count <= MAX_CHARACTERS
+        return (left_size or 0) + (right_size or 0) <= MAX_CHARACTERS
+    if left_size is not None:
+        return _is_small_product(left_size, right)
+    return right_size is None or _is_small_product(right_size, left)
 
 
-def _joined(pieces: Iterable[str]) -> str:
-    texts, size = [], 0
-    for piece in pieces:
-        texts.append(piece)
-        size += len(piece)
+def _is_small_product(size: int, count: object) -> bool:
+    return not isinstance(count, int) or size * count <= MAX_CHARACTERS
+
+
+def _joined(texts: Iterable[str]) -> str:
+    written = []
+    size = 0
+    for text in texts:
+        written.append(text)
+        size += len(text)
         if size > MAX_CHARACTERS:
             raise OverflowError(f"it writes more than {MAX_CHARACTERS} characters")
-    return "".join(texts)
+    return "".join(written)
 
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in the block after this long. Only in the main thread, where signals
-    arrive."""
+    """Raises TimeoutError in the block after so many seconds.
+
+    Only in the main thread, where signals arrive; in others there is no limit.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -196,7 +200,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
         raise TimeoutError(f"it takes more than {seconds:g} seconds")
 
     before = signal.signal(signal.SIGALRM, stop)
-    # again every second, should the template swallow the first
+    # Repeated every second, in case the template swallows the first.
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield

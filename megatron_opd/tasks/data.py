@@ -1,4 +1,4 @@
-"""Data files -> the prompts of a run."""
+"""The tasks of a run, from its data files."""
 
 import logging
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def load_training(
     need_trace: bool,
     warn: Callable[[str], None] = logger.warning,
 ) -> list[Task]:
-    """The recipe's training prompts."""
+    """The recipe's training tasks. Raises ConfigError, DataError."""
     return load_tasks(
         config.data.train,
         config.data,
@@ -46,7 +46,7 @@ def load_training(
 def load_heldout(
     config: RunConfig, tokenizer: Tokenizer, warn: Callable[[str], None] = logger.warning
 ) -> list[Task]:
-    """The recipe's held-out prompts: the first `eval.num_prompts` of them, or all."""
+    """The recipe's held-out tasks: the first `eval.num_prompts` of them, or all."""
     heldout = config.data.heldout_set
     assert heldout is not None
     columns = replace(
@@ -79,13 +79,12 @@ def load_tasks(
     need_trace: bool,
     warn: Callable[[str], None] = logger.warning,
 ) -> list[Task]:
-    """Read, check, render and tokenise data files. No torch: the pre-flight check calls it too.
+    """Reads, checks, renders and tokenises data files. Imports no torch: checks call it too.
 
-    `Task.index` is the row number from 0, over all files. With `need_trace`, `trace_ids` are the
-    trace's tokens and an end; a trace that repeats how the prompt ends, with `template.prefill` or
-    `<think>`, continues after it. Rows that cannot be read, and those that do not fit, are errors,
-    or dropped and counted, as `data.bad_rows` and `data.long_prompts` say. `warn` gets a line for
-    what is odd about the rows.
+    `Task.index` is the row's number from 0, over all files. With `need_trace`, `trace_ids` are the
+    trace's tokens and an end; a trace that repeats the prompt's last words, `template.prefill` or
+    `<think>`, goes on after them. By `data.bad_rows` and `data.long_prompts`, rows that cannot be
+    read or do not fit are errors, or dropped and counted. `warn` gets a line for all that is odd.
 
     Raises DataError with the file, the row and the remedy.
     """
@@ -94,13 +93,15 @@ def load_tasks(
             "data.template.text: has no {problem}, so every prompt would be the same; put it in"
         )
     if config.template.kind == "chat":
-        chat_template_of(tokenizer)  # where there is none, no row is to blame
-    bad_rows, notes = BadRows(config.bad_rows), Notes(config.template)
+        chat_template_of(tokenizer)  # checked first: if there is none, no row is to blame
+    bad_rows = BadRows(config.bad_rows)
+    notes = Notes(config.template)
     files = data_files(paths if isinstance(paths, list) else str(paths), key)
     examples = read_examples(
         files, config, key, bad_rows, need_answer=need_answer, need_trace=need_trace
     )
-    tasks, too_long = [], 0
+    tasks = []
+    too_long = 0
     for batch in batched(examples, TOKENISE_ROWS):
         for example, task in zip(batch, tokenise(batch, config, tokenizer), strict=True):
             problem = _misfit(task, config, max_prompt_tokens, max_sequence_length)
@@ -123,15 +124,14 @@ def load_tasks(
 
 
 def _max_prompt_tokens(config: RunConfig) -> int:
-    return min(
-        config.data.max_prompt_tokens or config.max_sequence_length, config.max_sequence_length - 1
-    )
+    longest = config.max_sequence_length - 1
+    return min(config.data.max_prompt_tokens or longest, longest)
 
 
 def _misfit(
     task: Task, config: DataConfig, max_prompt_tokens: int, max_sequence_length: int
 ) -> str | None:
-    """Why a prompt cannot be used, ending with the limit that it breaks."""
+    """The reason why a task cannot be used, which ends with the limit; None if it can."""
     prompt_tokens = len(task.prompt_ids)
     if prompt_tokens > max_prompt_tokens and max_prompt_tokens == config.max_prompt_tokens:
         return (

@@ -1,5 +1,4 @@
-"""The files that `data.train` and `data.heldout` name: paths and patterns -> files, and what is in
-them as hashes."""
+"""The files of the paths and patterns of `data.train` and `data.heldout`, and their hashes."""
 
 import glob
 from pathlib import Path
@@ -12,12 +11,10 @@ KINDS = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 
 def data_files(paths: str | list[str], key: str) -> list[Path]:
-    """The files behind a path, a pattern such as `data/train-*.parquet`, or a list of both, in that
-    order.
+    """The files of a path, of a pattern such as `data/train-*.parquet`, or of a list of these.
 
-    What a pattern matches is sorted by name. `key` is where the recipe has them, for messages.
-
-    Raises DataError when nothing is there, or something that is no data file.
+    They are in the list's order, and those of a pattern sorted by name. `key` is the recipe's key,
+    for messages. Raises DataError for no file, and for one that is no data file.
     """
     files = []
     for path in [paths] if isinstance(paths, str) else paths:
@@ -33,10 +30,9 @@ def shown(paths: str | list[str]) -> str:
 
 
 def data_sha256(data: DataConfig) -> dict[str, str]:
-    """File -> SHA-256 of its bytes, for every file of the training and the held-out data.
+    """The SHA-256 of every file of the training and the held-out data, by name.
 
-    It reads them whole, which takes a small part of the time that parsing them does. Raises
-    DataError.
+    Reads the files whole, which takes little time compared with parsing them. Raises DataError.
     """
     files = data_files(data.train, "data.train")
     if data.heldout_set is not None:
@@ -45,17 +41,15 @@ def data_sha256(data: DataConfig) -> dict[str, str]:
 
 
 def changed_data(stored: dict[str, str], data: DataConfig) -> str | None:
-    """The first file that is not what it was when `stored` was made by `data_sha256`, or None.
+    """The first file that has changed, come or gone since `data_sha256` returned `stored`, or None.
 
-    A file more or fewer counts. `stored` empty: of a run that kept none, so nothing can be said.
-    Raises DataError.
+    Nothing is compared if `stored` is empty, for a run that kept no hashes. Raises DataError.
     """
     if not stored:
         return None
     now = data_sha256(data)
-    return next(
-        (name for name in sorted({*stored, *now}) if stored.get(name) != now.get(name)), None
-    )
+    changed = [name for name in {*stored, *now} if stored.get(name) != now.get(name)]
+    return min(changed, default=None)
 
 
 def _expand(path: str, key: str) -> list[Path]:
@@ -69,7 +63,8 @@ def _expand(path: str, key: str) -> list[Path]:
 
 def _data_file(path: Path, key: str) -> Path:
     try:
-        exists, is_directory = path.exists(), path.is_dir()
+        exists = path.exists()
+        is_directory = path.is_dir()
     except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
         raise DataError(f"{key}: {str(path)!r:.80} cannot be a file's name ({error})") from None
     if is_directory:

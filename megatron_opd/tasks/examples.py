@@ -1,7 +1,8 @@
-"""Data files -> examples: what the columns of a row say, checked and not yet rendered."""
+"""The examples of data files: the fields of a row, checked and not yet rendered."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -26,25 +27,28 @@ from megatron_opd.tasks.rows import (
     read_parquet,
 )
 
-TRACE_IDS_OF, TRACE_IDS_COLUMN = "response", "token_ids"  # as `megatron-opd traces` writes them
-# the first rows of a JSON file, whose columns are taken for all that it has
+# The columns that `megatron-opd traces` writes: a trace's text, and its tokens.
+TRACE_IDS_OF = "response"
+TRACE_IDS_COLUMN = "token_ids"
+# Together, the first rows of a JSON file are taken to have all its columns.
 _ROWS_WITH_ALL_COLUMNS = 100
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row's fields; number counts from 1 in its file, index from 0 over all files."""
+    """The fields of a row."""
 
     path: Path
-    number: int
-    index: int
+    number: int  # from 1, in its file
+    index: int  # from 0, over all files
     problem: Problem
     answer: str
     trace: str | None
     trace_ids: object  # the trace's own tokens, from a file of `megatron-opd traces`
 
-    def error(self, what: str) -> RowError:
-        return RowError(self.path, self.number, what)
+    def error(self, problem: str) -> RowError:
+        """The error of this row."""
+        return RowError(self.path, self.number, problem)
 
 
 def read_examples(
@@ -56,14 +60,14 @@ def read_examples(
     need_answer: bool,
     need_trace: bool,
 ) -> Iterator[Example]:
-    """The rows of the files, in order; those that cannot be read go to `bad_rows`."""
+    """The examples of the files, in order; rows that cannot be read go to `bad_rows`."""
     before = 0  # rows of the files ahead
     for path in files:
         last = 0
-        columns, found, rows = _open(
+        columns, names, rows = _open(
             path, config, key, need_answer=need_answer, need_trace=need_trace
         )
-        own_tokens = columns.trace == TRACE_IDS_OF and TRACE_IDS_COLUMN in found
+        own_tokens = columns.trace == TRACE_IDS_OF and TRACE_IDS_COLUMN in names
         for number, row in rows:
             last = number
             try:
@@ -82,23 +86,19 @@ def read_examples(
 def _open(
     path: Path, config: DataConfig, key: str, *, need_answer: bool, need_trace: bool
 ) -> tuple[Fields, list[str], Iterator[NumberedRow]]:
-    """The columns to read of a file, those that it has, and its rows."""
+    """The columns to read of a file, the names of all its columns, and its rows."""
+    choose = partial(choose_columns, need_answer=need_answer, need_trace=need_trace)
     if path.suffix == ".parquet":
-        found = parquet_columns(path)
-        columns = choose_columns(
-            path, found, config, key, need_answer=need_answer, need_trace=need_trace
-        )
-        has_own_tokens = columns.trace == TRACE_IDS_OF and TRACE_IDS_COLUMN in found
+        names = parquet_columns(path)
+        columns = choose(path, names, config, key)
+        has_own_tokens = columns.trace == TRACE_IDS_OF and TRACE_IDS_COLUMN in names
         further = [TRACE_IDS_COLUMN] if has_own_tokens else []
-        further += verified_columns(found) if need_trace else []
-        return columns, found, read_parquet(path, [*columns.to_read(found), *further])
+        further += verified_columns(names) if need_trace else []
+        return columns, names, read_parquet(path, [*columns.to_read(names), *further])
     rows = read_json(path)
     first = list(islice(rows, _ROWS_WITH_ALL_COLUMNS))
-    found = json_columns(path, first)
-    columns = choose_columns(
-        path, found, config, key, need_answer=need_answer, need_trace=need_trace
-    )
-    return columns, found, chain(first, rows)
+    names = json_columns(path, first)
+    return choose(path, names, config, key), names, chain(first, rows)
 
 
 def _read_fields(

@@ -1,4 +1,4 @@
-"""Where a row keeps its problem, its gold answer and its trace.
+"""The columns of a data file that have problem, gold answer and trace, and their values.
 
 `auto` reads plain files (prompt | problem | question, answer, response), OpenR1-Math (problem,
 answer, generations with correctness flags), DAPO-Math-17k and verl (prompt as messages,
@@ -20,7 +20,7 @@ CONVERSATION_COLUMNS = ("messages", "conversations")  # they end with the respon
 PROBLEM_COLUMNS = ("prompt", "problem", "question", *CONVERSATION_COLUMNS)
 ANSWER_COLUMNS = ("answer", "reward_model.ground_truth", "solution")
 TRACE_COLUMNS = ("response", "target", "generations", "completion", *CONVERSATION_COLUMNS)
-# How tables write a value that is not there, once it has been turned into text.
+# The texts that tables write for a value that is not there.
 MISSING = frozenset({"nan", "NaN", "<NA>", "None", "null", "inf", "-inf", "Infinity", "-Infinity"})
 VERIFIED_COLUMNS = ("correctness_math_verify", "correctness_llama")  # one flag per generation
 _SHOWN_COLUMNS = 20
@@ -28,42 +28,41 @@ _SHOWN_COLUMNS = 20
 
 @dataclass(frozen=True)
 class Fields:
-    """The columns chosen for a file. A dot is part of a column's name, or else reaches into a
-    nested one.
+    """The columns chosen for a file; None for one that is neither there nor needed.
 
-    None: not there and not needed.
+    A name with a dot is a column's, or else that of a value within a nested column.
     """
 
     problem: str
     answer: str | None
     trace: str | None
 
-    def to_read(self, found: Sequence[str]) -> list[str]:
-        """The top-level columns to ask a Parquet file for, of those found."""
+    def to_read(self, names: Sequence[str]) -> list[str]:
+        """The top-level columns, among a Parquet file's `names`, to read from it."""
         chosen = [name for name in (self.problem, self.answer, self.trace) if name]
         outer = [name.partition(".")[0] for name in chosen]
-        return [name for name in dict.fromkeys(chosen + outer) if name in found]
+        return [name for name in dict.fromkeys(chosen + outer) if name in names]
 
 
 def choose_columns(
     path: Path,
-    found: Sequence[str],
+    names: Sequence[str],
     config: DataConfig,
     key: str,
     *,
     need_answer: bool,
     need_trace: bool,
 ) -> Fields:
-    """Chooses the columns of a file that has the columns `found`, nested ones as `outer.inner`.
+    """Chooses among the columns `names` of a file; nested ones are `outer.inner`.
 
-    `key` is where the recipe names the file. Raises DataError, naming the columns found and the key
+    `key` is the recipe's key of the file. Raises DataError, naming the file's columns and the key
     to set, when a needed column is not there.
     """
 
     def choose(field: str, configured: str, known: Sequence[str], needed: bool) -> str | None:
         candidates = known if configured == "auto" else (configured,)
         for name in candidates:
-            if name in found or (configured != "auto" and name.partition(".")[0] in found):
+            if name in names or (configured != "auto" and name.partition(".")[0] in names):
                 return name
         if not needed:
             return None
@@ -71,7 +70,7 @@ def choose_columns(
         if key == "data.heldout":
             remedy = f"set data.heldout={{path: ..., {field}_column: ...}}"
         raise DataError(
-            f"{path}: no column {' | '.join(candidates)} among those found ({_shown(found)}); "
+            f"{path}: no column {' | '.join(candidates)} among those found ({_shown(names)}); "
             f"{remedy}"
         )
 
@@ -82,18 +81,16 @@ def choose_columns(
     return Fields(problem, answer, trace)
 
 
-def _shown(found: Sequence[str]) -> str:
-    names = ", ".join(
-        name if name.isprintable() else ascii(name) for name in found[:_SHOWN_COLUMNS]
-    )
-    return (
-        names if len(found) <= _SHOWN_COLUMNS else f"{names} and {len(found) - _SHOWN_COLUMNS} more"
-    )
+def _shown(names: Sequence[str]) -> str:
+    printable = [name if name.isprintable() else ascii(name) for name in names]
+    shown = ", ".join(printable[:_SHOWN_COLUMNS])
+    left_out = len(names) - _SHOWN_COLUMNS
+    return f"{shown} and {left_out} more" if left_out > 0 else shown
 
 
-def verified_columns(found: Sequence[str]) -> list[str]:
-    """The columns of `found` that say which generations are right."""
-    return [name for name in VERIFIED_COLUMNS if name in found]
+def verified_columns(names: Sequence[str]) -> list[str]:
+    """The columns among `names` that say which generations are right."""
+    return [name for name in VERIFIED_COLUMNS if name in names]
 
 
 def read_problem(row: Row, columns: Fields) -> Problem:
@@ -124,17 +121,18 @@ def read_answer(row: Row, columns: Fields) -> str | None:
 
 
 def _digits(number: int | float | Decimal) -> str | None:
-    """Its digits without an exponent ("0.00001", not "1e-05", whose e reads as Euler's number);
-    None if not finite."""
+    """The number without an exponent: "0.00001", not "1e-05", whose e reads as Euler's number.
+
+    None if it is not finite.
+    """
     decimal = Decimal(str(number))
     return f"{decimal:f}" if decimal.is_finite() else None
 
 
 def read_trace(row: Row, columns: Fields) -> str | None:
-    """A worked response: a string, the last assistant message, or the first generation flagged as
-    right.
+    """The trace: a text, the last assistant message, or the first generation flagged as right.
 
-    Raises BadField for messages that cannot be read.
+    None when it is missing. Raises BadField for messages that cannot be read.
     """
     value = _lookup(row, columns.trace) if columns.trace else None
     messages = as_messages(value)
@@ -145,10 +143,10 @@ def read_trace(row: Row, columns: Fields) -> str | None:
 
 
 def _first_verified(row: Row, generations: list[Any]) -> str | None:
-    verdicts = [row[name] for name in VERIFIED_COLUMNS if isinstance(row.get(name), list)]
-    if not verdicts:
+    flags_by_verifier = [row[name] for name in VERIFIED_COLUMNS if isinstance(row.get(name), list)]
+    if not flags_by_verifier:
         return _text(generations[0]) if generations else None
-    for flags in verdicts:
+    for flags in flags_by_verifier:
         for generation, is_right in zip(generations, flags, strict=False):
             if is_right and _text(generation):
                 return _text(generation)
@@ -159,8 +157,8 @@ def _lookup(row: Row, name: str) -> Any:
     if name in row:
         return row[name]
     value: Any = row
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
     return value
 
 

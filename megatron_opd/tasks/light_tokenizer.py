@@ -1,9 +1,8 @@
-"""A tokenizer for checks, without transformers, whose import takes seconds: the tokenizers library
-on `tokenizer.json`.
+"""A tokenizer for checks: the tokenizers library on `tokenizer.json`, without transformers.
 
-transformers 5 changes a tokenizer while it loads it: some classes build the splitting of text anew,
-some settings add tokens. `read_light_tokenizer` therefore answers only for directories in which
-none of that can make a difference.
+transformers takes seconds to import, and its version 5 changes a tokenizer while it loads it: some
+classes build the splitting of text anew, some settings add tokens. `read_light_tokenizer` therefore
+answers only for directories in which none of that can make a difference.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +32,7 @@ _MUST_BE_OFF = (
     "split_special_tokens",
     "model_specific_special_tokens",
 )
-# Further settings that change nothing, or that are looked at below.
+# Settings that change nothing, or that are looked at below.
 _SETTINGS = {
     *_NAMED,
     *_LISTS,
@@ -60,8 +59,8 @@ _SETTINGS = {
     "use_default_system_prompt",
     "tokenizer_file",
 }
-# Classes that take tokenizer.json as it is. That of Qwen2, and whatever a Qwen2 model names, builds
-# its own.
+# Classes that take tokenizer.json as it is. The class of Qwen2, and any class that a Qwen2 model
+# names, builds its own.
 _AS_STORED = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _QWEN2 = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 _QWEN2_DEFAULTS = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
@@ -81,7 +80,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 @dataclass(frozen=True)
 class LightTokenizer:
-    """The part of a transformers tokenizer that rendering and tokenising prompts needs."""
+    """The attributes of a transformers tokenizer that rendering and tokenising prompts needs."""
 
     name_or_path: str
     chat_template: str | dict[str, str] | None
@@ -107,8 +106,10 @@ class LightTokenizer:
 
 
 def read_light_tokenizer(model_dir: Path) -> LightTokenizer | None:
-    """The tokenizer of a model directory, or None where transformers could differ or has to say
-    what is wrong."""
+    """The tokenizer of a model directory.
+
+    None when transformers could differ, or has to report an error.
+    """
     try:
         stored = read_json(model_dir / "tokenizer.json")
         settings = read_json(model_dir / "tokenizer_config.json")
@@ -119,21 +120,18 @@ def read_light_tokenizer(model_dir: Path) -> LightTokenizer | None:
         defaults = _QWEN2_DEFAULTS if qwen2 else {}
         given = defaults | {key: _content(settings[key]) for key in _NAMED if key in settings}
         named = {key: given[key] for key in _NAMED if given.get(key) is not None}
-        if not _tokens_are_stored(model_dir, stored, settings, named) or (
-            qwen2 and not _is_qwen2_s(stored)
-        ):
+        if not _tokens_are_stored(model_dir, stored, settings, named):
+            return None
+        if qwen2 and not _is_qwen2_s(stored):
             return None
         backend = _open(model_dir, stored, settings)
         return LightTokenizer(str(model_dir), _chat_template(model_dir, settings), named, backend)
-    except (
-        Exception
-    ):  # of files that are no tokenizer's: transformers can read them, or says what is wrong
+    except Exception:  # files of another kind: transformers can read them, or reports the error
         return None
 
 
 def _is_qwen2(kind: str, model_type: str) -> bool | None:
-    """Whether transformers takes its class for Qwen2; None where it takes one that is not known
-    here."""
+    """True if transformers takes its class for Qwen2; None for a class that is not known here."""
     if kind in _QWEN2 or (model_type == "qwen2" and kind):
         return True
     return False if kind in _AS_STORED else None
@@ -142,13 +140,14 @@ def _is_qwen2(kind: str, model_type: str) -> bool | None:
 def _settings_are_known(
     model_dir: Path, stored: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> bool:
-    return (
-        set(settings) <= _SETTINGS
-        and not any(settings.get(key) for key in _MUST_BE_OFF)
-        and not any(isinstance(settings.get(key), dict) for key in _LISTS)
-        and (stored["model"]["type"] == "BPE" or not settings.get("clean_up_tokenization_spaces"))
-        and not (model_dir / "additional_chat_templates").exists()
-    )
+    """True if no setting makes transformers change the tokenizer."""
+    if not set(settings) <= _SETTINGS or any(settings.get(key) for key in _MUST_BE_OFF):
+        return False
+    if any(isinstance(settings.get(key), dict) for key in _LISTS):
+        return False
+    if stored["model"]["type"] != "BPE" and settings.get("clean_up_tokenization_spaces"):
+        return False
+    return not (model_dir / "additional_chat_templates").exists()
 
 
 def _tokens_are_stored(
@@ -157,25 +156,26 @@ def _tokens_are_stored(
     settings: Mapping[str, Any],
     named: Mapping[str, str],
 ) -> bool:
-    """Whether every special token is one of tokenizer.json's already, so that loading adds and
-    changes none."""
+    """True if tokenizer.json has every special token, so that loading adds and changes none."""
     added = {token["content"]: token for token in stored["added_tokens"]}
     extra = [_content(token) for key in _LISTS for token in settings.get(key) or ()]
     plain = {flag: flag == "special" for flag in _FLAGS}
-    if any(
-        token not in added or _flags(added[token]) != plain for token in (*named.values(), *extra)
-    ):
-        return False
+    for token in (*named.values(), *extra):
+        if token not in added or _flags(added[token]) != plain:
+            return False
     if "added_tokens_decoder" in settings:
         decoder = {int(index): token for index, token in settings["added_tokens_decoder"].items()}
-        return {token["id"]: (token["content"], _flags(token)) for token in added.values()} == {
-            index: (token["content"], _flags(token)) for index, token in decoder.items()
-        }
+        by_id = {token["id"]: token for token in added.values()}
+        return _flags_by_id(by_id) == _flags_by_id(decoder)
     if (model_dir / "added_tokens.json").exists():
         return False
     legacy = model_dir / "special_tokens_map.json"
     given = read_json(legacy) if legacy.exists() else {}
     return all(_contents(value) == _contents(settings.get(key)) for key, value in given.items())
+
+
+def _flags_by_id(tokens: Mapping[int, Mapping[str, Any]]) -> dict[int, tuple[Any, dict[str, bool]]]:
+    return {index: (token["content"], _flags(token)) for index, token in tokens.items()}
 
 
 def _flags(token: Mapping[str, Any]) -> dict[str, bool]:
@@ -191,9 +191,9 @@ def _contents(tokens: Any) -> Any:
 
 
 def _is_qwen2_s(stored: Mapping[str, Any]) -> bool:
-    """Whether tokenizer.json is what transformers' class for Qwen2 makes of its vocabulary and
-    merges."""
-    model, vocabulary = stored["model"], stored["model"]["vocab"]
+    """True if transformers' class for Qwen2 makes this tokenizer.json of vocabulary and merges."""
+    model = stored["model"]
+    vocabulary = model["vocab"]
     switches = (
         "dropout",
         "unk_token",
@@ -204,9 +204,8 @@ def _is_qwen2_s(stored: Mapping[str, Any]) -> bool:
         "ignore_merges",
     )
     split, byte_level = stored["pre_tokenizer"]["pretokenizers"]
-    new = sorted(
-        token["id"] for token in stored["added_tokens"] if token["content"] not in vocabulary
-    )
+    added = [token for token in stored["added_tokens"] if token["content"] not in vocabulary]
+    new = sorted(token["id"] for token in added)
     return (
         model["type"] == "BPE"
         and not any(model.get(switch) for switch in switches)
@@ -225,23 +224,17 @@ def _chat_template(model_dir: Path, settings: Mapping[str, Any]) -> str | dict[s
     if file.exists():
         return file.read_text(encoding="utf-8")
     template = settings.get("chat_template")
-    return (
-        {each["name"]: each["template"] for each in template}
-        if isinstance(template, list)
-        else template
-    )
+    if isinstance(template, list):
+        return {named["name"]: named["template"] for named in template}
+    return template
 
 
 def _open(model_dir: Path, stored: Mapping[str, Any], settings: Mapping[str, Any]) -> Tokenizer:
     backend = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
     backend.no_truncation()
     backend.no_padding()
-    if (
-        stored["post_processor"] is None
-        or "add_bos_token" in settings
-        or "add_eos_token" in settings
-    ):
-        backend.post_processor = TemplateProcessing(
-            single="$A:0", pair="$A:0 $B:1", special_tokens=[]
-        )
+    adds_none = "add_bos_token" in settings or "add_eos_token" in settings
+    if stored["post_processor"] is None or adds_none:
+        plain = TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
+        backend.post_processor = plain
     return backend

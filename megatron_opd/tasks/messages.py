@@ -1,7 +1,7 @@
-"""Conversations in a data file: what a row's list of messages says, whichever way it is written.
+"""Conversations in a data file: the messages of a row, in any of three forms.
 
-Three ways are read: `role` and `content` (OpenAI, verl, TRL, LUFFY), `from` and `value` (ShareGPT),
-and either of them as a JSON string.
+They are `role` and `content` (OpenAI, verl, TRL, LUFFY), `from` and `value` (ShareGPT), and either
+of these as a JSON string.
 """
 
 import json
@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# role, content, and what else the row has for the template, such as tool_calls
+# Role, content, and further keys for the template, such as tool_calls.
 Message = dict[str, object]
 
 _ROLES = {
@@ -23,39 +23,39 @@ _PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'(role|content|from|value)'")
 
 
 class BadField(Exception):
-    """A field of a row cannot be used; the message ends a sentence that begins with the file and
-    the row."""
+    """A field of a row cannot be used.
+
+    The message ends a sentence that begins with file and row.
+    """
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What the model is asked: a text, and the messages ahead of it."""
+    """A question to the model: a text, and the messages ahead of it."""
 
     text: str  # of the last message, the user's
     before: tuple[Message, ...] = ()  # the system message and earlier turns
 
 
 def as_messages(value: object) -> list[Message] | None:
-    """The messages of a field, with standard names; None where it holds no conversation.
+    """The messages of a field, with standard names; None if it has no conversation.
 
     Raises BadField for a conversation with a message that has no role or no content.
     """
     if isinstance(value, str):
         value = _from_json(value)
-    if (
-        not isinstance(value, list)
-        or not value
-        or not all(isinstance(message, dict) for message in value)
-    ):
+    if not isinstance(value, list) or not value:
+        return None
+    if not all(isinstance(message, dict) for message in value):
         return None
     return [_standard(message, number) for number, message in enumerate(value, start=1)]
 
 
 def problem_of(messages: Sequence[Message], *, has_response: bool) -> Problem:
-    """The messages up to the user's last one.
+    """The problem of a conversation: its messages up to the user's last one.
 
-    has_response: the conversation ends with the assistant's answer, which is not part of the
-    problem. Raises BadField when a conversation ends with any other role than the user's.
+    With `has_response` the conversation ends with the assistant's answer, which is left out. Raises
+    BadField when it ends with another role than the user's.
     """
     end = len(messages)
     while has_response and end and messages[end - 1]["role"] == "assistant":
@@ -80,10 +80,12 @@ def _from_json(text: str) -> object:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None  # a problem that begins with a bracket
-    is_conversation = isinstance(value, list) and all(
-        isinstance(message, dict) and ("role" in message or "from" in message) for message in value
-    )
-    return value if is_conversation else None
+    if not isinstance(value, list):
+        return None
+    for message in value:
+        if not isinstance(message, dict) or not ("role" in message or "from" in message):
+            return None
+    return value
 
 
 def _standard(message: Message, number: int) -> Message:
@@ -98,30 +100,26 @@ def _standard(message: Message, number: int) -> Message:
     if isinstance(content, list):
         content = _joined(content, number)
     role = _ROLES.get(role.lower(), role.lower())
-    if not isinstance(content, str) and not (
-        content is None and role == "assistant" and message.get("tool_calls")
-    ):
+    calls_tools = content is None and role == "assistant" and message.get("tool_calls")
+    if not isinstance(content, str) and not calls_tools:
         kind = "no" if content is None else f"{type(content).__name__} as its"
         raise BadField(
             f"no problem text: message {number} ({role}) has {kind} content; it must be text"
         )
-    further = {
-        key: value
-        for key, value in message.items()
-        if key not in (role_key, content_key) and value is not None
-    }
-    return {"role": role, "content": content, **further}
+    standard: Message = {"role": role, "content": content}
+    for key, value in message.items():
+        if key not in (role_key, content_key) and value is not None:
+            standard[key] = value
+    return standard
 
 
-def _joined(parts: list[object], number: int) -> str:
-    """The text of a content that is a list of parts."""
+def _joined(entries: list[object], number: int) -> str:
+    """The text of a content that is a list of entries."""
     texts = []
-    for part in parts:
-        text = (
-            part.get("text")
-            if isinstance(part, dict) and part.get("type", "text") == "text"
-            else None
-        )
+    for entry in entries:
+        text = None
+        if isinstance(entry, dict) and entry.get("type", "text") == "text":
+            text = entry.get("text")
         if not isinstance(text, str):
             raise BadField(
                 f"message {number} holds something that is not text; this project trains on text "

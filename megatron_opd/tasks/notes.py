@@ -1,5 +1,4 @@
-"""What is odd about the rows of a data set without being wrong: counted, and said in a line
-each."""
+"""Rows of a data set that are odd without being wrong: they are counted and warned of."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,7 @@ class _Count:
 
 
 class Notes:
-    """Counts prompts that repeat another, rows whose own system message is used, and messages that
-    do not show."""
+    """Counts of prompts that repeat another, of system messages not used, and of lost messages."""
 
     def __init__(self, template: TemplateConfig) -> None:
         self._system = system_text(template)
@@ -34,23 +32,20 @@ class Notes:
         self._rows = 0
 
     def add(self, task: Task, before: Sequence[Message], where: str) -> None:
-        """`where` is the prompt's file and row."""
+        """Counts a task, with the messages before its problem; `where` is its file and row."""
         self._rows += 1
         earlier = self._places.setdefault(task.text, where)
         if earlier != where:
             self._repeated.add(f"{where} is {earlier}")
-        own = [
-            message["content"] for message in before if message["role"] in ("system", "developer")
-        ]
-        if self._system is not None and own and own[0] != self._system:
+        system = [m["content"] for m in before if m["role"] in ("system", "developer")]
+        if self._system is not None and system and system[0] != self._system:
             self._own_system.add(where)
-        if self._is_chat and not all(
-            _shows(content, task.text) for content in (*own, task.problem)
-        ):
+        shown = all(_shows(content, task.text) for content in (*system, task.problem))
+        if self._is_chat and not shown:
             self._left_out.add(where)
 
     def warn(self, key: str, warn: Callable[[str], None]) -> None:
-        """A line for each count that is not 0."""
+        """Calls `warn` with a line for each count that is not 0."""
         if self._repeated.count:
             warn(
                 f"{key}: {self._repeated.count} of {self._rows} prompts repeat another; "

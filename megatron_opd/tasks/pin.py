@@ -1,5 +1,4 @@
-"""What a run fixes at its start, so that it finds the same prompts when it goes on: the date, and
-the data."""
+"""The date and the data that a run fixes at its start, to have the same prompts when it goes on."""
 
 from dataclasses import replace
 from datetime import date
@@ -10,23 +9,22 @@ from megatron_opd.tasks.data_files import changed_data, data_sha256
 
 
 def pin(config: RunConfig) -> RunConfig:
-    """The recipe with today's date in its template and the hashes of its data files, where it has
-    none yet."""
+    """The recipe with today's date and the hashes of its data files, unless it has them already."""
     data = config.data
     template = replace(data.template, date=data.template.date or date.today())
-    return replace(
-        config, data=replace(data, template=template, sha256=data.sha256 or data_sha256(data))
-    )
+    sha256 = data.sha256 or data_sha256(data)
+    return replace(config, data=replace(data, template=template, sha256=sha256))
 
 
 def keep_pins(config: RunConfig, stored: RunConfig) -> RunConfig:
-    """The recipe of a run that goes on, with what its config.yaml has fixed and the recipe leaves
-    open."""
-    data, before = config.data, stored.data
-    template = replace(data.template, date=data.template.date or before.template.date)
-    return replace(
-        config, data=replace(data, template=template, sha256=data.sha256 or before.sha256)
-    )
+    """The recipe of a run that goes on, with date and hashes of the run's recipe `stored`.
+
+    Its own date and hashes, if it has some, are kept.
+    """
+    data = config.data
+    template = replace(data.template, date=data.template.date or stored.data.template.date)
+    sha256 = data.sha256 or stored.data.sha256
+    return replace(config, data=replace(data, template=template, sha256=sha256))
 
 
 def check_unchanged(config: RunConfig) -> None:

@@ -20,16 +20,15 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 class RowError(DataError):
     """A row of a data file is wrong."""
 
-    def __init__(self, path: Path, number: int, what: str) -> None:
-        super().__init__(f"{path}:{number}: {what}")
+    def __init__(self, path: Path, number: int, problem: str) -> None:
+        super().__init__(f"{path}:{number}: {problem}")
 
 
 NumberedRow = tuple[int, Row | RowError]  # the number counts from 1
 
 
 class BadRows:
-    """What becomes of rows that cannot be used: the first is an error, or all are left out and
-    counted."""
+    """The rows that cannot be used: by policy, the first is an error, or all are counted."""
 
     def __init__(self, policy: str) -> None:
         self._policy = policy
@@ -37,30 +36,29 @@ class BadRows:
         self.count = 0
 
     def add(self, error: RowError) -> None:
-        """Raises it where the policy is "error"."""
+        """Counts a row, or raises its error if the policy is "error"."""
         if self._policy == "error":
             raise error
         self._first = self._first or error
         self.count += 1
 
     def warn(self, rows: int, warn: Callable[[str], None]) -> None:
-        """Says how many of the `rows` were left out, and the first of them."""
+        """Warns of the number of rows left out, of all `rows`, and of the first one."""
         if self.count:
             warn(f"data.bad_rows: left out {self.count} of {rows} rows; the first: {self._first}")
 
     def raise_first(self) -> None:
-        """For a data set of which nothing is left."""
+        """Raises the first row's error, if there is one: for a data set with no other row."""
         if self._first is not None:
             raise self._first
 
 
 def read_json(path: Path) -> Iterator[NumberedRow]:
-    """The rows of a .jsonl or .json file, also compressed. A row that cannot be read comes as its
-    error.
+    """The rows of a .jsonl or .json file, compressed or not; an error for one that is unreadable.
 
-    Lines are counted, blank ones too, so that an editor finds the row. A .json holds one array, or
-    lines as a .jsonl. Raises DataError when the file itself cannot be read, or is one array that is
-    not valid JSON.
+    Lines are counted, blank ones too, so that an editor finds the row. A .json has one array, or
+    lines like a .jsonl. Raises DataError when the file itself cannot be read, or is one array that
+    is not valid JSON.
     """
     with _open(path) as file:
         name = path.name.removesuffix(".gz")
@@ -81,7 +79,7 @@ def read_json(path: Path) -> Iterator[NumberedRow]:
 
 
 def json_columns(path: Path, rows: Iterable[NumberedRow]) -> list[str]:
-    """The columns of some first rows; one inside another as `outer.inner`.
+    """The columns of some first rows; a nested one is `outer.inner`.
 
     Raises DataError when there are no rows, and the first row's error when none can be read.
     """
@@ -100,7 +98,7 @@ def json_columns(path: Path, rows: Iterable[NumberedRow]) -> list[str]:
 
 
 def parquet_columns(path: Path) -> list[str]:
-    """The columns of a Parquet file; one inside another as `outer.inner`.
+    """The columns of a Parquet file; a nested one is `outer.inner`.
 
     Raises DataError when the file is unreadable, has no rows or two columns of one name.
     """
@@ -112,8 +110,10 @@ def parquet_columns(path: Path) -> list[str]:
 
 
 def read_parquet(path: Path, columns: list[str]) -> Iterator[NumberedRow]:
-    """The rows of a Parquet file with these top-level columns. A row that cannot be read comes as
-    its error."""
+    """The rows of a Parquet file with these top-level columns; an error for one that is unreadable.
+
+    Raises DataError when the file is damaged.
+    """
     import pyarrow
 
     number = 0
@@ -138,7 +138,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 
 
 def _first_character(file: BinaryIO) -> bytes:
-    """The first byte that is no white space. The file is then at its start again."""
+    """The first byte that is no white space. Leaves the file at its start."""
     first = file.read(2**16).removeprefix(_BOM).lstrip()[:1]
     file.seek(0)
     return first

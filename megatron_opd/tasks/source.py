@@ -1,4 +1,4 @@
-"""Which prompts a step gets."""
+"""The order in which a run draws its tasks."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from megatron_opd.errors import DataError
 
 
 class TaskSource:
-    """Draws prompts without end: every epoch is a permutation that depends on (seed, epoch) alone.
+    """Draws tasks without end: every epoch is a permutation that depends on (seed, epoch) alone.
 
-    The state is therefore two integers, and a resumed run draws what the uninterrupted one would
-    have drawn. A batch may cross the border of an epoch, and may be larger than the data set.
+    The state is therefore two integers, and a resumed run draws the tasks of an uninterrupted one.
+    A draw may cross the border of an epoch, and may be larger than the data set.
     """
 
     def __init__(self, tasks: Sequence[Task], *, seed: int, shuffle: bool) -> None:
@@ -24,7 +24,7 @@ class TaskSource:
         self._start_epoch(0, position=0)
 
     def next(self, n: int) -> list[Task]:
-        """Return the next n prompts."""
+        """The next n tasks."""
         drawn = []
         for _ in range(n):
             if self._position == len(self._prompts):
@@ -34,11 +34,11 @@ class TaskSource:
         return drawn
 
     def state_dict(self) -> dict[str, int]:
-        """The cursor: {"epoch", "position"}."""
+        """The cursor, with the keys "epoch" and "position"."""
         return {"epoch": self._epoch, "position": self._position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a cursor. Raises DataError when it does not fit the data set."""
+        """Goes on from a cursor. Raises DataError when it does not fit the data set."""
         if not 0 <= state["position"] <= len(self._prompts):
             raise DataError(
                 f"data.train: the checkpoint stands at prompt {state['position']} of an epoch, the "
@@ -52,6 +52,5 @@ class TaskSource:
         self._position = position
         self._order = np.arange(len(self._prompts))
         if self._shuffle:
-            self._order = np.random.default_rng([self._seed % 2**32, epoch]).permutation(
-                self._order
-            )
+            generator = np.random.default_rng([self._seed % 2**32, epoch])
+            self._order = generator.permutation(self._order)

@@ -1,4 +1,4 @@
-"""From a problem to the text the model reads."""
+"""The text that a model reads, made of a problem."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from megatron_opd.tasks.messages import Message
 from megatron_opd.tasks.tokenizer import Tokenizer
 
 SYSTEM_MESSAGES = {
-    # TGPO appendix B.2, the same as LUFFY's. Both start the response with `<think>\n`
+    # TGPO appendix B.2, equal to LUFFY's. Both start the response with `<think>\n`
     # (template.prefill).
     "tgpo": (
         "Your task is to follow a systematic, thorough reasoning process before providing the "
@@ -31,16 +31,14 @@ _OPEN_TAG = re.compile(r"<(think|thinking|thought|reasoning)>\s*$")
 def render(
     template: TemplateConfig, tokenizer: Tokenizer, problem: str, before: Sequence[Message] = ()
 ) -> str:
-    """Return the prompt text of one problem, ending where the model's completion starts.
+    """The prompt text of a problem, which ends where the model's completion starts.
 
-    `before` are the messages ahead of the problem, in a chat. A system message among them stands in
-    the place of `template.system`.
-
-    Raises DataError when the tokenizer has no chat template, or it fails on the messages, or there
-    are messages and no template for them. Raises ConfigError when the template already ends with
-    `template.prefill`.
+    `before` are the messages ahead of the problem, in a chat; a system message among them replaces
+    `template.system`. Raises DataError when the tokenizer has no chat template, when it fails on
+    the messages, and for messages without a template. Raises ConfigError when the template already
+    ends with `template.prefill`.
     """
-    # not str.format: problems are full of braces
+    # Not str.format, because problems are full of braces.
     text = template.text.replace("{problem}", problem)
     if template.kind == "raw":
         if before:
@@ -60,32 +58,31 @@ def render(
 
 
 def chat_template_of(tokenizer: Tokenizer) -> ChatTemplate:
-    """The chat template of a tokenizer. Raises DataError where it has none."""
+    """The chat template of a tokenizer. Raises DataError when it has none."""
     source = tokenizer.name_or_path
-    return ChatTemplate(
-        source, only_template(tokenizer.chat_template, source), tokenizer.special_tokens_map
-    )
+    text = only_template(tokenizer.chat_template, source)
+    return ChatTemplate(source, text, tokenizer.special_tokens_map)
 
 
 def system_text(template: TemplateConfig) -> str | None:
-    """The recipe's system message, in full."""
-    return (
-        None if template.system is None else SYSTEM_MESSAGES.get(template.system, template.system)
-    )
+    """The recipe's system message, in full; None without one."""
+    if template.system is None:
+        return None
+    return SYSTEM_MESSAGES.get(template.system, template.system)
 
 
 def without_opening(trace: str, prompt: str, prefill: str) -> str:
-    """A trace as it goes on after its prompt, without what the prompt ends with already.
+    """A trace without the words that its prompt already ends with.
 
-    That is the recipe's prefill, or the tag that the chat template opens the response with, such as
-    `<think>`.
+    These are the recipe's prefill, or the tag with which the chat template opens the response, such
+    as `<think>`.
     """
     tag = _OPEN_TAG.search(prompt)
     opening = tag.group() if tag else ""
-    starts = (prefill, opening, opening.rstrip())
-    return trace.removeprefix(
-        next((start for start in starts if start and trace.startswith(start)), "")
-    )
+    for start in (prefill, opening, opening.rstrip()):
+        if start and trace.startswith(start):
+            return trace.removeprefix(start)
+    return trace
 
 
 def _system_message(template: TemplateConfig, before: Sequence[Message]) -> list[Message]:

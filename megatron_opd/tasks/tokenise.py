@@ -1,4 +1,4 @@
-"""Examples -> prompts: rendered by the template, with the student's tokens."""
+"""The tasks of examples: rendered by the template, with the student's tokens."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from megatron_opd.tasks.tokenizer import Tokenizer, ends_of
 
 
 def tokenise(examples: tuple[Example, ...], config: DataConfig, tokenizer: Tokenizer) -> list[Task]:
-    """A prompt of each example, with its trace's tokens. Raises RowError."""
+    """The task of each example, with the tokens of its trace. Raises RowError."""
     template = config.template
     texts = [_render(example, config, tokenizer) for example in examples]
     # A chat template writes the special tokens itself.
@@ -54,12 +54,11 @@ def _render(example: Example, config: DataConfig, tokenizer: Tokenizer) -> str:
 
 
 def _own_tokens(example: Example, tokenizer: Tokenizer, ends: Ends) -> np.ndarray:
-    """The tokens as they were sampled; tokenising their text again may give others."""
+    """The tokens of a trace that were sampled; tokenising its text again may give others."""
     ids = example.trace_ids
     text = None
-    if isinstance(ids, list) and all(
-        type(token) is int and 0 <= token < len(tokenizer) for token in ids
-    ):
+    size = len(tokenizer)
+    if isinstance(ids, list) and all(type(i) is int and 0 <= i < size for i in ids):
         written = ids[:-1] if ids and ids[-1] in ends.ids else ids
         text = tokenizer.decode(written, skip_special_tokens=True)
     if text != example.trace:
@@ -88,7 +87,7 @@ def _encode(
     try:
         encoding = tokenizer(list(texts), **settings)
     except Exception as error:
-        # What tokenizers raises where the vocabulary lacks a character and has no token for that.
+        # tokenizers raises it for a character that the vocabulary lacks without a token for that.
         if len(texts) > 1:
             for text, example in zip(texts, examples, strict=True):
                 _encode(tokenizer, [text], [example], add_special_tokens=add_special_tokens)
@@ -99,5 +98,5 @@ def _encode(
 
 
 def _ended(ids: np.ndarray, ends: Ends) -> np.ndarray:
-    """With a last token at which the student's engine stops."""
+    """The tokens, ended by one at which the student's engine stops."""
     return ids if len(ids) and ids[-1] in ends.ids else np.append(ids, np.int32(ends.first))

@@ -11,7 +11,7 @@ Tokenizer = Any  # transformers.PreTrainedTokenizerBase, which would be a slow i
 
 
 def load_tokenizer(model_dir: str | Path) -> Tokenizer:
-    """Load the tokenizer from local files; no code from the directory is run.
+    """The tokenizer of a directory, from local files; no code from the directory is run.
 
     Raises DataError, naming the directory, when it is missing or holds no usable tokenizer.
     """
@@ -26,9 +26,7 @@ def load_tokenizer(model_dir: str | Path) -> Tokenizer:
         return AutoTokenizer.from_pretrained(
             str(model_dir), local_files_only=True, trust_remote_code=False
         )
-    except (
-        Exception
-    ) as error:  # transformers raises OSError, ValueError, KeyError ... by kind of damage
+    except Exception as error:  # OSError, ValueError, KeyError ... by kind of damage
         cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DataError(
             f"{model_dir}: cannot load a tokenizer ({cause}); copy tokenizer.json and "
@@ -37,8 +35,7 @@ def load_tokenizer(model_dir: str | Path) -> Tokenizer:
 
 
 def ends_of(tokenizer: Tokenizer) -> Ends:
-    """The tokens that end a response of the model beside the tokenizer. Raises DataError when there
-    is none."""
+    """The tokens that end a completion of the tokenizer's model. Raises DataError for none."""
     if tokenizer.name_or_path and (Path(tokenizer.name_or_path) / "tokenizer.json").is_file():
         return read_ends(tokenizer.name_or_path)
     if tokenizer.eos_token_id is None:
@@ -49,8 +46,7 @@ def ends_of(tokenizer: Tokenizer) -> Ends:
 
 
 def tokenizer_for_checks(model_dir: str | Path) -> Tokenizer:
-    """One that renders and tokenises as that of `load_tokenizer` does, where possible without
-    importing transformers.
+    """A tokenizer with the results of `load_tokenizer`'s, if possible without transformers.
 
     Raises DataError as `load_tokenizer` does.
     """
