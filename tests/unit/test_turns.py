@@ -1,12 +1,13 @@
 """Rows of conversations: an environment's words are read and never counted, whatever the method."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from megatron_opd.contracts.rows import Row, Source, episodes_of
+from megatron_opd.contracts.rows import Row, Source, StepRecord, episodes_of
 from megatron_opd.contracts.signals import Signals, StudentSignals, TeacherSignals
 from megatron_opd.doctor.rows import begun_with_trace
 from megatron_opd.methods.advantages import LogRatioAdvantage, RewardAdvantage
@@ -17,14 +18,18 @@ from megatron_opd.methods.needs import fit_topk, needs_of
 from megatron_opd.methods.ratios import ClippedRatio
 from megatron_opd.methods.terms import CrossEntropyTerm, PolicyGradientTerm
 from megatron_opd.metrics.run_directory import sample_line
+from megatron_opd.metrics.sinks import Sinks
 from megatron_opd.metrics.summary import summarise
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import Objective, finish
+from megatron_opd.recipe.keys import LogConfig
+from megatron_opd.report.page import write_report
 from megatron_opd.runs.collect import without_failed
 from megatron_opd.trainer.step import shares_of_groups
 from tests.rows import row
 from tests.scripted import MOST_TURNS, SEED, STEP, rows_of_episodes
+from tests.tiny_config import tiny_config
 from tests.unit.categorical import OnLogits
 
 V, K = 11, 4
@@ -267,3 +272,12 @@ def test_only_tokens_of_the_sampler_are_compared_with_it() -> None:
     batch = Batch([drawn, row([1, 2], given=2).as_if_sampled()], Signals(), 0, 0, 20)
     assert batch.drawn_T.tolist() == [True, False, False, True, False, False, False]
     assert batch.sampled_T.tolist() == [True, True, False, True, False, True, True]
+
+
+def test_the_report_shows_an_environments_words_as_such(tmp_path: Path) -> None:
+    rows = [r for r in rows_of_episodes("growing", V) if r.episode.turns > 1]
+    config = tiny_config(log=LogConfig(tensorboard=False))
+    with Sinks(tmp_path, config) as sinks:
+        sinks.log(StepRecord(0, {}, rows[:1]))
+    page = write_report(tmp_path).read_text()
+    assert page.count('data-tip="written by the environment"') == (~rows[0].written_T).sum()
