@@ -4,15 +4,15 @@
 may be empty. Errors reach the caller as RunError, and nothing is half done after one.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from megatron_opd.contracts.rows import Row, Task
+from megatron_opd.contracts.sampling import Completion, Draw, Request, Sampling
 from megatron_opd.contracts.signals import TeacherSignals
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 
@@ -29,33 +29,24 @@ class Probes:
         return len(self.columns)
 
 
+class Tokenizer(Protocol):
+    """Turns tokens into text."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str: ...
+
+
 class Engine(Protocol):
-    """Samples from a model whose weights it is given. Every call is collective."""
+    """Continues tokens with a model whose weights it is given. Every call is collective."""
 
     dtype: "torch.dtype"
+    max_sequence_length: int  # of a request's tokens and the new ones
     policy_version: int | None  # of the weights it holds; None while they are not verified
 
-    def generate(
-        self,
-        tasks: list[Task],
-        *,
-        version: int,
-        step: int,
-        samples_per_prompt: int,
-        max_completion_tokens: int,
-        temperature: float,
-        top_p: float = 1.0,
-        seed: int,
-        prefix_of: "Callable[[Task, int], np.ndarray] | None" = None,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> list[Row]:
-        """`samples_per_prompt` completions of each task, task-major. Temperature 0 is greedy.
+    def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """The completions of this process's requests, in their order.
 
-        A sample's tokens depend on (seed, step, task.index, sample) and the weights alone; its
-        logprobs (nats) are of the distribution it was drawn from: after temperature and top_p.
-        `prefix_of(task, sample)` gives the first tokens of a completion, at least one fewer than
-        it may have. `on_progress(done, total)` counts completions. Raises RunError where the engine
-        holds another `version` or fails; no request is left in it then.
+        One depends on its request and the weights alone, but for rounding. Raises RunError where
+        the engine holds another version or fails; no request is left in it then.
         """
 
     def reload(self, named_tensors: "Iterable[tuple[str, torch.Tensor]]") -> None:
@@ -72,6 +63,37 @@ class Engine(Protocol):
 
     def restart(self) -> None:
         """A new engine in the place of one that failed, as that was before its first weights."""
+
+
+class Sampler(Protocol):
+    """Makes rows of tasks: completions that an engine samples, or what the data hold.
+    Collective."""
+
+    def sample(self, tasks: Sequence[Task], draw: Draw) -> list[Row]:
+        """The rows of this process's tasks, not verified: those of a task together, in the order of
+        the tasks. The group of a row is its task's place in `tasks`. Raises RunError where an
+        engine fails."""
+
+
+@dataclass(frozen=True)
+class RefitReport:
+    """The figures of one refit."""
+
+    seconds: float
+    tensors: int
+    bytes: int  # of the tensors sent, in the engine's dtype
+    max_error: float  # the largest deviation of a product, relative to the tensor's largest
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {"refit/bytes": self.bytes, "refit/max_error": self.max_error}
+
+
+class WeightSender(Protocol):
+    """Brings the student's present weights into the engine. Collective."""
+
+    def send(self, version: int) -> RefitReport:
+        """Afterwards the engine holds `version`, every tensor verified. Raises RunError."""
 
 
 class Teacher(Protocol):

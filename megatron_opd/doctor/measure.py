@@ -3,20 +3,20 @@
 import contextlib
 import importlib.util
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from megatron_opd.architectures.architecture import architecture_of
 from megatron_opd.contracts.rows import Row
+from megatron_opd.contracts.sampling import Draw
 from megatron_opd.doctor.rows import recorded, with_logprobs
 from megatron_opd.doctor.shrink import OTHER
-from megatron_opd.loop import columns, learn_rewards
+from megatron_opd.loop import learn
 from megatron_opd.methods.needs import distances_of, needs_of
-from megatron_opd.objective.loss import finish
+from megatron_opd.metrics.summary import Clock
 from megatron_opd.recipe.keys import RunConfig
-from megatron_opd.runs.assemble import Models, assemble
+from megatron_opd.runs.assemble import Learner, assemble
 from megatron_opd.world import processes
 
 STEPS = 2  # the second shows whether the first moved the weights in the right direction
@@ -30,8 +30,8 @@ def measure(config: RunConfig) -> dict[str, Any]:
     measured: dict[str, Any] = {"updates": measure_updates(config)}
     if config.teacher:
         other = replace(config.teacher, path=config.teacher.path + OTHER)
-        models = assemble(replace(config, teacher=other))
-        measured["other_teacher"] = updates(models, rows, steps=1)
+        learner = assemble(replace(config, teacher=other))
+        measured["other_teacher"] = updates(learner, rows, steps=1)
     if method := distances_of(config.method, vocab_size):
         assert config.teacher is not None, "its terms read the teacher"
         distances = replace(config, method=method)
@@ -55,25 +55,20 @@ def measure_updates(config: RunConfig) -> list[Metrics]:
     return updates(assemble(config), rows, steps=STEPS)
 
 
-def updates(models: Models, rows: list[Row], *, steps: int) -> list[Metrics]:
+def updates(learner: Learner, rows: list[Row], *, steps: int) -> list[Metrics]:
     """The metrics of every update of some steps on the same rows."""
     metrics = []
     for step in range(steps):
-        signals = models.signals(rows, step)
-        student = models.trainer.signals(rows) if models.needs.student_pass else None
-        signals = replace(signals, student=student)
-        build = partial(columns, models, rows, signals, step)
-        metrics += [finish(sums) for sums in models.trainer.step(rows, build, step=step)]
-        learn_rewards(models, rows, signals, step)
+        metrics += learn(learner, rows, step, Clock()).updates
     return metrics
 
 
 def _on_policy(config: RunConfig, vocab_size: int) -> list[Metrics]:
     """One update on rows that the student could have sampled: no ratio is other than 1."""
-    models = assemble(config)
+    learner = assemble(config)
     rows = recorded(config, vocab_size)
-    rows = with_logprobs(rows, models.trainer.signals(rows).logprobs_T)
-    return updates(models, rows, steps=1)
+    rows = with_logprobs(rows, learner.trainer.signals(rows).logprobs_T)
+    return updates(learner, rows, steps=1)
 
 
 def refit(config: RunConfig, rows: list[Row]) -> Metrics:
@@ -82,35 +77,32 @@ def refit(config: RunConfig, rows: list[Row]) -> Metrics:
     `mean` and `max` are differences (nats) of their logprobs from those of the trainer, `stale` is
     the mean difference from those of the first weights.
     """
-    from megatron_opd.refit.push import push
+    from megatron_opd.refit.push import Refit
     from megatron_opd.rollout.open import open_engine
-    from megatron_opd.weights.export import iter_hf_tensors
+    from megatron_opd.rollout.single_turn import SingleTurn
+    from megatron_opd.tasks.tokenizer import load_tokenizer
 
     moved = replace(config, student=replace(config.student, path=config.student.path + OTHER))
-    models = assemble(moved)
+    learner = assemble(moved)
     before = assemble(config)
-    temperature = config.rollout.temperature
+    draw = Draw(
+        seed=0,
+        step=1,
+        version=1,
+        samples=2,
+        max_tokens=config.rollout.max_completion_tokens,
+        temperature=config.rollout.temperature,
+    )
     with contextlib.ExitStack() as closing:
         engine = open_engine(config, processes.channel("rollout"), closing)
-        for version, student in enumerate((before.student, models.student)):
-            push(
-                iter_hf_tensors(student.bare_chunks, student.arch, student.parallel),
-                engine,
-                version,
-            )
+        for version, student in enumerate((before, learner)):
+            Refit(student.tensors, engine).send(version)
         tasks = list({r.task.index: r.task for r in rows}.values())
-        share = engine.generate(
-            processes.share(tasks),
-            version=1,
-            step=1,
-            samples_per_prompt=2,
-            temperature=temperature,
-            seed=0,
-            max_completion_tokens=config.rollout.max_completion_tokens,
-        )
+        sampler = SingleTurn(engine, load_tokenizer(config.student.path))
+        share = sampler.sample(processes.share(tasks), draw)
     sampled = processes.gather_shares(share)
     logprobs_T = np.concatenate([r.logprobs for r in sampled])
-    difference_T = np.abs(logprobs_T - models.trainer.signals(sampled).logprobs_T)
+    difference_T = np.abs(logprobs_T - learner.trainer.signals(sampled).logprobs_T)
     stale_T = np.abs(logprobs_T - before.trainer.signals(sampled).logprobs_T)
     return {
         "mean": float(difference_T.mean()),

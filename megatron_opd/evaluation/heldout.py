@@ -1,15 +1,15 @@
 """Accuracy on the held-out prompts: inside a run, and of a model directory on its own."""
 
-import time
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.contracts.rows import Row, Task
-from megatron_opd.contracts.stations import Engine, Verifier
-from megatron_opd.evaluation.sampler import open_sampler
+from megatron_opd.contracts.sampling import Draw
+from megatron_opd.contracts.stations import Sampler, Verifier
+from megatron_opd.evaluation.sampler import open_model
 from megatron_opd.metrics.console import held_out_words
 from megatron_opd.metrics.interval import interval_95
 from megatron_opd.metrics.summary import bad_golds, unanswered
@@ -19,60 +19,50 @@ from megatron_opd.tasks.data_files import shown
 from megatron_opd.tasks.tokenizer import load_tokenizer
 from megatron_opd.world.processes import gather_shares, share
 
-if TYPE_CHECKING:
-    from megatron_opd.runs.run import Run
-
 # steps never reach it: the draws of an evaluation are not those of a training step
 _EVAL_STREAM = 1 << 20
 
 
-def held_out(run: "Run", step: int) -> dict[str, float]:
-    """The eval/* metrics of the weights at the start of `step`. Collective.
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out tasks of a run, which the present weights answer."""
 
-    {} when the recipe has no evaluation.
-    """
-    engine = run.engine
-    rewards = run.rewards
-    settings = run.config.eval
-    if settings is None or engine is None or rewards is None:
-        return {}
-    start = time.perf_counter()
-    run.note(f"evaluating {len(run.heldout)} held-out prompts before step {step}")
-    if engine.policy_version != step:
-        run.refit(step)
-    tasks = share(run.heldout)
-    scored = run.sampled(
-        lambda: answers(engine, rewards, tasks, run.config, settings, version=step)
+    sampler: Sampler
+    verifier: Verifier
+    tasks: Sequence[Task]
+    config: RunConfig
+    settings: EvalConfig
+
+    def due(self, step: int) -> bool:
+        """Whether the recipe asks for an evaluation before `step`."""
+        every = self.settings.every
+        return step == 0 or (every > 0 and step % every == 0)
+
+    def answers(self, version: int) -> list[list[Row]]:
+        """The answers to every task with the weights of `version`, the same on every rank.
+        Collective."""
+        draw = draw_of(self.config, self.settings, version)
+        return gather_shares(answers(self.sampler, self.verifier, share([*self.tasks]), draw))
+
+
+def draw_of(config: RunConfig, settings: EvalConfig, version: int) -> Draw:
+    return Draw(
+        seed=config.seed,
+        step=_EVAL_STREAM,
+        version=version,
+        samples=settings.samples_per_prompt,
+        max_tokens=config.rollout.max_completion_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
     )
-    groups = gather_shares(scored)
-    if run.sinks:
-        run.sinks.log_heldout(step, [row for group in groups for row in group])
-    return accuracy(groups, settings) | {"timing/eval_seconds": time.perf_counter() - start}
 
 
 def answers(
-    engine: Engine,
-    rewards: Verifier,
-    tasks: list[Task],
-    config: RunConfig,
-    settings: EvalConfig,
-    *,
-    version: int,
+    sampler: Sampler, verifier: Verifier, tasks: Sequence[Task], draw: Draw
 ) -> list[list[Row]]:
     """Scored completions, one list per task."""
-    flat = engine.generate(
-        tasks,
-        version=version,
-        step=_EVAL_STREAM,
-        samples_per_prompt=settings.samples_per_prompt,
-        max_completion_tokens=config.rollout.max_completion_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        seed=config.seed,
-    )
-    scored = rewards.score(flat)
-    k = settings.samples_per_prompt
-    return [scored[i : i + k] for i in range(0, len(scored), k)]
+    scored = verifier.score(sampler.sample(tasks, draw))
+    return [scored[i : i + draw.samples] for i in range(0, len(scored), draw.samples)]
 
 
 def accuracy(groups: list[list[Row]], settings: EvalConfig) -> dict[str, float]:
@@ -104,9 +94,11 @@ def evaluate_model(config: RunConfig, model: ModelConfig) -> dict[str, float]:
     heldout = config.data.heldout_set
     assert heldout is not None, "model_to_evaluate refuses a recipe without"
     config = replace(config, student=model)
-    tasks = load_heldout(config, load_tokenizer(model.path))
-    with open_sampler(config, model) as (engine, rewards):
-        metrics = accuracy(answers(engine, rewards, tasks, config, settings, version=0), settings)
+    tokenizer = load_tokenizer(model.path)
+    tasks = load_heldout(config, tokenizer)
+    with open_model(config, model, tokenizer) as (sampler, verifier):
+        answered = answers(sampler, verifier, tasks, draw_of(config, settings, version=0))
+        metrics = accuracy(answered, settings)
     for name, value in metrics.items():
         print(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}")
     print(held_out_words(metrics))

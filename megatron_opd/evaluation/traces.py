@@ -15,9 +15,10 @@ from megatron_opd.architectures.directory import common_vocabulary
 from megatron_opd.architectures.ends import merged_ends
 from megatron_opd.contracts.merged_ids import MergedIds
 from megatron_opd.contracts.rows import Row, Task
-from megatron_opd.contracts.stations import Engine, Verifier
+from megatron_opd.contracts.sampling import Draw
+from megatron_opd.contracts.stations import Sampler, Verifier
 from megatron_opd.errors import ConfigError, RunError
-from megatron_opd.evaluation.sampler import open_sampler
+from megatron_opd.evaluation.sampler import open_model
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.tasks.data import load_training
 from megatron_opd.tasks.data_files import shown
@@ -44,13 +45,11 @@ def write_traces(
     """
     check_out(out)
     config = pin(config)
-    tasks = load_training(
-        config, load_tokenizer(model.path), need_answer=verified, need_trace=False
-    )
-    with open_sampler(config, model) as (engine, rewards):
-        kept = _first_of_each(
-            tasks, engine, rewards if verified else None, config, samples, temperature
-        )
+    tokenizer = load_tokenizer(model.path)
+    tasks = load_training(config, tokenizer, need_answer=verified, need_trace=False)
+    with open_model(config, model, tokenizer) as (sampler, verifier):
+        judge = verifier if verified else None
+        kept = _first_of_each(tasks, sampler, judge, config, samples, temperature)
     if not kept:
         failed = "was right" if verified else "ended by itself"
         raise RunError(
@@ -79,16 +78,16 @@ def check_out(out: Path) -> None:
 
 def _first_of_each(
     tasks: list[Task],
-    engine: Engine,
-    rewards: Verifier | None,
+    sampler: Sampler,
+    verifier: Verifier | None,
     config: RunConfig,
     samples: int,
     temperature: float,
 ) -> list[Row]:
     """The first trace of every prompt that has one, in the order of the prompts.
 
-    A trace ended by itself and, where there are `rewards`, is right. Every prompt is sampled once,
-    then those without a trace again, and so on.
+    A trace ended by itself and, where there is a `verifier`, is right. Every prompt is sampled
+    once, then those without a trace again, and so on.
     """
     kept: dict[int, Row] = {}
     size = config.rollout.num_prompts
@@ -96,23 +95,23 @@ def _first_of_each(
     for round_ in range(samples if temperature > 0 else 1):
         open_ = [task for task in tasks if task.index not in kept]
         for first in range(0, len(open_), size):
-            answers = engine.generate(
-                open_[first : first + size],
-                version=0,
-                step=round_,  # every round draws anew
-                samples_per_prompt=1,
-                max_completion_tokens=config.rollout.max_completion_tokens,
-                temperature=temperature,
+            draw = Draw(
                 seed=config.seed,
+                step=round_,  # every round draws anew
+                version=0,
+                samples=1,
+                max_tokens=config.rollout.max_completion_tokens,
+                temperature=temperature,
             )
+            answers = sampler.sample(open_[first : first + size], draw)
             ended = [
                 replace(each, episode=replace(each.episode, sample=round_))
                 for each in answers
                 if each.finish_reason == "stop"
             ]
             good = (
-                [each for each in rewards.score(ended) if each.verdict.correct]
-                if rewards
+                [each for each in verifier.score(ended) if each.verdict.correct]
+                if verifier
                 else ended
             )
             kept |= {each.task.index: each for each in good}

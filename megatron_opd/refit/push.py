@@ -6,12 +6,12 @@ weight in a form of their own.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
-from megatron_opd.contracts.stations import Engine, Probes
+from megatron_opd.contracts.stations import Engine, Probes, RefitReport
 from megatron_opd.errors import RunError
 from megatron_opd.weights.probes import make_probes, project
 
@@ -19,14 +19,18 @@ from megatron_opd.weights.probes import make_probes, project
 _ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
-@dataclass(frozen=True)
-class RefitReport:
-    """The figures of one refit."""
+class Refit:
+    """Sends the weights of one model to one engine. `tensors` makes what `push` reads."""
 
-    seconds: float
-    tensors: int
-    bytes: int  # of the tensors sent, in the engine's dtype
-    max_error: float  # the largest deviation of a product, relative to the tensor's largest
+    def __init__(
+        self, tensors: Callable[[], Iterator[tuple[str, torch.Tensor]]], engine: Engine
+    ) -> None:
+        self._tensors = tensors
+        self._engine = engine
+
+    def send(self, version: int) -> RefitReport:
+        """As `WeightSender.send`."""
+        return push(self._tensors(), self._engine, version)
 
 
 def push(

@@ -1,12 +1,16 @@
-"""The engine that a recipe asks for."""
+"""The engine and the sampler that a recipe asks for."""
 
 import contextlib
-from typing import Any
+from collections.abc import Sequence
 
 from megatron_opd.architectures.config import ModelConfig
-from megatron_opd.contracts.stations import Engine
+from megatron_opd.architectures.ends import merged_ends, read_ends
+from megatron_opd.contracts.stations import Engine, Sampler, Tokenizer
 from megatron_opd.recipe.keys import RunConfig
+from megatron_opd.rollout.mixture import Mixture
 from megatron_opd.rollout.remote import RemoteEngine, ServedEngine
+from megatron_opd.rollout.single_turn import SingleTurn
+from megatron_opd.rollout.traces import WithTraces
 from megatron_opd.rollout.vllm.engine import VllmEngine
 from megatron_opd.world.channel import Channel
 
@@ -25,18 +29,51 @@ def open_engine(
     return engine
 
 
+def open_teacher_engine(config: RunConfig, closing: contextlib.ExitStack) -> Engine | None:
+    """A second engine of this process, with the teacher, where it draws some of the tokens."""
+    if not (config.method.teacher_share and config.teacher):
+        return None
+    ends = read_ends(config.student.path)
+    engine = start_vllm_engine(config, config.teacher, sleeps=False, further_ends=ends.ids)
+    closing.callback(engine.close, groups_too=False)
+    return engine
+
+
+def open_sampler(
+    config: RunConfig, engine: Engine, teacher_engine: Engine | None, tokenizer: Tokenizer
+) -> Sampler:
+    """What makes the rows of a step of a method that samples."""
+    method = config.method
+    sampler: Sampler
+    if teacher_engine and config.teacher:
+        merged = merged_ends(config.student.path, config.teacher.path)
+        sampler = Mixture(engine, teacher_engine, tokenizer, method.teacher_share, merged)
+    else:
+        sampler = SingleTurn(engine, tokenizer, method.prefix)
+    return WithTraces(sampler, method.traces_per_group) if method.traces_per_group else sampler
+
+
 def start_engine(config: RunConfig, *, sleeps: bool = True) -> ServedEngine:
     """The student's engine in this process, without weights yet."""
     return start_vllm_engine(config, config.student, sleeps=sleeps, empty=True)
 
 
-def start_vllm_engine(config: RunConfig, model: ModelConfig, **settings: Any) -> VllmEngine:
-    """vLLM with `model` in this process; `settings` are further ones of `VllmEngine`."""
+def start_vllm_engine(
+    config: RunConfig,
+    model: ModelConfig,
+    *,
+    sleeps: bool = True,
+    empty: bool = False,
+    further_ends: Sequence[int] = (),
+) -> VllmEngine:
+    """vLLM with `model` in this process, as `VllmEngine` takes it."""
     return VllmEngine(
         model,
         config.rollout,
         precision=config.precision,
         max_sequence_length=config.max_sequence_length,
         seed=config.seed,
-        **settings,
+        sleeps=sleeps,
+        empty=empty,
+        further_ends=further_ends,
     )

@@ -1,13 +1,14 @@
 """Engines in processes of their own: the student's side, and the loop of the processes that hold
 one each."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from itertools import groupby, islice
+from typing import Protocol, assert_never
 
 import torch
 
-from megatron_opd.contracts.rows import Row, Task
+from megatron_opd.contracts.sampling import Completion, Request, Sampling
 from megatron_opd.contracts.stations import Engine, Probes
 from megatron_opd.errors import OpdError
 from megatron_opd.recipe.keys import RunConfig
@@ -29,10 +30,10 @@ class _Open:
 
 
 @dataclass(frozen=True)
-class _Generate:
-    tasks: list[Task]
+class _Complete:
+    groups: list[list[Request]]  # those of a task stay together: they begin alike
     holds: int | None  # the version of the weights: they are verified on the student's side
-    settings: dict[str, Any]
+    sampling: Sampling
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class _Restart:
     pass
 
 
+_Question = _Open | _Complete | _Reload | _Project | _Restart
+# What a process answers: its share of the completions or of the tensors, else nothing.
+_Answer = list[list[Completion]] | list[torch.Tensor]
+
+
 class RemoteEngine:
     """The engines of `config`, opened and asked across the channel. All calls are collective over
     the student's world.
@@ -61,6 +67,7 @@ class RemoteEngine:
     def __init__(self, channel: Channel, config: RunConfig) -> None:
         self._channel = channel
         self.dtype: torch.dtype = getattr(torch, config.precision)
+        self.max_sequence_length = config.max_sequence_length
         self.policy_version: int | None = None
         channel.ask(_Open(config))
 
@@ -69,14 +76,16 @@ class RemoteEngine:
         self.policy_version = None
         self._channel.ask(_Restart())
 
-    def generate(self, tasks: list[Task], **settings: Any) -> list[Row]:
-        """As `Engine.generate`, for this process's share of the tasks.
+    def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """As `Engine.complete`.
 
-        Those of all processes are shared out anew, among the engines; where one of these fails, all
-        processes learn it.
+        The requests of all processes are shared out anew, among the engines; where one of these
+        fails, all processes learn it.
         """
-        groups = self._channel.ask(_Generate(gather_shares(tasks), self.policy_version, settings))
-        return [row for group in share(groups) for row in group]
+        groups = [list(group) for _, group in groupby(requests, key=_of_task)]
+        question = _Complete(gather_shares(groups), self.policy_version, sampling)
+        answers = self._channel.ask(question)
+        return [completion for group in share(answers) for completion in group]
 
     def reload(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """As `Engine.reload`, into all engines. The first process's tensors are sent."""
@@ -93,6 +102,10 @@ class RemoteEngine:
         return [product_KO.to(signs_I.device) for product_KO in products]
 
 
+def _of_task(request: Request) -> tuple[int, int]:
+    return request.task.index, request.task.first_sample
+
+
 def serve(channel: Channel, open_engine: Callable[[RunConfig], ServedEngine]) -> None:
     """In the processes of the engines: does what `RemoteEngine` asks, until the student's processes
     have ended."""
@@ -107,24 +120,20 @@ def serve(channel: Channel, open_engine: Callable[[RunConfig], ServedEngine]) ->
 
 
 def _answer(
-    question: Any,
+    question: _Question,
     channel: Channel,
     engines: list[ServedEngine],
     open_engine: Callable[[RunConfig], ServedEngine],
-) -> list[Any]:
+) -> _Answer:
     """This process's part of the answer."""
     if isinstance(question, _Open):
         engines.append(open_engine(question.config))
         return []
     [engine] = engines
     match question:
-        case _Generate(tasks, holds, settings):
+        case _Complete(groups, holds, sampling):
             engine.policy_version = holds
-            rows, size = (
-                engine.generate(share(tasks), **settings),
-                settings["samples_per_prompt"],
-            )
-            return [rows[i : i + size] for i in range(0, len(rows), size)]
+            return _complete(engine, share(groups), sampling)
         case _Project(name, probes):
             sent = replace(probes, signs_I=probes.signs_I.to(engine.device))
             return [product_KO.cpu() for product_KO in engine.project(name, sent)]
@@ -132,7 +141,17 @@ def _answer(
             _reload(engine, channel)
         case _Restart():
             engine.restart()
+        case _:
+            assert_never(question)
     return []
+
+
+def _complete(
+    engine: ServedEngine, groups: list[list[Request]], sampling: Sampling
+) -> list[list[Completion]]:
+    requests = [request for group in groups for request in group]
+    completions = iter(engine.complete(requests, sampling))
+    return [list(islice(completions, len(group))) for group in groups]
 
 
 def _reload(engine: ServedEngine, channel: Channel) -> None:
@@ -144,12 +163,12 @@ def _reload(engine: ServedEngine, channel: Channel) -> None:
             pass
 
 
-def _together(work: Callable[[], list[Any]]) -> list[Any] | OpdError:
+def _together(work: Callable[[], _Answer]) -> list[object] | OpdError:
     """What all processes of this role have made, in the order of what they share; or what the first
     of them raised."""
     try:
-        mine = work()
+        made: list[object] = [*work()]
     except Exception as error:
-        mine = [as_answer(error)]
-    everything = gather_shares(mine)
+        made = [as_answer(error)]
+    everything = gather_shares(made)
     return next((each for each in everything if isinstance(each, OpdError)), everything)

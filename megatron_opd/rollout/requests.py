@@ -1,30 +1,7 @@
-"""What an engine is asked for and what it gives back."""
-
-from dataclasses import dataclass
-
-import numpy as np
+"""The numbers of samples, and the room they have."""
 
 from megatron_opd.contracts.rows import Task
 from megatron_opd.errors import RunError
-
-
-@dataclass(frozen=True)
-class Request:
-    """Tokens to continue."""
-
-    task: Task
-    given: np.ndarray  # int32, the completion so far
-    max_tokens: int  # at most this many more
-    seed: int
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What was sampled for a request."""
-
-    token_ids: list[int]
-    logprobs: list[float]  # nats, of the distribution sampled from
-    finish_reason: str  # "stop" (the last token is an end) | "length"
 
 
 def room(task: Task, max_completion_tokens: int, max_sequence_length: int) -> int:

@@ -1,8 +1,10 @@
 """The models of a run: the student with its optimizer, and those that judge its rows."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from megatron_opd.architectures.architecture import Architecture, architecture_of
 from megatron_opd.architectures.config import ModelConfig
@@ -14,6 +16,7 @@ from megatron_opd.contracts.stations import Teacher
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.model import build_model
 from megatron_opd.mcore.parallel import Parallel
+from megatron_opd.methods.method import MethodConfig
 from megatron_opd.methods.needs import active, fit_topk, needs_of, process_reward
 from megatron_opd.methods.part import Needs
 from megatron_opd.objective.loss import Objective
@@ -25,32 +28,23 @@ from megatron_opd.trainer.checkpoint import load_converted
 from megatron_opd.trainer.process_reward import ProcessModel, prepare_process_model
 from megatron_opd.trainer.step import Trainer
 from megatron_opd.trainer.student import Student, prepare
+from megatron_opd.weights.export import iter_hf_tensors
 from megatron_opd.weights.load import load_hf
 from megatron_opd.world import processes
 
 
-@dataclass
-class Models:
-    """What an update of the student needs, on this rank."""
+@dataclass(frozen=True)
+class Judges:
+    """The models beside the student, which say something of the rows of a step."""
 
-    config: RunConfig
-    needs: Needs
-    student: Student
+    method: MethodConfig
     teacher: Teacher | None
     reference: Teacher | None  # the student as the run found it
     process: ProcessModel | None  # trained beside the student, for rewards of every token
-    objective: Objective
-    trainer: Trainer
 
-    @property
-    def trained(self) -> dict[str, Student]:
-        """What a checkpoint holds."""
-        return {"model": self.student} | ({"process": self.process.model} if self.process else {})
-
-    def signals(self, rows: list[Row], step: int) -> Signals:
-        """What the models beside the student say of the rows, as far as a term with a weight at
-        `step` reads it."""
-        needs = needs_of(active(self.config.method, step))
+    def signals(self, rows: Sequence[Row], step: int) -> Signals:
+        """The signals of the rows that a term with a weight at `step` reads. Collective."""
+        needs = needs_of(active(self.method, step))
         teacher = self.teacher.score(rows, needs.topk) if self.teacher and needs.teacher else None
         reference = (
             self.reference.score(rows).logprobs_T if self.reference and needs.reference else None
@@ -59,7 +53,33 @@ class Models:
         return Signals(teacher, reference, process_logprobs_T=process)
 
 
-def assemble(config: RunConfig) -> Models:
+@dataclass(frozen=True)
+class Learner:
+    """What an update of the student needs, on this rank."""
+
+    config: RunConfig  # with every k within the vocabulary
+    needs: Needs
+    judges: Judges
+    objective: Objective
+    trainer: Trainer
+
+    @property
+    def student(self) -> Student:
+        return self.trainer.student
+
+    @property
+    def trained(self) -> dict[str, Student]:
+        """What a checkpoint holds."""
+        process = self.judges.process
+        return {"model": self.student} | ({"process": process.model} if process else {})
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The student's present weights under their Hugging Face names. Collective."""
+        student = self.student
+        return iter_hf_tensors(student.bare_chunks, student.arch, student.parallel)
+
+
+def assemble(config: RunConfig) -> Learner:
     """Collective over the student's world, after `processes.start`."""
     needs = needs_of(config.method, config.train.updates_per_step)
     arch = architecture_of(config.student)
@@ -88,7 +108,8 @@ def assemble(config: RunConfig) -> Models:
         if isinstance(teacher, MegatronTeacher) and needs.teacher_head
         else None,
     )
-    return Models(config, needs, student, teacher, reference, process, objective, trainer)
+    judges = Judges(config.method, teacher, reference, process)
+    return Learner(config, needs, judges, objective, trainer)
 
 
 def load_teacher(config: RunConfig) -> MegatronTeacher:
@@ -104,7 +125,9 @@ def shared_vocabulary(student: ModelConfig, teacher: ModelConfig) -> int:
     return min(*sizes, *([] if common is None else [common]))
 
 
-def load(config: RunConfig, model: ModelConfig, arch: Architecture, layout: Parallel) -> list[Any]:
+def load(
+    config: RunConfig, model: ModelConfig, arch: Architecture, layout: Parallel
+) -> list[torch.nn.Module]:
     """This rank's chunks of a model directory, in the recipe's precision."""
     chunks = build_model(
         arch, layout, precision=config.precision, recompute=config.train.recompute_granularity

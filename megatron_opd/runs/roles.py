@@ -13,10 +13,10 @@ from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.rollout import remote as remote_engine
 from megatron_opd.rollout.open import start_engine
 from megatron_opd.runs.assemble import load_teacher
-from megatron_opd.runs.run import StopRequest
 from megatron_opd.teacher import remote as remote_teacher
 from megatron_opd.world import processes
 from megatron_opd.world.channel import Channel
+from megatron_opd.world.stop import StopRequest
 
 _SERVE: dict[str, Callable[[Channel], None]] = {
     "rollout": lambda channel: remote_engine.serve(channel, partial(start_engine, sleeps=False)),

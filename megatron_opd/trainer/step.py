@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -102,7 +101,7 @@ def _sum_over_ranks(collected: list[dict[str, Tensor]], parallel: Parallel) -> d
     """The metric sums over all ranks, also on the ranks that had no logits."""
     names = sorted(collected[0]) if collected else []
     # All ranks must add up the same vector: the last stage knows the names, the first may not.
-    shared: list[Any] = [names]
+    shared: list[list[str]] = [names]
     dist.broadcast_object_list(shared, src=_last_stage_rank(parallel))
     names = shared[0]
     total = torch.zeros(len(names), dtype=torch.float64, device=parallel.device)

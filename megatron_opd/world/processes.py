@@ -102,9 +102,9 @@ def gather_shares[T](mine: list[T]) -> list[T]:
     return whole
 
 
-def any_rank(flag: bool, where: torch.device) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether `flag` is true on at least one rank. Collective."""
-    value = torch.tensor(int(flag), device=where)
+    value = torch.tensor(int(flag), device=device())
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return bool(value.item())
 

@@ -16,9 +16,12 @@ import torch.distributed as dist
 
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.contracts.rows import Row
+from megatron_opd.contracts.sampling import Draw
 from megatron_opd.recipe.keys import RolloutConfig
 from megatron_opd.refit.push import push
+from megatron_opd.rollout.single_turn import SingleTurn
 from megatron_opd.rollout.vllm.engine import VllmEngine
+from megatron_opd.tasks.tokenizer import load_tokenizer
 from tests.e2e import tiny_hf
 
 
@@ -54,21 +57,17 @@ def main(directory: str) -> None:
 
     tasks = tiny_hf.tasks(*range(4, 4 + 2 * world), 140, 150)
     share = [list(part) for part in np.array_split(np.arange(len(tasks)), world)][rank]
+    sampler = SingleTurn(engine, load_tokenizer(directory))
     differences = []
     model = tiny_hf.build("qwen3", seed=0)
     for version in range(2):
         if version:
             model = tiny_hf.build("qwen3", seed=1)
             push(tiny_hf.tensors(model), engine, version)
-        generate = partial(
-            engine.generate,
-            version=version,
-            step=version,
-            samples_per_prompt=2,
-            max_completion_tokens=16,
-            temperature=1.0,
-            seed=9,
+        draw = Draw(
+            seed=9, step=version, version=version, samples=2, max_tokens=16, temperature=1.0
         )
+        generate = partial(sampler.sample, draw=draw)
         split = generate([tasks[i] for i in share])
         differences.append(largest_difference(gathered(split), generate(tasks)))
         differences += [

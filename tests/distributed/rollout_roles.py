@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from megatron_opd.architectures.config import ModelConfig
+from megatron_opd.contracts.sampling import Draw, Request, Sampling
 from megatron_opd.errors import OpdError
 from megatron_opd.recipe.keys import (
     DataConfig,
@@ -28,7 +29,9 @@ from megatron_opd.recipe.keys import (
 )
 from megatron_opd.refit.push import push
 from megatron_opd.rollout.remote import RemoteEngine
+from megatron_opd.rollout.single_turn import SingleTurn
 from megatron_opd.rollout.vllm.engine import VllmEngine
+from megatron_opd.tasks.tokenizer import load_tokenizer
 from megatron_opd.world import processes
 from megatron_opd.world.channel import Channel
 from tests.distributed import test_layout_invariance as replayed
@@ -68,11 +71,10 @@ def student(config: RunConfig) -> None:
         "too long": refusal(lambda: RemoteEngine(channel, replace(config, max_sequence_length=999)))
     }
     engine, model = RemoteEngine(channel, config), tiny_hf.build("qwen3", seed=0)
-    settings: dict[str, Any] = dict(
-        step=0, samples_per_prompt=2, max_completion_tokens=16, temperature=1.0, seed=9
-    )
     tasks = tiny_hf.tasks(4, 9, 30, 140, 6)
-    generate = partial(engine.generate, processes.share(tasks), version=1, **settings)
+    draw = Draw(seed=9, step=0, version=1, samples=2, max_tokens=16, temperature=1.0)
+    sampler = SingleTurn(engine, load_tokenizer(config.student.path))
+    generate = partial(sampler.sample, processes.share(tasks), draw)
     found["without weights"] = refusal(generate)
     start = time.perf_counter()
     report = push(tiny_hf.tensors(model), engine, 1)
@@ -106,7 +108,7 @@ def student(config: RunConfig) -> None:
     other = tiny_hf.build("qwen3", seed=1)
     found["lost"] = refusal(lambda: push(tiny_hf.tensors(other), engine, 2))
     found["unverified"] = refusal(
-        lambda: engine.generate(processes.share(tasks), version=2, **settings)
+        lambda: sampler.sample(processes.share(tasks), replace(draw, version=2))
     )
     everyone = processes.gather_shares([found])
     if torch.distributed.get_rank() == 0:
@@ -123,10 +125,10 @@ def spoil_the_last_engine() -> None:
         iter(range(99)),
     )
 
-    def failing(self: VllmEngine, *args: Any, **kwargs: Any) -> Any:
-        if self.policy_version == kwargs["version"] and next(samples) + 1 == FAILS_AT:
+    def failing(self: VllmEngine, requests: list[Request], sampling: Sampling) -> Any:
+        if self.policy_version == sampling.version and next(samples) + 1 == FAILS_AT:
             self._llm.llm_engine.step = partial(divmod, 1, 0)
-        return complete(self, *args, **kwargs)
+        return complete(self, requests, sampling)
 
     def losing(self: Channel) -> Iterator[tuple[str, torch.Tensor]]:
         refit = next(refits)

@@ -159,17 +159,14 @@ def compare(directory: Path, cases: dict[str, Case]) -> None:
     """In the student's processes: everything the tests compare."""
     from megatron_opd.doctor.measure import updates
     from megatron_opd.runs.assemble import assemble
-    from megatron_opd.weights.export import iter_hf_tensors
 
     rows = replayed.recorded_rows()
     for name, case in cases.items():
-        models = assemble(config_of(directory, case))
-        assert models.teacher is not None
-        signals = models.teacher.score(rows, K)
-        done = updates(models, rows, steps=STEPS)
-        student = models.student
-        stream = iter_hf_tensors(student.bare_chunks, student.arch, student.parallel)
-        parameters = {tensor: value.clone() for tensor, value in stream}
+        learner = assemble(config_of(directory, case))
+        assert learner.judges.teacher is not None
+        signals = learner.judges.teacher.score(rows, K)
+        done = updates(learner, rows, steps=STEPS)
+        parameters = {tensor: value.clone() for tensor, value in learner.tensors()}
         if torch.distributed.get_rank() == 0:
             found = {"signals": signals, "updates": done, "parameters": parameters}
             torch.save(found, directory / f"{name}.pt")
@@ -179,13 +176,13 @@ def fail(directory: Path, out: Path, how: str) -> None:
     """In the student's processes."""
     from megatron_opd.runs.assemble import assemble
 
-    models = assemble(config_of(directory, Case("teacher", 1)))
+    teacher = assemble(config_of(directory, Case("teacher", 1))).judges.teacher
     rows = replayed.recorded_rows()
-    assert models.teacher is not None
-    models.teacher.score(rows)
+    assert teacher is not None
+    teacher.score(rows)
     if how == "student killed" and torch.distributed.get_rank() == 0:
         die(out)
-    models.teacher.score(rows)
+    teacher.score(rows)
 
 
 def die(out: Path) -> None:

@@ -87,15 +87,15 @@ def main(folder: Path) -> int:
     rows = recorded(config, architecture_of(config.student).vocab_size)
     processes.start()
     sound = updates(assemble(config), rows, steps=2)
-    models = assemble(config)
-    objective = models.trainer.objective
+    learner = assemble(config)
+    objective = learner.trainer.objective
 
     def twice(*arguments):
         loss, sums = objective(*arguments)
         return 2 * loss, sums
 
-    models.trainer.objective = twice  # a gradient of the wrong scale under the right loss
-    doubled = updates(models, rows, steps=2)
+    learner.trainer.objective = twice  # a gradient of the wrong scale under the right loss
+    doubled = updates(learner, rows, steps=2)
     others = [
         updates(
             assemble(replace(config, teacher=replace(config.teacher, path=path))), rows, steps=1

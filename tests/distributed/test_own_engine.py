@@ -1,8 +1,9 @@
 """The loop runs on an engine that is not ours: 30 lines that keep the contract of a station."""
 
 import json
+import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_opd.contracts.rows import Episode, Row, Task
+from megatron_opd.contracts.sampling import Completion, Request, Sampling
 from megatron_opd.contracts.stations import Engine, Probes
 from megatron_opd.errors import RunError
 from megatron_opd.weights.probes import project
@@ -21,31 +22,21 @@ class Guesser:
     """Draws every token evenly, and keeps the weights it is given."""
 
     dtype = torch.float32
+    max_sequence_length = 32
 
     def __init__(self) -> None:
         self.policy_version: int | None = None
         self.weights: dict[str, torch.Tensor] = {}
 
-    def generate(
-        self, tasks: list[Task], *, version: int, step: int, seed: int, samples_per_prompt: int,
-        max_completion_tokens: int, **settings: object,
-    ) -> list[Row]:  # fmt: skip
-        if version != self.policy_version:
-            raise RunError(f"the engine holds version {self.policy_version}, not {version}")
-        rows = []
-        for task in tasks:
-            for sample in range(samples_per_prompt):
-                random = np.random.default_rng([seed, step, task.index, sample])
-                ids_T = random.integers(len(TOKENS), size=max_completion_tokens, dtype=np.int32)
-                logprobs_T = np.full(len(ids_T), -np.log(len(TOKENS)), np.float32)
-                text = "".join(TOKENS[i] for i in ids_T)
-                rows.append(
-                    Row.of_student(
-                        Episode(task, sample), ids_T, logprobs_T,
-                        version=version, text=text, finish_reason="length",
-                    )
-                )  # fmt: skip
-        return rows
+    def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        if sampling.version != self.policy_version:
+            raise RunError(f"the engine holds {self.policy_version}, not {sampling.version}")
+        return [self._guess(request) for request in requests]
+
+    def _guess(self, request: Request) -> Completion:
+        random = np.random.default_rng(request.seed)
+        ids = random.integers(len(TOKENS), size=request.max_tokens).tolist()
+        return Completion(ids, [-math.log(len(TOKENS))] * len(ids), "length")
 
     def reload(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         self.policy_version = None
@@ -86,7 +77,7 @@ def main() -> int:
     from megatron_opd.runs import run
 
     def open_guesser(*_: object) -> Engine:
-        return Guesser()  # type: ignore[return-value]  # it takes further settings as they come
+        return Guesser()
 
     run.open_engine = open_guesser
     code, message = start.train(sys.argv[1])

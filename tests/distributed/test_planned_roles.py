@@ -170,7 +170,6 @@ def student(directory: Path) -> None:
     from megatron_opd.refit.push import push
     from megatron_opd.rollout.remote import RemoteEngine
     from megatron_opd.runs.assemble import assemble
-    from megatron_opd.weights.export import iter_hf_tensors
     from megatron_opd.world import processes
 
     engine = None
@@ -178,19 +177,13 @@ def student(directory: Path) -> None:
     for case in CASES:
         config = recipe(directory, case)
         before = everything()
-        models = assemble(config)
-        models.teacher.score(rows)
-        held = held_by(models.student) | {"all": everything() - before}
+        learner = assemble(config)
+        learner.judges.teacher.score(rows)
+        held = held_by(learner.student) | {"all": everything() - before}
         engine = engine or RemoteEngine(processes.channel("rollout"), config)
-        push(
-            iter_hf_tensors(
-                models.student.bare_chunks, models.student.arch, models.student.parallel
-            ),
-            engine,
-            1,
-        )
+        push(learner.tensors(), engine, 1)
         write(directory, case, torch.distributed.get_rank(), held)
-        del models
+        del learner
 
 
 def observe(directory: Path) -> None:

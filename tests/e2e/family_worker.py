@@ -8,6 +8,7 @@ weights, exported.
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ import transformers
 
 from megatron_opd.architectures.architecture import Architecture, read_architecture
 from megatron_opd.architectures.config import LayoutConfig, ModelConfig
+from megatron_opd.contracts.sampling import Draw
 from megatron_opd.errors import RunError
 from megatron_opd.mcore import parallel as process_groups
 from megatron_opd.mcore.model import build_model
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.recipe.keys import RolloutConfig
 from megatron_opd.refit.push import push
+from megatron_opd.rollout.single_turn import SingleTurn
 from megatron_opd.rollout.vllm.engine import VllmEngine
+from megatron_opd.tasks.tokenizer import load_tokenizer
 from megatron_opd.teacher.score import MegatronTeacher
 from megatron_opd.weights.export import export_hf, iter_hf_tensors
 from megatron_opd.weights.load import load_hf
@@ -55,13 +59,14 @@ def measure(
     engine = VllmEngine(
         model, config, precision="float32", max_sequence_length=64, seed=0, empty=True
     )
-    asked = dict(step=0, samples_per_prompt=8, max_completion_tokens=12, temperature=1.0, seed=5)
+    sampler = SingleTurn(engine, load_tokenizer(model_dir))
+    draw = Draw(seed=5, step=0, version=0, samples=8, max_tokens=12, temperature=1.0)
     measured: dict[str, Any] = {"from_trainer": [], "from_transformers": [], "tokens": []}
     try:
         for version, weights in enumerate((model_dir, other(model_dir))):
             load_hf(chunks, weights, arch, parallel)
             push(iter_hf_tensors(chunks, arch, parallel), engine, version)
-            rows = engine.generate(tiny_hf.tasks(3, 40), version=version, **asked)
+            rows = sampler.sample(tiny_hf.tasks(3, 40), replace(draw, version=version))
             logprobs_T = np.concatenate([row.logprobs for row in rows])
             hf_model = transformers.AutoModelForCausalLM.from_pretrained(weights)
             hf_logprobs_T = np.concatenate(

@@ -22,7 +22,7 @@ from megatron_opd.objective.loss import Objective
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.recipe.load import load_config
 from megatron_opd.rollout.vllm.engine import VllmEngine
-from megatron_opd.runs import run
+from megatron_opd.runs import assemble
 from megatron_opd.tasks.tokenizer import load_tokenizer
 from megatron_opd.teacher.score import MegatronTeacher
 from megatron_opd.trainer import checkpoint
@@ -91,7 +91,7 @@ def engine_fails() -> None:
 
 
 def in_the_stream_of_weights() -> None:
-    original = run.iter_hf_tensors
+    original = assemble.iter_hf_tensors
 
     def patched(*args: Any) -> Iterator[Any]:
         for i, item in enumerate(original(*args)):
@@ -99,7 +99,7 @@ def in_the_stream_of_weights() -> None:
                 die()
             yield item
 
-    run.iter_hf_tensors = patched
+    assemble.iter_hf_tensors = patched
 
 
 PHASES: dict[str, Callable[[], None]] = {
@@ -119,10 +119,10 @@ PHASES: dict[str, Callable[[], None]] = {
 def train(config: RunConfig, *, phase: str | None = None, resume: bool = False) -> None:
     one_step = loop.one_step
 
-    def watched(each: Any, step: int) -> Any:
+    def watched(at: Any, book: Any, step: int) -> Any:
         global step_now
         step_now = step
-        return one_step(each, step)
+        return one_step(at, book, step)
 
     loop.one_step = watched
     if phase:

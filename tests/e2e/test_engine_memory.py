@@ -16,15 +16,16 @@ import pytest
 import torch
 
 from megatron_opd import loop
+from megatron_opd.contracts.sampling import Draw, Request, Sampling
 from megatron_opd.contracts.signals import Signals
+from megatron_opd.contracts.stations import RefitReport
 from megatron_opd.errors import RunError
-from megatron_opd.rollout.requests import Request
+from megatron_opd.rollout.restart import Restarting
 from megatron_opd.rollout.vllm.engine import VllmEngine
-from megatron_opd.runs.run import Run
 from megatron_opd.world import processes
 from tests.rows import task
 
-REQUEST = Request(task(), np.empty(0, np.int32), 4, seed=0)
+REQUEST = Request(task(), np.array([1], np.int32), 4, seed=0)
 
 
 class StandIn:
@@ -65,7 +66,7 @@ def asleep(llm: StandIn) -> VllmEngine:
 
 
 def complete(engine: VllmEngine) -> Any:
-    return engine.complete([REQUEST], version=0, temperature=1.0)
+    return engine.complete([REQUEST], Sampling(version=0, temperature=1.0))
 
 
 @pytest.fixture
@@ -102,24 +103,28 @@ def test_an_engine_that_failed_is_gone_before_the_next_one_starts(
     gc.freeze()
     alive: list[bool] = []
     monkeypatch.setattr(engine, "_start", lambda: alive.append(failed() is not None))
-    notes: list[str] = []
-    run: Any = SimpleNamespace(
-        engine=engine,
-        teacher_engine=None,
-        student=SimpleNamespace(parallel=SimpleNamespace(device="cpu")),
-        step=3,
-        carried={},
-        note=notes.append,
-        refit=lambda version: {},
-    )
-    assert Run.sampled(run, lambda: complete(engine) if not alive else "samples") == "samples"
-    assert alive == [False]
-    assert "out of memory" in notes[0] and run.carried == {"rollout/engine_restarts": 1}
+    done: list[object] = []
+
+    class Sampler:
+        def sample(self, tasks: object, draw: object) -> Any:
+            return complete(engine) if not alive else "samples"
+
+    def restart(version: int, reason: str) -> None:
+        done.append((version, "out of memory" in reason))
+        engine.restart()
+
+    draw = Draw(seed=0, step=3, version=3, samples=1, max_tokens=4, temperature=1.0)
+    assert Restarting(Sampler(), restart).sample([], draw) == "samples"
+    assert alive == [False] and done == [(3, True)]
+    with pytest.raises(RunError, match="out of memory"):  # with two engines in a process
+        Restarting(SimpleNamespace(sample=lambda *_: complete(asleep(StandIn(call)))), None).sample(
+            [], draw
+        )
 
 
 @pytest.mark.parametrize("awake", [True, False])
 def test_the_engine_sleeps_while_models_work_also_in_a_step_without_samples(
-    monkeypatch: pytest.MonkeyPatch, awake: bool
+    awake: bool,
 ) -> None:
     """GKD's step on traces finds it awake: the refit of the step before has woken it."""
     engine = asleep(StandIn())
@@ -133,20 +138,23 @@ def test_the_engine_sleeps_while_models_work_also_in_a_step_without_samples(
     class Refitted(Exception):
         pass
 
-    def refit(version: int) -> dict[str, float]:
+    def send(version: int) -> RefitReport:
         raise Refitted
 
-    monkeypatch.setattr(loop, "collect", lambda run, step, clock: [])
-    run: Any = SimpleNamespace(
-        engine=engine,
-        rest_engine=lambda: Run.rest_engine(run),
-        evaluates_at=lambda step: False,
-        signals=work,
-        trainer=SimpleNamespace(step=work),
+    learner: Any = SimpleNamespace(
+        config=None,
         needs=SimpleNamespace(student_pass=False, rollouts=True),
-        process=None,
-        refit=refit,
+        judges=SimpleNamespace(signals=work, process=None),
+        trainer=SimpleNamespace(step=work),
+    )
+    stations: Any = SimpleNamespace(
+        engine=engine,
+        heldout=None,
+        learner=learner,
+        needs=learner.needs,
+        rows=lambda step, clock, note: [],
+        sender=SimpleNamespace(send=send),
     )
     with pytest.raises(Refitted):
-        loop.one_step(run, 0)
+        loop.one_step(stations, SimpleNamespace(note=None), 0)
     assert seen == [True, True]

@@ -9,9 +9,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from megatron_opd.architectures.config import ModelConfig
+from megatron_opd.contracts.sampling import Draw
 from megatron_opd.errors import RunError
 from megatron_opd.refit.push import push
+from megatron_opd.rollout.single_turn import SingleTurn
 from megatron_opd.rollout.vllm.engine import VllmEngine
+from megatron_opd.tasks.tokenizer import load_tokenizer
 from tests.e2e import tiny_hf
 from tests.e2e.test_rollout import CONFIG, Tampered, assert_logprobs_of, replaced
 
@@ -52,9 +55,8 @@ def test_experts_are_refitted_and_every_stale_one_is_found(
             changed = transformers.AutoModelForCausalLM.from_pretrained(
                 directory, dtype=torch.float32
             )
-            asked = dict(
-                step=0, samples_per_prompt=4, max_completion_tokens=16, temperature=1.0, seed=5
-            )
-            assert_logprobs_of(changed, engine.generate(tiny_hf.tasks(3, 20), version=3, **asked))
+            sampler = SingleTurn(engine, load_tokenizer(directory))
+            draw = Draw(seed=5, step=0, version=3, samples=4, max_tokens=16, temperature=1.0)
+            assert_logprobs_of(changed, sampler.sample(tiny_hf.tasks(3, 20), draw))
     finally:
         engine.close()

@@ -17,11 +17,15 @@ from torch.nn import Parameter
 
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.contracts.merged_ids import MergedIds
-from megatron_opd.contracts.rows import Row, Source
+from megatron_opd.contracts.rows import Row, Source, Task
+from megatron_opd.contracts.sampling import Draw
 from megatron_opd.errors import ConfigError, RunError
+from megatron_opd.methods.method import PrefixConfig
 from megatron_opd.recipe.keys import RolloutConfig
 from megatron_opd.refit.push import push
-from megatron_opd.rollout.mixture import generate_mixture
+from megatron_opd.rollout.mixture import Mixture
+from megatron_opd.rollout.prefix import prefix_of
+from megatron_opd.rollout.single_turn import SingleTurn
 from megatron_opd.rollout.vllm.engine import VllmEngine
 from megatron_opd.weights.probes import make_probes
 from tests.e2e import tiny_hf
@@ -29,6 +33,7 @@ from tests.e2e import tiny_hf
 pytestmark = pytest.mark.slow
 NamedTensors = Iterable[tuple[str, torch.Tensor]]
 CONFIG = RolloutConfig(kv_cache_gib=0.0625)
+DRAW = Draw(seed=5, step=0, version=0, samples=4, max_tokens=32, temperature=1.0)
 
 
 @dataclass
@@ -39,11 +44,12 @@ class Student:
     model: Any
     version: int = 0
 
-    def generate(self, tasks: list, **changes: Any) -> list[Row]:
-        defaults = dict(
-            step=0, samples_per_prompt=4, max_completion_tokens=32, temperature=1.0, seed=5
-        )
-        return self.engine.generate(tasks, version=self.version, **(defaults | changes))
+    def generate(
+        self, tasks: list[Task], prefix: PrefixConfig | None = None, **changes: Any
+    ) -> list[Row]:
+        tokenizer = self.engine._llm.get_tokenizer()
+        draw = replace(DRAW, version=self.version, **changes)
+        return SingleTurn(self.engine, tokenizer, prefix).sample(tasks, draw)
 
     def refit(self, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
         """Changes the transformers model in place, then pushes it."""
@@ -96,7 +102,7 @@ def test_logprobs_are_those_of_the_distribution_sampled_from(
 
 def test_temperature_zero_is_greedy(student: Student) -> None:
     tasks = tiny_hf.tasks(5, 30)
-    for row in student.generate(tasks, samples_per_prompt=1, temperature=0.0):
+    for row in student.generate(tasks, samples=1, temperature=0.0):
         token_ids = np.concatenate([row.prompt_ids, row.token_ids]).astype(np.int64)
         with torch.no_grad():
             logits_TV = student.model(torch.from_numpy(token_ids)[None]).logits[0]
@@ -106,7 +112,7 @@ def test_temperature_zero_is_greedy(student: Student) -> None:
 
 
 def test_a_completion_ends_with_eos_or_at_the_limit(student: Student) -> None:
-    rows = student.generate(tiny_hf.tasks(4, 9), samples_per_prompt=32, max_completion_tokens=24)
+    rows = student.generate(tiny_hf.tasks(4, 9), samples=32, max_tokens=24)
     assert {r.finish_reason for r in rows} == {"stop", "length"}
     for row in rows:
         ends = row.token_ids == tiny_hf.EOS_ID
@@ -132,7 +138,7 @@ def test_sampling_stops_at_every_end_of_the_model(tmp_path: Path) -> None:
         further_ends=(11,),
     )
     try:
-        rows = Student(engine, None).generate(tiny_hf.tasks(4, 9), samples_per_prompt=64)
+        rows = Student(engine, None).generate(tiny_hf.tasks(4, 9), samples=64)
     finally:
         engine.close()
     stopped = [r for r in rows if r.finish_reason == "stop"]
@@ -144,12 +150,17 @@ def test_sampling_stops_at_every_end_of_the_model(tmp_path: Path) -> None:
 
 
 def test_a_completion_may_begin_with_given_tokens(student: Student) -> None:
-    given = {0: np.array([5, 9, 7], np.int32), 1: np.array([], np.int32)}
-    rows = student.generate(
-        tiny_hf.tasks(4, 9), prefix_of=lambda task, sample: given[task.index][:sample]
-    )
+    traces = [np.arange(5, 25, dtype=np.int32), np.array([5], np.int32)]
+    tasks = [
+        replace(task, trace_ids=trace)
+        for task, trace in zip(tiny_hf.tasks(4, 9), traces, strict=True)
+    ]
+    law = PrefixConfig(steps=10, law="uniform")
+    rows = student.generate(tasks, law)
+    assert len({row.num_given for row in rows[:4]}) > 1
+    assert not any(row.num_given for row in rows[4:])  # one token is the student's
     for row in rows:
-        prefix = given[row.task.index][: row.sample]
+        prefix = prefix_of(law, row.task, row.sample, replace(DRAW, version=student.version))
         assert (
             row.num_given == len(prefix)
             and row.token_ids[: len(prefix)].tolist() == prefix.tolist()
@@ -161,7 +172,7 @@ def test_a_completion_may_begin_with_given_tokens(student: Student) -> None:
 
 
 def test_prompt_and_completion_fit_the_sequence_length(student: Student) -> None:
-    rows = student.generate(tiny_hf.tasks(295), samples_per_prompt=16)
+    rows = student.generate(tiny_hf.tasks(295), samples=16)
     assert max(r.num_tokens for r in rows) == 5
     with pytest.raises(RunError, match="prompt 0 has 300 tokens"):
         student.generate(tiny_hf.tasks(300))
@@ -190,9 +201,9 @@ def test_prompts_of_more_tokens_than_a_step_takes(student: Student) -> None:
     """64 x 4 samples of 60 tokens are 15,360: no prompt is cut, which a seeded request on a CPU
     does not survive."""
     tasks = tiny_hf.tasks(*[60] * 64)
-    together = student.generate(tasks, max_completion_tokens=4)
+    together = student.generate(tasks, max_tokens=4)
     assert_same(
-        student.generate(tasks[40:41], max_completion_tokens=4),
+        student.generate(tasks[40:41], max_tokens=4),
         together[160:164],
         logprob_atol=1e-5,
     )
@@ -200,28 +211,28 @@ def test_prompts_of_more_tokens_than_a_step_takes(student: Student) -> None:
 
 def test_a_prompt_that_is_drawn_again_gets_further_samples(student: Student) -> None:
     (task,) = tiny_hf.tasks(20)
-    eight = student.generate([task], samples_per_prompt=8)
+    eight = student.generate([task], samples=8)
     again = student.generate([task, replace(task, first_sample=4)])
     assert_same(again, eight, logprob_atol=1e-5)
 
 
-def test_a_call_that_is_interrupted_leaves_nothing_behind(student: Student) -> None:
+def test_a_call_that_is_interrupted_leaves_nothing_behind(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tasks = tiny_hf.tasks(6, 7)
     before = student.generate(tasks)
+    step, calls = student.engine._llm.llm_engine.step, iter(range(100))
 
-    def interrupt(done: int, total: int) -> None:
-        assert total == 8
-        raise KeyboardInterrupt
+    def interrupted() -> Any:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return step()
 
-    with pytest.raises(KeyboardInterrupt):
-        student.generate(tasks, on_progress=interrupt)
-    seen: list[int] = []
-    assert_same(
-        student.generate(tasks, on_progress=lambda done, _: seen.append(done)),
-        before,
-        logprob_atol=0,
-    )
-    assert seen == sorted(seen) and seen[-1] == 8
+    with monkeypatch.context() as patch:
+        patch.setattr(student.engine._llm.llm_engine, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            student.generate(tasks)
+    assert_same(student.generate(tasks), before, logprob_atol=0)
 
 
 def test_a_step_that_fails_is_one_line(
@@ -304,7 +315,7 @@ def test_a_recipe_may_change_the_rotary_base_and_the_context(
     changed = ModelConfig(str(directory), rope_theta=30.0, max_position_embeddings=700)
     engine = VllmEngine(changed, CONFIG, precision="float32", max_sequence_length=600, seed=0)
     try:
-        rows = Student(engine, None).generate(tiny_hf.tasks(3, 560), samples_per_prompt=1)
+        rows = Student(engine, None).generate(tiny_hf.tasks(3, 560), samples=1)
     finally:
         engine.close()
     expected = transformers.AutoConfig.from_pretrained(directory)
@@ -355,14 +366,16 @@ def test_tokens_of_a_mixture_come_from_both_models(tmp_path: Path) -> None:
             VllmEngine(directory, CONFIG, precision="float32", max_sequence_length=300, seed=0)
         )
     student, teacher = engines
-    asked = dict(
-        version=0, step=3, samples_per_prompt=64, max_completion_tokens=12, temperature=1.0, seed=5
-    )
+    tokenizer = student._llm.get_tokenizer()
+    draw = replace(DRAW, step=3, samples=64, max_tokens=12)
+    mixture = Mixture(student, teacher, tokenizer, teacher_share=0.3)
     try:
-        rows = generate_mixture(*engines, tiny_hf.tasks(3, 40), teacher_share=0.3, **asked)
-        again = generate_mixture(*engines, tiny_hf.tasks(3, 40), teacher_share=0.3, **asked)
-        alone = generate_mixture(*engines, tiny_hf.tasks(3, 40)[1:], teacher_share=0.3, **asked)
-        none = generate_mixture(*engines, tiny_hf.tasks(3), teacher_share=0.0, **asked)
+        rows = mixture.sample(tiny_hf.tasks(3, 40), draw)
+        again = mixture.sample(tiny_hf.tasks(3, 40), draw)
+        alone = mixture.sample(tiny_hf.tasks(3, 40)[1:], draw)
+        none = Mixture(student, teacher, tokenizer, teacher_share=0.0).sample(
+            tiny_hf.tasks(3), draw
+        )
     finally:
         teacher.close(groups_too=False)
         student.close()
@@ -405,20 +418,12 @@ def test_the_first_token_of_a_mixture_has_its_frequencies(tmp_path: Path) -> Non
         context = torch.from_numpy(task.prompt_ids.astype(np.int64))[None]
         student, teacher = (model(context).logits[0, -1].softmax(0).numpy() for model in models)
     likely = int(teacher.argmax())
-    asked = dict(
-        teacher_share=0.4,
-        version=0,
-        step=0,
-        samples_per_prompt=4000,
-        max_completion_tokens=1,
-        temperature=1.0,
-        seed=1,
-    )
+    tokenizer = engines[0]._llm.get_tokenizer()
+    draw = replace(DRAW, seed=1, samples=4000, max_tokens=1)
+    merged = MergedIds((likely,), tiny_hf.EOS_ID)
     try:
-        rows = generate_mixture(*engines, [task], **asked)
-        ended = generate_mixture(
-            *engines, [task], merged=MergedIds((likely,), tiny_hf.EOS_ID), **asked
-        )
+        rows = Mixture(*engines, tokenizer, teacher_share=0.4).sample([task], draw)
+        ended = Mixture(*engines, tokenizer, 0.4, merged).sample([task], draw)
     finally:
         engines[1].close(groups_too=False)
         engines[0].close()
@@ -452,15 +457,7 @@ def test_refit_changes_the_policy(student: Student) -> None:
     with pytest.raises(AssertionError):
         assert_logprobs_of(student.model, before)
     with pytest.raises(RunError, match="policy version"):
-        student.engine.generate(
-            tasks,
-            version=0,
-            step=0,
-            samples_per_prompt=1,
-            max_completion_tokens=1,
-            temperature=1.0,
-            seed=0,
-        )
+        replace(student, version=0).generate(tasks)
 
 
 def test_an_engine_without_weights_takes_nothing_less_than_all_of_them(tmp_path: Path) -> None:

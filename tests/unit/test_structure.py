@@ -19,9 +19,8 @@ FLOORS = (
     {"recipe", "mcore"},
     {"tasks", "verify", "teacher", "objective", "metrics", "weights"},
     {"rollout", "trainer", "refit"},
-    {"checks", "report", "conversion"},
+    {"checks", "report", "conversion", "evaluation"},
     {"runs", "planning"},
-    {"evaluation"},
     {"loop"},
     {"start"},
     {"doctor", "cluster"},
@@ -106,6 +105,15 @@ def test_modules_import_only_what_is_below_them(path: Path) -> None:
 def test_the_import_check_sees_every_way_to_import(source: str, expected: set[str]) -> None:
     assert forbidden_imports(source, "megatron_opd.trainer.loss") == expected
     assert forbidden_imports(source, "megatron_opd.trainer", is_package=True) == expected
+
+
+@pytest.mark.parametrize("implementation", ["rollout.vllm", "verify.pool"])
+def test_an_implementation_is_named_by_the_one_place_that_chooses_it(implementation: str) -> None:
+    name = f"megatron_opd.{implementation}"
+    own = PACKAGE.joinpath(*implementation.split("."))
+    others = [path for path in SOURCES if not path.with_suffix("").is_relative_to(own)]
+    naming = [path for path in others if f"from {name}" in path.read_text()]
+    assert naming == [PACKAGE / implementation.split(".")[0] / "open.py"]
 
 
 def test_every_folder_has_its_floor() -> None:

@@ -9,7 +9,7 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -17,12 +17,10 @@ import torch.distributed as dist
 
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.architectures.ends import read_ends
-from megatron_opd.contracts.draws import request_seed
-from megatron_opd.contracts.rows import Episode, Row, Source, Task
+from megatron_opd.contracts.sampling import Completion, Request, Sampling
 from megatron_opd.contracts.stations import Probes
 from megatron_opd.errors import OpdError, RunError
 from megatron_opd.recipe.keys import RolloutConfig
-from megatron_opd.rollout.requests import Completion, Request, room, sample_numbers
 from megatron_opd.rollout.vllm.delivery import Delivery
 from megatron_opd.rollout.vllm.host_process import (
     destroy_engine_groups,
@@ -38,6 +36,9 @@ from megatron_opd.rollout.vllm.sampling import (
 )
 from megatron_opd.rollout.vllm.start import check_context, start_vllm
 from megatron_opd.world.device import device as local_device
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
 
 
 class VllmEngine:
@@ -94,7 +95,6 @@ class VllmEngine:
         from megatron_opd.rollout.vllm.loaded_weights import LoadedWeights
 
         self._weights = LoadedWeights(self._llm.apply_model(lambda model: model)[0])
-        self._tokenizer = self._llm.get_tokenizer()
         self.sleep()
 
     def restart(self) -> None:
@@ -115,79 +115,24 @@ class VllmEngine:
         self._start()
 
     # ------------------------------------------------------------------------------------- sampling
-    def generate(
-        self,
-        tasks: list[Task],
-        *,
-        version: int,
-        step: int,
-        samples_per_prompt: int,
-        max_completion_tokens: int,
-        temperature: float,
-        top_p: float = 1.0,
-        seed: int,
-        prefix_of: Callable[[Task, int], np.ndarray] | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> list[Row]:
-        """Samples as `contracts.stations.Engine.generate` says.
+    def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """As `contracts.stations.Engine.complete`.
 
-        Logprobs depend on the other tasks up to rounding, and are the same bit for bit when the
+        Logprobs depend on the other requests up to rounding, and are the same bit for bit when the
         call is.
         """
-        samples = [
-            (task, sample) for task in tasks for sample in sample_numbers(task, samples_per_prompt)
-        ]
-        requests = []
-        for task, sample in samples:
-            given = prefix_of(task, sample) if prefix_of else np.empty(0, np.int32)
-            left = room(task, max_completion_tokens, self.max_sequence_length) - len(given)
-            requests.append(
-                Request(task, given, left, request_seed(seed, step, task.index, sample))
-            )
-        completions = self.complete(
-            requests, version=version, temperature=temperature, top_p=top_p, on_progress=on_progress
-        )  # fmt: skip
-        return [
-            self.row(
-                request.task,
-                sample,
-                [*request.given.tolist(), *completion.token_ids],
-                [0.0] * len(request.given) + completion.logprobs,
-                [Source.TRACE] * len(request.given) + [Source.STUDENT] * len(completion.token_ids),
-                completion.finish_reason,
-            )
-            for (_, sample), request, completion in zip(samples, requests, completions, strict=True)
-        ]
-
-    def complete(
-        self,
-        requests: Sequence[Request],
-        *,
-        version: int,
-        temperature: float,
-        top_p: float = 1.0,
-        keep_cache: bool = False,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> list[Completion]:
-        """Continues every request, in order. `keep_cache`: keys and values of the call before may
-        be used again.
-
-        Raises RunError as `generate` does.
-        """
-        if version != self.policy_version:
+        if sampling.version != self.policy_version:
             raise RunError(
-                f"rollouts of policy version {version} asked of an engine that holds "
+                f"rollouts of policy version {sampling.version} asked of an engine that holds "
                 f"{self.policy_version}"
             )
         if not requests:
             return []
-        params = [sampling_params(request, self._ends, temperature, top_p) for request in requests]
-        contexts = [
-            np.concatenate([request.task.prompt_ids, request.given]) for request in requests
-        ]
+        params = [sampling_params(request, self._ends, sampling) for request in requests]
+        contexts = [request.prompt_ids for request in requests]
         with self._awake(lambda: "generating"):
             try:
-                outputs = self._run(contexts, params, keep_cache, on_progress)
+                outputs = self._run(contexts, params, sampling.keep_cache)
             finally:
                 self.sleep()
         return [
@@ -198,41 +143,13 @@ class VllmEngine:
     def _run(
         self,
         contexts: list[np.ndarray],
-        params: list[Any],
+        params: "list[SamplingParams]",
         keep_cache: bool,
-        on_progress: Callable[[int, int], None] | None,
-    ) -> list[Any]:
+    ) -> "list[RequestOutput]":
         if not keep_cache:
             forget_prefixes(self._llm)
         with torch_generators_kept(self.device):
-            return run_requests(self._llm, contexts, params, on_progress)
-
-    def row(
-        self,
-        task: Task,
-        sample: int,
-        token_ids: list[int],
-        logprobs: list[float],
-        sources: Sequence[int] | np.ndarray,
-        finish_reason: str,
-    ) -> Row:
-        """A completion as a record, with its text, of the policy the engine holds."""
-        assert self.policy_version is not None, "a completion is of weights that were verified"
-        # an end need not be a special token
-        written = token_ids[:-1] if finish_reason == "stop" else token_ids
-        sources_T = np.array(sources, np.int8)
-        return Row(
-            episode=Episode(task, sample),
-            prompt_ids=task.prompt_ids,
-            token_ids=np.array(token_ids, np.int32),
-            sources=sources_T,
-            logprobs=np.array(logprobs, np.float32),
-            versions=np.where(sources_T <= Source.TEACHER, self.policy_version, -1).astype(
-                np.int32
-            ),
-            text=self._tokenizer.decode(written, skip_special_tokens=True),
-            finish_reason=finish_reason,
-        )
+            return run_requests(self._llm, contexts, params)
 
     # -------------------------------------------------------------------------------------- weights
     def reload(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -1,26 +1,25 @@
 """Requests into vLLM, completions out of it."""
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from megatron_opd.contracts.sampling import Completion, Request, Sampling
 from megatron_opd.errors import RunError
-from megatron_opd.rollout.requests import Completion, Request
 
 if TYPE_CHECKING:
-    from vllm import LLM, SamplingParams
+    from vllm import LLM, RequestOutput, SamplingParams, TokensPrompt
+    from vllm.v1.engine.llm_engine import LLMEngine
 
 
-def sampling_params(
-    request: Request, ends: Sequence[int], temperature: float, top_p: float
-) -> "SamplingParams":
+def sampling_params(request: Request, ends: Sequence[int], sampling: Sampling) -> "SamplingParams":
     """vLLM's parameters of one request, which stops at any of `ends`."""
     from vllm import SamplingParams
 
     return SamplingParams(
-        temperature=temperature,
-        top_p=top_p,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
         max_tokens=request.max_tokens,
         seed=request.seed,
         logprobs=0,  # the sampled token's only
@@ -48,26 +47,22 @@ def run_requests(
     llm: "LLM",
     contexts: Sequence[np.ndarray],
     params: Sequence["SamplingParams"],
-    on_progress: Callable[[int, int], None] | None,
-) -> list[Any]:
-    """vLLM's outputs for the contexts, in order. `on_progress(done, total)` counts them."""
-    token_ids: list[Any] = [{"prompt_token_ids": context.tolist()} for context in contexts]
-    engine: Any = llm.llm_engine
+) -> "list[RequestOutput]":
+    """vLLM's outputs for the contexts, in order."""
+    token_ids: list[TokensPrompt] = [{"prompt_token_ids": context.tolist()} for context in contexts]
+    engine: LLMEngine = llm.llm_engine
     request_ids = llm.enqueue(token_ids, params, use_tqdm=False)
-    outputs: list[Any] = []
+    outputs: list[RequestOutput] = []
     try:
         while engine.has_unfinished_requests():
-            finished = [output for output in engine.step() if output.finished]
-            outputs += finished
-            if on_progress and finished:
-                on_progress(len(outputs), len(contexts))
+            outputs += [output for output in engine.step() if output.finished]
     except BaseException:  # Ctrl-C too must leave an engine without requests
         engine.abort_request(request_ids, internal=True)
         raise
     return sorted(outputs, key=lambda output: int(output.request_id))
 
 
-def completion_of(request: Request, output: Any) -> Completion:
+def completion_of(request: Request, output: "RequestOutput") -> Completion:
     """What vLLM's output says. Raises RunError where it neither stopped nor came to its length."""
     sampled = output.outputs[0]
     if sampled.finish_reason not in ("stop", "length"):

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,6 +11,9 @@ from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.errors import ConfigError
 from megatron_opd.recipe.keys import RolloutConfig
 from megatron_opd.rollout.vllm.host_process import QUIET, executor_backend
+
+if TYPE_CHECKING:
+    from vllm import LLM
 
 # requests in a step; between them it is padded
 _GRAPH_SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512]
@@ -26,7 +29,7 @@ def start_vllm(
     seed: int,
     sleeps: bool,
     empty: bool,
-) -> Any:
+) -> "LLM":
     """The model in vLLM. The settings that make it an engine for training: its samples are the
     policy's own.
 
@@ -63,7 +66,7 @@ def start_vllm(
     return llm
 
 
-def _on_gpu(config: RolloutConfig, sleeps: bool) -> dict[str, Any]:
+def _on_gpu(config: RolloutConfig, sleeps: bool) -> dict[str, object]:
     return {
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "enable_sleep_mode": sleeps,
@@ -76,7 +79,7 @@ def _on_gpu(config: RolloutConfig, sleeps: bool) -> dict[str, Any]:
     }
 
 
-def _on_cpu(config: RolloutConfig, max_sequence_length: int) -> dict[str, Any]:
+def _on_cpu(config: RolloutConfig, max_sequence_length: int) -> dict[str, object]:
     return {
         "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
         "enforce_eager": True,

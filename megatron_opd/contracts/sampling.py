@@ -1,0 +1,53 @@
+"""What an engine is asked for and gives back, and what a sampler draws. NumPy only, no torch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_opd.contracts.rows import Task
+
+
+@dataclass(frozen=True)
+class Request:
+    """Tokens to continue."""
+
+    task: Task  # errors name it; requests of one task begin alike
+    prompt_ids: np.ndarray  # int32, all that stands before the first new token
+    max_tokens: int  # at most this many new ones
+    seed: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an engine draws the tokens of its requests."""
+
+    version: int  # of the weights
+    temperature: float  # 0 is greedy
+    top_p: float = 1.0
+    keep_cache: bool = False  # keys and values of the call before may be used again
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was sampled for a request."""
+
+    token_ids: list[int]
+    logprobs: list[float]  # nats, of the distribution sampled from: after temperature and top_p
+    finish_reason: str  # "stop" (the last token is an end) | "length"
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a sampler draws for every task. The draws depend on (seed, step, task, sample) alone."""
+
+    seed: int
+    step: int  # that the rows are for
+    version: int  # of the weights that are to draw
+    samples: int  # of every task
+    max_tokens: int  # of a completion
+    temperature: float  # 0 is greedy
+    top_p: float = 1.0
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.version, self.temperature, self.top_p)

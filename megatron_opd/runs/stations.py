@@ -1,0 +1,62 @@
+"""What a step of a run walks through."""
+
+from dataclasses import dataclass
+
+from megatron_opd.contracts.rows import Row
+from megatron_opd.contracts.sampling import Draw
+from megatron_opd.contracts.stations import Engine, Sampler, Verifier, WeightSender
+from megatron_opd.evaluation.heldout import HeldOut
+from megatron_opd.methods.needs import is_on_policy
+from megatron_opd.methods.part import Needs
+from megatron_opd.metrics.summary import Clock
+from megatron_opd.recipe.keys import RunConfig
+from megatron_opd.runs.assemble import Learner
+from megatron_opd.runs.collect import Notes, collect, off_policy
+from megatron_opd.tasks.source import TaskSource
+
+
+@dataclass(frozen=True)
+class Stations:
+    """The stations of a run, on this rank."""
+
+    learner: Learner
+    source: TaskSource
+    verifier: Verifier | None
+    sampler: Sampler
+    # where something is sampled: the engine, and what brings the student's weights into it
+    engine: Engine | None = None
+    sender: WeightSender | None = None
+    heldout: HeldOut | None = None
+
+    @property
+    def config(self) -> RunConfig:
+        return self.learner.config
+
+    @property
+    def needs(self) -> Needs:
+        return self.learner.needs
+
+    def rows(self, step: int, clock: Clock, notes: Notes) -> list[Row]:
+        """The rows of a step, verified and the same on every rank. Collective."""
+        settings, method = self.config.rollout, self.config.method
+        if not is_on_policy(method, self.config.seed, step):
+            return off_policy(self.source.next(settings.num_prompts))
+        draw = Draw(
+            seed=self.config.seed,
+            step=step,
+            version=step,
+            samples=settings.samples_per_prompt,
+            max_tokens=settings.max_completion_tokens,
+            temperature=settings.temperature,
+        )
+        return collect(
+            self.sampler,
+            self.source,
+            self.verifier,
+            draw,
+            clock,
+            notes,
+            num_groups=settings.num_prompts,
+            group_size=settings.samples_per_prompt + method.traces_per_group,
+            max_refills=method.max_refills,
+        )
