@@ -2,7 +2,8 @@
 random weights.
 
     python benchmarks/training_step.py                      # Qwen2.5-1.5B's sizes, on one GPU of
-    100 GB or more python benchmarks/training_step.py --small              # a few layers, on a CPU
+                                                            # 100 GB or more
+    python benchmarks/training_step.py --small              # a few layers, on a CPU
     python benchmarks/training_step.py --method tgpo gkd --steps 4
 
 Student and teacher are the same model, which samples to the token limit. Every method is a run of
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.turns import report  # noqa: E402
+from megatron_opd.world.device import choice  # noqa: E402
 from tests.unit.byte_tokenizer import write_byte_tokenizer  # noqa: E402
 
 PHASES = ("generate", "teacher", "train", "refit", "step")
@@ -122,7 +124,7 @@ def main() -> None:
                 method,
                 *(f"{statistics.median(step[phase] for step in steps):.2f}" for phase in PHASES),
             )
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    where = torch.cuda.get_device_name() if choice().kind == "cuda" else "CPU"
     report(table, {"device": where, "torch": torch.__version__, "seconds": results}, arguments.out)
 
 

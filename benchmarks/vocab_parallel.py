@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from megatron_opd.mcore.host import prepare_platform  # noqa: E402
 from megatron_opd.vocab_parallel import linear_logprobs, logprobs  # noqa: E402
+from megatron_opd.world.device import backend, choice, device  # noqa: E402
 from tests.unit.live_bytes import LiveBytes  # noqa: E402
 
 HIDDEN = 64
@@ -107,7 +108,7 @@ def measure(
     runs: dict[str, Callable[[], tuple[float, float, int]]] = {}
     for name, contestant in contestants.items():
         runs[name] = lambda contestant=contestant: once_logits(contestant, source, ids_TK, group)  # type: ignore[misc]
-    if dtype == torch.bfloat16 and not torch.cuda.is_available():
+    if dtype == torch.bfloat16 and not on_gpu():
         # Half a minute per run where the host has no bfloat16 matrix unit, all of it in the matrix
         # product.
         return _timed_in_turn(runs, tokens * width, repeat)
@@ -226,18 +227,18 @@ def _counted(original: Callable[..., Any], counter: list[int]) -> Callable[..., 
     return call
 
 
-def device() -> torch.device:
-    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+def on_gpu() -> bool:
+    return choice().kind == "cuda"
 
 
 def synchronise() -> None:
-    if torch.cuda.is_available():
+    if on_gpu():
         torch.cuda.synchronize()
 
 
 def copy_bandwidth(repeat: int = 10) -> float:
     """Bytes per second, read and written, of a copy that fits no cache."""
-    source = torch.empty(2**28 if torch.cuda.is_available() else 2**26, device=device()).normal_()
+    source = torch.empty(2**28 if on_gpu() else 2**26, device=device()).normal_()
     target = torch.empty_like(source)
     best = 0.0
     for _ in range(repeat):
@@ -268,7 +269,7 @@ def main() -> None:
         worker(arguments)
         return
     results: list[dict[str, Any]] = []
-    for ranks in (1,) if torch.cuda.is_available() else (1, 2):
+    for ranks in (1,) if on_gpu() else (1, 2):
         part = arguments.json.with_suffix(f".tp{ranks}.part")
         part.parent.mkdir(parents=True, exist_ok=True)
         torchrun = [
@@ -285,9 +286,7 @@ def main() -> None:
         part.unlink()
     show(results)
     where = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{len(os.sched_getaffinity(0))} CPU cores"
+        torch.cuda.get_device_name() if on_gpu() else f"{len(os.sched_getaffinity(0))} CPU cores"
     )
     arguments.json.write_text(
         json.dumps({"machine": where, "torch": torch.__version__, "results": results}, indent=1)
@@ -297,14 +296,14 @@ def main() -> None:
 
 def worker(arguments: argparse.Namespace) -> None:
     prepare_platform()
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group(backend())
     group = dist.group.WORLD
     assert group is not None
-    cuda = torch.cuda.is_available()
+    gpu = on_gpu()
     bandwidth = copy_bandwidth()
     results = []
-    for vocab in arguments.vocab or ([151936] if cuda else [32768, 151936]):
-        for tokens in arguments.tokens or ([4096, 8192, 16384, 32768] if cuda else [1024]):
+    for vocab in arguments.vocab or ([151936] if gpu else [32768, 151936]):
+        for tokens in arguments.tokens or ([4096, 8192, 16384, 32768] if gpu else [1024]):
             for k in (1, 66):
                 for name, dtype in DTYPES.items():
                     case = {

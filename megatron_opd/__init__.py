@@ -38,8 +38,9 @@ def train(
     from megatron_opd.world.worker import prepare_process, raise_outcome
 
     prepare_process()
-    raise_outcome(*start.train(str(recipe), overrides, nproc=nproc, resume=resume))
-    return Path(start.recipe_to_train(str(recipe), overrides, resume=resume).directory)
+    config = start.recipe_to_train(str(recipe), overrides, resume=resume)
+    raise_outcome(*start.run(config, [str(recipe), *overrides], nproc=nproc, resume=resume))
+    return Path(config.directory)
 
 
 def evaluate(

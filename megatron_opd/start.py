@@ -20,16 +20,24 @@ from megatron_opd.world import torchrun
 def train(
     recipe: str, overrides: Sequence[str] = (), *, resume: bool = False, nproc: int | None = None
 ) -> tuple[int, str]:
+    """Runs a recipe, as `run` does."""
+    config = recipe_to_train(recipe, overrides, resume=resume)
+    return run(config, [recipe, *overrides], resume=resume, nproc=nproc)
+
+
+def run(
+    config: RunConfig, words: Sequence[str], *, resume: bool = False, nproc: int | None = None
+) -> tuple[int, str]:
     """Trains in this process, in `nproc` that it starts, or as one that torchrun has started.
 
-    Returns the exit code and the message of the rank that failed first, (0, "") where none did.
-    Raises OpdError in a process that trains.
+    `config` is `recipe_to_train` of `words`, the recipe and its overrides. Returns the exit code
+    and the message of the rank that failed first, (0, "") where none did. Raises OpdError in a
+    process that trains.
     """
     from megatron_opd.checks.recipe import check_run_directory
     from megatron_opd.checks.training import check_data
     from megatron_opd.runs import lock
 
-    config = recipe_to_train(recipe, overrides, resume=resume)
     if torchrun.is_worker():
         torchrun.die_with_parent(signal.SIGKILL)
     launched = "WORLD_SIZE" in os.environ
@@ -47,9 +55,7 @@ def train(
         with alone:
             pass
         flags = ["--resume"] if resume else []
-        return torchrun.run_workers(
-            world_size, ["-m", "megatron_opd", "train", recipe, *overrides, *flags]
-        )
+        return torchrun.run_workers(world_size, ["-m", "megatron_opd", "train", *words, *flags])
     with alone:
         if _is_first():
             check_run_directory(config, resume=resume)  # another may have worked there until now

@@ -1,8 +1,9 @@
 """Checks what must be right on a GPU and measures what must be fast: docs/hardware.md.
 
     python tools/gpu_check.py                       # about 7 minutes on one GPU of 80 GB or more
-    python tools/gpu_check.py --only race speed     # some sections python tools/gpu_check.py
-    --small               # small sizes; without a GPU on the host, kernels interpreted
+    python tools/gpu_check.py --only race speed     # some sections
+    python tools/gpu_check.py --small               # small sizes; without a GPU on the host,
+                                                    # kernels interpreted
 
 Every row is in the JSON file as soon as it is known. Exit code 1: a check failed; 2: nothing could
 be checked.
@@ -152,9 +153,11 @@ def _machine(small: bool, deadline: float) -> "Machine | None":
     """The GPU where one is usable, whatever vLLM is built for; else, if small, the host."""
     import torch
 
-    usable = torch.cuda.is_available()
-    wish = os.environ.setdefault("MEGATRON_OPD_DEVICE", "cuda" if usable else "cpu")
-    on_gpu = usable and wish != "cpu"
+    from megatron_opd.world.device import choice
+    from megatron_opd.world.host import VARIABLE
+
+    os.environ.setdefault(VARIABLE, "cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = choice().kind == "cuda"
     if not on_gpu and not small:
         return None
     os.environ["TRITON_INTERPRET"] = "0" if on_gpu else "1"  # read when the kernels are made
