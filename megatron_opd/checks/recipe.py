@@ -15,6 +15,7 @@ from megatron_opd.checks.data import check_data_keys
 from megatron_opd.checks.method import check_method
 from megatron_opd.checks.sizes import check_sizes
 from megatron_opd.errors import ConfigError
+from megatron_opd.files.own_code import NoOwnCode, load_own
 from megatron_opd.methods.needs import needs_of
 from megatron_opd.recipe.keys import (
     EvalConfig,
@@ -109,8 +110,31 @@ def _check_settings_have_effect(config: RunConfig) -> None:
     for key in ("adam_beta1", "adam_beta2"):
         if getattr(optimizer, key) == 1:
             raise ConfigError(f"train.optimizer.{key}: must be below 1")
+    if config.reward.function:
+        _check_function(config.reward)
     if config.eval:
         _check_eval(config.eval, has_heldout=config.data.heldout is not None)
+
+
+def _check_function(reward: RewardConfig) -> None:
+    """The user's function exists; nothing is set that math-verify alone reads."""
+    assert reward.function is not None
+    for name in ("answer", "max_characters"):
+        if getattr(reward, name) != getattr(RewardConfig(), name):
+            raise ConfigError(
+                f"reward.{name}: no effect with reward.function, which gets whole completions; "
+                "remove it"
+            )
+    if reward.function.count(":") != 1:
+        raise ConfigError(
+            f"reward.function: must be written module:function, got {reward.function!r}"
+        )
+    try:
+        function = load_own(reward.function)
+    except NoOwnCode as error:
+        raise ConfigError(f"reward.function: {error}") from None
+    if not callable(function):
+        raise ConfigError(f"reward.function: {reward.function} is no function")
 
 
 def _check_loss_scale(config: RunConfig) -> None:

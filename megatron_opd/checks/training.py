@@ -67,11 +67,9 @@ def check_data(config: RunConfig) -> list[str]:
         warnings += _room_for_completions(config, tasks, "data.train")
     if config.eval:
         warnings += _room_for_completions(config, heldout, "data.heldout")
-    warnings += _bad_golds(tasks, "data.train") if needs.rewards else []
-    warnings += _bad_golds(heldout, "data.heldout")
     if needs.rewards:
-        warnings += _asked_for_unread_answers(config, tasks, "data.train")
-    warnings += _asked_for_unread_answers(config, heldout, "data.heldout")
+        warnings += _check_answers(config, tasks, "data.train")
+    warnings += _check_answers(config, heldout, "data.heldout")
     warnings += _in_both(tasks, heldout)
     if len(tasks) < config.rollout.num_prompts:
         train = shown(config.data.train)
@@ -111,6 +109,13 @@ def _asked_for_unread_answers(config: RunConfig, tasks: list[Task], key: str) ->
         f"reward.answer: {len(asked)} of {len(tasks)} prompts of {key} ask for an answer after "
         '"Answer:" and none in a box, which alone is read; set reward.answer=boxed_or_last'
     ]
+
+
+def _check_answers(config: RunConfig, tasks: list[Task], key: str) -> list[str]:
+    """Whether math-verify can judge; what a user's function reads is its own affair."""
+    if config.reward.function:
+        return []
+    return _bad_golds(tasks, key) + _asked_for_unread_answers(config, tasks, key)
 
 
 def _bad_golds(tasks: list[Task], key: str) -> list[str]:

@@ -6,17 +6,16 @@ branch of a union.
 
 import difflib
 import functools
-import importlib
 import inspect
-import os
 import reprlib
-import sys
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from megatron_opd.files.own_code import NoOwnCode, load_own
 
 _LEAF = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -128,34 +127,21 @@ def _tagged(classes: list[Any], value: Any, path: str) -> Any:
     return by_kind[kind]
 
 
-def _own_class(name: str, classes: list[Any], path: str) -> Any:
+def _own_class(reference: str, classes: list[Any], path: str) -> Any:
     """A user's class that "module:Class" names, of the same base class as the union's members."""
-    module_name, _, class_name = name.partition(":")
     base = classes[0].__base__
     try:
-        module = _imported(module_name)
-    except Exception as error:
-        raise InvalidKey(
-            path, f"{name!r}: {module_name} cannot be imported: {error}; is it beside the recipe's "
-            "working directory or on PYTHONPATH?"
-        ) from None  # fmt: skip
-    own = getattr(module, class_name, None)
+        own = load_own(reference)
+    except NoOwnCode as error:
+        raise InvalidKey(path, f"{reference!r}: {error}") from None
     if not (isinstance(own, type) and issubclass(own, base) and is_dataclass(own)):
         raise InvalidKey(
-            path, f"{name!r}: must name a dataclass below {base.__module__}.{base.__name__}"
+            path, f"{reference!r}: must name a dataclass below {base.__module__}.{base.__name__}"
         )
     if inspect.isabstract(own):
         missing = ", ".join(sorted(own.__abstractmethods__))
-        raise InvalidKey(path, f"{name!r}: does not define {missing}")
+        raise InvalidKey(path, f"{reference!r}: does not define {missing}")
     return own
-
-
-def _imported(module_name: str) -> types.ModuleType:
-    """The module, also where it lies in the working directory."""
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.append(here)
-    return importlib.import_module(module_name)
 
 
 def _build_leaf(kind: Any, value: Any, path: str) -> Any:

@@ -114,8 +114,12 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """math-verify in worker processes that are killed at the limit."""
+    """What a completion is worth: math-verify, or a function of yours, in worker processes that
+    are killed at the limit."""
 
+    # "module:function" of (completion, gold answer) in math-verify's place -> a number from 0,
+    # wrong, to 1, right, or whether it is right
+    function: str | None = None
     # a box or <answer> tag; or_last: else the end of the text
     answer: Literal["boxed", "boxed_or_last"] = "boxed"
     timeout_seconds: Seconds = 5.0  # of one answer

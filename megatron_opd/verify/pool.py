@@ -40,7 +40,7 @@ PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 class VerifierPool:
-    """Scores completions against gold answers with math-verify.
+    """Scores completions against gold answers, with math-verify or the recipe's function.
 
     Workers are processes of their own (not forks: this process holds gloo threads and an inference
     engine). An answer that hangs, exhausts memory or crashes its evaluator costs at most
@@ -50,7 +50,7 @@ class VerifierPool:
 
     def __init__(self, config: RewardConfig) -> None:
         self.config = config
-        self._workers = [_Worker() for _ in range(config.workers)]
+        self._workers = [_Worker(config.function) for _ in range(config.workers)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
@@ -104,10 +104,15 @@ class VerifierPool:
         self.close()
 
     def _answer(self, row: Row) -> str | None:
+        """What is judged: the answer in a completion, or for a user's function all of it."""
+        if self.config.function:
+            return row.text
         return final_answer(row.text, self.config.answer, truncated=row.finish_reason == "length")
 
     def _grade(self, pair: tuple[str, str], budget: "_Budget") -> str:
         answer, gold_text = pair
+        if self.config.function:
+            return self._judged(answer, gold_text, budget)
         gold = read_gold(gold_text)
         if gold is None:
             return "bad_gold"
@@ -115,6 +120,10 @@ class VerifierPool:
             return "too_long"
         if reason := compare_plain(content_of(answer), gold):
             return reason
+        return self._judged(answer, gold, budget)
+
+    def _judged(self, answer: str, gold: str, budget: "_Budget") -> str:
+        """The reply of a worker."""
         worker = self._idle.get()
         try:
             return budget.charge(worker, answer, gold)
@@ -150,9 +159,13 @@ def _without_answer(row: Row) -> str:
     return "truncated" if row.finish_reason == "length" else "no_answer"
 
 
-def _scored(row: Row, reason: str) -> Row:
-    correct = None if reason in NOT_JUDGED else reason == "correct"
-    verdict = Verdict(float(reason == "correct"), correct, reason)
+def _scored(row: Row, reply: str) -> Row:
+    reason, _, score_text = reply.partition(" ")
+    score = float(score_text) if score_text else float(reason == "correct")
+    if reason == "scored":
+        reason = {1.0: "correct", 0.0: "wrong"}.get(score, "partly")
+    correct = None if reason in NOT_JUDGED else score == 1
+    verdict = Verdict(score, correct, reason)
     return replace(row, episode=replace(row.episode, verdict=verdict, reward=verdict.score))
 
 
@@ -164,7 +177,8 @@ class _Worker:
     """One `megatron_opd.verify.worker` process, started when first needed and again when it
     dies."""
 
-    def __init__(self) -> None:
+    def __init__(self, function: str | None) -> None:
+        self.function = function
         self.process: subprocess.Popen[bytes] | None = None
         self.ready = False
         self.closed = False
@@ -173,6 +187,10 @@ class _Worker:
         if self.process is not None or self.closed:
             return
         search_path = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        own = []
+        if self.function:
+            own = [self.function]
+            search_path.append(os.getcwd())  # where load_own looks too
         # A fixed hash seed fixes the order in which sympy walks its sets: the same answer gets the
         # same verdict.
         environment = {
@@ -180,7 +198,7 @@ class _Worker:
             "PYTHONPATH": os.pathsep.join(search_path),
             "PYTHONHASHSEED": "0",
         }
-        module = ["-P", "-m", "megatron_opd.verify.worker", str(WORKER_MEMORY_BYTES)]
+        module = ["-P", "-m", "megatron_opd.verify.worker", str(WORKER_MEMORY_BYTES), *own]
         self.ready = False
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by end)
         self.process = subprocess.Popen(

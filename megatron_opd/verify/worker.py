@@ -1,7 +1,8 @@
-"""A reward worker: `python -m megatron_opd.verify.worker MEMORY_BYTES`.
+"""A reward worker: `python -m megatron_opd.verify.worker MEMORY_BYTES [MODULE:FUNCTION]`.
 
 Reads a JSON list [answer, gold, time limit in seconds] per line on stdin and writes one reason per
-line on stdout. This process only imports math-verify and forks; a child evaluates, under interval
+line on stdout, behind it the score where a user's function gives one. This process only imports
+math-verify, or the function, and forks; a child evaluates, under interval
 timers and a memory limit. At the limit the kernel ends the child even in the middle of a C loop,
 and the next fork costs milliseconds where a new process pays seconds of imports. The limit is one
 of processor time, so that a busy machine does not change rewards.
@@ -14,6 +15,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -35,16 +37,46 @@ WARM_UP = (
 )
 
 
+Judge = Callable[[str, str], str]  # (answer or completion, gold) -> a reply line
+
+
+def math_judge() -> Judge:
+    """math-verify, warmed up."""
+    from megatron_opd.verify.answer import boxed
+    from megatron_opd.verify.math import grade
+
+    for answer, gold in WARM_UP:
+        grade(boxed(answer), gold)
+    return grade
+
+
+def own_judge(reference: str) -> Judge:
+    """The user's function: "scored" and its number; "error" where it raises or gives no number."""
+    from megatron_opd.files.own_code import load_own
+
+    function = load_own(reference)
+    assert callable(function), "checked before the run"
+
+    def judge(completion: str, gold: str) -> str:
+        try:
+            score = float(function(completion, gold))
+        except Exception:  # a hostile completion may make it raise anything
+            return "error"
+        return f"scored {score!r}" if 0 <= score <= 1 else "error"
+
+    return judge
+
+
 class Evaluator:
     """A forked child that answers requests until an answer kills it."""
 
-    def __init__(self, memory_bytes: int) -> None:
+    def __init__(self, memory_bytes: int, judge: "Judge") -> None:
         ours, theirs = socket.socketpair()
         self.pid = os.fork()
         if self.pid == 0:
             try:
                 ours.close()
-                evaluate_requests(theirs.makefile("rwb"), memory_bytes)
+                evaluate_requests(theirs.makefile("rwb"), memory_bytes, judge)
             finally:
                 os._exit(1)  # never back into the parent's loop
         theirs.close()
@@ -73,10 +105,8 @@ def wall_seconds(limit_seconds: float) -> float:
     return max(WALL_TIME_FACTOR * limit_seconds, LEAST_WALL_SECONDS)
 
 
-def evaluate_requests(stream: Any, memory_bytes: int) -> None:
+def evaluate_requests(stream: Any, memory_bytes: int, judge: "Judge") -> None:
     """The child's loop."""
-    from megatron_opd.verify.math import grade
-
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1):  # nothing the libraries print may reach the protocol
         os.dup2(null, descriptor)
@@ -89,10 +119,10 @@ def evaluate_requests(stream: Any, memory_bytes: int) -> None:
         answer, gold, limit_seconds = json.loads(request)
         signal.setitimer(signal.ITIMER_PROF, limit_seconds)
         signal.setitimer(signal.ITIMER_REAL, wall_seconds(limit_seconds))
-        reason = grade(answer, gold)
+        reply = judge(answer, gold)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        stream.write(reason.encode() + b"\n")
+        stream.write(reply.encode() + b"\n")
         stream.flush()
 
 
@@ -101,11 +131,7 @@ def main() -> None:
     # Slurm sends them to all; the trainer first finishes its step
     for each in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
-    from megatron_opd.verify.answer import boxed
-    from megatron_opd.verify.math import grade
-
-    for answer, gold in WARM_UP:
-        grade(boxed(answer), gold)
+    judge = own_judge(sys.argv[2]) if len(sys.argv) > 2 else math_judge()
     # a collection in an evaluator would touch, and so copy, every page of what it inherited
     gc.freeze()
     replies = sys.stdout.buffer
@@ -115,7 +141,7 @@ def main() -> None:
     for request in sys.stdin.buffer:
         reply = b"crashed\n"
         for _ in range(2):  # a child that something else killed gets the request a second time
-            evaluator = evaluator or Evaluator(memory_bytes)
+            evaluator = evaluator or Evaluator(memory_bytes, judge)
             if answered := evaluator.ask(request):
                 reply = answered
                 break

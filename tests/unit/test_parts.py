@@ -449,7 +449,7 @@ def test_a_class_of_ones_own_is_a_kind_of_a_recipe(own_module: Path) -> None:
     ("kind", "message"),
     [
         ("nowhere:Gate", "nowhere cannot be imported"),
-        ("own_parts:Missing", "must name a dataclass below megatron_opd.methods.part.GatePart"),
+        ("own_parts:Missing", "own_parts has no Missing"),
         ("own_parts:NoPart", "must name a dataclass below megatron_opd.methods.part.GatePart"),
         ("own_parts:Unfinished", "does not define value"),
     ],
