@@ -12,11 +12,10 @@ from megatron_opd.contracts.rows import Row
 from megatron_opd.contracts.sampling import Draw
 from megatron_opd.doctor.rows import recorded, with_logprobs
 from megatron_opd.doctor.shrink import OTHER
-from megatron_opd.loop import learn
 from megatron_opd.methods.needs import distances_of, needs_of
-from megatron_opd.metrics.summary import Clock
 from megatron_opd.recipe.keys import RunConfig
-from megatron_opd.runs.assemble import Learner, assemble
+from megatron_opd.runs.assemble import assemble
+from megatron_opd.runs.learner import Learner, learn
 from megatron_opd.world import processes
 
 STEPS = 2  # the second shows whether the first moved the weights in the right direction
@@ -59,7 +58,8 @@ def updates(learner: Learner, rows: list[Row], *, steps: int) -> list[Metrics]:
     """The metrics of every update of some steps on the same rows."""
     metrics = []
     for step in range(steps):
-        metrics += learn(learner, rows, step, Clock()).updates
+        signals = learner.judges.signals(rows, step)
+        metrics += learn(learner, rows, signals, step)[0]
     return metrics
 
 

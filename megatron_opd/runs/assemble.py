@@ -1,7 +1,6 @@
-"""The models of a run: the student with its optimizer, and those that judge its rows."""
+"""The models of a run, built or loaded on this rank's layouts."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,73 +9,23 @@ from megatron_opd.architectures.architecture import Architecture, architecture_o
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.architectures.directory import common_vocabulary, holds_megatron_weights
 from megatron_opd.architectures.ends import merged_ends
-from megatron_opd.contracts.rows import Row
-from megatron_opd.contracts.signals import Signals
 from megatron_opd.contracts.stations import Teacher
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.model import build_model
 from megatron_opd.mcore.parallel import Parallel
-from megatron_opd.methods.method import MethodConfig
-from megatron_opd.methods.needs import active, fit_topk, needs_of, process_reward
-from megatron_opd.methods.part import Needs
+from megatron_opd.methods.needs import fit_topk, needs_of, process_reward
 from megatron_opd.objective.loss import Objective
 from megatron_opd.objective.process_reward import ProcessRewardObjective
 from megatron_opd.recipe.keys import RunConfig, TeacherConfig
+from megatron_opd.runs.learner import Judges, Learner
 from megatron_opd.teacher.remote import RemoteTeacher
 from megatron_opd.teacher.score import MegatronTeacher
 from megatron_opd.trainer.checkpoint import load_converted
 from megatron_opd.trainer.process_reward import ProcessModel, prepare_process_model
 from megatron_opd.trainer.step import Trainer
-from megatron_opd.trainer.student import Student, prepare
-from megatron_opd.weights.export import iter_hf_tensors
+from megatron_opd.trainer.student import prepare
 from megatron_opd.weights.load import load_hf
 from megatron_opd.world import processes
-
-
-@dataclass(frozen=True)
-class Judges:
-    """The models beside the student, which say something of the rows of a step."""
-
-    method: MethodConfig
-    teacher: Teacher | None
-    reference: Teacher | None  # the student as the run found it
-    process: ProcessModel | None  # trained beside the student, for rewards of every token
-
-    def signals(self, rows: Sequence[Row], step: int) -> Signals:
-        """The signals of the rows that a term with a weight at `step` reads. Collective."""
-        needs = needs_of(active(self.method, step))
-        teacher = self.teacher.score(rows, needs.topk) if self.teacher and needs.teacher else None
-        reference = (
-            self.reference.score(rows).logprobs_T if self.reference and needs.reference else None
-        )
-        process = self.process.logprobs(rows) if self.process and needs.process else None
-        return Signals(teacher, reference, process_logprobs_T=process)
-
-
-@dataclass(frozen=True)
-class Learner:
-    """What an update of the student needs, on this rank."""
-
-    config: RunConfig  # with every k within the vocabulary
-    needs: Needs
-    judges: Judges
-    objective: Objective
-    trainer: Trainer
-
-    @property
-    def student(self) -> Student:
-        return self.trainer.student
-
-    @property
-    def trained(self) -> dict[str, Student]:
-        """What a checkpoint holds."""
-        process = self.judges.process
-        return {"model": self.student} | ({"process": process.model} if process else {})
-
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The student's present weights under their Hugging Face names. Collective."""
-        student = self.student
-        return iter_hf_tensors(student.bare_chunks, student.arch, student.parallel)
 
 
 def assemble(config: RunConfig) -> Learner:

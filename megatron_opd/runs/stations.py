@@ -10,8 +10,8 @@ from megatron_opd.methods.needs import is_on_policy
 from megatron_opd.methods.part import Needs
 from megatron_opd.metrics.summary import Clock
 from megatron_opd.recipe.keys import RunConfig
-from megatron_opd.runs.assemble import Learner
 from megatron_opd.runs.collect import Notes, collect, off_policy
+from megatron_opd.runs.learner import Learner
 from megatron_opd.tasks.source import TaskSource
 
 

@@ -22,7 +22,7 @@ from megatron_opd.objective.loss import Objective
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.recipe.load import load_config
 from megatron_opd.rollout.vllm.engine import VllmEngine
-from megatron_opd.runs import assemble
+from megatron_opd.runs import learner
 from megatron_opd.tasks.tokenizer import load_tokenizer
 from megatron_opd.teacher.score import MegatronTeacher
 from megatron_opd.trainer import checkpoint
@@ -91,7 +91,7 @@ def engine_fails() -> None:
 
 
 def in_the_stream_of_weights() -> None:
-    original = assemble.iter_hf_tensors
+    original = learner.iter_hf_tensors
 
     def patched(*args: Any) -> Iterator[Any]:
         for i, item in enumerate(original(*args)):
@@ -99,7 +99,7 @@ def in_the_stream_of_weights() -> None:
                 die()
             yield item
 
-    assemble.iter_hf_tensors = patched
+    learner.iter_hf_tensors = patched
 
 
 PHASES: dict[str, Callable[[], None]] = {

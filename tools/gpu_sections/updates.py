@@ -13,7 +13,6 @@ from torch import Tensor
 from megatron_opd.architectures.architecture import Architecture, Experts
 from megatron_opd.contracts.rows import Episode, Row, Task
 from megatron_opd.contracts.signals import Signals
-from megatron_opd.loop import batch_of
 from megatron_opd.mcore import parallel as groups
 from megatron_opd.mcore.batch import Columns
 from megatron_opd.mcore.model import build_model
@@ -21,6 +20,7 @@ from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import Objective
 from megatron_opd.recipe.keys import LossScaleConfig, RolloutConfig, RunConfig
+from megatron_opd.runs.learner import batch_of
 from megatron_opd.trainer.step import student_signals, update
 from megatron_opd.trainer.student import prepare
 from megatron_opd.world import processes
