@@ -4,26 +4,38 @@ import numpy as np
 
 
 def group_advantages(
-    rewards_N: np.ndarray, groups_N: np.ndarray, normalise: str, eps: float
+    rewards_N: np.ndarray,
+    groups_N: np.ndarray,
+    normalise: str,
+    eps: float,
+    episodes_N: np.ndarray | None = None,
 ) -> np.ndarray:
     """Rewards relative to their group, float64 [N]; `groups_N` names the group of each row.
 
-    std: (r - mean) / (std + eps), the unbiased deviation, as in the implementations the papers ran;
-    0 where all rewards are equal. mean: r - mean. leave_one_out: r - mean of the others. none: r.
+    A group's members are its rows, or, with the name of each row's episode, its episodes, with the
+    mean of their rows. std: (r - mean) / (std + eps), the unbiased deviation, as in the
+    implementations the papers ran; 0 where all rewards are equal. mean: r - mean. leave_one_out:
+    r - mean of the others. none: r.
     Source: GRPO, arXiv 2402.03300, section 4.1.2; Dr. GRPO, arXiv 2503.20783.
     """
     if normalise == "none":
         return rewards_N.astype(np.float64)
+    if episodes_N is None:
+        episodes_N = np.arange(len(rewards_N))
     advantages_N = np.zeros(len(rewards_N), dtype=np.float64)
     for group in np.unique(groups_N):
-        members = groups_N == group
-        size = int(members.sum())
-        centred = rewards_N[members] - rewards_N[members].mean()
+        rows = groups_N == group
+        _, member_R = np.unique(episodes_N[rows], return_inverse=True)
+        rewards_M = np.bincount(member_R, rewards_N[rows]) / np.bincount(member_R)
+        size = len(rewards_M)
+        centred_R = rewards_N[rows] - rewards_M.mean()
         if normalise == "std" and size > 1:
-            centred = centred / (centred.std(ddof=1) + eps)
+            centred_R = centred_R / (rewards_M.std(ddof=1) + eps)
         elif normalise == "leave_one_out" and size > 1:
-            centred = centred * size / (size - 1)
-        advantages_N[members] = centred
+            own_R = rewards_M[member_R]
+            others_R = (own_R - rewards_M.mean()) * size / (size - 1)
+            centred_R = others_R + (rewards_N[rows] - own_R)
+        advantages_N[rows] = centred_R
     return advantages_N
 
 

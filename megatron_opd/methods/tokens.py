@@ -69,6 +69,10 @@ class Tokens(Protocol):
         """The place in the step of each row's task; int64."""
 
     @property
+    def episodes_N(self) -> "np.ndarray":
+        """A number that the rows of one attempt share; int64."""
+
+    @property
     def lengths_N(self) -> "np.ndarray":
         """How many completion tokens each row has, without an environment's; int64."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from megatron_opd.contracts.draws import generator
-from megatron_opd.contracts.rows import Row, Source
+from megatron_opd.contracts.rows import Row, Source, episodes_of
 from megatron_opd.contracts.signals import Signals
 from megatron_opd.mcore.batch import flatten
 from megatron_opd.methods.tokens import Anchor, Model, Tail
@@ -49,6 +49,11 @@ class Batch:
     @cached_property
     def groups_N(self) -> np.ndarray:
         return np.array([r.group for r in self.rows])
+
+    @cached_property
+    def episodes_N(self) -> np.ndarray:
+        numbers = {episode.key: i for i, episode in enumerate(episodes_of(self.rows))}
+        return np.array([numbers[r.episode.key] for r in self.rows])
 
     @cached_property
     def rewards_N(self) -> np.ndarray:

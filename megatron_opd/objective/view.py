@@ -27,6 +27,10 @@ class OnlyBefore:
         _earlier("groups_N")
 
     @property
+    def episodes_N(self) -> np.ndarray:
+        _earlier("episodes_N")
+
+    @property
     def lengths_N(self) -> np.ndarray:
         _earlier("lengths_N")
 

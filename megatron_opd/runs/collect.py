@@ -45,7 +45,8 @@ def collect(
 
     With `max_refills`, groups whose rewards are all equal are replaced with those of further
     tasks, as often as that; then equal ones fill up what is missing (DAPO's dynamic sampling,
-    arXiv 2503.14476, Eq. 11).
+    arXiv 2503.14476, Eq. 11). Episodes that failed are left out, and a group without others is
+    missing. Raises RunError where none is left.
     """
     kept: list[list[Row]] = []
     uniform: list[list[Row]] = []
@@ -63,6 +64,8 @@ def collect(
         if len(kept) == num_groups:
             break
     groups = (kept + uniform)[:num_groups]
+    if not groups:
+        raise RunError(f"step {draw.step}: every episode failed; see what the environments print")
     return [row for number, group in enumerate(groups) for row in _numbered(group, number)]
 
 

@@ -157,8 +157,8 @@ def test_aggregates():
     torch.testing.assert_close(each("token-sum"), every)
 
 
-def test_columns_of_each_rollout_and_term():
-    columns = columns_of(CATALOGUE["tgpo"].method, row([2, 3], reward=1.0), row([4]))
+def test_columns_of_each_row_and_term():
+    columns = columns_of(CATALOGUE["tgpo"].method, row([2, 3], reward=1.0), row([4], sample=1))
     assert columns.ids_T.tolist() == [2, 3, 4] and columns.teacher_argmax_T.tolist() == [5, 5, 5]
     assert columns.advantages_TJ[:, 0].tolist() == pytest.approx(
         [2**-0.5, 2**-0.5, -(2**-0.5)], rel=1e-5

@@ -1,12 +1,20 @@
 """Samplers around samplers, and what a step makes of their rows; no engine is needed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from megatron_opd.contracts.rows import Row, Source, Task, Verdict, with_episodes
+from megatron_opd.contracts.rows import (
+    Episode,
+    Row,
+    Source,
+    Task,
+    Verdict,
+    episodes_of,
+    with_episodes,
+)
 from megatron_opd.contracts.sampling import Draw
 from megatron_opd.errors import RunError
 from megatron_opd.metrics.summary import Clock
@@ -16,6 +24,7 @@ from megatron_opd.runs.collect import collect
 from megatron_opd.tasks.source import TaskSource
 from megatron_opd.world import processes
 from tests.rows import row, task
+from tests.scripted import rows_of_episodes
 
 DRAW = Draw(seed=0, step=7, version=7, samples=2, max_tokens=4, temperature=1.0)
 TASKS = [task(i, answer="1", trace="a", trace_ids=np.array([4, 2], np.int32)) for i in range(6)]
@@ -80,6 +89,32 @@ def test_groups_of_equal_rewards_are_replaced_and_then_fill_up(
     assert [r.task.index for r in rows[::2]] == [r.task.index for r in rows[1::2]] == expected
     assert [r.group for r in rows] == [0, 0, 1, 1, 2, 2]
     assert not notes.lines and not notes.counts
+
+
+class Talks:
+    """Episodes of several turns, of which some fail."""
+
+    def __init__(self, fails: Callable[[Episode], bool]) -> None:
+        self.fails = fails
+
+    def sample(self, tasks: Sequence[Task], draw: Draw) -> list[Row]:
+        rows = rows_of_episodes("window", 11, len(tasks), draw.samples)
+        return with_episodes(rows, lambda e: replace(e, ended="failed") if self.fails(e) else e)
+
+
+def test_failed_episodes_are_left_out_and_counted() -> None:
+    source, notes = TaskSource(TASKS, seed=0, shuffle=False), Notes()
+    settings = {"num_groups": 3, "group_size": 2, "max_refills": 0}
+    sampler = Talks(lambda episode: (episode.group, episode.sample) in [(0, 1), (1, 0), (1, 1)])
+    rows = collect(sampler, source, None, DRAW, Clock(), notes, **settings)
+    assert notes.counts == {"rollout/failed_episodes": 3} and not notes.lines
+    # group 1 is gone, and the next one has its number
+    episodes = [(e.group, e.task.index, e.sample) for e in episodes_of(rows)]
+    assert episodes == [(0, 0, 0), (1, 2, 0), (1, 2, 1)]
+    last = [r for r in rows if r.episode.key == episodes[-1]]
+    assert [r.turn for r in last] == [*range(last[0].episode.turns)] and len(last) > 1
+    with pytest.raises(RunError, match="step 7: every episode failed"):
+        collect(Talks(lambda _: True), source, None, DRAW, Clock(), notes, **settings)
 
 
 def test_traces_stand_behind_the_samples_of_their_group() -> None:

@@ -25,7 +25,6 @@ from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import Objective, finish
 from megatron_opd.recipe.keys import LogConfig
 from megatron_opd.report.page import write_report
-from megatron_opd.runs.collect import without_failed
 from megatron_opd.trainer.step import shares_of_groups
 from tests.rows import row
 from tests.scripted import MOST_TURNS, SEED, STEP, rows_of_episodes
@@ -156,7 +155,7 @@ METHOD = MethodConfig(
         "policy": PolicyGradientTerm(
             "policy_gradient",
             advantages={
-                "reward": RewardAdvantage("reward", overlong=0.5),
+                "reward": RewardAdvantage("reward", overlong=0.5, over="rows"),
                 "teacher": LogRatioAdvantage(
                     "log_ratio", 0.3, anchor="old", discount=0.9, mean_to_go=True
                 ),
@@ -224,6 +223,38 @@ def turns_within(r: Row) -> int:
     return 1 + sum(a == E and b != E for a, b in pairs)
 
 
+@pytest.mark.parametrize("normalise", ["std", "mean", "leave_one_out"])
+def test_a_group_is_of_attempts_or_of_rows(normalise: str) -> None:
+    rows = rows_of_episodes("window", V)
+    batch = Batch(rows, Signals(), SEED, STEP, 20)
+    values = {
+        over: RewardAdvantage("reward", normalise=normalise, over=over).value(batch)
+        for over in ("episodes", "rows")
+    }
+    start = 0
+    for r in rows:
+        group = [x for x in rows if x.group == r.group]
+        attempts = {}
+        for x in group:
+            attempts.setdefault(x.sample, []).append(x.reward)
+        of = {
+            "episodes": {sample: np.mean(each) for sample, each in attempts.items()},
+            "rows": {(x.sample, x.turn): x.reward for x in group},
+        }
+        for over, rewards in of.items():
+            own = r.sample if over == "episodes" else (r.sample, r.turn)
+            members = list(rewards.values())
+            others = [reward for member, reward in rewards.items() if member != own]
+            want = r.reward - np.mean(others if normalise == "leave_one_out" else members)
+            want /= np.std(members, ddof=1) + 1e-6 if normalise == "std" else 1
+            assert values[over][start] == pytest.approx(want, abs=1e-9), (over, r.group)
+        start += r.num_tokens
+    assert not torch.equal(*values.values())
+    growing = Batch(rows_of_episodes("growing", V), Signals(), SEED, STEP, 20)
+    both = [RewardAdvantage("reward", over=over).value(growing) for over in values]
+    assert torch.equal(*both), "one row an attempt: no difference, to the bit"
+
+
 # ------------------------------------------------------------------------- a step and its records
 def test_an_update_has_whole_groups_however_many_rows_they_have() -> None:
     rows = rows_of_episodes("window", V)
@@ -231,15 +262,6 @@ def test_an_update_has_whole_groups_however_many_rows_they_have() -> None:
     assert [row for share in shares for row in rows[share]] == rows
     groups = [{r.group for r in rows[share]} for share in shares]
     assert groups == [{0}, {1}, {2, 3}]
-
-
-def test_failed_episodes_are_left_out_and_counted() -> None:
-    rows = rows_of_episodes("window", V)
-    broken = replace(rows[0].episode, ended="failed")
-    rows = [replace(r, episode=broken) if r.episode.key == broken.key else r for r in rows]
-    whole, failed = without_failed(rows)
-    assert failed == 1 and len(rows) - len(whole) == broken.turns > 1
-    assert broken.key not in {r.episode.key for r in whole}
 
 
 def test_metrics_are_of_episodes_and_of_what_was_written() -> None:

@@ -31,6 +31,9 @@ class RewardAdvantage(AdvantagePart):
     # over this last part of max_completion_tokens up to 1 is taken from the reward: DAPO's soft
     # overlong punishment
     overlong: Fraction = 0.0
+    # what the group's mean and deviation are of, where an attempt has several rows: the attempts,
+    # each with the mean of its rows | all rows, so that an attempt of more turns weighs more
+    over: Literal["episodes", "rows"] = "episodes"
 
     formula = "`A`: r of the response, centred, over the deviation, leave-one-out, or as it is"
 
@@ -46,7 +49,13 @@ class RewardAdvantage(AdvantagePart):
         rewards_N = tokens.rewards_N + overlong_penalty(
             tokens.lengths_N, tokens.max_completion_tokens, self.overlong
         )
-        relative_N = group_advantages(rewards_N, tokens.groups_N, self.normalise, self.std_eps)
+        relative_N = group_advantages(
+            rewards_N,
+            tokens.groups_N,
+            self.normalise,
+            self.std_eps,
+            tokens.episodes_N if self.over == "episodes" else None,
+        )
         return tokens.spread(relative_N)
 
 
