@@ -1,1 +1,1 @@
-"""Every key of a recipe; YAML to frozen dataclasses."""
+"""The keys of a recipe, and its way from YAML to frozen dataclasses."""

@@ -1,5 +1,4 @@
-"""Every key of a recipe. Frozen dataclasses, no torch; `load.py` validates a mapping into a
-`RunConfig`.
+"""The keys of a recipe as frozen dataclasses; `load.py` validates a mapping into a `RunConfig`.
 
 A key that has no default must be in the recipe. Comments give units; docs/config.md is generated
 from this file and from `terms.py`, which has the keys of a method.
@@ -28,7 +27,7 @@ from megatron_opd.methods.method import MethodConfig
 
 @dataclass(frozen=True)
 class TeacherConfig(ModelConfig):
-    """The teacher's model, and where it lies."""
+    """The teacher's model, and its place."""
 
     # the last N of the run hold the teacher alone; null: all hold both models
     processes: PositiveInt | None = None
@@ -39,7 +38,7 @@ class TeacherConfig(ModelConfig):
 # --------------------------------------------------------------------------------------------- data
 @dataclass(frozen=True)
 class TemplateConfig:
-    """How a problem becomes the text the model reads."""
+    """The text that the model reads, made of a problem."""
 
     kind: Literal["chat", "raw"] = "chat"  # the tokenizer's chat template, or `text` alone
     # chat: for rows without a system message of their own; "tgpo" names the built-in one
@@ -53,8 +52,7 @@ class TemplateConfig:
 
 @dataclass(frozen=True)
 class HeldoutConfig:
-    """A held-out set with columns of its own. A path in its place has those of the training
-    data."""
+    """A held-out set with columns of its own; a path instead has the training data's columns."""
 
     path: str | list[str]  # as data.train
     problem_column: str = "auto"
@@ -63,8 +61,7 @@ class HeldoutConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Rows with a problem and an answer: .jsonl, .json or .parquet, the first two also as .gz. See
-    docs/data.md."""
+    """Rows with a problem and an answer: .jsonl(.gz), .json(.gz) or .parquet. See docs/data.md."""
 
     train: str | list[str]  # a file, a pattern such as data/train-*.parquet, or a list of them
     heldout: str | list[str] | HeldoutConfig | None = None
@@ -100,7 +97,7 @@ class DataConfig:
 # ----------------------------------------------------------------------------------------- stations
 @dataclass(frozen=True)
 class RolloutConfig:
-    """What vLLM samples at every step."""
+    """The samples of every step, and their engine, vLLM."""
 
     num_prompts: PositiveInt = 64  # prompts per step
     samples_per_prompt: PositiveInt = 8  # the group size
@@ -147,8 +144,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class LossScaleConfig:
-    """precision=float16: the loss is multiplied, so that small gradients are not 0 there
-    (Megatron's dynamic scale)."""
+    """Megatron's dynamic factor of a float16 loss, so that small gradients are not 0."""
 
     initial: PositiveFloat = 65536.0
     minimum: PositiveFloat = 1.0
@@ -159,7 +155,7 @@ class LossScaleConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The update: how a step's rollouts are split, and the optimizer."""
+    """The updates: how they share a step's rows, and the optimizer."""
 
     optimizer: OptimizerConfig
     # of one forward pass on one rank: sequences lie end to end, unpadded
@@ -186,12 +182,16 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
+    """The checkpoints of a run."""
+
     every: NonNegativeInt = 50  # steps; 0: only at the end
     keep: PositiveInt = 2  # newest N checkpoints
 
 
 @dataclass(frozen=True)
 class LogConfig:
+    """The files that a run writes beside its metrics."""
+
     rollouts_per_step: NonNegativeInt = 16  # sampled texts written to rollouts/ each step
     tensorboard: bool = True
 
@@ -220,21 +220,21 @@ class RunConfig:
 
     @property
     def directory(self) -> str:
+        """The run directory."""
         return self.run_dir or f"runs/{self.name}"
 
     @property
     def models(self) -> dict[str, ModelConfig]:
-        """The models that the recipe names, by role: "student", and "teacher" where there is
-        one."""
+        """The recipe's models by role: "student" and, if there is one, "teacher"."""
         return {"student": self.student} | ({"teacher": self.teacher} if self.teacher else {})
 
     @property
     def teacher_processes(self) -> int:
-        """Processes set aside for the teacher; 0 where it shares the student's."""
+        """The number of processes set aside for the teacher; 0 if it shares the student's."""
         return (self.teacher.processes or 0) if self.teacher else 0
 
     @property
     def processes_apart(self) -> dict[str, int]:
-        """Role -> processes set aside for it, in their order after the student's."""
+        """The number of processes set aside for each role, in their order after the student's."""
         sizes = {"rollout": self.rollout.processes or 0, "teacher": self.teacher_processes}
         return {role: size for role, size in sizes.items() if size}

@@ -1,8 +1,8 @@
-"""A recipe (YAML) and `key=value` overrides -> a validated `RunConfig`, and back to YAML.
+"""Reads a recipe (YAML) and `key=value` overrides into a validated `RunConfig`, and writes it back.
 
-A recipe may name another as its `base`, and then holds what differs. `method` has three spellings:
-a catalogue name; `{name: NAME, <term>: {<key>: ...}}`, which changes keys of the catalogue's terms;
-and `{name: ANY, terms: {...}}`, which says everything and is what `dump_config` writes.
+A recipe may name another as its `base`, and then holds its differences alone. `method` has three
+spellings: a catalogue name; `{name: NAME, <term>: {<key>: ...}}`, which changes keys of the
+catalogue's terms; and `{name: ANY, terms: {...}}`, which is complete and written by `dump_config`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,8 @@ from megatron_opd.methods.method import MethodConfig
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.recipe.yaml_text import InvalidYaml, parse_yaml, read_yaml, write_yaml
 
-_BESIDE_TERMS = tuple(
-    each.name for each in fields(MethodConfig) if each.name not in ("name", "terms")
-)
+_KEYS_OF_METHOD = tuple(field.name for field in fields(MethodConfig))
+_BESIDE_TERMS = tuple(key for key in _KEYS_OF_METHOD if key not in ("name", "terms"))
 PACKAGED_RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
@@ -28,10 +27,10 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
 
     Args:
         recipe: path of a YAML file or of a run directory, or the name of a file in `recipes/`
-        without its suffix.
+            without its suffix.
         overrides: "a.b.c=value", the value in YAML.
 
-    Raises: ConfigError, one line that names the file or the override, and the key.
+    Raises ConfigError: one line that names the file or the override, and the key.
     """
     path = find_recipe(recipe)
     tree = read_recipe(path)
@@ -54,17 +53,16 @@ def dump_config(config: RunConfig) -> str:
 
 
 def recipe_files() -> dict[str, Path]:
-    """Name -> file of every recipe in ./recipes and the package's recipes/; those of ./recipes
-    win."""
-    found: dict[str, Path] = {}
+    """The file of every recipe by name, in the package's recipes/ and in ./recipes, which wins."""
+    files: dict[str, Path] = {}
     for folder in (PACKAGED_RECIPES, Path("recipes")):
         for path in sorted(folder.rglob("*.yaml")):
-            found[str(path.relative_to(folder).with_suffix(""))] = path
-    return dict(sorted(found.items()))
+            files[str(path.relative_to(folder).with_suffix(""))] = path
+    return dict(sorted(files.items()))
 
 
 def describe_recipe(path: Path) -> tuple[str, str]:
-    """The name of a recipe's method and what its first comment line says. Raises ConfigError."""
+    """The name of a recipe's method, and its first comment line. Raises ConfigError."""
     method = read_recipe(path).get("method", "")
     lines = path.read_text(encoding="utf-8").splitlines()
     comment = next((line.lstrip("# ") for line in lines if line.startswith("#")), "")
@@ -91,14 +89,16 @@ def find_recipe(recipe: str) -> Path:
 
 
 def read_recipe(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The mapping in `path` over that of its `base`, not yet validated. Raises ConfigError.
+    """The mapping in `path` merged over its `base`, not yet validated. Raises ConfigError.
 
-    Mappings are merged key by key, but for `method`, which is another one or the same.
+    Mappings are merged key by key, except `method`, which replaces the base's. `below` are the
+    recipes that have this one as a base.
     """
     tree = read_yaml(path)
     if "base" not in tree:
         return tree
-    base, below = tree.pop("base"), (*below, path.resolve())
+    base = tree.pop("base")
+    below = (*below, path.resolve())
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base: must be the name of a recipe, got {base!r}")
     if "name" not in tree:
@@ -138,9 +138,12 @@ def _override(tree: dict[str, Any], text: str) -> None:
 
 
 def set_key(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    """Sets the key whose path is `keys`, with the mappings above it. Raises InvalidKey where one is
-    no mapping."""
-    node, path = tree, ""
+    """Sets the key with the path `keys`, and makes the mappings above it.
+
+    Raises InvalidKey when one of them is no mapping.
+    """
+    node = tree
+    path = ""
     for name in keys[:-1]:
         path = join(path, name)
         if node.get(name) is None:
@@ -155,7 +158,7 @@ def set_key(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 
 def _full_key(key: str) -> str:
-    """The key as the resolved recipe has it: `method.terms.x.weight` for `method.x.weight`."""
+    """The key of a resolved recipe: `method.terms.x.weight` for `method.x.weight`."""
     first, _, rest = key.partition(".")
     if first != "method" or not rest or rest.partition(".")[0] in ("terms", *_BESIDE_TERMS):
         return key
@@ -169,8 +172,7 @@ def _short_key(key: str) -> str:
 
 
 def _expand_method(node: Any) -> dict[str, Any]:
-    """Any spelling of `method` -> {name, terms: {term: {key: value}}, ...}. Values are not
-    validated yet."""
+    """The complete spelling of `method`, whose values are not validated yet."""
     if isinstance(node, str):
         node = {"name": node}
     if not isinstance(node, Mapping):
@@ -186,11 +188,8 @@ def _expand_method(node: Any) -> dict[str, Any]:
     terms = base["terms"]
     if not isinstance(terms, Mapping) or not terms:
         raise InvalidKey("method.terms", "must be a mapping of at least one term")
-    changes = {
-        str(key): value
-        for key, value in node.items()
-        if key not in ("name", "terms", *_BESIDE_TERMS)
-    }
+    changed = [key for key in node if key not in ("name", "terms", *_BESIDE_TERMS)]
+    changes = {str(key): node[key] for key in changed}
     for term in changes:
         if term not in terms:
             raise InvalidKey(f"method.{term}", unknown("term", term, terms))
@@ -199,21 +198,22 @@ def _expand_method(node: Any) -> dict[str, Any]:
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`changes` over `base`; a mapping of another kind replaces the one it meets."""
+    """The mapping `changes` merged over `base`; a mapping of another kind replaces the old one."""
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
-        both = (
-            isinstance(value, Mapping)
-            and isinstance(old, Mapping)
-            and value.get("kind") in (None, old.get("kind"))
-        )
-        merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
+        merged[key] = _merge(old, value) if _is_same_kind(old, value) else value  # type: ignore[arg-type]
     return merged
 
 
+def _is_same_kind(old: Any, new: Any) -> bool:
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return False
+    return new.get("kind") in (None, old.get("kind"))
+
+
 def _located(error: InvalidKey, source: str, overrides: Sequence[str]) -> ConfigError:
-    """Names the override that set the key, if one did, else the file."""
+    """The error with the override that set the key, or else with the file."""
     path = _short_key(error.path)
     for text in reversed(overrides):
         key = _short_key(text.partition("=")[0])

@@ -1,4 +1,4 @@
-"""YAML 1.2 texts -> values, and back; what is wrong with one, in one line."""
+"""Values of YAML 1.2 texts, texts of values, and errors in one line."""
 
 import io
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ MAX_VALUES = 10_000  # of a recipe; anchors can make any number of a few lines
 
 
 class InvalidYaml(Exception):
-    """What is wrong with a text, in one line."""
+    """The error of a text, in one line."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def parse_yaml(text: str) -> Any:
     except YAMLError as error:
         raise InvalidYaml(_syntax(error)) from None
     except Exception as error:
-        # of tags and dates the parser lets through whatever int() and its like raise
+        # For tags and dates the parser passes on any exception of int() and its like.
         raise InvalidYaml(f"not valid YAML ({type(error).__name__}: {error})") from None
     if _counted(value, MAX_VALUES) > MAX_VALUES:
         raise InvalidYaml(
@@ -58,9 +58,9 @@ def write_yaml(tree: Mapping[str, Any]) -> str:
 
 
 def _counted(value: Any, limit: int) -> int:
-    """How many values there are, shared ones as often as they appear; counting ends soon after
-    `limit`."""
-    count, left = 0, [value]
+    """The number of values, shared ones as often as they appear; counted not far beyond `limit`."""
+    count = 0
+    left = [value]
     while left and count <= limit:
         node = left.pop()
         count += 1
@@ -72,13 +72,13 @@ def _counted(value: Any, limit: int) -> int:
 
 
 def _yaml() -> YAML:
-    # the pure parser is YAML 1.2: 1e-6 is a number, on and yes are words
+    # The pure parser is of YAML 1.2, in which 1e-6 is a number, and on and yes are words.
     return YAML(typ="safe", pure=True)
 
 
 def _represent_text(representer: Any, text: str) -> Any:
-    # These are line breaks to YAML 1.1, whose rules the emitter still follows; in double quotes it
-    # escapes them.
+    # These are line breaks in YAML 1.1, whose rules the emitter follows. It escapes them in double
+    # quotes.
     style = '"' if set(text) & set("\x85\u2028\u2029\ufeff") else None
     return representer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 

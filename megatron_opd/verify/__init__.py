@@ -1,2 +1,1 @@
-"""Rewards: a completion's final answer against the gold answer, checked by math-verify in killable
-processes."""
+"""Verdicts: a completion's final answer against the gold answer, by math-verify in processes."""

@@ -1,17 +1,15 @@
-"""Which part of a completion is its answer, and what a gold answer says: linear in the text, no
-computer algebra."""
+"""The answer in a completion, and the value of a gold answer, in time linear in the text."""
 
 import re
 from typing import Literal
 
-# boxed_or_last: without a box, the answer is looked for in the last characters
-TAIL_CHARACTERS = 1000
+TAIL_CHARACTERS = 1000  # of a completion without a box: its answer for `boxed_or_last`
 
 AnswerMode = Literal["boxed", "boxed_or_last"]
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?<=\s)(?P<word>[^\s{}$\\]+))")
 _BRACE_OR_ESCAPE = re.compile(r"\\.|[{}]", re.DOTALL)
-# What may lie between two boxes that are one answer: "\boxed{3}$ and $y=\boxed{4}".
+# The text between two boxes that are one answer: "\boxed{3}$ and $y=\boxed{4}".
 _JOINED = re.compile(
     r"[\s$]*(?:,|;|,?\s*(?:\\text\{\s*)?(?:and|or)\b(?:\s*\})?)[\s$]*(?:\w+\s*=)?[\s$]*"
 )
@@ -60,12 +58,11 @@ _NO_WORDS = frozenset(
 
 
 def final_answer(text: str, mode: AnswerMode = "boxed", *, truncated: bool = False) -> str | None:
-    r"""Return the answer of a completion: its last `\boxed{...}` or `<answer>...</answer>`; None
-    when it has none.
+    r"""The answer of a completion: its last `\boxed{...}` or `<answer>...</answer>`, else None.
 
     Boxes joined by a comma, "and" or "or" are one answer. A last box that is empty or never closed
-    is no answer: an earlier box or number does not stand in for it. `boxed_or_last` takes the end
-    of a completion without a box, unless it was `truncated` by the token limit.
+    is no answer, and no earlier box or number replaces it. `boxed_or_last` takes the end of a
+    completion without a box, unless it was `truncated` by the token limit.
     """
     boxes = list(_BOX.finditer(text))
     tag_end = text.rfind(_CLOSING_TAG)
@@ -82,10 +79,10 @@ def final_answer(text: str, mode: AnswerMode = "boxed", *, truncated: bool = Fal
 
 
 def read_gold(gold: str) -> str | None:
-    """Return what a gold answer says as bare LaTeX, without its box, dollars, Markdown or sentence.
+    """The value of a gold answer as bare LaTeX, without box, dollars, Markdown or sentence.
 
     None when nothing can be compared with it: it is empty, its braces do not match, or it is a
-    sentence around several numbers or none that it states.
+    sentence with several numbers or with none that it states.
     """
     if _BOX.search(gold) or _CLOSING_TAG in gold:
         answer = final_answer(gold)
@@ -94,8 +91,7 @@ def read_gold(gold: str) -> str | None:
 
 
 def read_statement(text: str) -> str | None:
-    """The value that a short text states: "The answer is $5$." and "**5**" state 5. None when it
-    states none."""
+    """The value that a short text states: "The answer is $5$." and "**5**" state 5. Else None."""
     text = text.rpartition(_GSM8K_MARK)[2]
     stated = max(_STATEMENT.finditer(text), key=re.Match.end, default=None)
     text = _undecorated(text[stated.end() :] if stated else text)
@@ -105,18 +101,18 @@ def read_statement(text: str) -> str | None:
 
 
 def boxed(content: str) -> str:
+    r"""The content in a `\boxed{...}`."""
     return f"\\boxed{{{content}}}"
 
 
 def content_of(answer: str) -> str:
-    """What is in the box that `final_answer` returns, or the whole tail."""
+    """The content of the box that `final_answer` returns, or the whole tail."""
     content = answer.removeprefix("\\boxed{").removesuffix("}")
     return content if boxed(content) == answer else answer
 
 
 def _joined_contents(text: str, boxes: list[re.Match[str]]) -> list[str] | None:
-    """The contents of the last box and of those before that are joined to it, in order, each
-    once."""
+    """The contents of the last box and of boxes joined to it, in order, without repetition."""
     contents: list[str] = []
     next_start = len(text)
     for box in reversed(boxes):
@@ -135,7 +131,7 @@ def _is_joint(text: str, start: int, stop: int) -> bool:
 
 
 def _box_content(text: str, box: re.Match[str], stop: int) -> tuple[str | None, int]:
-    """The content of a box and where it ends; (None, stop) when it is not closed before `stop`."""
+    """The content of a box and its end; (None, stop) when it is not closed before `stop`."""
     if box["word"]:
         return box["word"].rstrip(".,;"), box.end()
     depth = 1
@@ -147,25 +143,20 @@ def _box_content(text: str, box: re.Match[str], stop: int) -> tuple[str | None, 
 
 
 def _undecorated(text: str) -> str:
-    """Without Markdown, dollars around the whole and a full stop."""
+    """The text without Markdown, dollars around the whole and a full stop."""
     text = text.strip(_DECORATION)
     if not text.endswith("\\right."):
         text = text.rstrip(".").strip(_DECORATION)
     for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         inner = text[len(opening) : -len(closing)]
-        if (
-            text.startswith(opening)
-            and text.endswith(closing)
-            and opening not in inner
-            and inner.strip()
-        ):
+        enclosed = text.startswith(opening) and text.endswith(closing) and opening not in inner
+        if enclosed and inner.strip():
             return inner.strip(_DECORATION).removesuffix(".")
     return text
 
 
 def _value_in_words(text: str) -> str | None:
-    """Return a text with digits as it is when it is a formula, the value that a sentence states, or
-    None."""
+    """The value of a text with digits: itself if it is a formula, or a sentence's number, or None."""
     around = _COMMAND.sub(" ", _INLINE.sub(" ", text))
     words = [word for word in _WORD.findall(around) if word.lower() not in _NO_WORDS]
     if len(max(words, key=len, default="")) < 3 or not re.search(r"\s", text):

@@ -1,5 +1,4 @@
-"""math-verify's verdict on one answer. Runs in a worker's child process, which the kernel stops at
-the limits."""
+"""math-verify's verdict on an answer, in a worker's child process, which the kernel limits."""
 
 import logging
 import re
@@ -20,17 +19,16 @@ from megatron_opd.verify.plain import (
     in_digits,
 )
 
-# math-verify warns that its signal-based time limits are off: here the worker's interval timer
-# replaces them.
+# math-verify warns that its signal-based time limits are off; the worker's interval timer replaces
+# them.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 _LATEX = LatexExtractionConfig(boxed_match_priority=0)
-_LATEX_WITHOUT_UNITS = replace(
-    _LATEX, normalization_config=replace(_LATEX.normalization_config, units=False)
-)
+_WITHOUT_UNITS = replace(_LATEX.normalization_config, units=False)
+_LATEX_WITHOUT_UNITS = replace(_LATEX, normalization_config=_WITHOUT_UNITS)
 _VERIFY_DIGITS = 15  # math-verify's precision for expressions that are not decimals
-# A letter at a coefficient or in a sum is a variable: math-verify takes the t of 3t for tonnes, the
-# ab of 2ab too.
+# A letter at a coefficient or in a sum is a variable; math-verify takes the t of 3t for tonnes, and
+# the ab of 2ab for a unit too.
 _VARIABLE = re.compile(
     rf"(?:[\d)}}]|[-+*/=]\s*)(?!{UNIT}$)[a-zA-Z]{{1,3}}$|[a-zA-Z]\s*[-+*<>]|[a-zA-Z]\s*\^.*[a-zA-Z]"
 )
@@ -38,10 +36,10 @@ _COMMAND = re.compile(r"\\[a-zA-Z]+(?:\s*\{[^{}]*\})?")
 
 
 def grade(answer: str, gold: str) -> str:
-    """Return "correct", "wrong", "no_answer" (nothing to parse), "bad_gold" (the gold answer) or
-    "error".
+    """The reason of a verdict: "correct", "wrong", "no_answer", "bad_gold" or "error".
 
-    answer: as `final_answer` returns it. gold: bare LaTeX, as `read_gold` returns it.
+    `answer` is a result of `final_answer`, `gold` one of `read_gold`. "no_answer" and "bad_gold"
+    are answers and gold answers that cannot be parsed.
     """
     try:
         content = content_of(answer)
@@ -52,17 +50,14 @@ def grade(answer: str, gold: str) -> str:
         if verdict == "wrong" and in_numbers != (answer, gold):
             verdict = math_verdict(answer, gold)  # 2e-3 is also 2e - 3
         return verdict
-    except (
-        Exception
-    ):  # a hostile answer may raise anything, MemoryError and RecursionError included
+    except Exception:  # a hostile answer can raise any, MemoryError and RecursionError included
         return "error"
 
 
 def math_verdict(answer: str, gold: str) -> str:
-    """`grade` by math-verify alone."""
-    with_units = not (
-        _VARIABLE.search(_COMMAND.sub("}", gold)) or NUMBER_WORDS.search(answer + gold)
-    )
+    """The reason that `grade` returns, by math-verify alone."""
+    has_variable = _VARIABLE.search(_COMMAND.sub("}", gold))
+    with_units = not (has_variable or NUMBER_WORDS.search(answer + gold))
     gold_values = parse_gold(gold, with_units)
     if not gold_values:
         return "bad_gold"
@@ -85,7 +80,7 @@ def math_verdict(answer: str, gold: str) -> str:
 
 @lru_cache(maxsize=64)  # the samples of a group share their gold answer
 def parse_gold(gold: str, with_units: bool = True) -> list[Any]:
-    """What bare LaTeX such as `\\frac{1}{2}` says: its value and its text, or its text alone."""
+    """The value and the text of bare LaTeX such as `\\frac{1}{2}`, or its text alone."""
     return _parse(boxed(gold), with_units)
 
 

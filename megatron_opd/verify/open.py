@@ -8,7 +8,7 @@ from megatron_opd.verify.pool import VerifierPool
 
 
 def open_verifier(config: RewardConfig, closing: contextlib.ExitStack) -> Verifier:
-    """Its workers start without being waited for; `closing` ends them."""
+    """The recipe's verifier. Its workers start in the background; `closing` ends them."""
     pool = VerifierPool(config)
     closing.callback(pool.close)
     pool.warm_up()

@@ -1,5 +1,4 @@
-"""Numbers and words: answers that are compared without computer algebra, exactly and in
-microseconds."""
+"""Answers that are numbers or words, compared without computer algebra, exactly and fast."""
 
 import re
 from dataclasses import dataclass
@@ -7,12 +6,12 @@ from decimal import Decimal
 from fractions import Fraction
 from math import floor, log10
 
-DECIMALS = 6  # to which decimals are compared, as math-verify does
-SIGNIFICANT_DIGITS = 4  # of numbers so small that DECIMALS would round them to almost nothing
+DECIMALS = 6  # places to which decimals are compared, as in math-verify
+SIGNIFICANT_DIGITS = 4  # digits that are compared of numbers smaller than that
 _LONGEST = 200  # characters of a number or of words
 
 _SPACING = re.compile(r"\\[,;:! ]|\\q?quad(?![a-zA-Z])|[~\u00a0\u2009\u202f]")
-# Unicode that LaTeX and its readers write in ASCII.
+# Unicode characters that LaTeX writes in ASCII.
 _ASCII = str.maketrans(
     {
         "\u2212": "-",  # minus sign
@@ -67,23 +66,26 @@ _SCIENTIFIC = re.compile(
 
 @dataclass(frozen=True)
 class Number:
+    """The value of a number, and how it was written."""
+
     value: Fraction
     is_decimal: bool = False  # written with a point or as a power of ten: compared at a precision
     is_percent: bool = False
 
 
 def compare_plain(content: str, gold: str) -> str | None:
-    """Return "correct" or "wrong" when both are numbers, or both are words; None: computer algebra
-    must say.
+    """ "correct" or "wrong" when both are numbers, or both are words; None needs computer algebra.
 
-    Words are compared as text, whatever their case: as products of letters, `on` would equal `no`.
+    Words are compared as text, in any case: as products of letters, `on` would equal `no`.
     """
     if max(len(content), len(gold)) > _LONGEST:
         return None
-    number, gold_number = read_number(content), read_number(gold)
+    number = read_number(content)
+    gold_number = read_number(gold)
     if number and gold_number:
         return "correct" if _equal(number, gold_number) else "wrong"
-    words, gold_words = _read_words(content), _read_words(gold)
+    words = _read_words(content)
+    gold_words = _read_words(gold)
     if gold_words and words:
         return "correct" if words == gold_words else "wrong"
     if gold_words and (choice := _CHOICE.fullmatch(_without_text_commands(content))):
@@ -92,46 +94,47 @@ def compare_plain(content: str, gold: str) -> str | None:
 
 
 def read_number(text: str) -> Number | None:
-    r"""A number: `-3`, `1{,}000.5`, `\$2`, `1e-5`, `4.5 \times 10^{33}`, `12\%`, `3/4`,
-    `\frac{3}{4}`. None if not."""
+    r"""The number that a text is, such as `1{,}000.5`, `\$2`, `4.5 \times 10^{33}`, `12\%`, `3/4`.
+
+    None if it is none.
+    """
     text = _SPACING.sub(" ", in_ascii(text)).strip().removesuffix(".").strip("$ ")
-    text = _GROUPED.sub(
-        lambda match: match[1] + re.sub(r"\D", "", match[2]), _CURRENCY.sub(r"\1", text)
-    )
+    text = _CURRENCY.sub(r"\1", text)
+    text = _GROUPED.sub(lambda match: match[1] + re.sub(r"\D", "", match[2]), text)
     unit = _UNIT_SUFFIX.search(text)
     if unit and not _NOT_A_UNIT.search(unit["text"] or ""):
         text = text[: unit.start()]
     if match := _NUMBER.fullmatch(text):
-        exponent = next(
-            (match[name] for name in ("e", "braced", "bare", "alone", "digit") if match[name]), "0"
-        )
+        exponents = [match[name] for name in ("e", "braced", "bare", "alone", "digit")]
+        exponent = next(filter(None, exponents), "0")
         mantissa = match["mantissa"] or "1"
         value = Fraction(mantissa) * Fraction(10) ** int(exponent)
         is_decimal = "." in mantissa or int(exponent) < 0
         return Number(-value if match["sign"] == "-" else value, is_decimal, bool(match["percent"]))
     if match := _RATIO.fullmatch(text):
-        numerator, denominator = int(match[2] or match[4]), int(match[3] or match[5])
+        denominator = int(match[3] or match[5])
         if denominator:
-            value = Fraction(numerator, denominator)
+            value = Fraction(int(match[2] or match[4]), denominator)
             return Number(-value if match[1] == "-" else value)
     return None
 
 
 def in_ascii(text: str) -> str:
-    """The minus signs, fractions, powers and operators that Unicode has, as LaTeX."""
+    """The text with Unicode's minus signs, fractions, powers and operators as LaTeX."""
     return text if text.isascii() else text.translate(_ASCII)
 
 
 def decimals_to_compare(*texts: str) -> int:
-    """To how many decimals the numbers of these texts are compared: more than DECIMALS where one is
-    tiny."""
-    smallest = min((size for text in texts for size in _magnitudes(text)), default=0)
+    """The number of places to compare the numbers of these texts to; a tiny one needs more."""
+    smallest = min((power for text in texts for power in _magnitudes(text)), default=0)
     return max(DECIMALS, SIGNIFICANT_DIGITS - 1 - smallest)
 
 
 def in_digits(text: str) -> str:
-    r"""`4.5e3` and `4.5 \times 10^{3}` as `4500`: in LaTeX the one has Euler's number, the other is
-    a product."""
+    r"""The text with `4.5e3` and `4.5 \times 10^{3}` as `4500`.
+
+    In LaTeX the first has Euler's number, and the second is a product.
+    """
 
     def digits(match: re.Match[str]) -> str:
         exponent = match["e"] or match["braced"] or match["bare"]
@@ -141,7 +144,7 @@ def in_digits(text: str) -> str:
 
 
 def _magnitudes(text: str) -> list[int]:
-    """The power of ten of every number that a text contains, zeros left out."""
+    """The power of ten of every number in a text except zeros."""
     if len(text) > 10 * _LONGEST:
         return []
     numbers = (read_number(match.group().strip()) for match in _NUMBER.finditer(text))
@@ -149,13 +152,13 @@ def _magnitudes(text: str) -> list[int]:
 
 
 def _magnitude(value: Fraction) -> int:
-    """floor(log10 |value|), of numbers beyond the range of a float too."""
+    """floor(log10 |value|), also for numbers beyond the range of a float."""
     size = abs(value)
     return floor(log10(size.numerator) - log10(size.denominator))
 
 
 def _equal(a: Number, b: Number) -> bool:
-    """`50%` is 50 as well as 0.5: questions fix the unit."""
+    """True for equal numbers; `50%` equals both 50 and 0.5, since questions fix the unit."""
     values = {a.value, a.value / 100} if a.is_percent and not b.is_percent else {a.value}
     golds = {b.value, b.value / 100} if b.is_percent and not a.is_percent else {b.value}
     is_decimal = a.is_decimal or b.is_decimal
@@ -176,10 +179,5 @@ def _read_words(text: str) -> str | None:
 
 
 def _without_text_commands(text: str) -> str:
-    return (
-        _SPACING.sub(" ", _TEXT.sub(r"\1", text))
-        .strip()
-        .strip("$")
-        .rstrip(".,)" if "(" not in text else ".,")
-        .strip()
-    )
+    plain = _SPACING.sub(" ", _TEXT.sub(r"\1", text)).strip().strip("$")
+    return plain.rstrip(".,)" if "(" not in text else ".,").strip()

@@ -1,4 +1,4 @@
-"""The workers that score rows, seen from the training process."""
+"""The verifier's workers, seen from the training process."""
 
 import contextlib
 import json
@@ -29,12 +29,12 @@ logger = logging.getLogger(__name__)
 
 WORKER_MEMORY_BYTES = 2 * 1024**3
 START_SECONDS = 120  # importing math-verify takes 1 to 4 s on an idle machine
-# over the time limit that the worker itself enforces, before the worker counts as hung
-GRACE_SECONDS = 10
-SHARE_OF_BUDGET = 0.2  # of what is left of a step's budget, which the next answer may take
-# for an answer when nothing is left; math-verify takes 1 to 50 ms, 150 for a first of its kind
+GRACE_SECONDS = 10  # beyond the worker's own time limit, after which it counts as hung
+SHARE_OF_BUDGET = 0.2  # the next answer's fraction of what is left of a step's budget
+# The time of an answer when nothing is left; math-verify takes 1 to 50 ms, 150 for a first of its
+# kind.
 LEAST_SECONDS = 0.2
-# Reasons for which nothing is known of the answer.
+# Reasons of verdicts that do not tell right from wrong.
 NOT_JUDGED = (*VERIFIER_FAILURES, "over_budget")
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,10 +42,10 @@ PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 class VerifierPool:
     """Scores completions against gold answers, with math-verify or the recipe's function.
 
-    Workers are processes of their own (not forks: this process holds gloo threads and an inference
-    engine). An answer that hangs, exhausts memory or crashes its evaluator costs at most
-    `timeout_seconds` and scores 0. Many of them cost at most `budget_seconds` and a fifth of a
-    second each; the others are not affected.
+    Workers are processes of their own, not forks, because this process has gloo threads and an
+    inference engine. An answer that hangs, exhausts memory or crashes its evaluator costs at most
+    `timeout_seconds` and scores 0. Many such answers cost at most `budget_seconds` and a fifth of a
+    second each; other answers are not affected.
     """
 
     def __init__(self, config: RewardConfig) -> None:
@@ -57,12 +57,12 @@ class VerifierPool:
         self._threads = ThreadPoolExecutor(config.workers, thread_name_prefix="reward")
 
     def warm_up(self) -> None:
-        """Start the workers without waiting for them."""
+        """Starts the workers without waiting for them."""
         for worker in self._workers:
             worker.start()
 
     def score(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows, in order, with their verdicts, and the score as `reward`.
+        """The rows, in order, with their verdicts, and the score as `reward`.
 
         Reasons: correct, wrong, no_answer, truncated (by the token limit, before an answer),
         bad_gold, too_long, timeout, over_budget, crashed, error. Equal answers to equal gold
@@ -71,26 +71,23 @@ class VerifierPool:
         Raises RunError when a worker cannot start.
         """
         pairs = [(self._answer(row), row.task.answer.strip()) for row in rows]
-        answered = list(
-            dict.fromkeys((answer, gold) for answer, gold in pairs if answer is not None)
-        )
-        verdicts = self._threads.map(partial(self._grade, budget=_Budget(self.config)), answered)
-        reasons = dict(zip(answered, verdicts, strict=True))
-        scored = [
-            _scored(row, _without_answer(row) if answer is None else reasons[answer, gold])
-            for row, (answer, gold) in zip(rows, pairs, strict=True)
-        ]
+        unique = dict.fromkeys((answer, gold) for answer, gold in pairs if answer is not None)
+        grade = partial(self._grade, budget=_Budget(self.config))
+        reasons = dict(zip(unique, self._threads.map(grade, unique), strict=True))
+        scored = []
+        for row, (answer, gold) in zip(rows, pairs, strict=True):
+            reason = _without_answer(row) if answer is None else reasons[answer, gold]
+            scored.append(_scored(row, reason))
         if count := sum(r.verdict.reason == "over_budget" for r in scored):
-            seconds = self.config.budget_seconds
             logger.warning(
                 "%d answers were not judged within reward.budget_seconds=%g and score 0",
                 count,
-                seconds,
+                self.config.budget_seconds,
             )
         return scored
 
     def close(self) -> None:
-        """End the workers. Idempotent; the pool cannot be used again."""
+        """Ends the workers; the pool cannot be used again. Idempotent."""
         for worker in self._workers:
             worker.interrupt()
         self._threads.shutdown(wait=True, cancel_futures=True)
@@ -132,11 +129,11 @@ class VerifierPool:
 
 
 class _Budget:
-    """The time that the answers of one call may lose at their limits, of all workers together.
+    """The time that the answers of one call may lose at their limits, for all workers together.
 
-    An answer may take a share of what is left, up to `timeout_seconds`. Answers that end by
-    themselves are not charged: the limits of an honest step never shrink, and a hostile answer
-    takes little from those that follow it.
+    An answer may take a fraction of what is left, up to `timeout_seconds`. Answers that end by
+    themselves are not charged, so that the limits of an honest step never shrink, and a hostile
+    answer takes little from those that follow it.
     """
 
     def __init__(self, config: RewardConfig) -> None:
@@ -174,8 +171,7 @@ class _WorkerDied(Exception):
 
 
 class _Worker:
-    """One `megatron_opd.verify.worker` process, started when first needed and again when it
-    dies."""
+    """A `megatron_opd.verify.worker` process, started at the first need and again when it dies."""
 
     def __init__(self, function: str | None) -> None:
         self.function = function
@@ -191,13 +187,11 @@ class _Worker:
         if self.function:
             own = [self.function]
             search_path.append(os.getcwd())  # where load_own looks too
-        # A fixed hash seed fixes the order in which sympy walks its sets: the same answer gets the
-        # same verdict.
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(search_path),
-            "PYTHONHASHSEED": "0",
-        }
+        # A fixed hash seed fixes the order in which sympy walks its sets, so that the same answer
+        # gets the same verdict.
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join(search_path)
+        environment["PYTHONHASHSEED"] = "0"
         module = ["-P", "-m", "megatron_opd.verify.worker", str(WORKER_MEMORY_BYTES), *own]
         self.ready = False
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by end)
@@ -207,12 +201,12 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self.log,
             env=environment,
-            # Ctrl-C is the training process's to handle; close() ends the group
+            # Ctrl-C reaches the training process alone, and its close() ends the group.
             start_new_session=True,
         )
 
     def grade(self, answer: str, gold: str, limit_seconds: float) -> str:
-        """Return the reason for the reward, "timeout" at the limit.
+        """The reason of the verdict, "timeout" at the limit.
 
         A worker that dies is replaced and asked once more.
         """
@@ -225,7 +219,7 @@ class _Worker:
         return "crashed"
 
     def interrupt(self) -> None:
-        """Make a `grade` that waits in another thread return, and refuse new ones."""
+        """Makes a `grade` that waits in another thread return, and refuses new ones."""
         self.closed = True
         self._signal_kill()
 
@@ -238,7 +232,7 @@ class _Worker:
             process.stdin.flush()
         except OSError as error:
             raise _WorkerDied from error
-        # The worker may evaluate a request twice, when its first evaluator was killed from outside.
+        # The worker evaluates a request twice if its first evaluator was killed from outside.
         return self._read_line(2 * wall_seconds(limit_seconds) + GRACE_SECONDS)
 
     def _wait_until_ready(self) -> None:
@@ -263,7 +257,8 @@ class _Worker:
             raise _WorkerDied
         poll = select.poll()
         poll.register(process.stdout, select.POLLIN)
-        deadline, line = time.monotonic() + seconds, b""
+        deadline = time.monotonic() + seconds
+        line = b""
         while not line.endswith(b"\n"):
             remaining = deadline - time.monotonic()
             if remaining <= 0 or not poll.poll(remaining * 1000):
@@ -275,9 +270,10 @@ class _Worker:
         return line.decode().strip()
 
     def end(self) -> None:
-        """Kill the process and its evaluator, and collect them."""
+        """Kills the process and its evaluator, and collects them."""
         self._signal_kill()
-        process, self.process = self.process, None
+        process = self.process
+        self.process = None
         if process is None:
             return
         process.wait()

@@ -1,11 +1,11 @@
-"""A reward worker: `python -m megatron_opd.verify.worker MEMORY_BYTES [MODULE:FUNCTION]`.
+"""A verifier's worker: `python -m megatron_opd.verify.worker MEMORY_BYTES [MODULE:FUNCTION]`.
 
-Reads a JSON list [answer, gold, time limit in seconds] per line on stdin and writes one reason per
-line on stdout, behind it the score where a user's function gives one. This process only imports
-math-verify, or the function, and forks; a child evaluates, under interval
-timers and a memory limit. At the limit the kernel ends the child even in the middle of a C loop,
-and the next fork costs milliseconds where a new process pays seconds of imports. The limit is one
-of processor time, so that a busy machine does not change rewards.
+It reads a JSON list [answer, gold, time limit in seconds] per line on stdin and writes one reason
+per line on stdout, followed by the score if a user's function gives one. This process only imports
+math-verify, or the function, and forks; a child evaluates, under interval timers and a memory
+limit. At the limit the kernel ends the child even in the middle of a C loop; the next fork takes
+milliseconds, while a new process would need seconds for its imports. The limit is of processor
+time, so that a busy machine does not change rewards.
 """
 
 import gc
@@ -19,11 +19,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-# what ends an evaluator at its processor time, at its wall time
+# The signals that end an evaluator: at its processor time, and at its wall time.
 AT_THE_LIMIT = (signal.SIGPROF, signal.SIGALRM)
-WALL_TIME_FACTOR = 4  # wall time that an answer may take on a busy machine, of its processor time
-LEAST_WALL_SECONDS = 3.0  # where its processor time is short: a share of a crowded core must do
-# Answers of every kind fill the parser's and sympy's caches, which every evaluator then inherits.
+WALL_TIME_FACTOR = 4  # an answer's wall time on a busy machine, relative to its processor time
+LEAST_WALL_SECONDS = 3.0  # wall time of an answer with little processor time, on a crowded core
+# Answers of every kind fill the parser's and sympy's caches, which all evaluators then inherit.
 WARM_UP = (
     (r"\sqrt{4}", "2"),
     ("3x", "4x"),
@@ -71,20 +71,20 @@ class Evaluator:
     """A forked child that answers requests until an answer kills it."""
 
     def __init__(self, memory_bytes: int, judge: "Judge") -> None:
-        ours, theirs = socket.socketpair()
+        parent_end, child_end = socket.socketpair()
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                ours.close()
-                evaluate_requests(theirs.makefile("rwb"), memory_bytes, judge)
+                parent_end.close()
+                evaluate_requests(child_end.makefile("rwb"), memory_bytes, judge)
             finally:
-                os._exit(1)  # never back into the parent's loop
-        theirs.close()
-        self.stream = ours.makefile("rwb")
-        ours.close()
+                os._exit(1)  # the child must not go on with the parent's loop
+        child_end.close()
+        self.stream = parent_end.makefile("rwb")
+        parent_end.close()
 
     def ask(self, request: bytes) -> bytes:
-        """Return a reply line, or nothing when the child died."""
+        """The line of the reply; b"" when the child died."""
         try:
             self.stream.write(request)
             self.stream.flush()
@@ -93,7 +93,7 @@ class Evaluator:
             return b""
 
     def bury(self) -> int:
-        """Collect the dead child; return the signal that ended it (0: none)."""
+        """Collects the dead child; returns the signal that ended it, 0 for none."""
         _, status = os.waitpid(self.pid, 0)
         with suppress(OSError):
             self.stream.close()
@@ -101,14 +101,14 @@ class Evaluator:
 
 
 def wall_seconds(limit_seconds: float) -> float:
-    """The wall time after which an answer is ended, by its limit of processor time."""
+    """The wall time after which an answer is ended, given its limit of processor time."""
     return max(WALL_TIME_FACTOR * limit_seconds, LEAST_WALL_SECONDS)
 
 
 def evaluate_requests(stream: Any, memory_bytes: int, judge: "Judge") -> None:
-    """The child's loop."""
+    """The child's loop: answers the requests on `stream`."""
     null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1):  # nothing the libraries print may reach the protocol
+    for descriptor in (0, 1):  # prints of the libraries must not reach the protocol
         os.dup2(null, descriptor)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -128,11 +128,11 @@ def evaluate_requests(stream: Any, memory_bytes: int, judge: "Judge") -> None:
 
 def main() -> None:
     memory_bytes = int(sys.argv[1])
-    # Slurm sends them to all; the trainer first finishes its step
-    for each in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
+    # Slurm sends these to all processes, and the trainer still finishes its step.
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     judge = own_judge(sys.argv[2]) if len(sys.argv) > 2 else math_judge()
-    # a collection in an evaluator would touch, and so copy, every page of what it inherited
+    # A collection in an evaluator would touch, and so copy, every page that it inherited.
     gc.freeze()
     replies = sys.stdout.buffer
     replies.write(b"ready\n")
@@ -145,7 +145,8 @@ def main() -> None:
             if answered := evaluator.ask(request):
                 reply = answered
                 break
-            ended_by, evaluator = evaluator.bury(), None
+            ended_by = evaluator.bury()
+            evaluator = None
             if ended_by in AT_THE_LIMIT:
                 reply = b"timeout\n"
                 break

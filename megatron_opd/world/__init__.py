@@ -1,1 +1,1 @@
-"""Processes: started, joined, apart, stopped; how two groups of them speak."""
+"""Processes: how they start, join, stop, and how those of two roles talk to one another."""

@@ -1,10 +1,9 @@
-"""How processes that serve a model and processes that are served speak: each side is a world of its
-own.
+"""The channel between processes that serve a model and processes that are served: two worlds.
 
-The first of the served processes asks all that serve, the first of these answers all that are
-served: two groups of gloo's, on the host, where questions and answers lie on both sides. So a
-process that waits for the next question keeps no device busy, and NCCL's time limit does not count.
-A side that ends, however it does, ends the other's wait at once.
+The first served process asks all serving ones, and the first serving process answers all served
+ones, over two gloo groups on the host, where questions and answers lie anyway. So a process that
+waits for the next question keeps no device busy, and NCCL's time limit does not apply. When a side
+ends, in any way, the other stops waiting at once.
 """
 
 import contextlib
@@ -19,8 +18,8 @@ from torch import Tensor
 
 from megatron_opd.errors import OpdError, RunError
 
-# A question may be a long step away. What is stuck is found by the time limit of its own side's
-# groups.
+# The next question may be a long step away. A process that is stuck is found by the time limit of
+# its own side's groups.
 _PATIENCE = timedelta(days=365)
 
 
@@ -44,11 +43,11 @@ class Channel:
         self._answers = _channel(store, "answers", [serving[0], *served], rank)
 
     def ask(self, question: Any, tensors: Iterable[tuple[str, Tensor]] | None = None) -> Any:
-        """The answer, on every process that is served: all ask the same together.
+        """The answer to a question that all served processes ask together.
 
-        `tensors`, which those that answer read with `tensors()`, follow the question one at a time;
-        iterating over them may be a collective of those that ask. Raises what answering it raised,
-        as an OpdError; PeerGoneError when there is nobody left to answer.
+        `tensors` follow the question one at a time, and the serving processes read them with
+        `tensors()`; iterating over them may be a collective of the served ones. Raises the serving
+        side's exception as an OpdError, and PeerGoneError when nobody is left to answer.
         """
         if self._questions:
             self._questions.send(question)
@@ -67,14 +66,14 @@ class Channel:
             while True:
                 question = self._questions.receive()
                 try:
-                    said = answer(question)
+                    reply = answer(question)
                 except Exception as error:
                     self._reply(as_answer(error))
                     raise
-                self._reply(said)
+                self._reply(reply)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """What follows the question, on the host. To be read to its end before the answer."""
+        """The tensors that follow the question, on the host; all are read before the answer."""
         assert self._questions is not None, "tensors() is of processes that serve"
         while (header := self._questions.receive()) is not None:
             name, shape, dtype = header
@@ -91,23 +90,23 @@ class Channel:
         if self._questions:
             self._questions.send(None)
 
-    def _reply(self, said: Any) -> None:
+    def _reply(self, reply: Any) -> None:
         if self._answers:
-            self._answers.send(said)
+            self._answers.send(reply)
 
 
 def as_answer(error: Exception) -> OpdError:
-    """What answering a question raised, in one line."""
+    """The exception of an answer, as an error in one line."""
     return error if isinstance(error, OpdError) else RunError(f"{type(error).__name__}: {error}")
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:
-    """The same memory, of a contiguous tensor: gloo does not know every dtype."""
+    """The memory of a contiguous tensor as bytes, since gloo does not know every dtype."""
     return tensor.view(-1).view(torch.uint8)
 
 
 class _Channel:
-    """A group whose first process speaks, in values that can be pickled."""
+    """A group whose first process sends values that can be pickled."""
 
     def __init__(self, group: Any) -> None:
         self._group = group
@@ -133,7 +132,7 @@ class _Channel:
 
 
 def _channel(store: dist.Store, name: str, members: list[int], rank: int) -> _Channel | None:
-    """None where this process is no member."""
+    """This process's end of a group; None when it is no member."""
     if rank not in members:
         return None
     store = dist.PrefixStore(f"channel/{name}", store)

@@ -1,4 +1,4 @@
-"""Where a process computes: CUDA with NCCL, or the host with gloo."""
+"""The device of a process: CUDA with NCCL, or the host with gloo."""
 
 import glob
 import os
@@ -12,7 +12,7 @@ from megatron_opd.world.host import VARIABLE, host_reason, wished_device
 
 
 class Choice(NamedTuple):
-    """Where a process computes, and why."""
+    """The kind of device of a process, and the reason for it."""
 
     kind: Literal["cuda", "cpu"]
     reason: str
@@ -20,11 +20,10 @@ class Choice(NamedTuple):
 
 @cache
 def choice() -> Choice:
-    """Choose CUDA where it is usable and vLLM is not one for CPUs alone, or as MEGATRON_OPD_DEVICE
-    (cpu or cuda) says.
+    """The choice of a device: CUDA if it is usable and vLLM is not built for CPUs alone.
 
-    Raises ConfigError where there is a GPU that torch cannot use, and where cuda is asked for in
-    vain.
+    The environment variable MEGATRON_OPD_DEVICE (cpu or cuda) decides instead, if it is set. Raises
+    ConfigError for a GPU that torch cannot use, and for cuda without one.
     """
     if reason := host_reason():
         return Choice("cpu", reason)
@@ -45,17 +44,16 @@ def choice() -> Choice:
 
 
 def gpu_is_there() -> bool:
-    """Whether this machine has an NVIDIA GPU that is not hidden from the process."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and bool(
-        glob.glob("/dev/nvidia[0-9]*")
-    )
+    """True when this machine has an NVIDIA GPU that is not hidden from the process."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not hidden and bool(glob.glob("/dev/nvidia[0-9]*"))
 
 
 def device() -> torch.device:
     """This process's device: its CUDA device under torchrun's LOCAL_RANK, or the host.
 
-    A launcher may show each process its own device alone: the number is taken modulo the visible
-    devices.
+    The number is taken modulo the visible devices, since a launcher may show a process its own
+    device alone.
     """
     if choice().kind == "cuda":
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))

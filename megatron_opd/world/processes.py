@@ -1,6 +1,6 @@
-"""The processes of a world: how they start, stop and agree, and what each does of a list.
+"""The processes of a world: how they start, stop and agree, and their shares of a list.
 
-A world is the processes of one role; it has a default process group of its own.
+A world is the processes of one role, with a default process group of their own.
 """
 
 import os
@@ -16,11 +16,11 @@ from megatron_opd.world.device import backend, choice, device
 
 
 def start(timeout_minutes: float = 30.0, *, apart: dict[str, int] | None = None) -> None:
-    """Chooses the device and joins the default process group (of one process when torchrun did not
-    start us).
+    """Chooses the device and joins the default process group.
 
-    `apart`: role -> processes set aside for it, the last ones, in this order. Each role has a
-    default group of its own, and a channel joins it to the processes that are left, the student's.
+    Without torchrun the group is of one process. `apart` is the number of processes set aside for
+    each role: the last ones, in this order. A role has a default group of its own, and a channel
+    joins it to the student's processes, the first ones.
     """
     if choice().kind == "cuda":
         torch.cuda.set_device(device())
@@ -40,7 +40,10 @@ _channels: dict[str, Channel] = {}
 
 
 def _start_apart(apart: dict[str, int], timeout: timedelta) -> None:
-    """The student's processes are the first, so that the rank whose output people read is 0."""
+    """Joins the group of this process's role.
+
+    The student's processes come first, so that the rank whose output people read is 0.
+    """
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
     student = world = range(world_size - sum(apart.values()))
     first = len(student)
@@ -58,20 +61,20 @@ def _start_apart(apart: dict[str, int], timeout: timedelta) -> None:
 
 
 def channel(role: str) -> Channel | None:
-    """Between the student's processes and those of `role`; None where they are the same."""
+    """The channel between the student's processes and those of `role`; None without such."""
     return _channels.get(role)
 
 
 def own_role() -> str | None:
-    """What this process is set aside for; None for the student's."""
-    return next((role for role, each in _channels.items() if each.serves), None)
+    """The role that this process is set aside for; None for the student's."""
+    return next((role for role, channel in _channels.items() if channel.serves), None)
 
 
 _when_stopped: list[Callable[[], None]] = []
 
 
 def when_stopped(forget: Callable[[], None]) -> None:
-    """`forget` drops what somebody keeps of process groups, before `stop` ends them."""
+    """Registers a function that drops references to process groups before `stop` ends them."""
     _when_stopped.append(forget)
 
 
@@ -87,31 +90,35 @@ def stop() -> None:
 
 # ---------------------------------------------------------------------- lists spread over the world
 def share[T](items: list[T]) -> list[T]:
-    """This rank's part of a list that every rank holds."""
+    """This rank's share of a list that every rank holds."""
     return items[dist.get_rank() :: dist.get_world_size()]
 
 
-def gather_shares[T](mine: list[T]) -> list[T]:
-    """The inverse of `share` for results made one per item: every rank gets all, in the order of
-    the items."""
-    parts: list[list[T]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, mine)
-    whole: list[T] = []
-    for i in range(max(len(part) for part in parts)):
-        whole += [part[i] for part in parts if i < len(part)]
-    return whole
+def gather_shares[T](own: list[T]) -> list[T]:
+    """All results, on every rank, in the order of the items. Collective.
+
+    `own` are this rank's, one for each item of its `share`.
+    """
+    shares: list[list[T]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(shares, own)
+    results: list[T] = []
+    for i in range(max(len(of_rank) for of_rank in shares)):
+        results += [of_rank[i] for of_rank in shares if i < len(of_rank)]
+    return results
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether `flag` is true on at least one rank. Collective."""
+    """True when `flag` is true on at least one rank. Collective."""
     value = torch.tensor(int(flag), device=device())
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return bool(value.item())
 
 
 def from_rank_0[T](work: Callable[[], T]) -> T:
-    """What `work`, done by rank 0 alone, returns or raises, on every rank. Collective; it must be
-    picklable."""
+    """The result or the exception of `work`, which rank 0 alone does, on every rank. Collective.
+
+    Both must be picklable.
+    """
     outcome: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:

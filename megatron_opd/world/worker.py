@@ -1,5 +1,4 @@
-"""What every process of ours does first, and how it ends: an exit code, and one line for the
-user."""
+"""The start of every process of ours, and its end: an exit code, and one line for the user."""
 
 import errno
 import logging
@@ -12,8 +11,7 @@ from megatron_opd.errors import ConfigError, DataError, Interrupted, OpdError, R
 from megatron_opd.world import torchrun
 from megatron_opd.world.host import hide_gpus
 
-# Whoever named the path can do something about it; nothing else that the system refuses is
-# expected.
+# Errors of a path that its user can mend; other errors of the system are not expected.
 _WRONG_PATHS = (
     errno.EACCES,
     errno.EPERM,
@@ -26,14 +24,13 @@ _WRONG_PATHS = (
 
 
 def prepare_process() -> None:
-    """What comes before torch is imported, in a process of our own or a user's."""
+    """Prepares a process of our own or a user's before torch is imported."""
     quieten_dependencies()
     hide_gpus()
 
 
 def quieten_dependencies() -> None:
-    """Leaves out what packages say about each other; `doctor` says what is missing and what that
-    costs."""
+    """Silences the warnings of packages about one another; `doctor` reports missing packages."""
     warnings.filterwarnings("ignore", category=SyntaxWarning)
     for package in ("megatron", "torch"):
         warnings.filterwarnings("ignore", module=rf"{package}\b")
@@ -42,13 +39,15 @@ def quieten_dependencies() -> None:
 
 
 def outcome(work: Callable[[], int | None]) -> tuple[int, str]:
-    """The exit code of `work` and the user's line: 0, 1 (failed), 2 (bad input) or 130
-    (interrupted)."""
+    """The exit code of `work`, and a line for the user.
+
+    The codes are 0, 1 (failed), 2 (bad input) and 130 (interrupted).
+    """
     try:
         return work() or 0, ""
     except OpdError as error:
         return error.exit_code, " ".join(str(error).split())
-    except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0, ""
     except OSError as error:
@@ -60,9 +59,9 @@ def outcome(work: Callable[[], int | None]) -> tuple[int, str]:
 
 
 def finish(code: int, message: str) -> int:
-    """Says the line once for all processes of a run. Returns the code to exit with."""
+    """Prints the line once for all processes of a run. Returns the code to exit with."""
     if torchrun.is_worker():
-        return torchrun.record_outcome(code, message)  # the starting process says it
+        return torchrun.record_outcome(code, message)  # the starting process prints it
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0 or code == OpdError.exit_code:  # bad input and a stop are the same on every rank
         say(code, f"rank {rank}: {message}" if rank else message)
@@ -70,15 +69,14 @@ def finish(code: int, message: str) -> int:
 
 
 def say(code: int, message: str) -> None:
-    """One line for the user, where there is something to say."""
+    """Prints the user's line, if there is one."""
     if code and message:
         kind = "" if code == Interrupted.exit_code else "error: "
         print(f"megatron-opd: {kind}{message}", file=sys.stderr, flush=True)
 
 
 def raise_outcome(code: int, message: str) -> None:
-    """What processes that were started elsewhere ended with, as the exception it was there; nothing
-    where it is 0."""
+    """Raises the exception that ended processes started elsewhere; none for code 0."""
     if code == Interrupted.exit_code:
         raise KeyboardInterrupt
     if code:
