@@ -18,9 +18,9 @@ from megatron_opd.world.channel import Channel
 def open_engine(
     config: RunConfig, channel: Channel | None, closing: contextlib.ExitStack
 ) -> Engine:
-    """What samples from the student, without weights yet. Collective.
+    """The engine that samples from the student, without weights yet. Collective.
 
-    It is in this process, or behind `channel` in those set aside for it; `closing` ends it.
+    It is in this process, or behind `channel` in processes of its own; `closing` ends it.
     """
     if channel:
         return RemoteEngine(channel, config)

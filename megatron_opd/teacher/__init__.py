@@ -1,2 +1,1 @@
-"""The teacher: a frozen Megatron model that says at every position of the student's text what it
-would have written."""
+"""The teacher: a frozen Megatron model that scores the student's text at every position."""

@@ -1,5 +1,4 @@
-"""A teacher in processes of its own: the student's side, and the loop of the processes that hold
-it."""
+"""A teacher in processes of its own: the student's side, and the loop of those processes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,16 +17,15 @@ class _Load:
 
 @dataclass(frozen=True)
 class _Score:
-    teacher: int  # which of those that were loaded
+    teacher: int  # its number among those that were loaded
     rows: Sequence[Row]
     topk: int
 
 
 class RemoteTeacher:
-    """The teacher of `config`, loaded and asked across the channel. Collective over the student's
-    processes.
+    """The teacher of `config`, loaded and asked across the channel.
 
-    Raises what loading it raises.
+    Collective over the student's processes. Raises the exceptions of loading it.
     """
 
     def __init__(self, channel: Channel, config: RunConfig) -> None:
@@ -35,13 +33,12 @@ class RemoteTeacher:
         self._number: int = channel.ask(_Load(config))
 
     def score(self, rows: Sequence[Row], topk: int = 0) -> TeacherSignals:
-        """As `Teacher.score`. Collective over the student's processes."""
+        """The signals of `Teacher.score`. Collective over the student's processes."""
         return self._channel.ask(_Score(self._number, rows, topk))
 
 
 def serve(channel: Channel, load: Callable[[RunConfig], MegatronTeacher]) -> None:
-    """In the teacher's processes: does what `RemoteTeacher` asks, until the student's processes
-    have ended."""
+    """The loop of the teacher's processes: answers `RemoteTeacher` until the student's end."""
     teachers: list[MegatronTeacher] = []
 
     def answer(question: _Load | _Score) -> int | TeacherSignals:

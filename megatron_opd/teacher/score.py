@@ -1,4 +1,4 @@
-"""Scoring rows with a frozen model. Nothing of size [tokens, vocabulary] leaves a rank."""
+"""Scores rows with a frozen model. No tensor of size [tokens, vocabulary] leaves a rank."""
 
 import contextlib
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ class MegatronTeacher:
 
     Args:
         chunks: this rank's model chunks, with weights.
-        student_vocab_size: ids from here on do not exist for the student and never become targets.
-        merged: ends that the student lacks, which count as one of its own in everything this
-        teacher says.
-        offload: between calls of `score` the weights wait in host memory; `head` then is not to be
-        used.
+        student_vocab_size: ids from this number on do not exist for the student, and are never
+            targets.
+        merged: ends that the student lacks, which count as one of its own in all signals.
+        offload: keep the weights in host memory between calls of `score`; `head` cannot be used
+            then.
     """
 
     def __init__(
@@ -47,21 +47,20 @@ class MegatronTeacher:
         for chunk in chunks:
             chunk.requires_grad_(False).eval()
         self._host_weights = HostWeights(chunks, parallel.device) if offload else None
-        self.chunks, self.parallel = chunks, parallel
+        self.chunks = chunks
+        self.parallel = parallel
         self.vocab_size = min(arch.vocab_size, student_vocab_size)
-        self.micro_batch_tokens, self.temperature, self.merged = (
-            micro_batch_tokens,
-            temperature,
-            merged,
-        )
+        self.micro_batch_tokens = micro_batch_tokens
+        self.temperature = temperature
+        self.merged = merged
 
     @torch.no_grad()
     def score(self, rows: Sequence[Row], topk: int = 0) -> TeacherSignals:
         """Argmax id, logprob of the student's token, entropy and top-k at every completion token.
 
-        Every rank passes the same rows and receives all signals: collective over the world. The
-        replicas of the teacher score a share each; their results meet in one sum of [T, 3 + 2 topk]
-        numbers, to which one rank per replica contributes.
+        Every rank passes the same rows and receives all signals: collective over the world. Each
+        replica of the teacher scores its share; one sum of [T, 3 + 2 topk] numbers joins the
+        results, to which one rank per replica contributes.
         """
         batches = micro_batches(rows, self.parallel, self.micro_batch_tokens)
         with self._host_weights.on_device() if self._host_weights else contextlib.nullcontext():
@@ -76,11 +75,12 @@ class MegatronTeacher:
         # float32 carries ids exactly up to 2**24.
         out_TX = torch.zeros(total, 3 + 2 * topk, device=self.parallel.device)
         if self.parallel.is_signal_source:
-            for batch, part_TX in zip(batches, scored, strict=True):
-                out_TX[batch.index_T] = part_TX
+            for batch, values_TX in zip(batches, scored, strict=True):
+                out_TX[batch.index_T] = values_TX
         dist.all_reduce(out_TX)
         values = out_TX.cpu().numpy()
-        ids_TK, logprobs_TK = values[:, 3 : 3 + topk].astype(np.int32), values[:, 3 + topk :].copy()
+        ids_TK = values[:, 3 : 3 + topk].astype(np.int32)
+        logprobs_TK = values[:, 3 + topk :].copy()
         return TeacherSignals(
             values[:, 0].astype(np.int32), values[:, 1].copy(), values[:, 2].copy(),
             ids_TK if topk else None, logprobs_TK if topk else None,
@@ -88,8 +88,7 @@ class MegatronTeacher:
 
     @torch.no_grad()
     def head(self, batch: MicroBatch) -> Head:
-        """The model's head at the positions of a micro-batch, on every rank of a layout without
-        pipeline stages."""
+        """The model's head at the positions of a micro-batch, in a layout of one stage."""
         heads: list[Head] = []
 
         def keep(_: MicroBatch, head: Head) -> tuple[Tensor, None]:

@@ -1,1 +1,1 @@
-"""The engine."""
+"""The engine, vLLM."""

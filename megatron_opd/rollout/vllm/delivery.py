@@ -8,9 +8,9 @@ from megatron_opd.errors import RunError
 
 
 class Delivery:
-    """Hands vLLM the tensors it knows and keeps count of the rest.
+    """Hands vLLM the tensors it knows, and keeps the first problem for `check`.
 
-    An exception inside vLLM's loaders would leave it half loaded, with layers that have no storage.
+    An exception inside vLLM's loaders would leave layers without storage.
     """
 
     def __init__(
@@ -38,9 +38,11 @@ class Delivery:
             self._problem = error
 
     def progress(self) -> str:
+        """The present work, for an error."""
         return f"taking weights, at {self._last}"
 
     def check(self) -> None:
+        """Raises the first problem, or RunError naming a tensor that is missing."""
         if self._problem is not None:
             raise self._problem
         missing = sorted(self._shapes.keys() - self._arrived)

@@ -1,7 +1,7 @@
-"""A vLLM model without weights, for an engine that gets them from the trainer: nothing is read
-twice.
+"""A vLLM model without weights, for an engine that gets them from the trainer.
 
-vLLM's own `dummy` format draws random numbers for every parameter, once for each module around it.
+So no file is read twice. vLLM's own `dummy` format draws random numbers for every parameter, once
+for each module around it.
 """
 
 import torch
@@ -14,10 +14,12 @@ EMPTY = "megatron_opd_empty"
 
 @register_model_loader(EMPTY)
 class EmptyLoader(BaseModelLoader):
+    """Fills every parameter with zeros."""
+
     def download_model(self, model_config: ModelConfig) -> None:
         pass
 
     @torch.no_grad()
     def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
         for parameter in model.parameters():
-            parameter.zero_()  # what vLLM measures memory with must be numbers
+            parameter.zero_()  # vLLM measures its memory with a pass, which must see numbers

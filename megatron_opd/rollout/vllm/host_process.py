@@ -1,5 +1,4 @@
-"""How vLLM shares a process with the trainer: what it must find before its import, what it must
-leave as it was."""
+"""vLLM in a process of the trainer: variables for its import, and state that must not change."""
 
 import logging
 import os
@@ -13,7 +12,7 @@ import torch.distributed as dist
 
 QUIET = "ERROR"  # vLLM's logging level, unless VLLM_LOGGING_LEVEL names another
 _ENVIRONMENT = {
-    # the engine lives in this process, so weights arrive in memory
+    # The engine is in this process, so that weights arrive in memory.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -21,28 +20,30 @@ _ENVIRONMENT = {
 
 
 def prepare_environment(device: torch.device) -> None:
-    """Call before vLLM is first imported."""
+    """Sets vLLM's environment variables, before it is first imported."""
     os.environ.update(_ENVIRONMENT)
     level = os.environ.setdefault("VLLM_LOGGING_LEVEL", QUIET)
-    # vLLM's own setting counts only once an engine starts
+    # vLLM's own setting counts only from the start of an engine on.
     logging.getLogger("vllm").setLevel(level.upper())
     if device.type == "cpu":
-        # vLLM compiles a few sampler functions with a C++ compiler at their first use, 4-8 s for
-        # nothing.
+        # vLLM would compile a few sampler functions in C++ at their first use, 4-8 s for nothing.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 
 @contextmanager
 def trainer_state_kept(device: torch.device) -> Iterator[None]:
-    """vLLM seeds every global generator, exports variables to child processes and disables
-    `torch.set_num_threads`."""
+    """Restores global generators, environment variables and `torch.set_num_threads` at the end.
+
+    vLLM seeds every global generator, exports variables to child processes and disables the
+    function.
+    """
     place = _place()
-    environment = {
-        name: os.environ.get(name) for name in ("LD_PRELOAD", "LOCAL_WORLD_SIZE", *place)
-    }
+    names = ("LD_PRELOAD", "LOCAL_WORLD_SIZE", *place)
+    environment = {name: os.environ.get(name) for name in names}
     os.environ.update(place)
     set_num_threads = torch.set_num_threads
-    python_state, numpy_state = random.getstate(), np.random.get_state()
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
     try:
         with torch_generators_kept(device):
             yield
@@ -58,8 +59,10 @@ def trainer_state_kept(device: torch.device) -> Iterator[None]:
 
 
 def _place() -> dict[str, str]:
-    """What vLLM's executor reads of what torchrun sets: its own world may not begin with torchrun's
-    rank 0."""
+    """torchrun's variables that vLLM's executor reads, for this world.
+
+    The world may not begin with torchrun's rank 0.
+    """
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     return {
         "RANK": str(rank),
@@ -70,14 +73,13 @@ def _place() -> dict[str, str]:
 
 @contextmanager
 def torch_generators_kept(device: torch.device) -> Iterator[None]:
-    """vLLM draws from the global generator even when every request has a seed of its own."""
+    """Restores torch's generators at the end; vLLM draws from them even for seeded requests."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
 def destroy_engine_groups(*, default_group_too: bool) -> None:
-    """Ends vLLM's process groups; `default_group_too` when vLLM, not the trainer, made the default
-    group."""
+    """Ends vLLM's process groups, and the default one too if vLLM, not the trainer, made it."""
     from vllm.distributed import parallel_state
 
     parallel_state.destroy_model_parallel()
@@ -89,5 +91,5 @@ def destroy_engine_groups(*, default_group_too: bool) -> None:
 
 
 def executor_backend() -> str:
-    """Under torchrun the executor that takes device and rank from it; alone, the plain one."""
+    """vLLM's executor: one that takes device and rank from torchrun, or the plain one."""
     return "external_launcher" if dist.is_initialized() else "uni"

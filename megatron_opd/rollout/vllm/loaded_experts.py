@@ -1,9 +1,9 @@
-"""What an engine's mixture-of-experts layer holds, under the tensors' Hugging Face names.
+"""The weights of an engine's mixture-of-experts layer, under their Hugging Face names.
 
 vLLM keeps the experts of a layer in two tensors, `w13_weight` [experts, gate rows; up rows, hidden]
-and `w2_weight` [experts, hidden, intermediate], widens the intermediate size to what a kernel
-wants, and on the host permutes each expert's numbers into that kernel's tiles. The permutation is
-found by packing numbers that say their own place, and undone for the one expert that is read.
+and `w2_weight` [experts, hidden, intermediate], widens the intermediate size for its kernel, and on
+the host permutes an expert's numbers into that kernel's tiles. The permutation is learned by
+packing numbers that are their own places, and undone for the one expert that is read.
 """
 
 from collections.abc import Iterator
@@ -32,14 +32,14 @@ class ExpertSlot:
     shape: tuple[int, int]
 
     def project(self, probes: Probes) -> list[torch.Tensor]:
-        """What the probes read, float32 [K, O], of the one copy there is."""
+        """The products with the probes, float32 [K, O], of the one copy."""
         rows, columns = self.shape
         matrix_OI = self._matrix()[:, :columns]
         first = matrix_OI.shape[0] // 2 if self.projection == "up" else 0
         return [project(probes, matrix_OI[first : first + rows])]
 
     def _matrix(self) -> torch.Tensor:
-        """This expert's [gate; up], or its down projection, as vLLM widened it."""
+        """This expert's [gate; up], or its down projection, in vLLM's widened form."""
         stored = self.module.w2_weight if self.projection == "down" else self.module.w13_weight
         kernel = self.module.quant_method.moe_kernel.fused_experts
         if not isinstance(kernel, CPUUnquantizedExperts) or kernel._use_zentorch:
@@ -54,7 +54,8 @@ class ExpertSlot:
 def expert_slots(path: str, module: RoutedExperts) -> Iterator[tuple[str, ExpertSlot]]:
     """Every tensor of the layer whose module is at `path`, by its Hugging Face name."""
     prefix = path.removesuffix(".routed_experts")
-    hidden, wide = module.hidden_size, module.moe_config.intermediate_size_per_partition_unpadded
+    hidden = module.hidden_size
+    wide = module.moe_config.intermediate_size_per_partition_unpadded
     for expert in range(module.local_num_experts):
         for projection in PROJECTIONS:
             shape = (hidden, wide) if projection == "down" else (wide, hidden)
@@ -65,10 +66,10 @@ def expert_slots(path: str, module: RoutedExperts) -> Iterator[tuple[str, Expert
 
 
 def forget_packing(module: RoutedExperts) -> None:
-    """Before a reload on the host: vLLM 0.32.0 packs a layer only where it has no kernel yet.
+    """Removes a layer's kernel on the host before a reload, so that its experts are packed again.
 
-    Without this a second load leaves the experts as they came, and the kernel reads them as if they
-    were packed.
+    vLLM 0.32.0 packs a layer only if it has no kernel yet. Without this a second load would leave
+    the experts plain, and the kernel would read them as packed ones.
     """
     kernel = module.quant_method.moe_kernel
     if kernel is not None and isinstance(kernel.fused_experts, CPUUnquantizedExperts):
@@ -77,8 +78,7 @@ def forget_packing(module: RoutedExperts) -> None:
 
 @lru_cache(maxsize=8)
 def _places(rows: int, columns: int, dtype: torch.dtype, isa: str) -> torch.Tensor:
-    """int64 [rows * columns]: where in the plain matrix each number of the packed one comes
-    from."""
+    """int64 [rows * columns]: the place in the plain matrix of each number of the packed one."""
     plain = torch.arange(rows * columns)
     places = torch.zeros_like(plain)
     for shift in range(0, (rows * columns).bit_length(), 8):

@@ -1,12 +1,12 @@
-"""What an engine's model holds, under the tensors' Hugging Face names.
+"""The weights of an engine's model, under their Hugging Face names.
 
 vLLM merges projections (q|k|v, gate|up) and, on the host, packs a linear layer's weight into a
-buffer of its kernel and drops the original. `LoadedWeights` knows where every Hugging Face tensor
-went and multiplies it with given vectors whatever its present form, which is all that is needed to
-tell whether it is the tensor that was sent.
+buffer of its kernel and drops the original. `LoadedWeights` knows the place of every Hugging Face
+tensor and multiplies it with given vectors in any form, which is enough to verify that it is the
+tensor that was sent.
 
 Tied parameters are one tensor, under the first of its names. vLLM ties an output layer to the
-embedding as two modules with one parameter, of which its loaders reach the first.
+embedding as two modules with one parameter, and its loaders reach only the first.
 """
 
 from collections import defaultdict
@@ -26,8 +26,7 @@ from megatron_opd.weights.probes import dense, project
 
 @dataclass(frozen=True)
 class _Slot:
-    """Rows `first_row : first_row + shape[0]` of one parameter of a vLLM module, or of several that
-    share it."""
+    """Rows `first_row : first_row + shape[0]` of a parameter, which several modules may share."""
 
     modules: tuple[Any, ...]
     parameter: str  # "weight" | "bias"
@@ -56,25 +55,24 @@ class LoadedWeights:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Hugging Face name -> shape, of every tensor the model is made of (tied weights once)."""
+        """The shape of every tensor of the model, by Hugging Face name (tied weights once)."""
         return {name: slot.shape for name, slot in self._slots.items()}
 
     def project(self, name: str, probes: Probes) -> list[torch.Tensor]:
-        """What the probes read of every copy the engine holds of `name`, each float32 [K, O].
+        """The products of tensor `name` with the probes, float32 [K, O], for each of its copies.
 
-        A vector of O numbers counts as an [O, 1] matrix. A weight may be there several times, plain
-        and packed: an embedding that is also the output layer.
+        A vector of O numbers counts as an [O, 1] matrix. An embedding that is also the output layer
+        has two copies, plain and packed.
         """
         return self._slots[name].project(probes)
 
     def forget_packing(self) -> None:
-        """Before a reload."""
+        """Prepares a reload: see `loaded_experts.forget_packing`."""
         for module in self._experts:
             forget_packing(module)
 
     def pack_tied(self) -> None:
-        """After a reload: the modules that vLLM's loaders did not reach pack the parameter they
-        share anew."""
+        """Packs shared parameters again, after a reload, in modules that vLLM's loaders missed."""
         for slot in self._slots.values():
             if isinstance(slot, _Slot):
                 for module in slot.modules[1:]:
@@ -98,18 +96,15 @@ def _slots(model: Any) -> Iterator[tuple[str, _Slot | ExpertSlot]]:
                 continue
             heights, width = _heights_and_width(module, tensor)
             first_row = 0
-            for part, height in zip(merged or [leaf], heights, strict=True):
+            for projection, height in zip(merged or [leaf], heights, strict=True):
                 shape = (height, width) if parameter == "weight" and width else (height,)
-                yield (
-                    f"{parent}.{part}.{parameter}".removeprefix("."),
-                    _Slot(modules, parameter, first_row, shape),
-                )
+                name = f"{parent}.{projection}.{parameter}".removeprefix(".")
+                yield name, _Slot(modules, parameter, first_row, shape)
                 first_row += height
 
 
 def _heights_and_width(module: Any, tensor: torch.Tensor) -> tuple[list[int], int]:
-    """Rows of each Hugging Face tensor in the module's parameters, and columns (0: vectors
-    only)."""
+    """The rows of each Hugging Face tensor in a module, and their columns (0 for vectors)."""
     if isinstance(module, LinearBase):
         return list(getattr(module, "output_sizes", [module.output_size])), module.input_size
     if isinstance(module, VocabParallelEmbedding):  # vLLM pads the vocabulary
