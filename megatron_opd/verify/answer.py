@@ -156,7 +156,7 @@ def _undecorated(text: str) -> str:
 
 
 def _value_in_words(text: str) -> str | None:
-    """The value of a text with digits: itself if it is a formula, or a sentence's number, or None."""
+    """The value of a text with digits: a formula itself, or a sentence's number. Else None."""
     around = _COMMAND.sub(" ", _INLINE.sub(" ", text))
     words = [word for word in _WORD.findall(around) if word.lower() not in _NO_WORDS]
     if len(max(words, key=len, default="")) < 3 or not re.search(r"\s", text):
