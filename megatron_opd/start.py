@@ -49,7 +49,7 @@ def run(
     if not os.environ.get(torchrun.PREFLIGHT_DONE):
         _preflight(config, world_size, resume=resume)
         warn(check_data(config))
-    alone = lock.held(Path(config.directory)) if _is_first() else contextlib.nullcontext()
+    alone = lock.locked(Path(config.directory)) if _is_first() else contextlib.nullcontext()
     if world_size > 1 and not launched:
         # refused before processes are started; rank 0 then takes it for as long as they run
         with alone:

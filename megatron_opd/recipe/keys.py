@@ -111,8 +111,7 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """What a completion is worth: math-verify, or a function of yours, in worker processes that
-    are killed at the limit."""
+    """The verifier: math-verify, or a function of yours, in processes that are killed at a limit."""
 
     # "module:function" of (completion, gold answer) in math-verify's place -> a number from 0,
     # wrong, to 1, right, or whether it is right

@@ -20,7 +20,7 @@ _ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
 class Refit:
-    """Sends the weights of one model to one engine. `tensors` makes what `push` reads."""
+    """Sends the weights of one model to one engine; `tensors` streams the weights for `push`."""
 
     def __init__(
         self, tensors: Callable[[], Iterator[tuple[str, torch.Tensor]]], engine: Engine
@@ -29,7 +29,7 @@ class Refit:
         self._engine = engine
 
     def send(self, version: int) -> RefitReport:
-        """As `WeightSender.send`."""
+        """Sends the present weights as policy `version`: see `WeightSender.send`."""
         return push(self._tensors(), self._engine, version)
 
 

@@ -1,8 +1,7 @@
-"""Completions whose tokens come from the student or from the teacher: MiniLLM's teacher-mixed
-sampling.
+"""Completions of student and teacher together: MiniLLM's teacher-mixed sampling.
 
-Every token is drawn from the mixture (1 - a) p_student + a p_teacher: a coin decides whose turn it
-is, and runs of equal turns are sampled at a time by that model's own engine. Source: MiniLLM, arXiv
+Every token is drawn from the mixture (1 - a) p_student + a p_teacher: a coin chooses the model, and
+a stretch of tokens of one model is sampled at a time by its own engine. Source: MiniLLM, arXiv
 2306.08543, section 2.2.
 """
 
@@ -16,7 +15,7 @@ from megatron_opd.contracts.merged_ids import MergedIds
 from megatron_opd.contracts.rows import Episode, Row, Task
 from megatron_opd.contracts.sampling import Completion, Draw, Request
 from megatron_opd.contracts.stations import Engine, Tokenizer
-from megatron_opd.rollout.requests import room, sample_numbers
+from megatron_opd.rollout.requests import new_episodes, room
 from megatron_opd.rollout.single_turn import completed_row
 
 
@@ -25,17 +24,19 @@ class Draft:
     """A completion on its way."""
 
     episode: Episode
-    by_teacher_L: np.ndarray  # bool, whose turn it is at every place it may come to
+    by_teacher_L: np.ndarray  # bool, the coins: whether the teacher writes the token of a place
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: str = ""
 
-    def turn(self) -> bool:
-        """Whether the next token is the teacher's."""
-        return bool(self.by_teacher_L[len(self.token_ids)])
+    def is_due(self, *, is_teacher: bool) -> bool:
+        """True when this model writes the next token."""
+        if self.finish_reason:
+            return False
+        return bool(self.by_teacher_L[len(self.token_ids)]) == is_teacher
 
     def request(self, draw: Draw) -> Request:
-        """For the run of equal turns that begins here."""
+        """The request for the stretch of tokens that begins here."""
         rest_L = self.by_teacher_L[len(self.token_ids) :]
         changes = np.flatnonzero(rest_L != rest_L[0])
         length = int(changes[0]) if len(changes) else len(rest_L)
@@ -46,8 +47,9 @@ class Draft:
         return Request(task, prompt_ids, length, seed)
 
     def extend(self, completion: Completion) -> None:
+        """Appends a stretch of tokens."""
         self.token_ids += completion.token_ids
-        # The student's engine has not seen the teacher's tokens: like given ones, they have no
+        # The student's engine did not draw the teacher's tokens, which like given ones have no
         # logprob of its own.
         of_teacher = self.by_teacher_L[len(self.logprobs)]
         self.logprobs += [0.0] * len(completion.token_ids) if of_teacher else completion.logprobs
@@ -56,12 +58,12 @@ class Draft:
 
 
 class Mixture:
-    """Samples completions of which a token is the teacher's with probability `teacher_share`.
+    """Samples completions in which a token is the teacher's with probability `teacher_share`.
 
-    The engines, of this process, alternate, once per change of turns of the sample that has most;
-    what they computed of a context is kept within the call. `Row.sources` says whose a token is. An
-    end that the teacher alone has becomes the student's, as `merged` says; its engine must stop at
-    the student's.
+    `Row.sources` tells the writer of a token. The engines, both of this process, alternate as often
+    as the writers of some sample do; keys and values of a context are kept within the call. By
+    `merged`, an end that the teacher alone has becomes the student's; the teacher's engine must
+    stop at the student's too.
     """
 
     def __init__(
@@ -79,27 +81,21 @@ class Mixture:
         self._merged = merged
 
     def sample(self, tasks: Sequence[Task], draw: Draw) -> list[Row]:
-        """As `Sampler.sample`: `draw.samples` rows of every task."""
-        drafts = [
-            self._begin(Episode(task, sample, group), draw)
-            for group, task in enumerate(tasks)
-            for sample in sample_numbers(task, draw.samples)
-        ]
-        # the teacher's weights are those of its directory
-        turns = (
-            (False, self._student, draw.sampling),
-            (True, self._teacher, replace(draw.sampling, version=0)),
-        )
-        used = set()
+        """`draw.samples` rows of every task: see `Sampler.sample`."""
+        drafts = [self._begin(episode, draw) for episode in new_episodes(tasks, draw.samples)]
+        used: set[bool] = set()
         while any(not draft.finish_reason for draft in drafts):
-            for turn, engine, sampling in turns:
-                due = [d for d in drafts if not d.finish_reason and d.turn() == turn]
-                requests = [draft.request(draw) for draft in due]
-                kept = replace(sampling, keep_cache=turn in used)
-                completions = engine.complete(requests, kept)
-                used |= {turn} if due else set()
+            for is_teacher in (False, True):
+                due = [draft for draft in drafts if draft.is_due(is_teacher=is_teacher)]
+                sampling = replace(draw.sampling, keep_cache=is_teacher in used)
+                if is_teacher:
+                    sampling = replace(sampling, version=0)  # the weights of its directory
+                engine = self._teacher if is_teacher else self._student
+                completions = engine.complete([draft.request(draw) for draft in due], sampling)
+                if due:
+                    used.add(is_teacher)
                 for draft, completion in zip(due, completions, strict=True):
-                    draft.extend(merged_end(completion, self._merged) if turn else completion)
+                    draft.extend(merged_end(completion, self._merged) if is_teacher else completion)
         return [self._row(draft, draw) for draft in drafts]
 
     def _begin(self, episode: Episode, draw: Draw) -> Draft:

@@ -30,7 +30,7 @@ def open_engine(
 
 
 def open_teacher_engine(config: RunConfig, closing: contextlib.ExitStack) -> Engine | None:
-    """A second engine of this process, with the teacher, where it draws some of the tokens."""
+    """A second engine of this process, with the teacher; None unless it draws some tokens."""
     if not (config.method.teacher_share and config.teacher):
         return None
     ends = read_ends(config.student.path)
@@ -42,7 +42,7 @@ def open_teacher_engine(config: RunConfig, closing: contextlib.ExitStack) -> Eng
 def open_sampler(
     config: RunConfig, engine: Engine, teacher_engine: Engine | None, tokenizer: Tokenizer
 ) -> Sampler:
-    """What makes the rows of a step of a method that samples."""
+    """The sampler of a step's rows, for a method that samples."""
     method = config.method
     sampler: Sampler
     if teacher_engine and config.teacher:
@@ -66,7 +66,7 @@ def start_vllm_engine(
     empty: bool = False,
     further_ends: Sequence[int] = (),
 ) -> VllmEngine:
-    """vLLM with `model` in this process, as `VllmEngine` takes it."""
+    """vLLM with `model` in this process; the arguments are those of `VllmEngine`."""
     return VllmEngine(
         model,
         config.rollout,

@@ -1,4 +1,4 @@
-"""How much of a trace a response begins with: TrOPD's off-policy guidance."""
+"""The first tokens of a completion that come from a trace: TrOPD's off-policy guidance."""
 
 import numpy as np
 
@@ -10,10 +10,11 @@ from megatron_opd.methods.schedules import cosine
 
 
 def prefix_of(prefix: PrefixConfig, task: Task, sample: int, draw: Draw) -> np.ndarray:
-    """The tokens that a response begins with, int32; the student samples at least one more.
+    """The tokens, int32, that a completion begins with; the student samples at least one more.
 
-    The paper gives the largest length (cosine from the longest response to 0) and not how a
-    response's own is drawn: `law` chooses. It depends on (seed, step, task, sample) alone.
+    The paper gives the largest length (by a cosine from the longest completion to 0), but not how a
+    completion's own length is drawn, which `law` chooses. It depends on (seed, step, task, sample)
+    alone.
     """
     assert task.trace_ids is not None, "a method with prefixes needs traces"
     length = int(draw.max_tokens * cosine(draw.step, prefix.steps))

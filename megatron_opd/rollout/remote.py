@@ -1,5 +1,4 @@
-"""Engines in processes of their own: the student's side, and the loop of the processes that hold
-one each."""
+"""Engines in processes of their own: the student's side, and the loop of those processes."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -31,8 +30,8 @@ class _Open:
 
 @dataclass(frozen=True)
 class _Complete:
-    groups: list[list[Request]]  # those of a task stay together: they begin alike
-    holds: int | None  # the version of the weights: they are verified on the student's side
+    groups: list[list[Request]]  # by task, since the requests of a task begin with the same tokens
+    version: int | None  # of the weights, which are verified on the student's side
     sampling: Sampling
 
 
@@ -53,15 +52,14 @@ class _Restart:
 
 
 _Question = _Open | _Complete | _Reload | _Project | _Restart
-# What a process answers: its share of the completions or of the tensors, else nothing.
+# A process's share of the completions or of the tensors; [] for other questions.
 _Answer = list[list[Completion]] | list[torch.Tensor]
 
 
 class RemoteEngine:
-    """The engines of `config`, opened and asked across the channel. All calls are collective over
-    the student's world.
+    """The engines of `config`, opened and asked across the channel, at first without weights.
 
-    They begin without weights. Raises what opening them raises.
+    All calls are collective over the student's world. Raises the exceptions of opening them.
     """
 
     def __init__(self, channel: Channel, config: RunConfig) -> None:
@@ -72,15 +70,15 @@ class RemoteEngine:
         channel.ask(_Open(config))
 
     def restart(self) -> None:
-        """As `Engine.restart`, of all engines."""
+        """Restarts all engines: see `Engine.restart`."""
         self.policy_version = None
         self._channel.ask(_Restart())
 
     def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """As `Engine.complete`.
+        """The completions of this process's requests: see `Engine.complete`.
 
-        The requests of all processes are shared out anew, among the engines; where one of these
-        fails, all processes learn it.
+        The requests of all processes are shared anew among the engines. If one of these fails, the
+        call raises on all processes.
         """
         groups = [list(group) for _, group in groupby(requests, key=_of_task)]
         question = _Complete(gather_shares(groups), self.policy_version, sampling)
@@ -88,15 +86,15 @@ class RemoteEngine:
         return [completion for group in share(answers) for completion in group]
 
     def reload(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """As `Engine.reload`, into all engines. The first process's tensors are sent."""
+        """Sends the first process's tensors into all engines: see `Engine.reload`."""
         self.policy_version = None
         self._channel.ask(_Reload(), named_tensors)
 
     def sleep(self) -> None:
-        """Nothing: the engines have devices of their own."""
+        """Does nothing, since the engines have devices of their own."""
 
     def project(self, name: str, probes: Probes) -> list[torch.Tensor]:
-        """As `Engine.project`, of the copies of all engines."""
+        """The products of `Engine.project`, of all engines' copies."""
         signs_I = probes.signs_I
         products = self._channel.ask(_Project(name, replace(probes, signs_I=signs_I.cpu())))
         return [product_KO.to(signs_I.device) for product_KO in products]
@@ -107,9 +105,8 @@ def _of_task(request: Request) -> tuple[int, int]:
 
 
 def serve(channel: Channel, open_engine: Callable[[RunConfig], ServedEngine]) -> None:
-    """In the processes of the engines: does what `RemoteEngine` asks, until the student's processes
-    have ended."""
-    engines: list[ServedEngine] = []  # none, or one
+    """The loop of the engines' processes: answers `RemoteEngine` until the student's end."""
+    engines: list[ServedEngine] = []  # none before the first question, then one
     try:
         channel.serve(
             lambda question: _together(lambda: _answer(question, channel, engines, open_engine))
@@ -125,14 +122,14 @@ def _answer(
     engines: list[ServedEngine],
     open_engine: Callable[[RunConfig], ServedEngine],
 ) -> _Answer:
-    """This process's part of the answer."""
+    """This process's share of the answer."""
     if isinstance(question, _Open):
         engines.append(open_engine(question.config))
         return []
     [engine] = engines
     match question:
-        case _Complete(groups, holds, sampling):
-            engine.policy_version = holds
+        case _Complete(groups, version, sampling):
+            engine.policy_version = version
             return _complete(engine, share(groups), sampling)
         case _Project(name, probes):
             sent = replace(probes, signs_I=probes.signs_I.to(engine.device))
@@ -159,16 +156,18 @@ def _reload(engine: ServedEngine, channel: Channel) -> None:
     try:
         engine.reload((name, tensor.to(engine.device)) for name, tensor in tensors)
     finally:
-        for _ in tensors:  # they are sent whatever happens to an engine
+        for _ in tensors:  # all of them are sent, even if this engine fails
             pass
 
 
 def _together(work: Callable[[], _Answer]) -> list[object] | OpdError:
-    """What all processes of this role have made, in the order of what they share; or what the first
-    of them raised."""
+    """The results of all processes of this role, in the order of the shared items.
+
+    The first process's error instead, if one raised.
+    """
     try:
-        made: list[object] = [*work()]
+        own: list[object] = [*work()]
     except Exception as error:
-        made = [as_answer(error)]
-    everything = gather_shares(made)
-    return next((each for each in everything if isinstance(each, OpdError)), everything)
+        own = [as_answer(error)]
+    results = gather_shares(own)
+    return next((result for result in results if isinstance(result, OpdError)), results)

@@ -1,12 +1,13 @@
-"""The numbers of samples, and the room they have."""
+"""The numbers of a task's samples, and the room for their tokens."""
 
-from megatron_opd.contracts.rows import Task
+from collections.abc import Sequence
+
+from megatron_opd.contracts.rows import Episode, Task
 from megatron_opd.errors import RunError
 
 
 def room(task: Task, max_completion_tokens: int, max_sequence_length: int) -> int:
-    """How many tokens the task's completion may have. Raises RunError where there is no room for
-    one."""
+    """The number of tokens that a task's completion may have. Raises RunError if it is below 1."""
     left = max_sequence_length - len(task.prompt_ids)
     if left < 1:
         raise RunError(
@@ -17,6 +18,15 @@ def room(task: Task, max_completion_tokens: int, max_sequence_length: int) -> in
     return min(max_completion_tokens, left)
 
 
+def new_episodes(tasks: Sequence[Task], samples_per_prompt: int) -> list[Episode]:
+    """`samples_per_prompt` episodes of each task, by group and sample."""
+    episodes = []
+    for group, task in enumerate(tasks):
+        for sample in sample_numbers(task, samples_per_prompt):
+            episodes.append(Episode(task, sample, group))
+    return episodes
+
+
 def sample_numbers(task: Task, samples_per_prompt: int) -> range:
-    """The numbers of a task's next samples, which its draws depend on."""
+    """The numbers of a task's next samples, on which their draws depend."""
     return range(task.first_sample, task.first_sample + samples_per_prompt)

@@ -1,4 +1,4 @@
-"""What happens when an engine fails while it samples."""
+"""A sampler that survives the failure of an engine."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,12 +8,12 @@ from megatron_opd.contracts.stations import Sampler
 from megatron_opd.errors import RunError
 from megatron_opd.world.processes import any_rank
 
-# (version, reason): starts the engines again, with the weights of that version. Collective.
+# Starts the engines again, with the weights of a version, for a reason. Collective.
 Restart = Callable[[int, str], None]
 
 
 class Restarting:
-    """A sampler that samples anew on all ranks, once, where an engine fails on one of them.
+    """A sampler that samples again on all ranks, once, when an engine fails on one of them.
 
     Without a `restart` the failure ends the run, on every rank.
     """
@@ -23,7 +23,7 @@ class Restarting:
         self._restart = restart
 
     def sample(self, tasks: Sequence[Task], draw: Draw) -> list[Row]:
-        """As `Sampler.sample`."""
+        """The rows of the sampler: see `Sampler.sample`. Collective."""
         failure = None
         try:
             rows = self._sampler.sample(tasks, draw)
@@ -34,7 +34,7 @@ class Restarting:
         reason = str(failure or "the engine of another rank failed")
         if self._restart is None:
             raise failure or RunError(reason)
-        # its traceback holds the engine that failed, whose memory the next one needs
+        # Its traceback refers to the engine that failed, whose memory the next one needs.
         failure = None
         self._restart(draw.version, reason)
         return self._sampler.sample(tasks, draw)

@@ -10,14 +10,14 @@ from megatron_opd.contracts.sampling import Draw, Request
 from megatron_opd.contracts.stations import Engine, Tokenizer
 from megatron_opd.methods.method import PrefixConfig
 from megatron_opd.rollout.prefix import prefix_of
-from megatron_opd.rollout.requests import room, sample_numbers
+from megatron_opd.rollout.requests import new_episodes, room
 
 
 class SingleTurn:
     """Samples the completions of prompts with one engine.
 
-    `prefix`: how a completion begins with tokens of the task's trace. Rounding aside, logprobs do
-    not depend on the other tasks; they are the same bit for bit when the call is.
+    With a `prefix`, completions begin with tokens of the task's trace. Logprobs depend on the other
+    tasks only by rounding, and equal calls give equal bits.
     """
 
     def __init__(
@@ -28,27 +28,26 @@ class SingleTurn:
         self._prefix = prefix
 
     def sample(self, tasks: Sequence[Task], draw: Draw) -> list[Row]:
-        """As `Sampler.sample`: `draw.samples` rows of every task."""
-        episodes = [
-            Episode(task, sample, group)
-            for group, task in enumerate(tasks)
-            for sample in sample_numbers(task, draw.samples)
-        ]
+        """`draw.samples` rows of every task: see `Sampler.sample`."""
+        episodes = new_episodes(tasks, draw.samples)
         given = [self._given(episode, draw) for episode in episodes]
-        requests = [self._request(*each, draw) for each in zip(episodes, given, strict=True)]
+        pairs = zip(episodes, given, strict=True)
+        requests = [self._request(episode, given_ids, draw) for episode, given_ids in pairs]
         completions = self._engine.complete(requests, draw.sampling)
-        return [
-            completed_row(
+        rows = []
+        for episode, given_ids, completion in zip(episodes, given, completions, strict=True):
+            student = [Source.STUDENT] * len(completion.token_ids)
+            row = completed_row(
                 episode,
                 [*given_ids, *completion.token_ids],
                 [0.0] * len(given_ids) + completion.logprobs,
-                [Source.TRACE] * len(given_ids) + [Source.STUDENT] * len(completion.token_ids),
+                [Source.TRACE] * len(given_ids) + student,
                 completion.finish_reason,
                 version=draw.version,
                 tokenizer=self._tokenizer,
             )
-            for episode, given_ids, completion in zip(episodes, given, completions, strict=True)
-        ]
+            rows.append(row)
+        return rows
 
     def _given(self, episode: Episode, draw: Draw) -> list[int]:
         """The tokens of the trace that a completion begins with."""
@@ -76,9 +75,8 @@ def completed_row(
     version: int,
     tokenizer: Tokenizer,
 ) -> Row:
-    """A completion of the task's prompt with its text; `version` drew the tokens that are not the
-    data's."""
-    # an end need not be a special token
+    """The row of a completion of a task's prompt; `version` drew all tokens but the data's."""
+    # The end is left out of the text: it need not be a special token.
     written = token_ids[:-1] if finish_reason == "stop" else token_ids
     sources_T = np.array(sources, np.int8)
     versions_T = np.where(sources_T <= Source.TEACHER, version, -1).astype(np.int32)

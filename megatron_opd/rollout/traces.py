@@ -1,4 +1,4 @@
-"""Rows of the data's own completions, in the place of sampled ones or beside them."""
+"""Rows of the data's traces, in the place of sampled ones or beside them."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ class Traces:
     """The trace of every task, once."""
 
     def sample(self, tasks: Sequence[Task], draw: Draw) -> list[Row]:
-        """As `Sampler.sample`; nothing is drawn."""
+        """The traces of the tasks: see `Sampler.sample`. Nothing is drawn."""
         return [Row.of_trace(task, group) for group, task in enumerate(tasks)]
 
 
@@ -23,11 +23,11 @@ class WithTraces:
         self._per_group = per_group
 
     def sample(self, tasks: Sequence[Task], draw: Draw) -> list[Row]:
-        """As `Sampler.sample`."""
+        """The rows of the sampler with traces behind each task's: see `Sampler.sample`."""
         rows = self._sampler.sample(tasks, draw)
-        traces = [
-            Row.of_trace(task, group, task.first_sample + draw.samples + number)
-            for group, task in enumerate(tasks)
-            for number in range(self._per_group)
-        ]
+        traces = []
+        for group, task in enumerate(tasks):
+            first = task.first_sample + draw.samples
+            for number in range(first, first + self._per_group):
+                traces.append(Row.of_trace(task, group, number))
         return sorted(rows + traces, key=lambda row: row.group)

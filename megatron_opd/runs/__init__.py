@@ -1,1 +1,1 @@
-"""A run: its stations assembled, its directory, what it goes on from."""
+"""A run: its stations assembled, its directory, and its state."""

@@ -29,12 +29,12 @@ from megatron_opd.world import processes
 
 
 def assemble(config: RunConfig) -> Learner:
-    """Collective over the student's world, after `processes.start`."""
+    """The recipe's models, loaded. Collective over the student's world, after `processes.start`."""
     needs = needs_of(config.method, config.train.updates_per_step)
     arch = architecture_of(config.student)
-    shared = (
-        shared_vocabulary(config.student, config.teacher) if config.teacher else arch.vocab_size
-    )
+    shared = arch.vocab_size
+    if config.teacher:
+        shared = shared_vocabulary(config.student, config.teacher)
     config = replace(config, method=fit_topk(config.method, shared))
     layout = groups.create(config.student.layout)
     student = prepare(load(config, config.student, arch, layout), arch, layout, config)
@@ -46,6 +46,9 @@ def assemble(config: RunConfig) -> Learner:
     temperature = config.rollout.temperature if needs.rollouts else 1.0
     process = _process(config, arch, layout, temperature)
     objective = Objective(config.method, arch.vocab_size, temperature, shared)
+    teacher_head = None
+    if isinstance(teacher, MegatronTeacher) and needs.teacher_head:
+        teacher_head = teacher.head
     trainer = Trainer(
         student,
         objective,
@@ -53,25 +56,25 @@ def assemble(config: RunConfig) -> Learner:
         micro_batch_tokens=config.train.micro_batch_tokens,
         temperature=temperature,
         max_skipped=config.train.max_skipped_updates,
-        teacher_head=teacher.head
-        if isinstance(teacher, MegatronTeacher) and needs.teacher_head
-        else None,
+        teacher_head=teacher_head,
     )
     judges = Judges(config.method, teacher, reference, process)
     return Learner(config, needs, judges, objective, trainer)
 
 
 def load_teacher(config: RunConfig) -> MegatronTeacher:
-    """The recipe's teacher, on the processes of this one's world."""
+    """The recipe's teacher, on the processes of this world."""
     return _frozen(config, config.teacher)
 
 
 def shared_vocabulary(student: ModelConfig, teacher: ModelConfig) -> int:
-    """How many of the first ids are tokens of both: rows that only one of them has, tokens or
-    padding, are left out."""
-    sizes = [architecture_of(model).vocab_size for model in (student, teacher)]
+    """The number of first ids that are tokens of both models.
+
+    Ids of one model alone, tokens or padding, lie behind them.
+    """
+    smaller = min(architecture_of(model).vocab_size for model in (student, teacher))
     common = common_vocabulary(Path(student.path), Path(teacher.path))
-    return min(*sizes, *([] if common is None else [common]))
+    return smaller if common is None else min(smaller, common)
 
 
 def load(

@@ -1,4 +1,4 @@
-"""What a run writes down: its log, its checkpoints, the exported student, the report."""
+"""The records of a run: its log, checkpoints, exported student and report."""
 
 import contextlib
 import time
@@ -19,10 +19,10 @@ from megatron_opd.world import processes
 
 
 class Book:
-    """The directory of a run. Rank 0 writes the log; the others' calls do nothing there.
+    """The directory of a run. Rank 0 writes the log; the calls of other ranks do nothing there.
 
-    All ranks construct theirs together: they learn whether the directory could be made.
-    `resume_step`: that the run goes on at; None for a new one.
+    All ranks construct theirs together, and raise if the directory could not be made.
+    `resume_step` is the step at which the run goes on, None for a new run.
     """
 
     def __init__(
@@ -36,8 +36,7 @@ class Book:
         self._student_path = config.student.path
         self._keep = config.checkpoint.keep
         self._sinks: Sinks | None = None
-        # metrics of work after a step's record was written
-        self._carried: dict[str, float] = {}
+        self._carried: dict[str, float] = {}  # metrics of work after a step's record was written
 
         def open_files() -> None:
             self._sinks = Sinks(self.directory, config, tokenizer, resume_step)
@@ -58,7 +57,7 @@ class Book:
             self._sinks.log_heldout(step, rows)
 
     def note(self, text: str) -> None:
-        """One line to the terminal that is not a step."""
+        """Prints a line that is not a step."""
         if self._sinks:
             self._sinks.note(text)
 
@@ -77,18 +76,20 @@ class Book:
         self._carried["timing/checkpoint_seconds"] = time.perf_counter() - start
 
     def export(self, student: Student, step: int) -> None:
-        """The student as a Hugging Face directory, `<run>/hf`, unless it is there. Collective,
-        after the last save."""
+        """Writes the student as a Hugging Face directory, `<run>/hf`, unless it is there.
+
+        Collective, after the last save.
+        """
         origin = processes.from_rank_0(lambda: exported.due(self.directory, step))
         if origin is None:
             return
         out = self.directory / "hf"
-        chunks, arch, layout = student.bare_chunks, student.arch, student.parallel
-        export_hf(chunks, arch, layout, self._student_path, out, origin=origin)
+        chunks = student.bare_chunks
+        export_hf(chunks, student.arch, student.parallel, self._student_path, out, origin=origin)
         self.note(f"exported {out}, a Hugging Face directory")
 
     def report(self) -> None:
-        """`report.html` and the plots, on rank 0."""
+        """Writes `report.html` and the plots, on rank 0."""
         if self._sinks:
             from megatron_opd.report.page import write_report  # matplotlib takes a second to import
 

@@ -13,13 +13,13 @@ from megatron_opd.metrics.summary import Clock
 from megatron_opd.tasks.source import TaskSource
 from megatron_opd.world.processes import gather_shares, share
 
-# Shares of a step's answers above which failures of the verifier are warned of and end the run.
+# Fractions of a step's answers above which failures of the verifier are warned of, and end the run.
 WARNED_SHARE = 0.05
 LARGEST_SHARE = 0.5
 
 
 class Notes(Protocol):
-    """What a step says beside its rows."""
+    """Lines and counts of a step beside its rows."""
 
     def note(self, text: str) -> None:
         """A line for the user."""
@@ -40,13 +40,12 @@ def collect(
     group_size: int,
     max_refills: int,
 ) -> list[Row]:
-    """`num_groups` groups of at most `group_size` episodes, in order of group and sample.
-    Collective.
+    """The rows of `num_groups` groups of at most `group_size` episodes, by group and sample.
 
-    With `max_refills`, groups whose rewards are all equal are replaced with those of further
-    tasks, as often as that; then equal ones fill up what is missing (DAPO's dynamic sampling,
-    arXiv 2503.14476, Eq. 11). Episodes that failed are left out, and a group without others is
-    missing. Raises RunError where none is left.
+    Groups whose rewards are all equal are replaced by groups of further tasks, up to `max_refills`
+    times; then equal ones fill up the step (DAPO's dynamic sampling, arXiv 2503.14476, Eq. 11).
+    Episodes that failed are left out, and so is a group of failed ones alone. Raises RunError when
+    no group is left. Collective.
     """
     kept: list[list[Row]] = []
     uniform: list[list[Row]] = []
@@ -70,14 +69,18 @@ def collect(
 
 
 def off_policy(tasks: Sequence[Task]) -> list[Row]:
-    """The tasks' traces in the place of samples: every term of such a method is of the text at
-    hand, whoever wrote it."""
+    """The tasks' traces in the place of samples.
+
+    The terms of a method with off-policy steps are of the text, by any writer.
+    """
     return [Row.of_trace(task, group).as_if_sampled() for group, task in enumerate(tasks)]
 
 
 def with_new_samples(tasks: list[Task], drawn: Counter[int], group_size: int) -> list[Task]:
-    """The tasks, those again that the step has `drawn` before: on few prompts, or where a refill
-    begins an epoch."""
+    """The tasks, with new sample numbers for those that the step has `drawn` before.
+
+    That happens with few tasks, and when a refill begins an epoch.
+    """
     fresh = []
     for task in tasks:
         fresh.append(replace(task, first_sample=drawn[task.index] * group_size))
@@ -91,10 +94,10 @@ def _verified(
     with clock("generate"):
         numbers = share(list(range(len(tasks))))
         sampled = sampler.sample(share(tasks), draw)
-        rows = with_episodes(sampled, lambda each: replace(each, group=numbers[each.group]))
+        rows = with_episodes(sampled, lambda e: replace(e, group=numbers[e.group]))
     with clock("reward"):
-        # A method that reads no rewards runs on tasks without gold answers too; there is nothing
-        # to score then.
+        # A method that reads no rewards runs on tasks without gold answers too, which need no
+        # verdict.
         if verifier and any(task.answer for task in tasks):
             rows = verifier.score(rows)
     with clock("gather"):
@@ -102,17 +105,19 @@ def _verified(
 
 
 def without_failed(rows: Sequence[Row]) -> tuple[list[Row], int]:
-    """The rows that count, and how many episodes do not: an environment that broke says nothing of
-    the policy."""
-    whole = [row for row in rows if row.episode.ended != "failed"]
-    return whole, len(episodes_of(rows)) - len(episodes_of(whole))
+    """The rows of episodes that did not fail, and the number of those that did.
+
+    An environment that broke tells nothing of the policy.
+    """
+    complete = [row for row in rows if row.episode.ended != "failed"]
+    return complete, len(episodes_of(rows)) - len(episodes_of(complete))
 
 
 def check_verdicts(rows: Sequence[Row], step: int) -> str | None:
-    """A warning where the verifier fails on many answers, for which nothing is learned.
+    """A warning when the verifier fails on many answers, of which nothing is learned; else None.
 
-    Raises RunError where it fails on most of them. Answers that take too long do not count: a model
-    may write them.
+    Raises RunError when it fails on most of them. Answers that take too long do not count, because
+    a model may write them.
     """
     reasons = [episode.verdict.reason for episode in episodes_of(rows)]
     failures = Counter(reason for reason in reasons if reason in VERIFIER_FAILURES)
@@ -134,7 +139,7 @@ def _groups(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def _all_equal(group: Sequence[Row]) -> bool:
-    """Whether its episodes have one reward: then none is better than another."""
+    """True when all episodes have one reward, so that none is better than another."""
     return len({episode.reward for episode in episodes_of(group)}) == 1
 
 

@@ -1,4 +1,4 @@
-"""The models of a run, and what they do with the rows of a step."""
+"""The models of a run, and their work on the rows of a step."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from megatron_opd.weights.export import iter_hf_tensors
 
 @dataclass(frozen=True)
 class Judges:
-    """The models beside the student, which say something of the rows of a step."""
+    """The models beside the student, which score the rows of a step."""
 
     method: MethodConfig
     teacher: Teacher | None
@@ -37,16 +37,16 @@ class Judges:
         """The signals of the rows that a term with a weight at `step` reads. Collective."""
         needs = needs_of(active(self.method, step))
         teacher = self.teacher.score(rows, needs.topk) if self.teacher and needs.teacher else None
-        reference = (
-            self.reference.score(rows).logprobs_T if self.reference and needs.reference else None
-        )
+        reference = None
+        if self.reference and needs.reference:
+            reference = self.reference.score(rows).logprobs_T
         process = self.process.logprobs(rows) if self.process and needs.process else None
         return Signals(teacher, reference, process_logprobs_T=process)
 
 
 @dataclass(frozen=True)
 class Learner:
-    """What an update of the student needs, on this rank."""
+    """The models, objective and trainer of the student's updates, on this rank."""
 
     config: RunConfig  # with every k within the vocabulary
     needs: Needs
@@ -60,7 +60,7 @@ class Learner:
 
     @property
     def trained(self) -> dict[str, Student]:
-        """What a checkpoint holds."""
+        """The models of a checkpoint, by name."""
         process = self.judges.process
         return {"model": self.student} | ({"process": process.model} if process else {})
 
@@ -73,10 +73,9 @@ class Learner:
 def learn(
     learner: Learner, rows: list[Row], signals: Signals, step: int
 ) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """Makes the updates of a step. Returns the metrics of each, and those of the process model.
-    Collective.
+    """Makes the updates of a step, given the judges' signals of its rows. Collective.
 
-    `signals`: what the judges say of the rows.
+    Returns the metrics of the updates, and those of the process model.
     """
     if learner.needs.student_pass:
         signals = replace(signals, student=learner.trainer.signals(rows))
@@ -100,11 +99,12 @@ def _learn_rewards(
 def _columns(
     config: RunConfig, rows: list[Row], signals: Signals, step: int, chosen: slice, tokens: slice
 ) -> Columns:
-    """What the terms read, of the rows that make one update."""
+    """The columns of the rows `chosen` for one update, whose tokens are `tokens`."""
     batch = batch_of(config, rows[chosen], signals.part(tokens), step)
     return build_columns(config.method, batch)
 
 
 def batch_of(config: RunConfig, rows: Sequence[Row], signals: Signals, step: int) -> Batch:
+    """The rows and signals of an update, with the settings that terms read."""
     most = config.rollout.max_completion_tokens
     return Batch(rows, signals, config.seed, step, max_completion_tokens=most)

@@ -1,10 +1,9 @@
-"""One process at a time works in a run directory: rank 0 of the run, which holds a lock on a file
-in it.
+"""The lock of a run directory, which rank 0 holds, so that one run at a time works there.
 
-The lock is POSIX's (`fcntl.lockf`). The kernel takes it back however the process ends, and no
+The lock is POSIX's (`fcntl.lockf`). The kernel takes it back at any end of the process, and no
 process that it starts inherits it. Between nodes it is as good as the file system's locks: NFS 4
-passes them to the server, NFS 3 too with its lock daemon (not where it is mounted with nolock or
-local_lock), Lustre where it is mounted with flock. A node that is lost keeps its locks until the
+passes them to the server, NFS 3 too with its lock daemon (unless it is mounted with nolock or
+local_lock), Lustre if it is mounted with flock. A node that is lost keeps its locks until the
 server's lease ends, 90 s on Linux, so a job of Slurm waits longer than that.
 """
 
@@ -28,14 +27,14 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
-def held(directory: Path, seconds: float = SECONDS) -> Iterator[None]:
-    """Makes the directory and holds its lock. What is empty but for the lock is removed again at
-    the end.
+def locked(directory: Path, seconds: float = SECONDS) -> Iterator[None]:
+    """Makes the directory and holds its lock; removes the directory at the end if it is empty.
 
-    Raises ConfigError, after waiting for `seconds`, where another process has it. Where the file
-    system has no locks it says so and goes on.
+    Raises ConfigError when another process has the lock for longer than `seconds`. Warns and goes
+    on if the file system has no locks.
     """
-    path, deadline = directory / RUN_LOCK, time.monotonic() + seconds
+    path = directory / RUN_LOCK
+    deadline = time.monotonic() + seconds
     while (descriptor := _take(path)) is None:
         if time.monotonic() > deadline:
             raise ConfigError(
@@ -44,22 +43,21 @@ def held(directory: Path, seconds: float = SECONDS) -> Iterator[None]:
             )
         time.sleep(0.1)
     try:
-        with contextlib.suppress(OSError):  # a full disk; only the message of others is poorer
+        with contextlib.suppress(OSError):  # with a full disk, others cannot name this process
+            holder = {"pid": os.getpid(), "host": socket.gethostname()}
             os.ftruncate(descriptor, 0)
-            os.write(
-                descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
-            )
+            os.write(descriptor, json.dumps(holder).encode())
         yield
     finally:
         with contextlib.suppress(OSError):
-            if [each.name for each in directory.iterdir()] == [RUN_LOCK]:
+            if [entry.name for entry in directory.iterdir()] == [RUN_LOCK]:
                 path.unlink()
                 directory.rmdir()
         os.close(descriptor)
 
 
 def _take(path: Path) -> int | None:
-    """The locked file, or None while another process has it."""
+    """The descriptor of the locked file, or None while another process has the lock."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -71,11 +69,8 @@ def _take(path: Path) -> int | None:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _NO_LOCKS:
-            print(
-                f"megatron-opd: warning: {path}: no locks there ({error.strerror})",
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"megatron-opd: warning: {path}: no locks there ({error.strerror})"
+            print(line, file=sys.stderr, flush=True)
             return descriptor
         os.close(descriptor)
         if error.errno in _TAKEN:

@@ -1,4 +1,4 @@
-"""Where a run stands, beside its models, and what a run that goes on begins with."""
+"""The state of a run beside its models, and its return when a run goes on."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +10,19 @@ from megatron_opd.world import processes
 
 @dataclass(frozen=True)
 class State:
-    """What a checkpoint keeps of a run, beside the models."""
+    """The state of a run that a checkpoint keeps beside the models."""
 
     step: int  # steps done
     source: dict[str, int]  # the task source's cursor
     skipped_in_a_row: int  # updates
-    num_steps: int  # that the run was to have
+    num_steps: int  # the recipe's, when the checkpoint was written
 
 
 def load_newest(config: RunConfig, models: checkpoint.Students) -> tuple[State | None, list[str]]:
-    """Fills the models from the newest whole checkpoint. Returns its state, and lines for the user.
-    Collective.
+    """Fills the models from the newest whole checkpoint. Collective.
 
-    None for a run that was stopped before its first one: it starts again. Raises DataError where
-    all are damaged.
+    Returns its state, and lines for the user. The state is None for a run without a checkpoint,
+    which starts again. Raises DataError when all checkpoints are damaged.
     """
     directory = Path(config.directory) / "checkpoints"
     path, lines = processes.from_rank_0(lambda: checkpoint.newest(directory))
@@ -36,7 +35,7 @@ def load_newest(config: RunConfig, models: checkpoint.Students) -> tuple[State |
 
 
 def _other_length(config: RunConfig, state: State) -> list[str]:
-    """A line where the schedule changes in the middle of the run."""
+    """A line if the learning-rate schedule changes in the middle of the run."""
     settings = config.train.optimizer
     if state.num_steps == config.num_steps or settings.schedule == "constant":
         return []

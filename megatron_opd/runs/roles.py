@@ -1,9 +1,8 @@
-"""What a process is for.
+"""The roles of processes.
 
-Most run the algorithm on their share of the student; some may hold the teacher alone, or an engine.
-
-Each role is a world of its own: the default process group, and so whatever is collective over the
-world, is of the processes of one role.
+Most processes run the algorithm on their share of the student; some may hold the teacher alone, or
+an engine. Each role is a world of its own: the default process group, and so every collective over
+the world, is of the processes of one role.
 """
 
 from collections.abc import Callable
@@ -25,17 +24,16 @@ _SERVE: dict[str, Callable[[Channel], None]] = {
 
 
 def run_in_role(config: RunConfig, work: Callable[[], None]) -> None:
-    """Joins the process groups and does `work`; a process set aside for a role serves the others
-    while they work.
+    """Joins the process groups, and does `work` or serves the processes that do.
 
-    Every process of a run calls this.
+    Every process of a run calls this; a process that is set aside for a role serves.
     """
     processes.start(apart=config.processes_apart)
     try:
         role = processes.own_role()
         channel = processes.channel(role) if role else None
         if role and channel:
-            # Ctrl-C is for the others, who need this one until the step is done
+            # Ctrl-C is for the other processes, which need this one until the step is done.
             stop = StopRequest()
             try:
                 _SERVE[role](channel)

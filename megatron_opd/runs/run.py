@@ -1,5 +1,4 @@
-"""A run: its stations, assembled in the order in which they depend on each other, its book, and how
-far it has come."""
+"""A run: its stations, assembled in the order of their dependence, its book, and its progress."""
 
 import contextlib
 import os
@@ -35,7 +34,7 @@ from megatron_opd.world.stop import StopRequest
 
 @dataclass
 class Run:
-    """What the loop works with, on this rank."""
+    """A run on this rank, for the loop."""
 
     stations: Stations
     book: Book
@@ -43,8 +42,10 @@ class Run:
     step: int  # steps done; also the policy version of the weights
 
     def finish_step(self) -> None:
-        """Counts the step, and saves when it is time or when asked to stop. Then raises Interrupted
-        or OutOfTime, on every rank."""
+        """Counts the step, and saves when a checkpoint is due or a stop is asked for. Collective.
+
+        A stop then raises Interrupted or OutOfTime, on every rank.
+        """
         config = self.stations.config
         self.step += 1
         every = config.checkpoint.every
@@ -68,8 +69,7 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(config: RunConfig, *, resume: bool) -> Iterator[Run]:
-    """Assembles the stations, hands out the run, and takes everything down again whatever
-    happens."""
+    """Assembles a run, and takes it down at the end of the block, in any case."""
     with disk_may_be_full(Path(config.directory)), contextlib.ExitStack() as closing:
         stop = StopRequest()
         closing.callback(stop.restore)
@@ -79,7 +79,7 @@ def open_run(config: RunConfig, *, resume: bool) -> Iterator[Run]:
 def _assemble(
     config: RunConfig, resume: bool, stop: StopRequest, closing: contextlib.ExitStack
 ) -> Run:
-    config = processes.from_rank_0(lambda: pin(config))  # its clock, its data files
+    config = processes.from_rank_0(lambda: pin(config))  # clock and data files of rank 0
     needs = needs_of(config.method, config.train.updates_per_step)
     verifier = open_verifier(config.reward, closing) if needs.rewards or config.eval else None
     learner = assemble(config)
@@ -92,7 +92,7 @@ def _assemble(
     step = state.step if state else 0
     engine = teacher_engine = None
     if needs.rollouts or config.eval:
-        # the refit below brings the trainer's weights
+        # The refit below brings the trainer's weights.
         engine = open_engine(config, processes.channel("rollout"), closing)
         teacher_engine = open_teacher_engine(config, closing)
     book = Book(config, tokenizer, step if resume else None, closing)
@@ -103,7 +103,7 @@ def _assemble(
         sender = Refit(learner.tensors, engine)
         sender.send(step)
         stations = replace(stations, engine=engine, sender=sender)
-        # with a second engine, for the teacher's tokens, a failure ends the run
+        # If a second engine draws the teacher's tokens, a failure ends the run.
         restart = None if teacher_engine else _restart_of(engine, sender, book)
         if needs.rollouts:
             sampler = open_sampler(config, engine, teacher_engine, tokenizer)
@@ -116,10 +116,10 @@ def _assemble(
 
 
 def _tasks(config: RunConfig, needs: Needs, tokenizer: Tokenizer) -> tuple[TaskSource, list[Task]]:
-    """The source of the training tasks, and the held-out ones where there is an evaluation."""
+    """The source of the training tasks, and the held-out tasks if there is an evaluation."""
 
     def warned_before(text: str) -> None:
-        """`check_data` has read the same files and passed the warning on."""
+        """Drops a warning: `check_data` has read the same files and passed it on."""
 
     tasks = load_training(
         config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces, warn=warned_before
@@ -129,7 +129,7 @@ def _tasks(config: RunConfig, needs: Needs, tokenizer: Tokenizer) -> tuple[TaskS
 
 
 def _restart_of(engine: Engine, sender: WeightSender, book: Book) -> Restart:
-    """Starts the engines again, with the student's present weights, and writes it down."""
+    """A function that starts the engines again, with the student's present weights."""
 
     def restart(version: int, reason: str) -> None:
         book.note(f"step {version}: {reason}; starting the engines again")

@@ -1,4 +1,4 @@
-"""What a step of a run walks through."""
+"""The stations of a run, which a step walks through."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class Stations:
     source: TaskSource
     verifier: Verifier | None
     sampler: Sampler
-    # where something is sampled: the engine, and what brings the student's weights into it
+    # The engine of a run that samples, and the sender of the student's weights to it.
     engine: Engine | None = None
     sender: WeightSender | None = None
     heldout: HeldOut | None = None
@@ -38,7 +38,8 @@ class Stations:
 
     def rows(self, step: int, clock: Clock, notes: Notes) -> list[Row]:
         """The rows of a step, verified and the same on every rank. Collective."""
-        settings, method = self.config.rollout, self.config.method
+        settings = self.config.rollout
+        method = self.config.method
         if not is_on_policy(method, self.config.seed, step):
             return off_policy(self.source.next(settings.num_prompts))
         draw = Draw(

@@ -89,7 +89,9 @@ def _from_json(text: str) -> object:
 
 
 def _standard(message: Message, number: int) -> Message:
-    role_key, content_key = ("role", "content") if "role" in message else ("from", "value")
+    standard_names = "role" in message
+    role_key = "role" if standard_names else "from"
+    content_key = "content" if standard_names else "value"
     role = message.get(role_key)
     if not isinstance(role, str) or not role:
         raise BadField(

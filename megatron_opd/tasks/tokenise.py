@@ -20,10 +20,9 @@ def tokenise(examples: tuple[Example, ...], config: DataConfig, tokenizer: Token
     texts = [_render(example, config, tokenizer) for example in examples]
     # A chat template writes the special tokens itself.
     prompt_ids = _encode(tokenizer, texts, examples, add_special_tokens=template.kind == "raw")
-    traces = [
-        without_opening(e.trace or "", text, template.prefill)
-        for e, text in zip(examples, texts, strict=True)
-    ]
+    traces = []
+    for example, text in zip(examples, texts, strict=True):
+        traces.append(without_opening(example.trace or "", text, template.prefill))
     traces_ids = _encode(tokenizer, traces, examples, add_special_tokens=False)
     # Without traces a tokenizer need not name an end.
     has_traces = any(example.trace is not None for example in examples)

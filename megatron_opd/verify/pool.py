@@ -101,7 +101,7 @@ class VerifierPool:
         self.close()
 
     def _answer(self, row: Row) -> str | None:
-        """What is judged: the answer in a completion, or for a user's function all of it."""
+        """The text to judge: the answer in a completion, or all of it for a user's function."""
         if self.config.function:
             return row.text
         return final_answer(row.text, self.config.answer, truncated=row.finish_reason == "length")

@@ -1,4 +1,4 @@
-"""How a process is asked to stop."""
+"""Signals that ask a process to stop."""
 
 import os
 import signal
@@ -6,18 +6,17 @@ from types import FrameType
 
 
 class StopRequest:
-    """Ctrl-C and SIGTERM ask the loop to stop after the present step; a second one ends the process
-    at once.
+    """A request to stop after the present step, by Ctrl-C, SIGTERM or SIGUSR1.
 
-    SIGUSR1 asks for the same: it is what Slurm sends ahead of a time limit.
+    A second Ctrl-C or SIGTERM ends the process at once. SIGUSR1 comes from Slurm ahead of a time
+    limit.
     """
 
     def __init__(self) -> None:
-        self.asked = self.out_of_time = False
-        self._before = {
-            s: signal.signal(s, self._handle)
-            for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        }
+        self.asked = False
+        self.out_of_time = False
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        self._before = {number: signal.signal(number, self._handle) for number in numbers}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGUSR1:
@@ -27,5 +26,6 @@ class StopRequest:
         self.asked = True
 
     def restore(self) -> None:
+        """Gives the signals their earlier handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -21,7 +21,7 @@ HOLDER = """
 import os, sys, time
 from pathlib import Path
 from megatron_opd.runs import lock
-with lock.held(Path(sys.argv[1])):
+with lock.locked(Path(sys.argv[1])):
     if os.fork() == 0:  # a worker may outlive the run
         os.close(1)
         time.sleep(60)
@@ -44,7 +44,7 @@ def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 def test_a_second_process_is_refused_and_told_of_the_first(
     holder: "subprocess.Popen[str]", tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError) as caught, lock.held(tmp_path / "run", seconds=0.2):
+    with pytest.raises(ConfigError) as caught, lock.locked(tmp_path / "run", seconds=0.2):
         pass
     host = os.uname().nodename
     assert str(caught.value) == (
@@ -74,15 +74,15 @@ def test_a_killed_process_leaves_no_lock_even_where_its_children_live(
 ) -> None:
     holder.kill()
     holder.wait()
-    with lock.held(tmp_path / "run", seconds=0):
+    with lock.locked(tmp_path / "run", seconds=0):
         assert (tmp_path / "run" / ".lock").is_file()
 
 
 def test_what_ends_before_it_was_a_run_leaves_no_directory(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), lock.held(tmp_path / "deep" / "run"):
+    with pytest.raises(ZeroDivisionError), lock.locked(tmp_path / "deep" / "run"):
         raise ZeroDivisionError
     assert not (tmp_path / "deep" / "run").exists()
-    with lock.held(tmp_path / "run"):
+    with lock.locked(tmp_path / "run"):
         (tmp_path / "run" / "config.yaml").touch()
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "config.yaml"]
 
@@ -94,7 +94,7 @@ def test_a_file_system_without_locks_is_said_and_used(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "lockf", lockf)
-    with lock.held(tmp_path / "run"):
+    with lock.locked(tmp_path / "run"):
         pass
     assert (
         capsys.readouterr().err
@@ -106,6 +106,6 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(ConfigError, match=r"run_dir: cannot write .* \(Not a directory\)"),
-        lock.held(tmp_path / "file" / "run"),
+        lock.locked(tmp_path / "file" / "run"),
     ):
         pass

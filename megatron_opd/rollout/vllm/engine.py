@@ -42,15 +42,14 @@ if TYPE_CHECKING:
 
 
 class VllmEngine:
-    """vLLM with the weights of `model.path`, which count as policy version 0, or `empty` until
-    `reload`.
+    """vLLM with the weights of `model.path`, as policy version 0, or `empty` until `reload`.
 
     When torch.distributed is initialised, all ranks must construct their engines together, after
     the trainer's own process groups; otherwise vLLM makes a default group of one, and `close` ends
     it. `policy_version` is the version of the weights in the engine, None while they are
-    unverified. With CUDA one engine of a process sleeps between calls; a second one has
-    `sleeps=False`, for vLLM cannot tell their memory apart. A completion stops at every end of the
-    model (see `config.ends`), and at `further_ends`.
+    unverified. With CUDA one engine of a process sleeps between calls; a second one needs
+    `sleeps=False`, because vLLM cannot tell their memory apart. A completion stops at every end of
+    the model (see `architectures.ends`), and at `further_ends`.
     """
 
     def __init__(
@@ -98,14 +97,13 @@ class VllmEngine:
         self.sleep()
 
     def restart(self) -> None:
-        """A new engine in the place of one that failed, as it was constructed. All ranks together,
-        as to construct.
+        """Replaces an engine that failed by a new one, constructed alike, on all ranks together.
 
-        What broke the CUDA context of the process cannot be healed in it.
+        A broken CUDA context cannot be healed in its process.
         """
-        with contextlib.suppress(Exception):  # of an engine in any state
+        with contextlib.suppress(Exception):  # the engine may be in any state
             self.close()
-        # also where `close` failed: the next engine needs their memory
+        # Dropped even if `close` failed, since the next engine needs their memory.
         for name in ("_llm", "_weights"):
             vars(self).pop(name, None)
         gc.unfreeze()  # in `close` too, but that may have failed before
@@ -116,10 +114,9 @@ class VllmEngine:
 
     # ------------------------------------------------------------------------------------- sampling
     def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """As `contracts.stations.Engine.complete`.
+        """The completions of the requests: see `contracts.stations.Engine.complete`.
 
-        Logprobs depend on the other requests up to rounding, and are the same bit for bit when the
-        call is.
+        Logprobs depend on the other requests only by rounding, and equal calls give equal bits.
         """
         if sampling.version != self.policy_version:
             raise RunError(
@@ -135,10 +132,8 @@ class VllmEngine:
                 outputs = self._run(contexts, params, sampling.keep_cache)
             finally:
                 self.sleep()
-        return [
-            completion_of(request, output)
-            for request, output in zip(requests, outputs, strict=True)
-        ]
+        pairs = zip(requests, outputs, strict=True)
+        return [completion_of(request, output) for request, output in pairs]
 
     def _run(
         self,
@@ -155,30 +150,29 @@ class VllmEngine:
     def reload(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replaces all weights in place; names and shapes as in the Hugging Face directory.
 
-        Leaves `policy_version` None, for the caller to set once it has verified what arrived.
-        Raises RunError naming a tensor that is missing, unknown or of another shape, and what
-        `named_tensors` raises.
+        Leaves `policy_version` None, for the caller to set after it has verified the weights.
+        Raises RunError naming a tensor that is missing, unknown or of another shape, and the
+        exceptions of `named_tensors`.
         """
         self.policy_version = None
         delivery = Delivery(named_tensors, self._weights.shapes)
         with self._awake(delivery.progress):
             self._weights.forget_packing()
-            # Layer by layer through vLLM's loaders: on the host they pack anew what a plain copy
-            # would not reach.
+            # vLLM's loaders go layer by layer, and pack weights again that a plain copy would not
+            # reach on the host.
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(delivery)})
         delivery.check()
         self._weights.pack_tied()
 
     def project(self, name: str, probes: Probes) -> list[torch.Tensor]:
-        """What the probes read, float32 [K, O], of each copy the engine holds of `name` (see
-        LoadedWeights)."""
+        """The products of tensor `name` with the probes: see `LoadedWeights.project`."""
         with self._awake(lambda: f"reading {name}"):
             return self._weights.project(name, probes)
 
     # --------------------------------------------------------------------------------------- memory
     @contextlib.contextmanager
     def _awake(self, doing: Callable[[], str]) -> Iterator[None]:
-        """Work that vLLM does awake; what it raises becomes a RunError that names the work."""
+        """Wakes vLLM; an exception within the block becomes a RunError that names the work."""
         try:
             self._wake()
             yield
@@ -189,21 +183,22 @@ class VllmEngine:
 
     def _wake(self) -> None:
         if self._asleep:
-            # vLLM allocates outside torch's cache and needs the trainer's unused blocks
+            # vLLM allocates outside torch's cache, and needs the memory that lies unused in it.
             torch.cuda.empty_cache()
             self._llm.wake_up()
             self._asleep = False
 
     def sleep(self) -> None:
-        """Gives the device's memory to models that score or train; the next call wakes the
-        engine."""
+        """Gives the device's memory to models that score or train, until the next call."""
         if self._sleeps and not self._asleep:
             self._llm.sleep(level=1)
             self._asleep = True
 
     def close(self, *, groups_too: bool = True) -> None:
-        """Ends the engine and, where no other engine uses them, vLLM's process groups. The
-        trainer's groups stay."""
+        """Ends the engine and, unless another engine uses them, vLLM's process groups.
+
+        The trainer's groups stay.
+        """
         self._wake()
         # EngineCore.shutdown would destroy the trainer's default process group with its own.
         core = self._llm.llm_engine.engine_core.engine_core

@@ -63,10 +63,10 @@ def _place() -> dict[str, str]:
 
     The world may not begin with torchrun's rank 0.
     """
-    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    in_group = dist.is_initialized()
     return {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(size),
+        "RANK": str(dist.get_rank() if in_group else 0),
+        "WORLD_SIZE": str(dist.get_world_size() if in_group else 1),
         "LOCAL_RANK": os.environ.get("LOCAL_RANK", "0"),
     }
 

@@ -24,7 +24,7 @@ def sampling_params(request: Request, ends: Sequence[int], sampling: Sampling) -
         seed=request.seed,
         logprobs=0,  # the sampled token's only
         flat_logprobs=True,
-        # In the place of what vLLM reads from the model's files by itself.
+        # These replace the ends that vLLM reads from the model's files.
         stop_token_ids=list(ends),
         ignore_eos=True,
         detokenize=False,  # text is decoded once, at the end
@@ -32,10 +32,10 @@ def sampling_params(request: Request, ends: Sequence[int], sampling: Sampling) -
 
 
 def forget_prefixes(llm: "LLM") -> None:
-    """Keys and values of earlier calls are not used again. Raises RunError while one of them runs.
+    """Drops the keys and values of earlier calls. Raises RunError while one of these runs.
 
-    Those of older weights must not be seen; those of the same weights would make the numbers of
-    this call depend on the run's history, and a resumed run differ.
+    Keys of older weights would be wrong. Those of the same weights would make this call's numbers
+    depend on the run's history, so that a resumed run would differ.
     """
     if not llm.reset_prefix_cache():
         raise RunError(
@@ -63,7 +63,7 @@ def run_requests(
 
 
 def completion_of(request: Request, output: "RequestOutput") -> Completion:
-    """What vLLM's output says. Raises RunError where it neither stopped nor came to its length."""
+    """The completion in vLLM's output. Raises RunError if it ended for neither end nor length."""
     sampled = output.outputs[0]
     if sampled.finish_reason not in ("stop", "length"):
         raise RunError(

@@ -1,4 +1,4 @@
-"""How vLLM is started."""
+"""The start of vLLM."""
 
 import logging
 import os
@@ -15,9 +15,9 @@ from megatron_opd.rollout.vllm.host_process import QUIET, executor_backend
 if TYPE_CHECKING:
     from vllm import LLM
 
-# requests in a step; between them it is padded
+# Numbers of requests in a step of decoding; others are padded to the next.
 _GRAPH_SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512]
-_CPU_BATCHED_TOKENS = 4096  # of a step's prompts, as vLLM's default
+_CPU_BATCHED_TOKENS = 4096  # tokens of a step's prompts, vLLM's default
 
 
 def start_vllm(
@@ -30,18 +30,17 @@ def start_vllm(
     sleeps: bool,
     empty: bool,
 ) -> "LLM":
-    """The model in vLLM. The settings that make it an engine for training: its samples are the
-    policy's own.
+    """The model in vLLM, with settings for training: its samples are the policy's own.
 
-    `empty`: of `model.path` only config and tokenizer are read, and every weight is 0.
+    With `empty`, only config and tokenizer are read from `model.path`, and every weight is 0.
     """
     from vllm import LLM
 
     from megatron_opd.rollout.vllm.empty_weights import EMPTY
 
-    platform = (
-        _on_gpu(config, sleeps) if device.type == "cuda" else _on_cpu(config, max_sequence_length)
-    )
+    platform = _on_cpu(config, max_sequence_length)
+    if device.type == "cuda":
+        platform = _on_gpu(config, sleeps)
     llm = LLM(
         model=model.path,
         load_format=EMPTY if empty else "auto",
@@ -51,7 +50,7 @@ def start_vllm(
         seed=seed,
         tensor_parallel_size=1,
         distributed_executor_backend=executor_backend(),
-        # of the distribution sampled from, not of temperature 1
+        # Logprobs are of the distribution sampled from, not of temperature 1.
         logprobs_mode="processed_logprobs",
         enable_prefix_caching=True,
         use_tqdm_on_load=False,
@@ -60,8 +59,7 @@ def start_vllm(
     # It would end the process's default group, the trainer's, as soon as this engine is dropped.
     llm.llm_engine.engine_core._finalizer.detach()
     if os.environ["VLLM_LOGGING_LEVEL"] == QUIET:
-        # Of a step that fails vLLM writes the whole input, some 60 kB, before anybody can say what
-        # failed.
+        # vLLM would write the whole input of a step that fails, some 60 kB, before the error.
         logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)
     return llm
 
@@ -83,8 +81,8 @@ def _on_cpu(config: RolloutConfig, max_sequence_length: int) -> dict[str, object
     return {
         "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
         "enforce_eager": True,
-        # A prompt that is cut moves its request's generator, which a CPU's cannot: the engine would
-        # end.
+        # A prompt in several steps moves its request's generator, which a CPU's cannot do: the
+        # engine would end.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(_CPU_BATCHED_TOKENS, max_sequence_length),
     }
