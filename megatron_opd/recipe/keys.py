@@ -111,7 +111,7 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """The verifier: math-verify, or a function of yours, in processes that are killed at a limit."""
+    """The verifier: math-verify, or a function of yours, in processes with a time limit."""
 
     # "module:function" of (completion, gold answer) in math-verify's place -> a number from 0,
     # wrong, to 1, right, or whether it is right

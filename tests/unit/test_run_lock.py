@@ -61,7 +61,7 @@ def test_train_is_refused_before_it_starts_anything(
 ) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(lock, "held", partial(lock.held, seconds=0.1))
+    monkeypatch.setattr(lock, "locked", partial(lock.locked, seconds=0.1))
     recipe = str(write_recipe(tmp_path))
     for nproc in ("1", "2"):
         assert cli.main(["train", recipe, "--nproc", nproc]) == 2
