@@ -8,7 +8,6 @@ see each other.
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 import torch
@@ -56,14 +55,14 @@ class Columns:
 
     def take(self, index_T: Tensor, parallel: Parallel) -> "Columns":
         """The columns of some tokens of the update, on this rank's device."""
-        taken: dict[str, Any] = {}
+        taken: dict[str, Tensor] = {}
         for field in fields(self):
             column = getattr(self, field.name)
             if column is not None:
                 taken[field.name] = column[index_T].to(parallel.device)
-        if parallel.cp_size > 1:
-            taken["slices"] = Slices(self._num_sequences(), parallel.groups.cp)
-        return Columns(**taken)
+        sliced = parallel.cp_size > 1
+        slices = Slices(self._num_sequences(), parallel.groups.cp) if sliced else None
+        return Columns(**taken, slices=slices)
 
     def over_sequences(self, values_JT: Tensor) -> Tensor:
         """The sum over each token's whole sequence, [J, T], without a gradient.

@@ -5,10 +5,10 @@ no logits.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
@@ -38,32 +38,43 @@ class Head:
     fused: bool
     merged: MergedIds | None = None  # a teacher's ids whose probability another id gets
 
-    def logprobs(
-        self,
-        ids_TK: Tensor,
-        *,
-        temperature: float,
-        valid_vocab_size: int,
-        with_entropy: bool = False,
-    ) -> Any:
+    def logprobs(self, ids_TK: Tensor, *, temperature: float, valid_vocab_size: int) -> Tensor:
         """The logprobs of `vocab_parallel.logprobs`, with fused output layer if `fused`."""
-        settings: dict[str, Any] = {
-            "temperature": temperature,
-            "valid_vocab_size": valid_vocab_size,
-            "with_entropy": with_entropy,
-        }
+        out_TK = self._ask(ids_TK, temperature, valid_vocab_size, with_entropy=False)
+        assert isinstance(out_TK, Tensor)
+        return out_TK
+
+    def logprobs_and_entropy(
+        self, ids_TK: Tensor, *, temperature: float, valid_vocab_size: int
+    ) -> tuple[Tensor, Tensor]:
+        """The same, and the entropy of every position's distribution, [T]."""
+        out_TK, entropy_T = self._ask(ids_TK, temperature, valid_vocab_size, with_entropy=True)
+        return out_TK, entropy_T
+
+    def _ask(
+        self, ids_TK: Tensor, temperature: float, valid_vocab_size: int, *, with_entropy: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
         if self.fused:
-            reduce = not self.sums_hidden_grad
             return linear_logprobs(
                 self.hidden_TD,
                 self.weight_VD,
                 ids_TK,
                 self.group,
-                reduce_hidden_grad=reduce,
-                **settings,
+                temperature=temperature,
+                valid_vocab_size=valid_vocab_size,
+                with_entropy=with_entropy,
+                reduce_hidden_grad=not self.sums_hidden_grad,
             )
-        # Nothing else reads these logits, so their gradient may take their place.
-        return logprobs(self._logits(), ids_TK, self.group, reuse_logits_for_grad=True, **settings)
+        return logprobs(
+            self._logits(),
+            ids_TK,
+            self.group,
+            temperature=temperature,
+            valid_vocab_size=valid_vocab_size,
+            with_entropy=with_entropy,
+            # Nothing else reads these logits, so their gradient may take their place.
+            reuse_logits_for_grad=True,
+        )
 
     def divergence(
         self,
@@ -147,9 +158,9 @@ def make_head(
     fused: bool,
     *,
     hidden_states: Tensor,
-    output_layer: Any,
+    output_layer: ColumnParallelLinear,
     output_weight: Tensor | None,
-    **_: Any,
+    **_: object,
 ) -> Head:
     """Megatron's `output_processor`: called on the last stage in the place of the output layer."""
     hidden_S1D = hidden_states

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -14,18 +13,18 @@ from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.mcore.specs import uses_transformer_engine
 
 # Called on the last stage with the model's head at the positions that predict completion tokens.
-LossFunction = Callable[[MicroBatch, Head], tuple[Tensor, Any]]
+type LossFunction[Collected] = Callable[[MicroBatch, Head], tuple[Tensor, Collected]]
 
 
-def forward_backward(
+def forward_backward[Collected](
     chunks: list[torch.nn.Module],
     parallel: Parallel,
     batches: Sequence[MicroBatch],
-    loss: LossFunction,
+    loss: LossFunction[Collected],
     *,
     forward_only: bool,
     fused_output_layer: bool = False,
-) -> list[Any]:
+) -> list[Collected]:
     """Runs every micro-batch, and adds up their gradients unless `forward_only`.
 
     `loss(micro_batch, head)` returns a scalar to differentiate, which is already divided by its
@@ -58,7 +57,9 @@ def forward_backward(
         )
 
 
-def _on_head(batch: MicroBatch, loss: LossFunction, head: Head) -> tuple[Tensor, Tensor, Any]:
+def _on_head[Collected](
+    batch: MicroBatch, loss: LossFunction[Collected], head: Head
+) -> tuple[Tensor, Tensor, Collected]:
     value, collected = loss(batch, head)
     # Megatron leaves the value unscaled if it gets three results. The token count has no use: see
     # `trainer.student._finalize`.

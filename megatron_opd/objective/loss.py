@@ -7,41 +7,17 @@ Every term gives one number per token. Each is summed with scales that already h
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from megatron_opd.mcore.batch import Columns
+from megatron_opd.mcore.head import Head
 from megatron_opd.methods.method import MethodConfig
 from megatron_opd.methods.needs import active, needs_of
 from megatron_opd.methods.schedules import weight_at
 from megatron_opd.objective.columns import gates_at
 from megatron_opd.objective.view import View
-
-
-class Distribution(Protocol):
-    """What a loss asks of a model: `mcore.head.Head`."""
-
-    def logprobs(
-        self,
-        ids_TK: Tensor,
-        *,
-        temperature: float,
-        valid_vocab_size: int,
-        with_entropy: bool = False,
-    ) -> Any: ...
-
-    def divergence(
-        self,
-        teacher: Any,
-        *,
-        kind: str,
-        alpha: float | None,
-        beta: float | None,
-        temperature: float,
-        valid_vocab_size: int,
-    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -65,10 +41,10 @@ class Objective:
 
     def __call__(
         self,
-        head: Distribution,
+        head: Head,
         columns: Columns,
         step: int,
-        teacher: Callable[[], Any] | None = None,
+        teacher: Callable[[], Head] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of these tokens (a scalar to differentiate) and sums for the metrics (float32
         scalars, detached).
@@ -107,10 +83,10 @@ class Objective:
 
     def _view(
         self,
-        head: Distribution,
+        head: Head,
         columns: Columns,
         step: int,
-        teacher: Callable[[], Any] | None,
+        teacher: Callable[[], Head] | None,
     ) -> View:
         """Asks the student, in one pass over its vocabulary, for all ids that a term reads."""
         needs = needs_of(active(self.method, step))
@@ -121,11 +97,10 @@ class Objective:
         if needs.topk:
             assert columns.topk_ids_TK is not None, "its needs name the teacher's top k"
             ids.append(columns.topk_ids_TK[:, : needs.topk])
-        out_TK, entropy_T = head.logprobs(
+        out_TK, entropy_T = head.logprobs_and_entropy(
             torch.cat(ids, dim=1),
             temperature=self.temperature,
             valid_vocab_size=self.valid_vocab_size,
-            with_entropy=True,
         )
 
         def divergence(kind: str, alpha: float | None, beta: float | None) -> Tensor:

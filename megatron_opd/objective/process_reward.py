@@ -7,15 +7,14 @@ loss is the cross-entropy of its sigmoid with the verifier's reward, averaged ov
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from megatron_opd.mcore.batch import Columns
+from megatron_opd.mcore.head import Head
 from megatron_opd.objective.batch import Batch
-from megatron_opd.objective.loss import Distribution
 
 
 def process_columns(batch: Batch) -> Columns:
@@ -44,10 +43,10 @@ class ProcessRewardObjective:
 
     def __call__(
         self,
-        head: Distribution,
+        head: Head,
         columns: Columns,
         step: int,
-        teacher: Callable[[], Any] | None = None,
+        teacher: Callable[[], Head] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss (a scalar to differentiate), and sums over the responses for the metrics
         (detached)."""

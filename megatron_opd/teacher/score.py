@@ -98,7 +98,7 @@ class MegatronTeacher:
         passes.forward_backward(self.chunks, self.parallel, [batch], keep, forward_only=True)
         return heads[0]
 
-    def _signals(self, rows: Sequence[Row], topk: int) -> passes.LossFunction:
+    def _signals(self, rows: Sequence[Row], topk: int) -> passes.LossFunction[Tensor]:
         ids_T = torch.from_numpy(np.concatenate([r.token_ids for r in rows])).long()
 
         def signals(batch: MicroBatch, head: Head) -> tuple[Tensor, Tensor]:

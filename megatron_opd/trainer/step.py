@@ -128,10 +128,11 @@ def student_signals(
     ids_T = flatten([r.token_ids for r in rows], torch.long)
 
     def signals(batch: MicroBatch, head: Head) -> tuple[Tensor, Tensor]:
-        out_T1, entropy_T = head.logprobs(
-            ids_T[batch.index_T, None].to(parallel.device), temperature=temperature,
-            valid_vocab_size=student.arch.vocab_size, with_entropy=True,
-        )  # fmt: skip
+        out_T1, entropy_T = head.logprobs_and_entropy(
+            ids_T[batch.index_T, None].to(parallel.device),
+            temperature=temperature,
+            valid_vocab_size=student.arch.vocab_size,
+        )
         return out_T1.new_zeros(()), torch.stack([out_T1[:, 0], entropy_T], dim=1)
 
     batches = micro_batches(rows, parallel, micro_batch_tokens)

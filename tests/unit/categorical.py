@@ -32,6 +32,9 @@ class OnLogits:
     def logprobs(self, ids_TK, **settings):
         return logprobs(self.logits_TV, ids_TK, None, **settings)
 
+    def logprobs_and_entropy(self, ids_TK, **settings):
+        return logprobs(self.logits_TV, ids_TK, None, with_entropy=True, **settings)
+
     def divergence(self, teacher, **settings):
         return divergence(self.logits_TV, teacher.logits_TV, None, **settings)
 
