@@ -112,6 +112,8 @@ def _check_settings_have_effect(config: RunConfig) -> None:
             raise ConfigError(f"train.optimizer.{key}: must be below 1")
     if config.reward.function:
         _check_function(config.reward)
+    if config.rollout.engine != "vllm":
+        _own_code("rollout.engine", config.rollout.engine, "Class")
     if config.eval:
         _check_eval(config.eval, has_heldout=config.data.heldout is not None)
 
@@ -125,16 +127,19 @@ def _check_function(reward: RewardConfig) -> None:
                 f"reward.{name}: no effect with reward.function, which gets whole completions; "
                 "remove it"
             )
-    if reward.function.count(":") != 1:
-        raise ConfigError(
-            f"reward.function: must be written module:function, got {reward.function!r}"
-        )
+    _own_code("reward.function", reward.function, "function")
+
+
+def _own_code(key: str, reference: str, what: str) -> None:
+    """Code of the user's can be imported and called. Raises ConfigError naming the key."""
+    if reference.count(":") != 1:
+        raise ConfigError(f"{key}: must be written module:{what}, got {reference!r}")
     try:
-        function = load_own(reward.function)
+        own = load_own(reference)
     except NoOwnCode as error:
-        raise ConfigError(f"reward.function: {error}") from None
-    if not callable(function):
-        raise ConfigError(f"reward.function: {reward.function} is no function")
+        raise ConfigError(f"{key}: {error}") from None
+    if not callable(own):
+        raise ConfigError(f"{key}: {reference} is no {what}")
 
 
 def _check_loss_scale(config: RunConfig) -> None:

@@ -97,8 +97,10 @@ class DataConfig:
 # ----------------------------------------------------------------------------------------- stations
 @dataclass(frozen=True)
 class RolloutConfig:
-    """The samples of every step, and their engine, vLLM."""
+    """The samples of every step, and their engine."""
 
+    # what samples: vllm, or "module:Class" of yours, called with the recipe (contracts/stations.py)
+    engine: str = "vllm"
     num_prompts: PositiveInt = 64  # prompts per step
     samples_per_prompt: PositiveInt = 8  # the group size
     max_completion_tokens: PositiveInt = 1024

@@ -1,18 +1,22 @@
 """The engine and the sampler that a recipe asks for."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
 
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.architectures.ends import merged_ends, read_ends
 from megatron_opd.contracts.stations import Engine, Sampler, Tokenizer
+from megatron_opd.files.own_code import load_own
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.rollout.mixture import Mixture
 from megatron_opd.rollout.remote import RemoteEngine, ServedEngine
 from megatron_opd.rollout.single_turn import SingleTurn
 from megatron_opd.rollout.traces import WithTraces
-from megatron_opd.rollout.vllm.engine import VllmEngine
 from megatron_opd.world.channel import Channel
+
+if TYPE_CHECKING:
+    from megatron_opd.rollout.vllm.engine import VllmEngine
 
 
 def open_engine(
@@ -54,7 +58,10 @@ def open_sampler(
 
 
 def start_engine(config: RunConfig, *, sleeps: bool = True) -> ServedEngine:
-    """The student's engine in this process, without weights yet."""
+    """The student's engine in this process, without weights yet: vLLM, or the recipe's own."""
+    if config.rollout.engine != "vllm":
+        own_class = cast(Callable[[RunConfig], ServedEngine], load_own(config.rollout.engine))
+        return own_class(config)
     return start_vllm_engine(config, config.student, sleeps=sleeps, empty=True)
 
 
@@ -65,8 +72,10 @@ def start_vllm_engine(
     sleeps: bool = True,
     empty: bool = False,
     further_ends: Sequence[int] = (),
-) -> VllmEngine:
+) -> "VllmEngine":
     """vLLM with `model` in this process; the arguments are those of `VllmEngine`."""
+    from megatron_opd.rollout.vllm.engine import VllmEngine  # a run with another needs no vLLM
+
     return VllmEngine(
         model,
         config.rollout,

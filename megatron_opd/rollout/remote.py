@@ -16,7 +16,7 @@ from megatron_opd.world.processes import gather_shares, share
 
 
 class ServedEngine(Engine, Protocol):
-    """An engine of a process of its own."""
+    """An engine of this process: it can also work in one of its own, for others."""
 
     device: torch.device
 
