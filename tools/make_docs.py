@@ -28,6 +28,7 @@ from megatron_opd.methods import (  # noqa: E402
     method,
     part,
     ratios,
+    scales,
     schedules,
     terms,
 )
@@ -58,8 +59,8 @@ differs. Mappings are merged key by key, `method` is replaced, and `name` is its
 """
 
 METHOD_MODULES = (
-    method, part, terms, advantages, rewards, student, teacher, ratios, gates, corrections,
-    schedules,
+    method, part, terms, advantages, rewards, student, teacher, ratios, gates, scales,
+    corrections, schedules,
 )  # fmt: skip
 
 SHARED = Path("/shared/megatron-opd")  # where the example's checkout lies

@@ -20,6 +20,10 @@ def check_method(config: RunConfig) -> list[str]:
         )
     if config.teacher and not (needs.teacher or needs.teacher_head):
         warnings.append(f"teacher: not loaded, method {method.name} reads no teacher")
+    if needs.data_sources and config.data.source_column is None:
+        raise ConfigError(
+            f"data.source_column: missing; {method.name} weighs tasks by where they are from"
+        )
     _check_mixture(method)
     if sum(isinstance(part, ProcessRewardAdvantage) for part in parts(method)) > 1:
         raise ConfigError(

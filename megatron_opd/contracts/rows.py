@@ -34,6 +34,7 @@ class Task:
     prompt_ids: np.ndarray  # int32 [C]
     trace: str | None = None  # a worked completion, for supervised methods
     trace_ids: np.ndarray | None = None  # int32, the last one is an end
+    source: str = ""  # where its row of the data is from
     # number of its first sample: a task that a step draws again gets further samples
     first_sample: int = 0
 

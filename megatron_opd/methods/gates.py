@@ -13,6 +13,7 @@ from annotated_types import Gt, Le
 from megatron_opd.contracts.ranges import NonNegativeFloat
 from megatron_opd.errors import ConfigError
 from megatron_opd.methods.part import Around, GatePart, Needs, When
+from megatron_opd.methods.scales import DriftGate, SourceSpreadGate, TurnBalanceGate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -231,28 +232,6 @@ class FinishedGate(GatePart):
         return tokens.finished_T
 
 
-@dataclass(frozen=True)
-class DriftGate(GatePart):
-    """More for early tokens, less once the row has left the teacher: from 1 + gamma in front down
-    to 1 at the end, by the share of the row's |log-ratio| that lies behind it. IW-OPD."""
-
-    kind: Literal["drift"]
-    gamma: NonNegativeFloat = 0.5
-
-    formula = "`1 + gamma (1 - sum of abs(T - B) before the token / that of the row)`"
-
-    def needs(self) -> Needs:
-        return Needs(teacher=True, sampler=True)
-
-    def teaches(self) -> bool:
-        return True
-
-    def value(self, tokens: "Tokens") -> "Tensor":
-        distance_T = tokens.log_ratio("teacher", "rollout").abs() * tokens.sampled_T
-        whole_T = tokens.over_rows(distance_T).clamp(min=1e-8)
-        return 1 + self.gamma * (1 - tokens.before(distance_T) / whole_T)
-
-
 Gate = (
     EntropyQuantileGate
     | LogprobQuantileGate
@@ -265,6 +244,8 @@ Gate = (
     | EndGate
     | FinishedGate
     | DriftGate
+    | TurnBalanceGate
+    | SourceSpreadGate
 )
 
 

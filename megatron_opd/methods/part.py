@@ -43,6 +43,7 @@ class Needs:
     rollouts: bool = False  # the student samples (otherwise the data set's traces are the text)
     traces: bool = False  # the data set's responses, alone or mixed with samples
     rewards: bool = False
+    data_sources: bool = False  # where the data says a task is from
     sampler: bool = False  # the sampler's own log-probabilities
     teacher: bool = False  # a forward pass of the teacher
     argmax: bool = False  # the student's log-probability of the teacher's most likely token

@@ -73,6 +73,14 @@ class Tokens(Protocol):
         """A number that the rows of one attempt share; int64."""
 
     @property
+    def data_sources_N(self) -> "np.ndarray":
+        """Where each row's task is from, as the data say; texts."""
+
+    @property
+    def turns_T(self) -> "Tensor":
+        """A number for every turn of every episode: equal for the tokens of one turn; int64."""
+
+    @property
     def lengths_N(self) -> "np.ndarray":
         """How many completion tokens each row has, without an environment's; int64."""
 

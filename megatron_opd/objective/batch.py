@@ -56,6 +56,17 @@ class Batch:
         return np.array([numbers[r.episode.key] for r in self.rows])
 
     @cached_property
+    def data_sources_N(self) -> np.ndarray:
+        return np.array([r.task.source for r in self.rows])
+
+    @cached_property
+    def turns_T(self) -> Tensor:
+        numbers: dict[tuple[tuple[int, int, int], int], int] = {}
+        turns = [(r.episode.key, int(turn)) for r in self.rows for turn in r.turn_T]
+        places = [numbers.setdefault(turn, len(numbers)) for turn in turns]
+        return torch.tensor(places, dtype=torch.int64)
+
+    @cached_property
     def rewards_N(self) -> np.ndarray:
         return np.array([r.reward for r in self.rows], dtype=np.float64)
 

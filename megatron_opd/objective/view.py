@@ -31,6 +31,14 @@ class OnlyBefore:
         _earlier("episodes_N")
 
     @property
+    def data_sources_N(self) -> np.ndarray:
+        _earlier("data_sources_N")
+
+    @property
+    def turns_T(self) -> Tensor:
+        _earlier("turns_T")
+
+    @property
     def lengths_N(self) -> np.ndarray:
         _earlier("lengths_N")
 

@@ -69,6 +69,8 @@ class DataConfig:
     answer_column: str = "auto"  # answer | reward_model.ground_truth | solution
     # response | generations[0] ...; read by methods that learn from traces
     trace_column: str = "auto"
+    # says where a row is from, for gates that weigh sources; null: all rows are of one source
+    source_column: str | None = None
     template: TemplateConfig = TemplateConfig()
     # null: as many as max_sequence_length leaves, 1 less than it
     max_prompt_tokens: PositiveInt | None = None

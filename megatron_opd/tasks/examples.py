@@ -12,6 +12,7 @@ from megatron_opd.tasks.fields import (
     choose_columns,
     read_answer,
     read_problem,
+    read_source,
     read_trace,
     verified_columns,
 )
@@ -45,6 +46,7 @@ class Example:
     answer: str
     trace: str | None
     trace_ids: object  # the trace's own tokens, from a file of `megatron-opd traces`
+    source: str = ""
 
     def error(self, problem: str) -> RowError:
         """The error of this row."""
@@ -75,7 +77,9 @@ def read_examples(
                     raise row
                 trace_ids = row.get(TRACE_IDS_COLUMN, ()) if own_tokens else None
                 fields = _read_fields(row, columns, need_answer=need_answer, need_trace=need_trace)
-                yield Example(path, number, before + number - 1, *fields, trace_ids)
+                yield Example(
+                    path, number, before + number - 1, *fields, trace_ids, read_source(row, columns)
+                )
             except RowError as error:
                 bad_rows.add(error)
             except BadField as error:

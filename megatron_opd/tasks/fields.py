@@ -36,10 +36,11 @@ class Fields:
     problem: str
     answer: str | None
     trace: str | None
+    source: str | None = None
 
     def to_read(self, names: Sequence[str]) -> list[str]:
         """The top-level columns, among a Parquet file's `names`, to read from it."""
-        chosen = [name for name in (self.problem, self.answer, self.trace) if name]
+        chosen = [name for name in (self.problem, self.answer, self.trace, self.source) if name]
         outer = [name.partition(".")[0] for name in chosen]
         return [name for name in dict.fromkeys(chosen + outer) if name in names]
 
@@ -78,7 +79,10 @@ def choose_columns(
     assert problem is not None
     answer = choose("answer", config.answer_column, ANSWER_COLUMNS, need_answer)
     trace = choose("trace", config.trace_column, TRACE_COLUMNS, need_trace) if need_trace else None
-    return Fields(problem, answer, trace)
+    source = (
+        choose("source", config.source_column, (), needed=True) if config.source_column else None
+    )
+    return Fields(problem, answer, trace, source)
 
 
 def _shown(names: Sequence[str]) -> str:
@@ -140,6 +144,16 @@ def read_trace(row: Row, columns: Fields) -> str | None:
         responses = [message["content"] for message in messages if message["role"] == "assistant"]
         return _text(responses[-1]) if responses else None
     return _first_verified(row, value) if isinstance(value, list) else _text(value)
+
+
+def read_source(row: Row, columns: Fields) -> str:
+    """Where the row is from; "" where nobody asks. Raises BadField when it does not say."""
+    if columns.source is None:
+        return ""
+    value = _lookup(row, columns.source)
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise BadField(f"no source in column {columns.source}; fill it or remove the row")
+    return str(value)
 
 
 def _first_verified(row: Row, generations: list[Any]) -> str | None:

@@ -623,3 +623,21 @@ def test_a_prompt_without_tokens_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", GOOD, {"problem": "??", "answer": "2"})
     with pytest.raises(DataError, match=r"a\.jsonl:2: the prompt has no token in .*model"):
         load(path, tokenizer, replace(CHAT, template=TemplateConfig("raw")))
+
+
+# --------------------------------------------------------------------------- where a row is from
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_row_says_where_it_is_from(tmp_path: Path, tokenizer: Any, suffix: str) -> None:
+    rows = [GOOD | {"meta": {"domain": name}} for name in ("algebra", "code", "algebra")]
+    path = write(tmp_path / f"rows.{suffix}", *rows)
+    config = replace(CHAT, source_column="meta.domain")
+    assert [task.source for task in load(path, tokenizer, config)] == ["algebra", "code", "algebra"]
+    assert [task.source for task in load(path, tokenizer)] == ["", "", ""]
+
+
+def test_a_row_without_its_source_is_named(tmp_path: Path, tokenizer: Any) -> None:
+    path = write(tmp_path / "rows.jsonl", GOOD | {"domain": "code"}, GOOD | {"domain": None})
+    with pytest.raises(DataError, match=r"row 2: no source in column domain"):
+        load(path, tokenizer, replace(CHAT, source_column="domain"))
+    with pytest.raises(DataError, match=r"no column origin .*; set data\.source_column"):
+        load(path, tokenizer, replace(CHAT, source_column="origin"))

@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_opd.checks.method import check_method
+from megatron_opd.errors import ConfigError
 from megatron_opd.methods import advantages, gates, ratios
 from megatron_opd.methods.catalogue import CATALOGUE
+from megatron_opd.methods.catalogue.shorthand import distil
 from megatron_opd.methods.terms import PolicyGradientTerm
+from megatron_opd.recipe.load import load_config
 from tests.unit.test_parts import (
     IDS_T,
     NEW_TV,
@@ -148,6 +152,52 @@ def test_sdars_loss_is_a_constant_advantage_behind_a_gate_that_moves():
         return -0.01 * gate_T * student_T / COUNT
 
     torch.testing.assert_close(got.double(), gradient(loss), rtol=2e-5, atol=1e-8)
+
+
+def test_turns_count_alike_whatever_their_length():
+    """A fourth of the weight stays with the tokens; every row here is a turn."""
+    gate = gates.TurnBalanceGate("turn_balance", by_token=0.25)
+    _, got = loss_and_gradient(method_of({"t": distil(gates={"turns": gate})}))
+    turns = [row for row in places() if row]
+    weights_T = torch.zeros(len(IDS_T), dtype=torch.float64)
+    for row in turns:
+        weights_T[row] = 0.25 + 0.75 * (COUNT / len(turns)) / len(row)
+    assert float(weights_T.sum()) == pytest.approx(COUNT)
+
+    def loss(student_T):
+        value_T = TEACHER_T - student_T.detach()
+        return -weights_T * (student_T - OLD_T).exp() * value_T / COUNT
+
+    torch.testing.assert_close(got.double(), gradient(loss), rtol=2e-5, atol=1e-6)
+
+
+def test_the_log_ratios_of_every_source_get_the_spread_of_all():
+    gate = gates.SourceSpreadGate("source_spread", low=0.25, high=4.0)
+    _, got = loss_and_gradient(method_of({"t": distil(gates={"sources": gate})}))
+    delta_T = TEACHER_T - SAMPLER_T
+    weights_T = torch.zeros_like(delta_T)
+    for source in ("math", "code"):
+        of_source = [t for r, row in zip(ROWS, places(), strict=True) for t in row
+                     if r.task.source == source]  # fmt: skip
+        ratio = delta_T[SAMPLED_T].std(correction=0) / delta_T[of_source].std(correction=0)
+        weights_T[of_source] = float(ratio.clamp(0.25, 4.0))
+    assert len(weights_T[SAMPLED_T].unique()) == 2
+
+    def loss(student_T):
+        value_T = TEACHER_T - student_T.detach()
+        return -weights_T * (student_T - OLD_T).exp() * value_T / COUNT
+
+    torch.testing.assert_close(got.double(), gradient(loss), rtol=2e-5, atol=1e-6)
+
+
+def test_a_method_that_weighs_sources_needs_their_column():
+    method = (
+        "method={name: m, terms: {t: {kind: policy_gradient, advantages: {t: {kind: log_ratio}}, "
+        "gates: {s: {kind: source_spread}}}}}"
+    )
+    with pytest.raises(ConfigError, match=r"data\.source_column: missing"):
+        check_method(load_config("demo", [method]))
+    check_method(load_config("demo", [method, "data.source_column=domain"]))
 
 
 def test_a_baseline_takes_variance_and_leaves_the_expectation():

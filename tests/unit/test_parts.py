@@ -33,17 +33,18 @@ from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import Objective
 from megatron_opd.recipe.load import dump_config, load_config
-from tests.rows import row
+from tests.rows import row, task
 from tests.unit.categorical import OnLogits
 
 V, K, LONGEST = 9, 3, 6
+MATH, CODE = task(0, source="math"), task(1, source="code")
 ROWS = [
-    row([1, 2, 3], group=0, reward=1.0),
-    row([4, 5, 6, 7, 8, 1], group=0, sample=1, finish_reason="length"),
-    row([3, 3], group=0, sample=2, given=2, reward=1.0),
-    row([2, 8, 5, 6], group=1, given=1),
-    row([7, 1], group=1, sample=1),
-    row([6, 4, 2], group=1, sample=2, finish_reason="length"),
+    row([1, 2, 3], of=MATH, group=0, reward=1.0),
+    row([4, 5, 6, 7, 8, 1], of=MATH, group=0, sample=1, finish_reason="length"),
+    row([3, 3], of=MATH, group=0, sample=2, given=2, reward=1.0),
+    row([2, 8, 5, 6], of=CODE, group=1, given=1),
+    row([7, 1], of=CODE, group=1, sample=1),
+    row([6, 4, 2], of=CODE, group=1, sample=2, finish_reason="length"),
 ]
 T = sum(r.num_tokens for r in ROWS)
 _generator = torch.Generator().manual_seed(0)
@@ -145,6 +146,8 @@ GATES: list[GatePart] = [
     gates.EndGate("not_end"),
     gates.FinishedGate("finished"),
     gates.DriftGate("drift"),
+    gates.TurnBalanceGate("turn_balance", by_token=0.25),
+    gates.SourceSpreadGate("source_spread", low=0.01, high=100.0),
 ]
 RATIOS: list[RatioPart] = [
     ratios.ClippedRatio("old", 0.01, 0.01, 1.5),
