@@ -637,7 +637,7 @@ def test_a_row_says_where_it_is_from(tmp_path: Path, tokenizer: Any, suffix: str
 
 def test_a_row_without_its_source_is_named(tmp_path: Path, tokenizer: Any) -> None:
     path = write(tmp_path / "rows.jsonl", GOOD | {"domain": "code"}, GOOD | {"domain": None})
-    with pytest.raises(DataError, match=r"row 2: no source in column domain"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: no source in column domain"):
         load(path, tokenizer, replace(CHAT, source_column="domain"))
     with pytest.raises(DataError, match=r"no column origin .*; set data\.source_column"):
         load(path, tokenizer, replace(CHAT, source_column="origin"))
