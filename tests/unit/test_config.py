@@ -325,53 +325,31 @@ def test_a_sound_recipe_passes_without_warnings(recipe: str) -> None:
     assert preflight(load_config(recipe, sft), world_size=2) == []
 
 
+# fmt: off
 PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
-    "student.layout.tensor_model_parallel_size: 3 does not divide the 4 attention heads": (
-        ["student.layout.tensor_model_parallel_size=3"],
-        3,
-    ),
-    "teacher.layout.tensor_model_parallel_size: 4 does not divide the 2 key-value heads": (
-        ["teacher.layout.tensor_model_parallel_size=4"],
-        4,
-    ),
-    "student.layout.pipeline_model_parallel_size: 3 does not divide the 4 layers": (
-        ["student.layout.pipeline_model_parallel_size=3"],
-        3,
-    ),
-    "student.layout.sequence_parallel: no effect": (
-        ["student.layout.sequence_parallel=true"],
-        None,
-    ),
-    "student.layout: TP 2 x PP 2 needs at least 4 processes, there would be 1; start 4 in all": (
-        ["student.layout={tensor_model_parallel_size: 2, pipeline_model_parallel_size: 2}"],
-        1,
-    ),
+    "student.layout.tensor_model_parallel_size: 3 does not divide the 4 attention heads":
+        (["student.layout.tensor_model_parallel_size=3"], 3),
+    "teacher.layout.tensor_model_parallel_size: 4 does not divide the 2 key-value heads":
+        (["teacher.layout.tensor_model_parallel_size=4"], 4),
+    "student.layout.pipeline_model_parallel_size: 3 does not divide the 4 layers":
+        (["student.layout.pipeline_model_parallel_size=3"], 3),
+    "student.layout.sequence_parallel: no effect":
+        (["student.layout.sequence_parallel=true"], None),
+    "student.layout: TP 2 x PP 2 needs at least 4 processes, there would be 1; start 4 in all":
+        (["student.layout={tensor_model_parallel_size: 2, pipeline_model_parallel_size: 2}"], 1),
     "teacher.layout: TP 2 x PP 1 needs a multiple of 2 processes, there would be 5; "
-    "start 4 in all": (
-        ["teacher.layout.tensor_model_parallel_size=2"],
-        5,
-    ),
-    "rollout.num_prompts: the 8 sequences of an update do not divide among the student's 3": (
-        [],
-        3,
-    ),
+    "start 4 in all": (["teacher.layout.tensor_model_parallel_size=2"], 5),
+    "rollout.num_prompts: the 8 sequences of an update do not divide among the student's 3":
+        ([], 3),
     "teacher: missing; method.guidance of tgpo reads": (["teacher=null"], None),
-    "rollout.samples_per_prompt: 1 gives method.policy no group": (
-        ["rollout.samples_per_prompt=1"],
-        None,
-    ),
-    "method: the weight of every term is 0": (
-        ["method.policy.weight=0", "method.guidance.weight=0"],
-        None,
-    ),
-    "method.guidance.weight.decay: 0 never decays; write method.guidance.weight=0.1": (
-        ["method.guidance.weight={start: 0.1, decay: 0}"],
-        None,
-    ),
-    "method.guidance.weight.floor: 0.2 is not below start=0.1": (
-        ["method.guidance.weight={start: 0.1, decay: 0.1, floor: 0.2}"],
-        None,
-    ),
+    "rollout.samples_per_prompt: 1 gives method.policy no group":
+        (["rollout.samples_per_prompt=1"], None),
+    "method: the weight of every term is 0":
+        (["method.policy.weight=0", "method.guidance.weight=0"], None),
+    "method.guidance.weight.decay: 0 never decays; write method.guidance.weight=0.1":
+        (["method.guidance.weight={start: 0.1, decay: 0}"], None),
+    "method.guidance.weight.floor: 0.2 is not below start=0.1":
+        (["method.guidance.weight={start: 0.1, decay: 0.1, floor: 0.2}"], None),
     "method.t: is on traces beside terms on samples; "
     "set method.traces_per_group or method.prefix": (
         [
@@ -388,77 +366,44 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
         ],
         None,
     ),
-    "method.guidance.weight.after: equals before=1.0": (
-        ["method.guidance.weight={kind: switch, before: 1.0, at: 2, after: 1.0}"],
-        None,
-    ),
-    "method.guidance.weight.end: 2.0 is not below start=1.0": (
-        ["method.guidance.weight={kind: cosine, start: 1.0, steps: 4, end: 2.0}"],
-        None,
-    ),
-    "method.forward.k: 99 is more than the 16 tokens of the vocabulary": (
-        ["method=full_fkl", "method.forward.k=99"],
-        None,
-    ),
+    "method.guidance.weight.after: equals before=1.0":
+        (["method.guidance.weight={kind: switch, before: 1.0, at: 2, after: 1.0}"], None),
+    "method.guidance.weight.end: 2.0 is not below start=1.0":
+        (["method.guidance.weight={kind: cosine, start: 1.0, steps: 4, end: 2.0}"], None),
+    "method.forward.k: 99 is more than the 16 tokens of the vocabulary":
+        (["method=full_fkl", "method.forward.k=99"], None),
     "method.prefix: no effect, no term of tgpo is on traces": (["method.prefix={steps: 3}"], None),
     "method.traces_per_group: no effect, every term of sft is on traces alone": (
         ["method=sft", "method.traces_per_group=1", "teacher=null", "rollout={num_prompts: 4}"],
         None,
     ),
-    "method.off_policy.ratio: shaped is of traces in a group": (
-        ["method={name: luffy, traces_per_group: 0, prefix: {steps: 3}}", "teacher=null"],
-        None,
-    ),
-    "method.distil.advantages.teacher.mix: belongs to transform=floor": (
-        ["method=opd", "method.distil.advantages.teacher.mix=0.5"],
-        None,
-    ),
-    "method.forward.beta: belongs to divergence=jsd_teacher_side": (
-        ["method=full_fkl", "method.forward.k=4", "method.forward.beta=0.5"],
-        None,
-    ),
+    "method.off_policy.ratio: shaped is of traces in a group":
+        (["method={name: luffy, traces_per_group: 0, prefix: {steps: 3}}", "teacher=null"], None),
+    "method.distil.advantages.teacher.mix: belongs to transform=floor":
+        (["method=opd", "method.distil.advantages.teacher.mix=0.5"], None),
+    "method.forward.beta: belongs to divergence=jsd_teacher_side":
+        (["method=full_fkl", "method.forward.k=4", "method.forward.beta=0.5"], None),
     "method.jsd.beta: missing with jsd": (["method=gkd", "method.jsd.beta=null"], None),
     "teacher.layout.tensor_model_parallel_size: method.jsd compares whole distributions: "
-    "1, or the student's": (
-        ["method=gkd", "teacher.layout.tensor_model_parallel_size=2"],
-        None,
-    ),
-    "teacher.layout: method.jsd compares whole distributions, which pipeline stages cannot": (
-        ["method=gkd", "teacher.layout.pipeline_model_parallel_size=2"],
-        None,
-    ),
-    "method.on_policy_fraction: method.policy needs samples": (
-        ["method.on_policy_fraction=0.5"],
-        None,
-    ),
-    "method.long.advantages.teacher.anchor: returns are of the student before": (
-        ["method=minillm", "method.long.advantages.teacher.anchor=current"],
-        None,
-    ),
-    "method.teacher_share: no effect, sft samples nothing": (
-        ["method=sft", "method.teacher_share=0.2", "rollout={num_prompts: 4}"],
-        None,
-    ),
-    "method.teacher_share: does not go with method.prefix": (
-        ["method=tropd", "method.teacher_share=0.2"],
-        None,
-    ),
-    "method.teacher_share: does not go with method.on_policy_fraction": (
-        ["method=gkd", "method.teacher_share=0.2"],
-        None,
-    ),
-    "method.teacher_share: method.distil reads the sampler's logprobs": (
-        ["method=rkl", "method.teacher_share=0.2"],
-        None,
-    ),
-    "teacher: missing; method.teacher_share of grpo": (
-        ["method=grpo", "method.teacher_share=0.2", "teacher=null"],
-        None,
-    ),
-    "method.distil.whiten: teacher changes within the update": (
-        ["method=opd", "method.distil.whiten=true"],
-        None,
-    ),
+    "1, or the student's": (["method=gkd", "teacher.layout.tensor_model_parallel_size=2"], None),
+    "teacher.layout: method.jsd compares whole distributions, which pipeline stages cannot":
+        (["method=gkd", "teacher.layout.pipeline_model_parallel_size=2"], None),
+    "method.on_policy_fraction: method.policy needs samples":
+        (["method.on_policy_fraction=0.5"], None),
+    "method.long.advantages.teacher.anchor: returns are of the student before":
+        (["method=minillm", "method.long.advantages.teacher.anchor=current"], None),
+    "method.teacher_share: no effect, sft samples nothing":
+        (["method=sft", "method.teacher_share=0.2", "rollout={num_prompts: 4}"], None),
+    "method.teacher_share: does not go with method.prefix":
+        (["method=tropd", "method.teacher_share=0.2"], None),
+    "method.teacher_share: does not go with method.on_policy_fraction":
+        (["method=gkd", "method.teacher_share=0.2"], None),
+    "method.teacher_share: method.distil reads the sampler's logprobs":
+        (["method=rkl", "method.teacher_share=0.2"], None),
+    "teacher: missing; method.teacher_share of grpo":
+        (["method=grpo", "method.teacher_share=0.2", "teacher=null"], None),
+    "method.distil.whiten: teacher changes within the update":
+        (["method=opd", "method.distil.whiten=true"], None),
     "method: prime has several process_reward advantages": (
         ["method=prime", "method.policy.advantages.another={kind: process_reward}", "teacher=null"],
         None,
@@ -503,51 +448,28 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
         ],
         None,
     ),
-    "method.forward.gates.low.at_most: -1.5 splits no tokens": (
-        ["method=aopd", "method.forward.k=4", "method.forward.gates.low.at_most=-1.5"],
-        None,
-    ),
+    "method.forward.gates.low.at_most: -1.5 splits no tokens":
+        (["method=aopd", "method.forward.k=4", "method.forward.gates.low.at_most=-1.5"], None),
     "method.uncertain.gates.entropy.above: 2.8 nats are no less than the largest entropy of "
-    "16 tokens, 2.77": (
-        ["method=eopd", "method.uncertain.gates.entropy.above=2.8"],
-        None,
-    ),
-    "max_sequence_length: 65 is more than the student's max_position_embeddings=64": (
-        ["max_sequence_length=65"],
-        None,
-    ),
-    "rollout.max_completion_tokens: 32 leaves no room for a prompt within max_sequence_length=32": (
-        ["rollout.max_completion_tokens=32"],
-        None,
-    ),
-    "train.updates_per_step: 3 does not divide rollout.num_prompts=4": (
-        ["train.updates_per_step=3"],
-        None,
-    ),
-    "train.optimizer.min_lr: no effect with schedule=constant": (
-        ["train.optimizer.min_lr=1e-5"],
-        None,
-    ),
-    "train.optimizer.min_lr: 0.1 is above train.optimizer.lr=0.001": (
-        ["train.optimizer.min_lr=0.1", "train.optimizer.schedule=cosine"],
-        None,
-    ),
-    "teacher.offload: a term on whole distributions": (
-        ["method=gkd", "teacher.offload=true"],
-        None,
-    ),
-    "teacher.layout.context_parallel_size: must be the student's 1": (
-        ["method=gkd", "teacher.layout.context_parallel_size=2"],
-        None,
-    ),
-    "student.layout.context_parallel_size: a process reward is a sum over whole sequences": (
-        ["method=prime", "teacher=null", "student.layout.context_parallel_size=2"],
-        None,
-    ),
-    "train.micro_batch_tokens: 31 cannot hold a sequence of max_sequence_length=32; raise it": (
-        ["train.micro_batch_tokens=31"],
-        None,
-    ),
+    "16 tokens, 2.77": (["method=eopd", "method.uncertain.gates.entropy.above=2.8"], None),
+    "max_sequence_length: 65 is more than the student's max_position_embeddings=64":
+        (["max_sequence_length=65"], None),
+    "rollout.max_completion_tokens: 32 leaves no room for a prompt within max_sequence_length=32":
+        (["rollout.max_completion_tokens=32"], None),
+    "train.updates_per_step: 3 does not divide rollout.num_prompts=4":
+        (["train.updates_per_step=3"], None),
+    "train.optimizer.min_lr: no effect with schedule=constant":
+        (["train.optimizer.min_lr=1e-5"], None),
+    "train.optimizer.min_lr: 0.1 is above train.optimizer.lr=0.001":
+        (["train.optimizer.min_lr=0.1", "train.optimizer.schedule=cosine"], None),
+    "teacher.offload: a term on whole distributions":
+        (["method=gkd", "teacher.offload=true"], None),
+    "teacher.layout.context_parallel_size: must be the student's 1":
+        (["method=gkd", "teacher.layout.context_parallel_size=2"], None),
+    "student.layout.context_parallel_size: a process reward is a sum over whole sequences":
+        (["method=prime", "teacher=null", "student.layout.context_parallel_size=2"], None),
+    "train.micro_batch_tokens: 31 cannot hold a sequence of max_sequence_length=32; raise it":
+        (["train.micro_batch_tokens=31"], None),
     "train.micro_batch_tokens: 16 cannot hold a sequence of max_sequence_length=33 on "
     "the student's 2": (
         [
@@ -558,35 +480,21 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
         ],
         None,
     ),
-    "student.layout: TP 1 x PP 1 x CP 3 needs at least 3 processes, there would be 2": (
-        ["student.layout.context_parallel_size=3"],
-        2,
-    ),
-    "teacher.processes: 2 of 2 leave the student none; start 3 in all": (
-        ["teacher.processes=2"],
-        2,
-    ),
-    "teacher.processes: teacher.layout, TP 2 x PP 1, needs a multiple of 2, not 3": (
-        ["teacher.processes=3", "teacher.layout.tensor_model_parallel_size=2"],
-        None,
-    ),
+    "student.layout: TP 1 x PP 1 x CP 3 needs at least 3 processes, there would be 2":
+        (["student.layout.context_parallel_size=3"], 2),
+    "teacher.processes: 2 of 2 leave the student none; start 3 in all":
+        (["teacher.processes=2"], 2),
+    "teacher.processes: teacher.layout, TP 2 x PP 1, needs a multiple of 2, not 3":
+        (["teacher.processes=3", "teacher.layout.tensor_model_parallel_size=2"], None),
     "student.layout: TP 2 x PP 1 needs a multiple of 2 processes, there would be 3 beside "
-    "the teacher's 2; start 4": (
-        ["teacher.processes=2", "student.layout.tensor_model_parallel_size=2"],
-        5,
-    ),
-    "rollout.num_prompts: the 8 sequences of an update do not divide among the student's 3 data-": (
-        ["teacher.processes=1"],
-        4,
-    ),
-    "rollout.processes: 2 of 2 leave the student none; start 3 in all": (
-        ["rollout.processes=2"],
-        2,
-    ),
-    "rollout.processes + teacher.processes: 3 of 3 leave the student none; start 4 in all": (
-        ["rollout.processes=2", "teacher.processes=1"],
-        3,
-    ),
+    "the teacher's 2; start 4":
+        (["teacher.processes=2", "student.layout.tensor_model_parallel_size=2"], 5),
+    "rollout.num_prompts: the 8 sequences of an update do not divide among the student's 3 data-":
+        (["teacher.processes=1"], 4),
+    "rollout.processes: 2 of 2 leave the student none; start 3 in all":
+        (["rollout.processes=2"], 2),
+    "rollout.processes + teacher.processes: 3 of 3 leave the student none; start 4 in all":
+        (["rollout.processes=2", "teacher.processes=1"], 3),
     "student.layout: TP 2 x PP 1 needs a multiple of 2 processes, there would be 3 beside "
     "the rollout's 1 and the te": (
         [
@@ -596,34 +504,20 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
         ],
         6,
     ),
-    "rollout.processes: with method.teacher_share": (
-        ["method=minillm", "rollout.processes=1"],
-        None,
-    ),
-    "rollout.processes: no effect, method sft samples nothing": (
-        ["method=sft", "teacher=null", "rollout={processes: 1}"],
-        None,
-    ),
-    "teacher.processes: a term on whole distributions": (
-        ["method=gkd", "teacher.processes=1"],
-        None,
-    ),
-    "teacher.processes: with method.teacher_share": (
-        ["method=minillm", "teacher.processes=1"],
-        None,
-    ),
-    "teacher.processes: no effect, method grpo reads no teacher": (
-        ["method=grpo", "teacher.processes=1"],
-        None,
-    ),
-    "teacher.offload: no effect with teacher.processes": (
-        ["teacher.offload=true", "teacher.processes=1"],
-        None,
-    ),
-    "student.layout.virtual_pipeline_model_parallel_size: no effect without": (
-        ["student.layout.virtual_pipeline_model_parallel_size=2"],
-        None,
-    ),
+    "rollout.processes: with method.teacher_share":
+        (["method=minillm", "rollout.processes=1"], None),
+    "rollout.processes: no effect, method sft samples nothing":
+        (["method=sft", "teacher=null", "rollout={processes: 1}"], None),
+    "teacher.processes: a term on whole distributions":
+        (["method=gkd", "teacher.processes=1"], None),
+    "teacher.processes: with method.teacher_share":
+        (["method=minillm", "teacher.processes=1"], None),
+    "teacher.processes: no effect, method grpo reads no teacher":
+        (["method=grpo", "teacher.processes=1"], None),
+    "teacher.offload: no effect with teacher.processes":
+        (["teacher.offload=true", "teacher.processes=1"], None),
+    "student.layout.virtual_pipeline_model_parallel_size: no effect without":
+        (["student.layout.virtual_pipeline_model_parallel_size=2"], None),
     "student.layout.virtual_pipeline_model_parallel_size: 2 stages of 3 chunks do not divide "
     "the 4 layers": (
         [
@@ -634,29 +528,20 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
     ),
     "data.trace_column: no effect": (["data.trace_column=response"], None),
     "data.template.system: no effect with kind=raw": (["data.template.system=tgpo"], None),
-    "data.max_prompt_tokens: 32 is not below max_sequence_length=32": (
-        ["data.max_prompt_tokens=32"],
-        None,
-    ),
-    "data.template.prefill: <think>\\n has a backslash and a letter where a line break is meant": (
-        [r"data.template.prefill='<think>\n'"],
-        None,
-    ),
+    "data.max_prompt_tokens: 32 is not below max_sequence_length=32":
+        (["data.max_prompt_tokens=32"], None),
+    "data.template.prefill: <think>\\n has a backslash and a letter where a line break is meant":
+        ([r"data.template.prefill='<think>\n'"], None),
     "eval: needs data.heldout": (["eval={}"], None),
-    "eval.samples_per_prompt: greedy samples are all equal": (
-        ["eval.samples_per_prompt=4", "data.heldout=x"],
-        None,
-    ),
-    "rollout.temperature: no effect, method sft samples nothing": (
-        ["method=sft", "teacher=null", "rollout={temperature: 0.7}"],
-        None,
-    ),
-    "reward.workers: no effect, method sft samples nothing": (
-        ["method=sft", "teacher=null", "rollout={}", "reward.workers=3"],
-        None,
-    ),
+    "eval.samples_per_prompt: greedy samples are all equal":
+        (["eval.samples_per_prompt=4", "data.heldout=x"], None),
+    "rollout.temperature: no effect, method sft samples nothing":
+        (["method=sft", "teacher=null", "rollout={temperature: 0.7}"], None),
+    "reward.workers: no effect, method sft samples nothing":
+        (["method=sft", "teacher=null", "rollout={}", "reward.workers=3"], None),
     "/nowhere: no such model directory": (["student.path=/nowhere"], None),
 }
+# fmt: on
 
 
 @pytest.mark.parametrize("problem", PREFLIGHT)
@@ -676,11 +561,7 @@ def test_preflight_warns_of_what_may_be_meant(recipe: str) -> None:
     ]
     assert [
         text.split(":")[0] for text in preflight(load_config(recipe, overrides), world_size=1)
-    ] == [
-        "method.policy.ratio.clip_high",
-        "method.guidance.weight",
-        "train.optimizer.warmup_steps",
-    ]
+    ] == ["method.policy.ratio.clip_high", "method.guidance.weight", "train.optimizer.warmup_steps"]
     assert preflight(load_config(recipe, [r"data.template.text='{problem}\n= '"]), world_size=1)[
         0
     ].startswith("data.template.text: has a backslash and a letter")

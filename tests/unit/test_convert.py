@@ -321,6 +321,7 @@ def store(source: Path, name: str, tensor: torch.Tensor) -> None:
 
 FIRST = "model-00001-of-"
 NORM = "model.norm.weight"
+# fmt: off
 BAD_HF = {
     "a shard is missing": (lambda s: next(s.glob(FIRST + "*")).unlink(), FIRST),
     "a shard is truncated": (lambda s: truncate(next(s.glob(FIRST + "*"))), "truncated or damaged"),
@@ -328,36 +329,25 @@ BAD_HF = {
         lambda s: change_index(s, lambda index: index.update({NORM: "no.safetensors"})),
         "no.safetensors: missing",
     ),
-    "a tensor is missing": (
-        lambda s: change_config(s, num_hidden_layers=5),
-        "model.layers.4.input_layernorm.weight",
-    ),
-    "a tensor is unknown": (
-        lambda s: store(s, "model.extra", torch.zeros(1)),
-        "model.extra is unexpected",
-    ),
-    "a tensor has another shape": (
-        lambda s: change_config(s, vocab_size=17),
-        "embed_tokens.weight has shape",
-    ),
+    "a tensor is missing":
+        (lambda s: change_config(s, num_hidden_layers=5), "model.layers.4.input_layernorm.weight"),
+    "a tensor is unknown":
+        (lambda s: store(s, "model.extra", torch.zeros(1)), "model.extra is unexpected"),
+    "a tensor has another shape":
+        (lambda s: change_config(s, vocab_size=17), "embed_tokens.weight has shape"),
     "a tensor has a dtype of its own": (
         lambda s: store(s, NORM, torch.zeros(16)),
         "holds tensors of bfloat16, float32; choose what to write with --dtype",
     ),
-    "a dtype is not supported": (
-        lambda s: store(s, NORM, torch.zeros(16, dtype=torch.int8)),
-        f"{NORM} is I8",
-    ),
-    "the architecture is not supported": (
-        lambda s: change_config(s, model_type="gpt9"),
-        "'gpt9' is not supported",
-    ),
+    "a dtype is not supported":
+        (lambda s: store(s, NORM, torch.zeros(16, dtype=torch.int8)), f"{NORM} is I8"),
+    "the architecture is not supported":
+        (lambda s: change_config(s, model_type="gpt9"), "'gpt9' is not supported"),
     "there is no config": (lambda s: (s / "config.json").unlink(), "config.json: missing"),
-    "there are no weights": (
-        lambda s: [path.unlink() for path in s.glob("model*")],
-        "holds neither safetensors",
-    ),
+    "there are no weights":
+        (lambda s: [path.unlink() for path in s.glob("model*")], "holds neither safetensors"),
 }
+# fmt: on
 
 
 @pytest.mark.parametrize("case", BAD_HF)

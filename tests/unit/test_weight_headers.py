@@ -110,6 +110,7 @@ def other_config(**changes: object) -> Callable[[Path], None]:
 
 
 UP = "model.layers.0.mlp.up_proj.weight"
+# fmt: off
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "Git LFS pointer": (
         lambda d: (d / SINGLE).write_text(
@@ -122,14 +123,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: (d / SINGLE).write_bytes(b""),
         "model.safetensors: truncated or damaged (it is empty)",
     ),
-    "seven bytes": (
-        lambda d: (d / SINGLE).write_bytes(b"1234567"),
-        "model.safetensors: truncated or damaged",
-    ),
-    "no header": (
-        lambda d: (d / SINGLE).write_bytes(b"\0" * 64),
-        "model.safetensors: truncated or damaged",
-    ),
+    "seven bytes":
+        (lambda d: (d / SINGLE).write_bytes(b"1234567"), "model.safetensors: truncated or damaged"),
+    "no header":
+        (lambda d: (d / SINGLE).write_bytes(b"\0" * 64), "model.safetensors: truncated or damaged"),
     "HTML": (
         lambda d: (d / SINGLE).write_text("<html>" * 99),
         "model.safetensors: truncated or damaged",
@@ -171,10 +168,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         quantised,
         "weight_scale_inv is unexpected; the weights are quantised; give the model in BF16 or F32",
     ),
-    "AWQ": (
-        awq,
-        f"tensor {UP} is missing; the weights are quantised; give the model in BF16 or F32",
-    ),
+    "AWQ":
+        (awq, f"tensor {UP} is missing; the weights are quantised; give the model in BF16 or F32"),
     "no output layer": (
         lambda d: rewrite(d, lambda shapes: shapes.pop("lm_head.weight")),
         "tensor lm_head.weight is missing; save the model with it, or set tie_word_embeddings to "
@@ -192,53 +187,36 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: rewrite(d, lambda shapes: shapes.update({UP: (33, 16)})),
         f"tensor {UP} has shape (33, 16); its config.json says (32, 16)",
     ),
-    "a config of another size": (
-        other_config(hidden_size=8),
-        "has shape (16, 16); its config.json says (16, 8)",
-    ),
-    "a config of more layers": (
-        other_config(num_hidden_layers=5),
-        "layers.4.input_layernorm.weight is missing",
-    ),
-    "a config of fewer layers": (
-        other_config(num_hidden_layers=3),
-        "tensor model.layers.3.input_layernorm.weight is",
-    ),
-    "a config of a billion layers": (
-        other_config(num_hidden_layers=10**9),
-        "too few for the 1000000000 layers",
-    ),
+    "a config of another size":
+        (other_config(hidden_size=8), "has shape (16, 16); its config.json says (16, 8)"),
+    "a config of more layers":
+        (other_config(num_hidden_layers=5), "layers.4.input_layernorm.weight is missing"),
+    "a config of fewer layers":
+        (other_config(num_hidden_layers=3), "tensor model.layers.3.input_layernorm.weight is"),
+    "a config of a billion layers":
+        (other_config(num_hidden_layers=10**9), "too few for the 1000000000 layers"),
     "missing shard": (
         missing_shard,
         "model-00001-of-00002.safetensors: missing, though model.safetensors.index.json",
     ),
     "truncated shard": (truncated_shard, "model-00002-of-00002.safetensors: truncated or damaged"),
-    "left-over shard": (
-        left_over_shard,
-        "is missing, though model.safetensors.index.json lists it there",
-    ),
-    "a tensor in two files": (
-        twice,
-        "tensor model.extra is in model-00001-of-00002.safetensors too; save them anew",
-    ),
+    "left-over shard":
+        (left_over_shard, "is missing, though model.safetensors.index.json lists it there"),
+    "a tensor in two files":
+        (twice, "tensor model.extra is in model-00001-of-00002.safetensors too; save them anew"),
     "index elsewhere": (
         lambda d: add_index(d, {"weight_map": {"a": "../b"}}),
         "is not an index of safetensors files",
     ),
-    "index of nothing": (
-        lambda d: add_index(d, {"weight_map": {}}),
-        "is not an index of safetensors files",
-    ),
-    "index of numbers": (
-        lambda d: add_index(d, {"weight_map": {"a": 1}}),
-        "is not an index of safetensors files",
-    ),
+    "index of nothing":
+        (lambda d: add_index(d, {"weight_map": {}}), "is not an index of safetensors files"),
+    "index of numbers":
+        (lambda d: add_index(d, {"weight_map": {"a": 1}}), "is not an index of safetensors files"),
     "index that is a list": (lambda d: add_index(d, [1]), "is not an index of safetensors files"),
-    "index that is no JSON": (
-        lambda d: (d / INDEX).write_text("{"),
-        "is not an index of safetensors files",
-    ),
+    "index that is no JSON":
+        (lambda d: (d / INDEX).write_text("{"), "is not an index of safetensors files"),
 }
+# fmt: on
 
 
 @pytest.fixture(scope="module")
