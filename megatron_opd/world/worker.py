@@ -21,6 +21,7 @@ _WRONG_PATHS = (
     errno.EISDIR,
     errno.ELOOP,
 )
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def prepare_process() -> None:
@@ -51,6 +52,10 @@ def outcome(work: Callable[[], int | None]) -> tuple[int, str]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0, ""
     except OSError as error:
+        if error.errno in _FULL_DISK:
+            where = f"{error.filename}: " if error.filename else ""
+            reason = f"nothing more can be written ({error.strerror})"
+            return RunError.exit_code, f"{where}{reason}; make room and run the same command again"
         if error.errno not in _WRONG_PATHS or error.filename is None:
             raise
         return ConfigError.exit_code, f"{error.filename}: {error.strerror}; name another path"

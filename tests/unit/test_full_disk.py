@@ -17,6 +17,7 @@ from megatron_opd.errors import RunError
 from megatron_opd.metrics.run_directory import disk_may_be_full, rollout_files
 from megatron_opd.metrics.sinks import Sinks
 from megatron_opd.recipe.keys import LogConfig
+from megatron_opd.world.worker import outcome
 from tests.unit.test_metrics import files_of, make_config, make_record, make_tokenizer
 
 LOGS = {
@@ -112,6 +113,17 @@ def test_a_process_of_a_job_says_so_in_one_line(
     assert code == RunError.exit_code
     assert "cannot be written (File too large" in line and line.endswith(AGAIN)
     assert not (job.directory / "verdict").exists()
+
+
+def test_any_command_says_so_in_one_line(tmp_path: Path) -> None:
+    with file_sizes() as limit:
+        limit(20)
+        code, message = outcome(lambda: (tmp_path / "plan.json").write_bytes(bytes(30)))
+    assert code == RunError.exit_code
+    wanted = (
+        "nothing more can be written (File too large); make room and run the same command again"
+    )
+    assert message == wanted
 
 
 def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:
