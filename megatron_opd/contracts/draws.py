@@ -14,7 +14,7 @@ class Stream(IntEnum):
     """What is drawn beside the tokens of a completion and the numbers of gates."""
 
     PREFIX = 1  # how much of a trace a completion begins with
-    COINS = 2  # whose turn it is, in a mixture of student and teacher
+    COINS = 2  # who writes a token, in a mixture of student and teacher
     TURN = 3  # opens the draws of a later turn
     ENVIRONMENT = 4  # what an environment draws; of sample 0, for the whole group
 
