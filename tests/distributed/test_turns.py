@@ -32,11 +32,12 @@ def method():
     """Outcomes within the group, returns of the teacher's log-ratio, and its best token."""
     from megatron_opd.methods.advantages import LogRatioAdvantage, RewardAdvantage
     from megatron_opd.methods.gates import EndGate
+    from megatron_opd.methods.method import MethodConfig
     from megatron_opd.methods.ratios import ClippedRatio
-    from megatron_opd.methods.terms import CrossEntropyTerm, MethodConfig, PolicyGradientTerm
+    from megatron_opd.methods.terms import CrossEntropyTerm, PolicyGradientTerm
 
     advantages = {
-        "reward": RewardAdvantage("reward"),
+        "reward": RewardAdvantage("reward", over="rows"),
         "teacher": LogRatioAdvantage("log_ratio", 0.3, anchor="old", discount=0.9),
     }
     policy = PolicyGradientTerm(
