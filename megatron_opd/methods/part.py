@@ -7,9 +7,9 @@ token, what would make it useless. Nobody outside asks which part it is.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from megatron_opd.errors import ConfigError
 from megatron_opd.methods.schedules import SignedWeight, Weight, check_weight
@@ -55,11 +55,9 @@ class Needs:
     student_pass: bool = False  # the student's logprobs and entropy before the step's first update
 
     def __or__(self, other: "Needs") -> "Needs":
-        union = {
-            field.name: max(getattr(self, field.name), getattr(other, field.name))
-            for field in fields(self)
-        }
-        return Needs(**union)
+        own = vars(self)
+        added = vars(other)
+        return Needs(**{name: max(own[name], added[name]) for name in own})
 
 
 @dataclass(frozen=True)
@@ -234,13 +232,14 @@ class TermPart(Part):
         return None
 
 
-def parts_of(holder: Any, key: str = "") -> Iterator[tuple[str, Part]]:
-    """Every part of a term or another part, itself first, with the key that it has in a recipe."""
+def parts_of(holder: "Part | Mapping[str, Part]", key: str = "") -> Iterator[tuple[str, Part]]:
+    """Every part of a part, itself first, or of several by name; with the key that each has in a
+    recipe."""
     if isinstance(holder, Part):
         yield key, holder
-    if isinstance(holder, Mapping):
-        for name, value in holder.items():
+        inner = {field.name: getattr(holder, field.name) for field in fields(holder)}
+    else:
+        inner = dict(holder)
+    for name, value in inner.items():
+        if isinstance(value, Part | dict):
             yield from parts_of(value, f"{key}.{name}")
-    elif is_dataclass(holder) and not isinstance(holder, type):
-        for field in fields(holder):
-            yield from parts_of(getattr(holder, field.name), f"{key}.{field.name}")
