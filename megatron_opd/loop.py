@@ -23,7 +23,8 @@ def train(config: RunConfig, *, resume: bool) -> None:
 
 def _train(config: RunConfig, *, resume: bool) -> None:
     with open_run(config, resume=resume) as run:
-        at, book = run.stations, run.book
+        at = run.stations
+        book = run.book
         for step in range(run.step, config.num_steps):
             book.log(one_step(at, book, step))
             run.finish_step()

@@ -1,4 +1,4 @@
-"""What a Hugging Face `config.json` says of a model, in one spelling. Imports no torch."""
+"""The architecture in a Hugging Face `config.json`, in one spelling. Imports no torch."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,7 +92,7 @@ def read_config(model_dir: str | Path) -> dict[str, Any]:
 
 
 def _remedy(missing: Path) -> str:
-    """How the user gets a directory that a recipe names and this machine lacks."""
+    """The user's way to a directory that a recipe names and this machine lacks."""
     if (
         missing.parts[:1] == ("runs",)
         and len(missing.parts) > 1

@@ -7,7 +7,7 @@ from megatron_opd.contracts.ranges import PositiveFloat, PositiveInt
 
 @dataclass(frozen=True)
 class LayoutConfig:
-    """How one model is split over the processes; the data-parallel size is what remains."""
+    """The sizes by which a model is split over a world; the data-parallel size is what remains."""
 
     tensor_model_parallel_size: PositiveInt = 1
     pipeline_model_parallel_size: PositiveInt = 1

@@ -1,4 +1,4 @@
-"""Which keys of a `config.json` are read, are harmless, or are refused.
+"""The keys of a `config.json` that are read, that are harmless, and that are refused.
 
 The four supported model types read a fixed set of keys in transformers, so any other key has no
 effect there. A later version may give it one, so it gets a warning; not an error, since that would

@@ -10,7 +10,7 @@ from megatron_opd.files.json_file import read_json
 
 
 def holds_megatron_weights(model_dir: Path) -> bool:
-    """Whether the weights are a Megatron distributed checkpoint, as `convert` writes it."""
+    """True when the weights are a Megatron distributed checkpoint, written by `convert`."""
     return (model_dir / "model" / ".metadata").is_file()
 
 
@@ -49,7 +49,7 @@ def check_vocabulary(model_dir: Path, vocab_size: int) -> None:
 
 
 def common_vocabulary(student_dir: Path, teacher_dir: Path) -> int | None:
-    """How many ids, from 0 on, mean the same token to both; None where the vocabularies are equal.
+    """The number of ids, from 0 on, of the same token for both; None for equal vocabularies.
 
     One of them may have further tokens after the common ones, as Qwen3 has after Qwen2.5's. Sizes
     of embeddings may differ. Raises DataError with the first id at which the vocabularies differ.

@@ -1,4 +1,4 @@
-"""Which tokens end a response of a model, and where a teacher's differ from a student's.
+"""The tokens that end a completion of a model, and a teacher's that differ from a student's.
 
 Imports no torch.
 """

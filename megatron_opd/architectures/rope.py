@@ -16,7 +16,7 @@ from megatron_opd.files.json_file import read_key
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How frequencies are stretched over more positions than the model was first trained on.
+    """The stretch of frequencies over more positions than the model was first trained on.
 
     Names, defaults and meanings are those of transformers; KEYS lists the fields that a type reads.
     """

@@ -1,4 +1,4 @@
-"""How many processes a run needs, and whether those of its roles divide by the layouts."""
+"""Checks that a run has enough processes, and that those of its roles divide by the layouts."""
 
 import math
 
@@ -31,12 +31,12 @@ def sequences_per_step(config: RunConfig) -> int:
 
 
 def samples(config: RunConfig) -> bool:
-    """Whether a run samples at all, to train or to evaluate."""
+    """True when a run samples, to train or to evaluate."""
     return needs_of(config.method).rollouts or config.eval is not None
 
 
 def check_processes(config: RunConfig, world_size: int) -> None:
-    """Whether `world_size` processes are enough, and divide. Raises ConfigError."""
+    """Raises ConfigError unless `world_size` processes are enough, and divide."""
     roles = config.processes_apart
     needed = processes_shared(config)
     apart = sum(roles.values())
@@ -66,7 +66,7 @@ def check_processes(config: RunConfig, world_size: int) -> None:
 
 
 def check_rollout_processes(config: RunConfig) -> None:
-    """Whether engines may have processes of their own. Raises ConfigError."""
+    """Raises ConfigError unless engines may have the processes set aside for them."""
     if config.rollout.processes and config.method.teacher_share:
         raise ConfigError(
             "rollout.processes: with method.teacher_share student and teacher sample on the "
@@ -79,7 +79,7 @@ def check_rollout_processes(config: RunConfig) -> None:
 
 
 def check_teacher_processes(config: RunConfig) -> None:
-    """Whether the teacher may have processes of its own. Raises ConfigError."""
+    """Raises ConfigError unless the teacher may have the processes set aside for it."""
     key = "teacher.processes"
     apart = config.teacher_processes
     needs = needs_of(config.method)

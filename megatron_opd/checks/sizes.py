@@ -1,4 +1,4 @@
-"""Whether layouts, lengths, vocabularies and batches divide and fit, by the architectures alone."""
+"""Checks that layouts, lengths, vocabularies and batches fit, by the architectures alone."""
 
 from megatron_opd.architectures.architecture import Architecture
 from megatron_opd.architectures.config import LayoutConfig, ModelConfig

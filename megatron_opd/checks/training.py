@@ -112,7 +112,7 @@ def _asked_for_unread_answers(config: RunConfig, tasks: list[Task], key: str) ->
 
 
 def _check_answers(config: RunConfig, tasks: list[Task], key: str) -> list[str]:
-    """Whether math-verify can judge; what a user's function reads is its own affair."""
+    """Checks that math-verify can judge; a user's function may read anything."""
     if config.reward.function:
         return []
     return _bad_golds(tasks, key) + _asked_for_unread_answers(config, tasks, key)

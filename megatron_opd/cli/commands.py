@@ -1,4 +1,4 @@
-"""What each command of the command line does, from its arguments. Heavy imports happen inside."""
+"""The commands of the command line, each from its arguments. Heavy imports happen inside."""
 
 import argparse
 import json

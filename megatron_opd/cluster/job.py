@@ -43,7 +43,7 @@ class Job:
         return self.cluster.nodes * self.cluster.processes_per_node
 
     def command(self) -> list[str]:
-        """What every process of the job runs."""
+        """The command that every process of the job runs."""
         return [self.python, "-m", "megatron_opd.cluster.rank", str(self.directory)]
 
     def environment(self) -> dict[str, str]:

@@ -79,7 +79,7 @@ def _problem(job: Job, attempt: Path, node: str) -> str:
 
 
 def _gpu_problem(wanted: int) -> str:
-    """What is wrong with the node's GPUs; "" where nothing is.
+    """The problem of the node's GPUs; "" without one.
 
     Another process finds out: one that computes on a GPU holds some of its memory until it ends,
     and may hang.

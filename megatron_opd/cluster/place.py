@@ -1,4 +1,4 @@
-"""Where a process stands in its job, from Slurm's variables."""
+"""The place of a process in its job, from Slurm's variables."""
 
 import os
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Whether the nodes of a job reach each other: an all-reduce that may fail or hang without harm.
+"""Tests that the nodes of a job reach one another: an all-reduce that may fail without harm.
 
 Every rank makes it in a process of its own (`python -m megatron_opd.cluster.probe`). Where it does
 not come through, the nodes try it alone and with their neighbours, and those for which nothing
@@ -158,7 +158,7 @@ class _Judge:
         self.results: dict[int, str] = {}
 
     def is_done(self) -> bool:
-        """Whether the outcome of every group is known: one rank that fails decides it."""
+        """True when the outcome of every group is known; one rank that fails decides it."""
         for ranks in self.ranks.values():
             for rank in set(ranks) - set(self.results):
                 file = self.path / f"{rank}.result"

@@ -134,7 +134,7 @@ def _train(job: Job) -> int:
 
 
 def _says_that_another_is_gone(error: RuntimeError) -> bool:
-    """Whether a collective raises this when another process is gone; gloo has no type for it."""
+    """True for the error of a collective when another process is gone; gloo has no type for it."""
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or "/gloo/" in str(error)

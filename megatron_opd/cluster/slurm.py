@@ -74,7 +74,7 @@ def state(job_id: str) -> str:
 
 
 def in_queue(job_id: str) -> bool:
-    """Whether a job waits, runs or ends."""
+    """True when a job waits, runs or ends."""
     return bool(_queued(job_id))
 
 

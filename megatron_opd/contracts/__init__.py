@@ -1,1 +1,1 @@
-"""What travels between the stations."""
+"""The records that travel between stations, and what stations must do."""

@@ -1,4 +1,4 @@
-"""Where every random number of a step comes from: the place of its token, and nothing else.
+"""The random numbers of a step, which depend on the place of their token and nothing else.
 
 A draw depends on (seed, step, task, sample), on the turn of a conversation and on what is drawn. So
 any process draws the same for a completion, in any batch, and a run that resumes repeats its draws.
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What is drawn beside the tokens of a completion and the numbers of gates."""
+    """The draws beside the tokens of a completion and the numbers of gates."""
 
     PREFIX = 1  # how much of a trace a completion begins with
     COINS = 2  # who writes a token, in a mixture of student and teacher
@@ -34,8 +34,10 @@ def entropy(
 def generator(
     seed: int, step: int, task: int, sample: int, *stream: int, turn: int = 0
 ) -> np.random.Generator:
-    """For the draws that are not an engine's. `random(n)` begins with the numbers of `random(m)`
-    for every m < n."""
+    """A generator for the draws that are not an engine's.
+
+    `random(n)` begins with the numbers of `random(m)` for every m < n.
+    """
     return np.random.default_rng(entropy(seed, step, task, sample, *stream, turn=turn))
 
 

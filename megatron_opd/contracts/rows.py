@@ -1,4 +1,4 @@
-"""What travels between the stations: tasks, episodes, rows. NumPy only, no torch.
+"""The records that travel between stations: tasks, episodes, rows. NumPy only, no torch.
 
 Suffixes: T completion tokens, flat in the order of the rows; C prompt tokens. A *completion token*
 is one behind the prompt, whoever wrote it; every per-token array covers completion tokens only.
@@ -15,7 +15,7 @@ from megatron_opd.contracts.signals import TeacherSignals
 
 
 class Source(IntEnum):
-    """Who wrote a token; int8 in arrays."""
+    """The writer of a token; int8 in arrays."""
 
     STUDENT = 0
     TEACHER = 1  # drawn by the teacher in the student's place
@@ -25,7 +25,7 @@ class Source(IntEnum):
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be solved: a row of the data set, rendered and tokenised."""
+    """Something to be solved: a row of the data set, rendered and tokenised."""
 
     index: int  # its identity in seeds and logs: the row number in the data files
     problem: str  # as in the data file
@@ -41,7 +41,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found of an answer, by a verifier or by an environment."""
+    """A verifier's or an environment's finding about an answer."""
 
     score: float  # from 0, wrong, to 1, right
     correct: bool | None  # None: nobody judged it, or it cannot be judged
@@ -150,12 +150,12 @@ class Row:
 
     @property
     def truncated(self) -> bool:
-        """Whether the limit of tokens cut one of its turns."""
+        """True when the limit of tokens cut one of the row's turns."""
         return self.finish_reason == "length" or bool(self.cut_turns)
 
     @property
     def num_given(self) -> int:
-        """How many tokens from the data it begins with: all of a trace, those of a prefix."""
+        """The number of first tokens that are the data's: all of a trace, those of a prefix."""
         return int((self.sources == Source.TRACE).cumprod().sum())
 
     @property

@@ -1,4 +1,4 @@
-"""What an engine is asked for and gives back, and what a sampler draws. NumPy only, no torch."""
+"""Requests to engines, their completions, and the draws of a sampler. NumPy only, no torch."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an engine draws the tokens of its requests."""
+    """The distribution from which an engine draws the tokens of its requests."""
 
     version: int  # of the weights
     temperature: float  # 0 is greedy
@@ -29,7 +29,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """What was sampled for a request."""
+    """The tokens sampled for a request."""
 
     token_ids: list[int]
     logprobs: list[float]  # nats, of the distribution sampled from: after temperature and top_p
@@ -38,7 +38,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Draw:
-    """What a sampler draws for every task. The draws depend on (seed, step, task, sample) alone."""
+    """A sampler's draws for every task, which depend on (seed, step, task, sample) alone."""
 
     seed: int
     step: int  # that the rows are for

@@ -1,4 +1,4 @@
-"""What the models say of completion tokens, one number per token. NumPy only, no torch.
+"""The models' signals of completion tokens, one number per token. NumPy only, no torch.
 
 Suffixes: T completion tokens, flat in the order of the rows; K ids a token.
 """

@@ -1,4 +1,4 @@
-"""What the stations must do for the algorithm, whoever does it. Imports no torch itself.
+"""The contracts of the stations, which any implementation keeps. Imports no torch itself.
 
 "Collective" means: all processes of the student's world call together, each with its share, which
 may be empty. Errors reach the caller as RunError, and nothing is half done after one.
@@ -25,7 +25,7 @@ class Probes:
 
     @property
     def exact(self) -> int:
-        """How many of the products' first rows have no rounding."""
+        """The number of the products' first rows that have no rounding."""
         return len(self.columns)
 
 

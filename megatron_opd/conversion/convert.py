@@ -68,7 +68,7 @@ class Job:
     config_changes: dict[str, Any] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
-        """What a conversion to be continued must have in common with this one."""
+        """The properties that a conversion to be continued must share with this one."""
         files = sorted(path for path in self.source.rglob("*") if path.is_file())
         stats = {
             str(path.relative_to(self.source)): [path.stat().st_size, path.stat().st_mtime_ns]

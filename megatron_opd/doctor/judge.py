@@ -1,4 +1,4 @@
-"""What the doctor's measurements mean. Numbers in, lines out."""
+"""The meaning of the doctor's measurements: lines made of numbers."""
 
 import math
 from collections.abc import Iterator

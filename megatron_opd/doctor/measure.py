@@ -1,4 +1,4 @@
-"""What the doctor measures: real updates and a real refit on a shrunk recipe, on its layout."""
+"""The doctor's measurements: real updates and a real refit on a shrunk recipe, on its layout."""
 
 import contextlib
 import importlib.util

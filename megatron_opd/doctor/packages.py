@@ -1,4 +1,4 @@
-"""Which packages are installed, and what it costs to lack one."""
+"""The packages that are installed, and the cost of those that are not."""
 
 import importlib.util
 import os

@@ -34,7 +34,7 @@ class HeldOut:
     settings: EvalConfig
 
     def due(self, step: int) -> bool:
-        """Whether the recipe asks for an evaluation before `step`."""
+        """True when the recipe asks for an evaluation before `step`."""
         every = self.settings.every
         return step == 0 or (every > 0 and step % every == 0)
 

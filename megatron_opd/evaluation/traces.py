@@ -14,7 +14,7 @@ from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.architectures.directory import common_vocabulary
 from megatron_opd.architectures.ends import merged_ends
 from megatron_opd.contracts.merged_ids import MergedIds
-from megatron_opd.contracts.rows import Row, Task
+from megatron_opd.contracts.rows import Row, Task, with_episodes
 from megatron_opd.contracts.sampling import Draw
 from megatron_opd.contracts.stations import Sampler, Verifier
 from megatron_opd.errors import ConfigError, RunError
@@ -104,17 +104,11 @@ def _first_of_each(
                 temperature=temperature,
             )
             answers = sampler.sample(open_[first : first + size], draw)
-            ended = [
-                replace(each, episode=replace(each.episode, sample=round_))
-                for each in answers
-                if each.finish_reason == "stop"
-            ]
-            good = (
-                [each for each in verifier.score(ended) if each.verdict.correct]
-                if verifier
-                else ended
-            )
-            kept |= {each.task.index: each for each in good}
+            ended = [row for row in answers if row.finish_reason == "stop"]
+            good = with_episodes(ended, lambda e: replace(e, sample=round_))
+            if verifier:
+                good = [row for row in verifier.score(good) if row.verdict.correct]
+            kept |= {row.task.index: row for row in good}
             done = min(first + size, len(open_))
             print(
                 f"sample {round_ + 1} of {samples}: {done}/{len(open_)} prompts, {len(kept)} "

@@ -10,7 +10,7 @@ class NoOwnCode(Exception):
 
 
 def load_own(reference: str) -> object:
-    """What "module:name" is. The module may lie in the working directory. Raises NoOwnCode."""
+    """The object "module:name", whose module may lie in the working directory. Raises NoOwnCode."""
     module_name, _, name = reference.partition(":")
     here = os.getcwd()
     if here not in sys.path:

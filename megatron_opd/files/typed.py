@@ -196,10 +196,13 @@ def differences(first: Any, second: Any, path: str = "") -> list[str]:
     if first == second:
         return []
     if is_dataclass(first) and type(first) is type(second):
-        names = [each.name for each in fields(first)]
+        names = [field.name for field in fields(first)]
         pairs = {name: (getattr(first, name), getattr(second, name)) for name in names}
     elif isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
         pairs = {name: (first[name], second[name]) for name in first}
     else:
         return [path]
-    return [each for name, pair in pairs.items() for each in differences(*pair, join(path, name))]
+    paths = []
+    for name, (one, other) in pairs.items():
+        paths += differences(one, other, join(path, name))
+    return paths

@@ -141,7 +141,8 @@ def create(layout: LayoutConfig) -> Parallel:
     The experts of a stage lie on EP x ETP of its ranks, whatever tensor- or data-parallel rank
     these have. Layouts of the same sizes share one set of groups.
     """
-    tp, pp = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
+    tp = layout.tensor_model_parallel_size
+    pp = layout.pipeline_model_parallel_size
     experts = layout.expert_model_parallel_size, layout.expert_tensor_parallel_size
     shape = tp, pp, *experts, layout.context_parallel_size
     if shape not in _created:

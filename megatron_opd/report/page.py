@@ -141,7 +141,8 @@ def _headlines(config: Mapping[str, Any], rows: Sequence[Line]) -> list[Headline
     if len(accuracy) >= 2:
         gain = f"{100 * (accuracy[-1] - accuracy[0]):+.1f} points"
         detail = ", ".join([gain, *_interval(rows)])
-        first, last = _percent(accuracy[0]), _percent(accuracy[-1])
+        first = _percent(accuracy[0])
+        last = _percent(accuracy[-1])
         cards.append(Headline("Held-out accuracy", last, first, detail))
     elif len(accuracy):
         detail = ", ".join(_interval(rows))
@@ -149,12 +150,14 @@ def _headlines(config: Mapping[str, Any], rows: Sequence[Line]) -> list[Headline
     cards += _answer_headlines(rows)
     _, reward = series(rows, "reward/mean")
     if len(reward) >= 2:
-        first, last = f"{reward[0]:.3f}", f"{reward[-1]:.3f}"
+        first = f"{reward[0]:.3f}"
+        last = f"{reward[-1]:.3f}"
         cards.append(Headline("Training reward", last, first, "first and last step"))
     _, agreement = series(rows, "teacher/agreement/mean")
     if len(agreement) >= 2:
         detail = "tokens that are the teacher's argmax"
-        first, last = _percent(agreement[0]), _percent(agreement[-1])
+        first = _percent(agreement[0])
+        last = _percent(agreement[-1])
         cards.append(Headline("Teacher agreement", last, first, detail))
     detail = f"of {config['num_steps']:,}" if config else ""
     cards.append(Headline("Steps", f"{_steps_done(rows):,}", detail=detail))

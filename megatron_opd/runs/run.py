@@ -85,7 +85,10 @@ def _assemble(
     learner = assemble(config)
     tokenizer: Tokenizer = load_tokenizer(config.student.path)
     source, heldout = _tasks(config, needs, tokenizer)
-    state, warnings = load_newest(config, learner.trained) if resume else (None, [])
+    state = None
+    warnings: list[str] = []
+    if resume:
+        state, warnings = load_newest(config, learner.trained)
     if state:
         source.load_state_dict(state.source)
         learner.trainer.skipped_in_a_row = state.skipped_in_a_row
