@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def _first_of_each(
             )
             answers = sampler.sample(open_[first : first + size], draw)
             ended = [row for row in answers if row.finish_reason == "stop"]
-            good = with_episodes(ended, lambda e: replace(e, sample=round_))
+            good = with_episodes(ended, partial(replace, sample=round_))
             if verifier:
                 good = [row for row in verifier.score(good) if row.verdict.correct]
             kept |= {row.task.index: row for row in good}

@@ -147,7 +147,7 @@ def read_trace(row: Row, columns: Fields) -> str | None:
 
 
 def read_source(row: Row, columns: Fields) -> str:
-    """Where the row is from; "" where nobody asks. Raises BadField when it does not say."""
+    """The source of a row; "" if nobody asks. Raises BadField when the row has none."""
     if columns.source is None:
         return ""
     value = _lookup(row, columns.source)
