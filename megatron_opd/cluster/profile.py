@@ -117,8 +117,7 @@ def seconds(time: str) -> float:
         )
     days, hours, minutes, seconds = (int(number or 0) for number in match.groups())
     if match[1] is None and match[4] is None:  # minutes, or minutes:seconds
-        minutes, seconds = hours, minutes
-        hours = 0
+        return hours * 60 + minutes
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 

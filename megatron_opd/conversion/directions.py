@@ -52,7 +52,8 @@ class ToMegatron:
     """Hugging Face -> `model/` of a directory, a distributed checkpoint."""
 
     def __init__(self, source: HfCheckpoint, arch: Architecture, dtype: torch.dtype) -> None:
-        self.source, self.arch = source, arch
+        self.source = source
+        self.arch = arch
         self.dtype: torch.dtype = dtype
         groups = _groups(pieces_of(arch), dtype)
         self.files = {f"model/__0_{i}.distcp": group for i, group in enumerate(groups, start=1)}
@@ -78,7 +79,8 @@ class ToHf:
     def __init__(
         self, source: DistributedCheckpoint, arch: Architecture, dtype: torch.dtype
     ) -> None:
-        self.source, self.arch = source, arch
+        self.source = source
+        self.arch = arch
         self.dtype: torch.dtype = dtype
         groups = _groups(pieces_of(arch), dtype)
         self.files = dict(zip(shard_names(len(groups)), groups, strict=True))

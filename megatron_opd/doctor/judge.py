@@ -9,8 +9,8 @@ from megatron_opd.methods.needs import active, needs_of
 from megatron_opd.recipe.keys import RunConfig
 
 Metrics = dict[str, float]
-# relative deviation of loss and gradient norm; of updates after the weights have moved
-FIRST, LATER = 1e-4, 1e-3
+FIRST = 1e-4  # relative deviation of loss and gradient norm in the first update
+LATER = 1e-3  # likewise in updates after the weights have moved
 ZERO = 1e-3  # a gradient, relative to that of another teacher
 CHANGE = 1e-5  # relative; on one layout an update repeats itself
 REFIT = 1e-4  # mean difference of logprobs, nats

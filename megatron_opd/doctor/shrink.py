@@ -94,9 +94,9 @@ def _small_config(
     """A config.json that fits every layout of the recipe: the student can be its own teacher."""
     import transformers
 
-    tensor, stages = (
-        math.lcm(*sizes) for sizes in zip(*map(_model_parallel, layouts), strict=True)
-    )
+    sizes = [_model_parallel(layout) for layout in layouts]
+    tensor = math.lcm(*(size[0] for size in sizes))
+    stages = math.lcm(*(size[1] for size in sizes))
     groups = tensor * min(max(arch.num_key_value_heads // tensor, 1), 2)
     heads = groups * min(arch.num_attention_heads // arch.num_key_value_heads, 2)
     # hidden size = heads x head size

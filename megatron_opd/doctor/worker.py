@@ -21,7 +21,6 @@ def main(folder: Path) -> int:
     from megatron_opd.doctor.measure import measure
     from megatron_opd.runs.roles import run_in_role
 
-    code, message = 0, ""
     try:
         config = load_config(str(folder / "recipe.yaml"))
 
@@ -32,8 +31,8 @@ def main(folder: Path) -> int:
 
         run_in_role(config, work)
     except OpdError as error:
-        code, message = error.exit_code, str(error)
-    return torchrun.record_outcome(code, message)
+        return torchrun.record_outcome(error.exit_code, str(error))
+    return torchrun.record_outcome(0, "")
 
 
 if __name__ == "__main__":

@@ -51,16 +51,13 @@ def join(path: str, key: object) -> str:
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """ "unknown <what>; did you mean ...?", with the list of what is known where it is short or
-    nothing is close."""
+    """ "unknown <what>; did you mean ...?", with all names if they are few or none is close."""
     known = list(known)
     close = " or ".join(difflib.get_close_matches(name, known, n=2, cutoff=0.7))
     hint = f"; did you mean {close}?" if close else ";"
-    return (
-        f"unknown {what}{hint}"
-        if close and len(known) > 5
-        else f"unknown {what}{hint} known: {', '.join(known)}"
-    )
+    if close and len(known) > 5:
+        return f"unknown {what}{hint}"
+    return f"unknown {what}{hint} known: {', '.join(known)}"
 
 
 def key_paths(kind: Any, path: str = "") -> list[str]:
@@ -170,13 +167,9 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _shown(value: Any) -> str:
-    return (
-        "a mapping"
-        if isinstance(value, Mapping)
-        else "nothing"
-        if value is None
-        else reprlib.repr(value)
-    )
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "nothing" if value is None else reprlib.repr(value)
 
 
 def _mapping(value: Any, path: str) -> Iterable[tuple[Any, Any]]:
