@@ -83,8 +83,8 @@ method:                             # in full; the name is for the logs
 
 On the command line `method=grpo` replaces it, and `method.guidance.weight=0.5` changes a key of a
 term. The sections below are the terms, and the parts they are made of: each is a mapping whose
-`kind` says which it is. Advantages and gates have names of your choice; a term sums its advantages
-and multiplies its gates.
+`kind` says which it is, or names a class of yours, "module:Class" ([extending.md](extending.md)).
+Advantages and gates have names of your choice; a term sums its advantages and multiplies its gates.
 """
 
 
