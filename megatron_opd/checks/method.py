@@ -1,4 +1,4 @@
-"""Whether a method can be run: its signals exist, its terms fit together, its teacher teaches."""
+"""Checks of a method: its signals exist, its terms fit together, its teacher teaches."""
 
 from megatron_opd.errors import ConfigError
 from megatron_opd.methods.advantages import ProcessRewardAdvantage

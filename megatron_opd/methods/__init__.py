@@ -1,1 +1,1 @@
-"""What a loss is made of, and the catalogue."""
+"""The parts that a loss is made of, and the catalogue."""

@@ -1,4 +1,4 @@
-"""Which tokens a term counts, and how much: factors that a term multiplies. No torch.
+"""Gates: factors that say which tokens a term counts, and how much. No torch.
 
 Every class here is a mapping in a recipe; its `kind` says which. `invert` is 1 - gate.
 """

@@ -1,4 +1,4 @@
-"""What a method asks of the stations, derived from its parts. There are no flags to forget."""
+"""The signals that a method asks of the stations, derived from its parts: no flags to forget."""
 
 import random
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def active(method: MethodConfig, step: int) -> MethodConfig:
 
 
 def is_on_policy(method: MethodConfig, seed: int, step: int) -> bool:
-    """Whether the student samples at `step`: with probability `on_policy_fraction`, drawn from
+    """True at a step where the student samples: with probability `on_policy_fraction`, drawn from
     (seed, step) alone."""
     return random.Random(f"{seed} {step} on policy").random() < method.on_policy_fraction
 

@@ -1,4 +1,4 @@
-"""What every part of a loss says of itself. No torch.
+"""The base classes of the parts of a loss: a part describes itself. No torch.
 
 A part is a frozen dataclass: its fields are the keys of a recipe. Everything else that the rest of
 the system has to know of it is a method here: what it reads, when it is computed, its number per
@@ -62,7 +62,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Around:
-    """What a part's `check` may know of the recipe around it."""
+    """The recipe around a part, as far as its `check` may know it."""
 
     num_steps: int
     group_size: int  # completions of a task in a step, traces included
@@ -94,15 +94,15 @@ class Part(ABC):
     formula: ClassVar[str]  # in the notation of docs/methods.md
 
     def needs(self) -> Needs:
-        """What it reads itself, without the parts in it."""
+        """The signals that it reads itself, without the parts in it."""
         return Needs()
 
     def when(self) -> When:
-        """Whether its number is known before the update, or moves with the student within it."""
+        """The moment of its number: before the update, or within it, moving with the student."""
         return "before"
 
     def teaches(self) -> bool:
-        """Whether the expected gradient of a term with it depends on the teacher's opinion.
+        """True if the expected gradient of a term with it depends on the teacher's opinion.
 
         A number that is the same for all tokens that could stand at a place is a baseline, in the
         sense of REINFORCE: its expected gradient is 0, whatever the teacher says.
@@ -122,12 +122,12 @@ class Part(ABC):
 
 
 class GatePart(Part):
-    """How much a token counts: a factor of its loss, detached. Gates of a term are multiplied."""
+    """A factor of a token's loss, detached: how much it counts. Gates of a term are multiplied."""
 
     invert: bool = False  # of those from 0 to 1: 1 minus the number
 
     def contradicts(self, other: "GatePart") -> bool:
-        """Whether the other one counts exactly what this one leaves out."""
+        """True if the other one counts exactly what this one leaves out."""
         same = vars(self) | {"invert": other.invert} == vars(other)
         return type(self) is type(other) and self.invert != other.invert and same
 
@@ -137,7 +137,7 @@ class GatePart(Part):
 
 
 class CorrectionPart(Part):
-    """What a sampled token's loss is multiplied with where sampler and trainer disagree."""
+    """A factor of a sampled token's loss, for sampler and trainer disagreeing on it."""
 
     @abstractmethod
     def value(self, tokens: "Tokens") -> "Tensor":
@@ -145,7 +145,7 @@ class CorrectionPart(Part):
 
 
 class AdvantagePart(Part):
-    """What a sampled token is worth. The weighted advantages of a term are added up."""
+    """The worth of a sampled token. The weighted advantages of a term are added up."""
 
     weight: SignedWeight
     last: ClassVar[bool] = False  # combined with the sum of all others
@@ -170,7 +170,7 @@ class AdvantagePart(Part):
 
 
 class RatioPart(Part):
-    """How an advantage reaches the student: -ratio * advantage, with or without a clip."""
+    """The way of an advantage to the student: -ratio * advantage, with or without a clip."""
 
     kind: str
 
@@ -209,15 +209,15 @@ class TermPart(Part):
 
     @property
     def of_traces(self) -> bool:
-        """Whether it is of tokens that nobody drew for the row: of traces, and of prefixes."""
+        """True for a term on tokens that nobody drew for the row: of traces, and of prefixes."""
         return self.needs().traces and not self.needs().rollouts
 
     def only_of_samples(self) -> bool:
-        """Whether its loss is an expectation over the student's samples, wrong on other text."""
+        """True if its loss is an expectation over the student's samples, wrong on other text."""
         return False
 
     def fixed(self, tokens: "Tokens") -> "Tensor":
-        """What of its advantages is known before the update, [T]."""
+        """The sum of its advantages that are known before the update, [T]."""
         return tokens.zeros_T
 
     @abstractmethod

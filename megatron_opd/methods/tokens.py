@@ -1,4 +1,4 @@
-"""What a part may ask of the completion tokens it gives numbers to. Imports no torch itself."""
+"""The questions that a part may ask of the tokens it gives numbers to. Imports no torch itself."""
 
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -36,11 +36,11 @@ class Tokens(Protocol):
 
     @property
     def sampled_T(self) -> "Tensor":
-        """Whether the token was drawn for this row, not taken from a trace; bool."""
+        """True where the token was drawn for this row, not taken from a trace; bool."""
 
     @property
     def drawn_T(self) -> "Tensor":
-        """Whether the student's engine drew the token, and gave it a log-probability; bool."""
+        """True where the student's engine drew the token, and gave it a log-probability; bool."""
 
     def logprob(self, policy: Model | Anchor) -> "Tensor":
         """The log-probability of the token under a model, nats."""
@@ -74,7 +74,7 @@ class Tokens(Protocol):
 
     @property
     def data_sources_N(self) -> "np.ndarray":
-        """Where each row's task is from, as the data say; texts."""
+        """The source of each row's task, as the data name it; texts."""
 
     @property
     def turns_T(self) -> "Tensor":
@@ -82,7 +82,7 @@ class Tokens(Protocol):
 
     @property
     def lengths_N(self) -> "np.ndarray":
-        """How many completion tokens each row has, without an environment's; int64."""
+        """The number of completion tokens of each row, without an environment's; int64."""
 
     @property
     def max_completion_tokens(self) -> int: ...
@@ -93,11 +93,11 @@ class Tokens(Protocol):
 
     @property
     def end_T(self) -> "Tensor":
-        """Whether the token is an end-of-text token; bool."""
+        """True where the token ends its turn; bool."""
 
     @property
     def finished_T(self) -> "Tensor":
-        """Whether the token's row ended by itself, not at the length limit; bool."""
+        """True where the token's turn ended by itself, not at the length limit; bool."""
 
     def spread(self, values_N: "np.ndarray") -> "Tensor":
         """Each token gets the number of its row."""
@@ -118,7 +118,7 @@ class Tokens(Protocol):
 
     @property
     def is_argmax_T(self) -> "Tensor":
-        """Whether the token is the teacher's most likely one; bool."""
+        """True where the token is the teacher's most likely one; bool."""
 
     def topk(self, k: int) -> "tuple[Tensor, Tensor]":
         """The student's and the teacher's log-probabilities of the teacher's k best ids, [T, k]."""

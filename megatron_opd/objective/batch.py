@@ -38,12 +38,12 @@ class Batch:
 
     @cached_property
     def tokens_N(self) -> np.ndarray:
-        """How many completion tokens a row has."""
+        """The number of completion tokens of each row."""
         return np.array([r.num_tokens for r in self.rows], dtype=np.int64)
 
     @cached_property
     def lengths_N(self) -> np.ndarray:
-        """How many of them the student, the teacher or a trace wrote."""
+        """The number of them that the student, the teacher or a trace wrote."""
         return np.array([r.num_written for r in self.rows], dtype=np.int64)
 
     @cached_property
@@ -82,23 +82,23 @@ class Batch:
 
     @property
     def sampled_T(self) -> Tensor:
-        """Whether the token was drawn for this row, by the student or by the teacher in its
+        """True where the token was drawn for this row, by the student or by the teacher in its
         place."""
         return self.sources_T <= Source.TEACHER
 
     @property
     def trace_T(self) -> Tensor:
-        """Whether the token is from the data: of a trace, or of a prefix."""
+        """True where the token is from the data: of a trace, or of a prefix."""
         return self.sources_T == Source.TRACE
 
     @property
     def written_T(self) -> Tensor:
-        """Whether anyone but an environment wrote the token: nothing is counted elsewhere."""
+        """True where anyone but an environment wrote the token: nothing is counted elsewhere."""
         return self.sources_T != Source.ENVIRONMENT
 
     @cached_property
     def drawn_T(self) -> Tensor:
-        """Whether the student's engine drew the token: it then has a logprob of the sampler's."""
+        """True where the student's engine drew the token: it has a logprob of the sampler's."""
         versions_T = flatten([r.versions for r in self.rows], torch.int32)
         return (self.sources_T == Source.STUDENT) & (versions_T >= 0)
 

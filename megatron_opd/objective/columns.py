@@ -89,7 +89,7 @@ def gates_at(gates: Mapping[str, GatePart], tokens: Tokens, when: When) -> Tenso
 def _averaged_over(
     denominator: Denominator, counted_T: Tensor, gate_T: Tensor, written_T: Tensor
 ) -> Tensor:
-    """How much each token counts in a term's denominator, float64 [T]."""
+    """The weight of each token in a term's denominator, float64 [T]."""
     match denominator:
         case "tokens":
             return counted_T
@@ -112,7 +112,7 @@ def mixture_weights(share: float, batch: Batch) -> Tensor:
 
 
 def denominators(counted_T: Tensor, batch: Batch, aggregate: Aggregate) -> Tensor:
-    """What a token's loss is multiplied with to make the aggregate, float64 [T].
+    """The factors of the tokens' losses that make the aggregate, float64 [T].
 
     counted_T: float64, how much each token counts (0 or 1, or a gate). With n the tokens that
     count, N the sequences that have some, n_i those of the token's sequence: token-mean 1/n;

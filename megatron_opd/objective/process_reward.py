@@ -1,4 +1,4 @@
-"""What PRIME's process model learns: to tell right responses from wrong ones (arXiv 2502.01456,
+"""The loss of PRIME's process model, which tells right responses from wrong ones (arXiv 2502.01456,
 section 3).
 
 A response's logit is beta times the sum over its tokens of log p_process - log p_reference; the

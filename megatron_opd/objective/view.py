@@ -1,4 +1,4 @@
-"""What parts see within the update: the tokens of a micro-batch and the present student."""
+"""The view of parts within the update: the tokens of a micro-batch and the present student."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
