@@ -72,7 +72,7 @@ def test_a_wrong_kernel_is_reported(tmp_path: Path) -> None:
     source = Path(vocab_parallel.__file__).with_name("kernels.py").read_text()
     for right, wrong in {
         "tl.div_rn(z, tl.zeros_like(z) + temperature)": "z * (1.0 / temperature)",
-        "(own - p_at * weight_at)": "own",
+        "(grad_of_id - p_at * weight_at)": "grad_of_id",
     }.items():
         assert source.count(right) == 1
         source = source.replace(right, wrong)
