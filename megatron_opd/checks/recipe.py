@@ -113,7 +113,7 @@ def _check_settings_have_effect(config: RunConfig) -> None:
     if config.reward.function:
         _check_function(config.reward)
     if config.rollout.engine != "vllm":
-        _own_code("rollout.engine", config.rollout.engine, "Class")
+        _own_code("rollout.engine", config.rollout.engine, "Class", beside="vllm or ")
     if config.eval:
         _check_eval(config.eval, has_heldout=config.data.heldout is not None)
 
@@ -130,10 +130,13 @@ def _check_function(reward: RewardConfig) -> None:
     _own_code("reward.function", reward.function, "function")
 
 
-def _own_code(key: str, reference: str, what: str) -> None:
-    """Code of the user's can be imported and called. Raises ConfigError naming the key."""
+def _own_code(key: str, reference: str, what: str, *, beside: str = "") -> None:
+    """Code of the user's can be imported and called. Raises ConfigError naming the key.
+
+    `beside`: what else the key may hold.
+    """
     if reference.count(":") != 1:
-        raise ConfigError(f"{key}: must be written module:{what}, got {reference!r}")
+        raise ConfigError(f"{key}: must be {beside}written module:{what}, got {reference!r}")
     try:
         own = load_own(reference)
     except NoOwnCode as error:

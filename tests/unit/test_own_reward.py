@@ -82,6 +82,8 @@ def test_whether_is_a_number_too(here: Path) -> None:
         (["reward.function=nowhere:f"], "reward.function: nowhere cannot be imported"),
         (["reward.function=own_reward:f"], "reward.function: own_reward has no f"),
         (["reward.function=own_reward"], "reward.function: must be written module:function"),
+        (["rollout.engine=sglang"], "rollout.engine: must be vllm or written module:Class"),
+        (["rollout.engine=own_reward:Engine"], "rollout.engine: own_reward has no Engine"),
         (
             ["reward.function=own_reward:NUMBER"],
             "reward.function: own_reward:NUMBER is no function",
