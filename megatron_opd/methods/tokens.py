@@ -110,7 +110,7 @@ class Tokens(Protocol):
         of tokens that it is over."""
 
     def before(self, values_T: "Tensor") -> "Tensor":
-        """The sum over the tokens in front of each token in its row."""
+        """The sum over the tokens in front of each token in its row, without an environment's."""
 
     # ------------------------------------------------------------------------ within the update
     def argmax_logprob(self) -> "Tensor":

@@ -149,8 +149,9 @@ class Batch:
 
     def _uniform(self, row: Row) -> np.ndarray:
         uniform_T = np.zeros(row.num_tokens)
-        for turn in np.unique(row.turn_T):
-            of_turn_T = row.written_T & (row.turn_T == turn)
+        turn_T = row.turn_T
+        for turn in np.unique(turn_T):
+            of_turn_T = row.written_T & (turn_T == turn)
             draws = generator(self.seed, self.step, row.task.index, row.sample, turn=int(turn))
             uniform_T[of_turn_T] = draws.random(of_turn_T.sum())
         return uniform_T
@@ -191,20 +192,21 @@ class Batch:
         return self.mean_over_rows(values_T).numpy()[first_N]
 
     def before(self, values_T: Tensor) -> Tensor:
-        whole_T = self.spread(
-            np.bincount(self.sequence_T.numpy(), values_T.numpy(), len(self.rows))
-        )
-        return whole_T - self.to_go(values_T, 1.0, mean=False)
-
-    # What only the update itself knows.
-    def argmax_logprob(self) -> Tensor:
-        raise AssertionError(_later("the student's log-probability of the teacher's token"))
+        """The sum over the tokens in front of a token in its row, [T]. Steps over what an
+        environment wrote, as `to_go` does."""
+        written_T = values_T.masked_fill(~self.written_T, 0.0)
+        sums_N = np.bincount(self.sequence_T.numpy(), written_T.numpy(), len(self.rows))
+        return self.spread(sums_N) - self.to_go(values_T, 1.0, mean=False)
 
     @property
     def is_argmax_T(self) -> Tensor:
         assert self.signals.teacher is not None, _unasked("teacher")
         ids_T = flatten([r.token_ids for r in self.rows], torch.int32)
         return ids_T == torch.from_numpy(self.signals.teacher.argmax_ids_T)
+
+    # What only the update itself knows.
+    def argmax_logprob(self) -> Tensor:
+        raise AssertionError(_later("the student's log-probability of the teacher's token"))
 
     def topk(self, k: int) -> tuple[Tensor, Tensor]:
         raise AssertionError(_later("the student's log-probabilities of the teacher's best ids"))

@@ -79,6 +79,14 @@ def test_a_gate_draws_the_same_for_a_turn_in_both_kinds_of_rows() -> None:
     assert torch.equal(*drawn) and len(drawn[0].unique()) == len(drawn[0])
 
 
+def test_what_stands_before_a_token_is_without_the_environments_words() -> None:
+    batch = Batch(rows_of_episodes("growing", V), Signals(), SEED, STEP, 20)
+    places_T = batch.before(batch.zeros_T + 1)
+    for number, r in enumerate(batch.rows):
+        of_row_T = (batch.sequence_T == number) & batch.written_T
+        assert places_T[of_row_T].tolist() == list(range(r.num_written))
+
+
 # ------------------------------------------------------------- nobody counts what was not written
 def batch_of(rows: list[Row], student_TV: torch.Tensor, teacher_TV: torch.Tensor) -> Batch:
     ids_T = torch.from_numpy(np.concatenate([r.token_ids for r in rows])).long()
