@@ -3,6 +3,7 @@ GPU."""
 
 import json
 import os
+import sys
 
 # Read by torch, tokenizers and matplotlib when they are imported, so set before any test module is.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -46,6 +47,23 @@ def check_golden(
             assert values == pytest.approx(golden[case], rel=1e-4, abs=1e-6), case
 
     return check
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+    """Writes a module of the user's into a folder that becomes the working directory.
+
+    (name, code) -> the folder. Nothing of it is left in the process after the test.
+    """
+
+    def write(name: str, code: str) -> Path:
+        (tmp_path / f"{name}.py").write_text(code)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.path", [*sys.path])
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return tmp_path
+
+    return write
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

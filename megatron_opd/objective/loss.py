@@ -15,6 +15,7 @@ from megatron_opd.mcore.batch import Columns
 from megatron_opd.mcore.head import Head
 from megatron_opd.methods.method import MethodConfig
 from megatron_opd.methods.needs import active, needs_of
+from megatron_opd.methods.part import Needs
 from megatron_opd.methods.schedules import weight_at
 from megatron_opd.objective.columns import gates_at
 from megatron_opd.objective.view import View
@@ -52,8 +53,8 @@ class Objective:
         head: the student at the positions that predict the T completion tokens of `columns`.
         teacher: makes the teacher's head at the same positions, for terms on the whole vocabulary.
         """
-        now = active(self.method, step).terms
-        view = self._view(head, columns, step, teacher)
+        now = active(self.method, step)
+        view = self._view(head, columns, step, needs_of(now), teacher)
         # Means are of the student's own tokens, or, for a method on traces alone, of theirs.
         counted_T = columns.sampled_T
         if not needs_of(self.method).rollouts:
@@ -62,7 +63,7 @@ class Objective:
         # Something to differentiate even where no term is active.
         total = 0.0 * view.student_T.nan_to_num(neginf=0.0).sum()
         for j, name in enumerate(self.method.terms):
-            term = now.get(name)
+            term = now.terms.get(name)
             if term is None:
                 continue
             assert columns.gates_TJ is not None and columns.advantages_TJ is not None
@@ -86,10 +87,10 @@ class Objective:
         head: Head,
         columns: Columns,
         step: int,
+        needs: Needs,
         teacher: Callable[[], Head] | None,
     ) -> View:
         """Asks the student, in one pass over its vocabulary, for all ids that a term reads."""
-        needs = needs_of(active(self.method, step))
         ids = [columns.ids_T[:, None]]
         if needs.argmax:
             assert columns.teacher_argmax_T is not None, "its needs name the teacher's argmax"

@@ -183,10 +183,7 @@ class _Worker:
         if self.process is not None or self.closed:
             return
         search_path = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        own = []
-        if self.function:
-            own = [self.function]
-            search_path.append(os.getcwd())  # where load_own looks too
+        own = [self.function] if self.function else []
         # A fixed hash seed fixes the order in which sympy walks its sets, so that the same answer
         # gets the same verdict.
         environment = dict(os.environ)

@@ -70,7 +70,7 @@ def own_judge(reference: str) -> Judge:
 class Evaluator:
     """A forked child that answers requests until an answer kills it."""
 
-    def __init__(self, memory_bytes: int, judge: "Judge") -> None:
+    def __init__(self, memory_bytes: int, judge: Judge) -> None:
         parent_end, child_end = socket.socketpair()
         self.pid = os.fork()
         if self.pid == 0:
@@ -105,7 +105,7 @@ def wall_seconds(limit_seconds: float) -> float:
     return max(WALL_TIME_FACTOR * limit_seconds, LEAST_WALL_SECONDS)
 
 
-def evaluate_requests(stream: Any, memory_bytes: int, judge: "Judge") -> None:
+def evaluate_requests(stream: Any, memory_bytes: int, judge: Judge) -> None:
     """The child's loop: answers the requests on `stream`."""
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1):  # prints of the libraries must not reach the protocol

@@ -1,6 +1,6 @@
 """A user's function in math-verify's place, in real workers."""
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,12 +39,8 @@ NUMBER = 3
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "own_reward.py").write_text(FUNCTION)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "own_reward", raising=False)
-    return tmp_path
+def here(own_module: Callable[[str, str], Path]) -> Path:
+    return own_module("own_reward", FUNCTION)
 
 
 def said(text: str, gold: str = "two red balls") -> Row:

@@ -2,7 +2,7 @@
 its class."""
 
 import inspect
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -429,21 +429,17 @@ class NoPart:
 
 
 @pytest.fixture
-def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "own_parts.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "own_parts", raising=False)
-    return tmp_path
+def own_parts(own_module: Callable[[str, str], Path]) -> Path:
+    return own_module("own_parts", OWN)
 
 
-def test_a_class_of_ones_own_is_a_kind_of_a_recipe(own_module: Path) -> None:
+def test_a_class_of_ones_own_is_a_kind_of_a_recipe(own_parts: Path) -> None:
     key = "method.policy.gates.first"
     config = load_config("demo", [f"{key}={{kind: 'own_parts:FirstTokens', count: 2}}"])
     gate = config.method.terms["policy"].gates["first"]
     assert (type(gate).__name__, gate.count) == ("FirstTokens", 2)
-    (own_module / "again.yaml").write_text(dump_config(config))
-    assert load_config(str(own_module / "again.yaml")) == config
+    (own_parts / "again.yaml").write_text(dump_config(config))
+    assert load_config(str(own_parts / "again.yaml")) == config
     loss, _ = loss_and_gradient(method_of({"t": replace(PLAIN, gates={"first": gate})}))
     assert loss != pytest.approx(loss_and_gradient(method_of({"t": PLAIN}))[0])
 
@@ -457,7 +453,7 @@ def test_a_class_of_ones_own_is_a_kind_of_a_recipe(own_module: Path) -> None:
         ("own_parts:Unfinished", "does not define value"),
     ],
 )
-def test_what_is_no_part_is_one_line(own_module: Path, kind: str, message: str) -> None:
+def test_what_is_no_part_is_one_line(own_parts: Path, kind: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as raised:
         load_config("demo", [f"method.policy.gates.g={{kind: '{kind}'}}"])
     assert "method.policy.gates.g" in str(raised.value) and "\n" not in str(raised.value)

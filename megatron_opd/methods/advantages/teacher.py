@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal, Self, assert_never
 
-from annotated_types import Gt, Le
+from annotated_types import Gt, Le, Lt
 
 from megatron_opd.contracts.ranges import Fraction, PositiveFloat, PositiveInt
 from megatron_opd.errors import ConfigError
@@ -220,7 +220,7 @@ class ProximalReturnAdvantage(AdvantagePart):
     mean 0 and deviation 1 over the tokens of its group. D is to the sampler."""
 
     kind: Literal["proximal_return"]
-    mix: Annotated[float, Gt(0), Le(1)] = 0.5  # share of the teacher in the proximal teacher
+    mix: Annotated[float, Gt(0), Lt(1)] = 0.5  # share of the teacher in the proximal teacher
     weight: Weight = 1.0
 
     formula = "`z(v + mean of v after it)` over the group's tokens, `v = ln(1 - mix + mix e^D)`"
@@ -230,11 +230,6 @@ class ProximalReturnAdvantage(AdvantagePart):
 
     def teaches(self) -> bool:
         return True
-
-    def check(self, key: str, around: Around) -> list[str]:
-        if self.mix == 1:
-            raise ConfigError(f"{key}.mix: must be below 1")
-        return super().check(key, around)
 
     def value(self, tokens: "Tokens") -> "Tensor":
         """Arithmetic of arXiv 2607.04751, Eq. 8, on sampled tokens alone."""
