@@ -221,6 +221,7 @@ convert.convert(sys.argv[1], sys.argv[2])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backwards", [False, True])
 def test_a_killed_conversion_goes_on_with_its_whole_files(
     backwards: bool, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -20,6 +20,7 @@ def run_worker(**environment: str) -> None:
     assert "38 passed" in done.stdout, done.stdout
 
 
+@pytest.mark.slow
 def test_interpreted_kernels_equal_the_torch_passes():
     run_worker(TRITON_INTERPRET="1")
 
