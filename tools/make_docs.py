@@ -35,7 +35,7 @@ from megatron_opd.methods import (  # noqa: E402
 from megatron_opd.methods.advantages import rewards, student, teacher  # noqa: E402
 from megatron_opd.methods.method import MethodConfig  # noqa: E402
 from megatron_opd.methods.schedules import CosineDecay, LinearDecay, Switch  # noqa: E402
-from megatron_opd.recipe import keys  # noqa: E402
+from megatron_opd.recipe import agents, keys  # noqa: E402
 from megatron_opd.recipe.keys import RunConfig  # noqa: E402
 from tools.methods_table import catalogue_table, parts_table  # noqa: E402
 
@@ -137,7 +137,7 @@ class SchemaSource:
 
 # ----------------------------------------------------------------------------------- docs/config.md
 def config_page() -> str:
-    source = SchemaSource(config, keys, *METHOD_MODULES)
+    source = SchemaSource(config, keys, agents, *METHOD_MODULES)
     sections = [section(source, "", RunConfig)]
     for path, kind in nested(RunConfig):
         sections.append(section(source, path, kind))

@@ -25,13 +25,14 @@ class Source(IntEnum):
 
 @dataclass(frozen=True)
 class Task:
-    """Something to be solved: a row of the data set, rendered and tokenised."""
+    """Something to be solved: a row of the data set, rendered and tokenised, or a task of an
+    environment, whose `problem` is its id."""
 
     index: int  # its identity in seeds and logs: the row number in the data files
     problem: str  # as in the data file
     answer: str  # gold answer, as in the data file
     text: str  # after the template
-    prompt_ids: np.ndarray  # int32 [C]
+    prompt_ids: np.ndarray  # int32 [C]; empty where an environment writes the prompt
     trace: str | None = None  # a worked completion, for supervised methods
     trace_ids: np.ndarray | None = None  # int32, the last one is an end
     source: str = ""  # where its row of the data is from
@@ -66,6 +67,8 @@ class Episode:
     turns: int = 1  # completions of the model in it
     # failed: its environment broke; it is left out of every statistic, and counted
     ended: Literal["stop", "length", "turns", "budget", "failed"] = "stop"
+    task_type: str = ""  # the kind of task, as its environment says
+    skill: str = ""  # the name of the privileged text that was retrieved for it
 
     @property
     def key(self) -> tuple[int, int, int]:
@@ -91,6 +94,8 @@ class Row:
     turn: int = 0  # of the first token; an environment's answer within the row opens the next one
     cut_turns: tuple[int, ...] = ()  # turns before the last that ended at the limit of tokens
     penalty: float = 0.0  # what this row alone loses of the reward, for an invalid action
+    # int32, the prompt with the privileged text that the student did not read
+    privileged_ids: np.ndarray | None = None
 
     @property
     def task(self) -> Task:

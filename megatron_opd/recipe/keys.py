@@ -21,6 +21,7 @@ from megatron_opd.contracts.ranges import (
     Temperature,
 )
 from megatron_opd.methods.method import MethodConfig
+from megatron_opd.recipe.agents import EnvironmentConfig, SelfTeacherConfig, SkillsConfig
 
 # ------------------------------------------------------------------------------- models and layouts
 
@@ -63,7 +64,8 @@ class HeldoutConfig:
 class DataConfig:
     """Rows with a problem and an answer: .jsonl(.gz), .json(.gz) or .parquet. See docs/data.md."""
 
-    train: str | list[str]  # a file, a pattern such as data/train-*.parquet, or a list of them
+    # a file, a pattern such as data/train-*.parquet, or a list of them; none with an environment
+    train: str | list[str] = field(default_factory=list)
     heldout: str | list[str] | HeldoutConfig | None = None
     problem_column: str = "auto"  # prompt | problem | question | messages | conversations
     answer_column: str = "auto"  # answer | reward_model.ground_truth | solution
@@ -209,9 +211,12 @@ class RunConfig:
     max_sequence_length: PositiveInt  # prompt + completion, tokens
     student: ModelConfig
     method: MethodConfig
-    data: DataConfig
     train: TrainConfig
+    data: DataConfig = DataConfig()  # what an environment's prompts take from it is the template
     teacher: TeacherConfig | None = None
+    environment: EnvironmentConfig | None = None
+    skills: SkillsConfig | None = None
+    self_teacher: SelfTeacherConfig | None = None
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     eval: EvalConfig | None = None

@@ -17,7 +17,16 @@ FLOORS = (
     {"files", "vocab_parallel"},
     {"methods", "architectures", "world"},
     {"recipe", "mcore"},
-    {"tasks", "verify", "teacher", "objective", "metrics", "weights"},
+    {
+        "tasks",
+        "verify",
+        "environments",
+        "skills",
+        "teacher",
+        "objective",
+        "metrics",
+        "weights",
+    },  # fmt: skip
     {"rollout", "trainer", "refit"},
     {"checks", "report", "conversion", "evaluation"},
     {"runs", "planning"},
@@ -29,7 +38,10 @@ FLOORS = (
 )
 FLOOR_OF = {folder: number for number, folders in enumerate(FLOORS) for folder in folders}
 # What the algorithm goes through. None imports another: `runs` hands them to each other.
-STATIONS = {"tasks", "rollout", "verify", "teacher", "objective", "trainer", "refit", "metrics"}
+STATIONS = {
+    "tasks", "rollout", "verify", "environments", "skills", "teacher", "objective", "trainer",
+    "refit", "metrics",
+}  # fmt: skip
 # Imported by the command line before it is known whether a command needs torch.
 WITHOUT_TORCH = {
     "contracts",
@@ -40,6 +52,8 @@ WITHOUT_TORCH = {
     "recipe",
     "checks",
     "tasks",
+    "environments",
+    "skills",
     "cli",
 }
 MOST_LOOSE_FILES = 5

@@ -1,0 +1,1 @@
+"""Banks of privileged texts: which of them an episode gets."""
