@@ -17,6 +17,7 @@ class Stream(IntEnum):
     COINS = 2  # who writes a token, in a mixture of student and teacher
     TURN = 3  # opens the draws of a later turn
     ENVIRONMENT = 4  # what an environment draws; of sample 0, for the whole group
+    SKILL = 5  # which privileged text a task gets; of sample 0, for the whole group
 
 
 def entropy(

@@ -1,1 +1,1 @@
-"""Banks of privileged texts: which of them an episode gets."""
+"""Skills: banks of privileged texts, and the choice among them."""

@@ -26,7 +26,7 @@ FLOORS = (
         "objective",
         "metrics",
         "weights",
-    },  # fmt: skip
+    },
     {"rollout", "trainer", "refit"},
     {"checks", "report", "conversion", "evaluation"},
     {"runs", "planning"},
