@@ -171,7 +171,7 @@ def test_an_episode(environment: SearchQA) -> None:
         False,
     )
     observation, _, terminated, _, info = environment.step("<search> Tiber </search>")
-    assert json.loads(observation) == [PASSAGES[0], PASSAGES[1][:10]]  # 50 characters in all
+    assert json.loads(observation) == [PASSAGES[0], PASSAGES[1][:11]]  # 50 characters in all
     assert not terminated and info["valid"] and Retrieval.asked[-1]["query"] == "Tiber"
     _, reward, terminated, _, info = environment.step("<answer> the ITALY. </answer>")
     assert (reward, terminated, info["won"], info["score"]) == (1.0, True, True, 1.0)
