@@ -1,5 +1,6 @@
 """Checks of a method: its signals exist, its terms fit together, its teacher teaches."""
 
+from megatron_opd.checks.guides import check_guide
 from megatron_opd.errors import ConfigError
 from megatron_opd.methods.advantages import ProcessRewardAdvantage
 from megatron_opd.methods.catalogue import CATALOGUE
@@ -13,13 +14,7 @@ def check_method(config: RunConfig) -> list[str]:
     """Checks the recipe's method. Returns warnings. Raises ConfigError naming the key."""
     method = config.method
     needs = needs_of(method)
-    warnings = []
-    if (needs.teacher or needs.teacher_head) and config.teacher is None:
-        raise ConfigError(
-            f"teacher: missing; method.{_reader(method)} of {method.name} reads the teacher"
-        )
-    if config.teacher and not (needs.teacher or needs.teacher_head):
-        warnings.append(f"teacher: not loaded, method {method.name} reads no teacher")
+    warnings = check_guide(config)
     if needs.data_sources and config.data.source_column is None:
         raise ConfigError(
             f"data.source_column: missing; {method.name} weighs tasks by where they are from"
@@ -53,13 +48,6 @@ def _around(config: RunConfig) -> Around:
         student_tp=student.tensor_model_parallel_size,
         teacher_tp=teacher.tensor_model_parallel_size,
     )
-
-
-def _reader(method: MethodConfig) -> str:
-    """The first term that reads the teacher."""
-    alone = {name: needs_of(MethodConfig("", {name: term})) for name, term in method.terms.items()}
-    readers = (name for name, needs in alone.items() if needs.teacher or needs.teacher_head)
-    return next(readers, "teacher_share")
 
 
 def _check_teacher_share(method: MethodConfig) -> None:

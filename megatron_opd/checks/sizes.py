@@ -2,6 +2,7 @@
 
 from megatron_opd.architectures.architecture import Architecture
 from megatron_opd.architectures.config import LayoutConfig, ModelConfig
+from megatron_opd.checks.guides import check_positions, longest_read
 from megatron_opd.checks.processes import (
     check_processes,
     check_rollout_processes,
@@ -25,13 +26,7 @@ def check_sizes(
     """
     for name, model in config.models.items():
         _check_layout(name, model, architectures[name])
-    for name, architecture in architectures.items():
-        longest = architecture.max_position_embeddings
-        if config.max_sequence_length > longest:
-            raise ConfigError(
-                f"max_sequence_length: {config.max_sequence_length} is more than the {name}'s "
-                f"max_position_embeddings={longest}"
-            )
+    check_positions(config, architectures)
     _check_reach(config, architectures["student"])
     warnings = _check_vocabularies(config, architectures)
     _check_lengths(config)
@@ -189,14 +184,16 @@ def _check_lengths(config: RunConfig) -> None:
 
 def _check_micro_batch(config: RunConfig) -> None:
     tokens = config.train.micro_batch_tokens
-    longest = config.max_sequence_length
     for name, model in config.models.items():
+        longest = longest_read(config, name)
         ranks = model.layout.context_parallel_size
         if tokens * ranks < model.layout.padded_length(longest):
             shared = f" on the {name}'s {ranks} context-parallel ranks" if ranks > 1 else ""
+            text = f" and skills.max_tokens={longest - config.max_sequence_length}"
+            privileged = text if longest > config.max_sequence_length else ""
             raise ConfigError(
                 f"train.micro_batch_tokens: {tokens} cannot hold a sequence of "
-                f"max_sequence_length={longest}{shared}; raise it"
+                f"max_sequence_length={config.max_sequence_length}{privileged}{shared}; raise it"
             )
     if process_reward(config.method) and config.student.layout.context_parallel_size > 1:
         raise ConfigError(

@@ -96,6 +96,7 @@ class MicroBatch:
     packing: Packing
     predict_T: Tensor  # int64 index into S: the position whose logits predict completion token t
     index_T: Tensor  # int64, on the host: completion token t's number among those of all rows
+    rows: Sequence[Row] = ()  # whose tokens they are, in their order
 
 
 def token_offsets(rows: Sequence[Row]) -> np.ndarray:
@@ -129,6 +130,12 @@ def micro_batches(
     capacity = micro_batch_tokens * parallel.cp_size
     own = balanced(lengths, parallel.dp_size, capacity, multiple)[parallel.dp_rank]
     return [_pack(rows, offsets, chosen, lengths, parallel) for chosen in own]
+
+
+def one_micro_batch(rows: Sequence[Row], parallel: Parallel) -> MicroBatch:
+    """A micro-batch of these rows, in their order, for this rank's replica alone."""
+    lengths = [parallel.layout.padded_length(len(r.prompt_ids) + r.num_tokens) for r in rows]
+    return _pack(rows, token_offsets(rows), range(len(rows)), lengths, parallel)
 
 
 def balanced(
@@ -203,6 +210,7 @@ def _pack(
         packing=Packing.of(lengths, cp_size, cp_rank, parallel.device),
         predict_T=flatten(predict, torch.long).to(parallel.device),
         index_T=flatten(index, torch.long),
+        rows=[rows[i] for i in chosen],
     )
 
 

@@ -65,14 +65,14 @@ class Book:
         """Adds to a metric of the next record."""
         self._carried[name] = self._carried.get(name, 0) + number
 
-    def save(self, state: State, trained: dict[str, Student]) -> None:
+    def save(self, state: State, models: checkpoint.Models) -> None:
         """Writes the checkpoint of `state.step`. Collective."""
         start = time.perf_counter()
         if self._sinks:
             self._sinks.sync()
         directory = self.directory / "checkpoints"
         kept = asdict(state)
-        checkpoint.save(directory, kept.pop("step"), trained, kept, keep=self._keep)
+        checkpoint.save(directory, kept.pop("step"), models, kept, keep=self._keep)
         self._carried["timing/checkpoint_seconds"] = time.perf_counter() - start
 
     def export(self, student: Student, step: int) -> None:

@@ -21,6 +21,7 @@ from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.trainer.process_reward import ProcessModel
 from megatron_opd.trainer.step import Trainer
 from megatron_opd.trainer.student import Student
+from megatron_opd.trainer.weight_copy import WeightCopy
 from megatron_opd.weights.export import iter_hf_tensors
 
 
@@ -53,16 +54,22 @@ class Learner:
     judges: Judges
     objective: Objective
     trainer: Trainer
+    # the self-teacher's weights, where they are of earlier steps
+    copy: WeightCopy | None = None
 
     @property
     def student(self) -> Student:
         return self.trainer.student
 
     @property
-    def trained(self) -> dict[str, Student]:
+    def trained(self) -> dict[str, Student | WeightCopy]:
         """The models of a checkpoint, by name."""
-        process = self.judges.process
-        return {"model": self.student} | ({"process": process.model} if process else {})
+        models: dict[str, Student | WeightCopy] = {"model": self.student}
+        if self.judges.process:
+            models["process"] = self.judges.process.model
+        if self.copy:
+            models["teacher"] = self.copy
+        return models
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The student's present weights under their Hugging Face names. Collective."""
@@ -81,6 +88,8 @@ def learn(
         signals = replace(signals, student=learner.trainer.signals(rows))
     build = partial(_columns, learner.config, rows, signals, step)
     updates = learner.trainer.step(rows, build, step=step)
+    if learner.copy:
+        learner.copy.follow(step)
     metrics = _learn_rewards(learner, rows, signals, step)
     return [finish(sums) for sums in updates], metrics
 

@@ -18,7 +18,7 @@ class State:
     num_steps: int  # the recipe's, when the checkpoint was written
 
 
-def load_newest(config: RunConfig, models: checkpoint.Students) -> tuple[State | None, list[str]]:
+def load_newest(config: RunConfig, models: checkpoint.Models) -> tuple[State | None, list[str]]:
     """Fills the models from the newest whole checkpoint. Collective.
 
     Returns its state, and lines for the user. The state is None for a run without a checkpoint,

@@ -11,7 +11,7 @@ from functools import partial
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.rollout import remote as remote_engine
 from megatron_opd.rollout.open import start_engine
-from megatron_opd.runs.assemble import load_teacher
+from megatron_opd.runs.models import load_teacher
 from megatron_opd.teacher import remote as remote_teacher
 from megatron_opd.world import processes
 from megatron_opd.world.channel import Channel

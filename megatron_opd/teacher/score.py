@@ -1,4 +1,4 @@
-"""Scores rows with a frozen model. No tensor of size [tokens, vocabulary] leaves a rank."""
+"""Scores rows with a model. No tensor of size [tokens, vocabulary] leaves a rank."""
 
 import contextlib
 from collections.abc import Sequence
@@ -20,21 +20,19 @@ from megatron_opd.mcore.offload import HostWeights
 from megatron_opd.mcore.parallel import Parallel
 
 
-class MegatronTeacher:
-    """A frozen model with a layout of its own.
+class Scorer:
+    """A model with a layout of its own, as it is at the moment: nothing of it is changed.
 
     Args:
         chunks: this rank's model chunks, with weights.
         student_vocab_size: ids from this number on do not exist for the student, and are never
             targets.
         merged: ends that the student lacks, which count as one of its own in all signals.
-        offload: keep the weights in host memory between calls of `score`; `head` cannot be used
-            then.
     """
 
     def __init__(
         self,
-        chunks: list[torch.nn.Module],
+        chunks: Sequence[torch.nn.Module],
         arch: Architecture,
         parallel: Parallel,
         *,
@@ -42,12 +40,8 @@ class MegatronTeacher:
         micro_batch_tokens: int,
         temperature: float,
         merged: MergedIds | None = None,
-        offload: bool = False,
     ) -> None:
-        for chunk in chunks:
-            chunk.requires_grad_(False).eval()
-        self._host_weights = HostWeights(chunks, parallel.device) if offload else None
-        self.chunks = chunks
+        self.chunks = list(chunks)
         self.parallel = parallel
         self.vocab_size = min(arch.vocab_size, student_vocab_size)
         self.micro_batch_tokens = micro_batch_tokens
@@ -59,18 +53,13 @@ class MegatronTeacher:
         """Argmax id, logprob of the student's token, entropy and top-k at every completion token.
 
         Every rank passes the same rows and receives all signals: collective over the world. Each
-        replica of the teacher scores its share; one sum of [T, 3 + 2 topk] numbers joins the
+        replica of the model scores its share; one sum of [T, 3 + 2 topk] numbers joins the
         results, to which one rank per replica contributes.
         """
         batches = micro_batches(rows, self.parallel, self.micro_batch_tokens)
-        with self._host_weights.on_device() if self._host_weights else contextlib.nullcontext():
-            scored = passes.forward_backward(
-                self.chunks,
-                self.parallel,
-                batches,
-                self._signals(rows, topk),
-                forward_only=True,
-            )
+        scored = passes.forward_backward(
+            self.chunks, self.parallel, batches, self._signals(rows, topk), forward_only=True
+        )
         total = int(token_offsets(rows)[-1])
         # float32 carries ids exactly up to 2**24.
         out_TX = torch.zeros(total, 3 + 2 * topk, device=self.parallel.device)
@@ -113,3 +102,41 @@ class MegatronTeacher:
             return out_TX.new_zeros(()), out_TX
 
         return signals
+
+
+class MegatronTeacher(Scorer):
+    """A frozen model.
+
+    Args:
+        offload: keep the weights in host memory between calls of `score`; `head` cannot be used
+            then.
+    """
+
+    def __init__(
+        self,
+        chunks: Sequence[torch.nn.Module],
+        arch: Architecture,
+        parallel: Parallel,
+        *,
+        student_vocab_size: int,
+        micro_batch_tokens: int,
+        temperature: float,
+        merged: MergedIds | None = None,
+        offload: bool = False,
+    ) -> None:
+        super().__init__(
+            chunks,
+            arch,
+            parallel,
+            student_vocab_size=student_vocab_size,
+            micro_batch_tokens=micro_batch_tokens,
+            temperature=temperature,
+            merged=merged,
+        )
+        for chunk in chunks:
+            chunk.requires_grad_(False).eval()
+        self._host_weights = HostWeights(chunks, parallel.device) if offload else None
+
+    def score(self, rows: Sequence[Row], topk: int = 0) -> TeacherSignals:
+        with self._host_weights.on_device() if self._host_weights else contextlib.nullcontext():
+            return super().score(rows, topk)

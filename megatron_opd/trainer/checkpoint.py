@@ -3,6 +3,7 @@
     checkpoints/step-000050/
       model/         Megatron distributed checkpoint: weights and optimizer
       process/       likewise, of a model trained beside the student (PRIME)
+      teacher/       the weights of a self-teacher that follows the student
       state.json     step, data position, position in the learning-rate schedule, loss scale
       manifest.json  size and SHA-256 of every file; its presence under the final name makes the
                      checkpoint complete
@@ -11,6 +12,7 @@ A checkpoint of any layout loads in any other, on any number of processes. No ge
 to keep: dropout is 0, and every draw is a function of (seed, step, task, sample).
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -28,15 +30,17 @@ from megatron_opd.files.manifest import checkpoint_steps, find_damage, sync, wri
 from megatron_opd.mcore.parallel import Parallel
 from megatron_opd.trainer import optimizer_state
 from megatron_opd.trainer.student import Student
+from megatron_opd.trainer.weight_copy import WeightCopy
 from megatron_opd.weights import stored
 from megatron_opd.weights.distributed import DistributedCheckpoint
 
 _PREFIX = "step-"
 _STATE = "state.json"
-Students = Mapping[str, Student]  # "model" is the student, "process" a model trained beside it
+# "model" is the student, "process" a model trained beside it, "teacher" a copy of its weights
+Models = Mapping[str, Student | WeightCopy]
 
 
-def save(directory: Path, step: int, models: Students, state: dict[str, Any], *, keep: int) -> Path:
+def save(directory: Path, step: int, models: Models, state: dict[str, Any], *, keep: int) -> Path:
     """Writes checkpoint `step` (steps done) and removes all but the newest `keep`. Collective.
 
     Raises RunError when it cannot be written; earlier checkpoints are still there then.
@@ -70,21 +74,21 @@ def _publish(temporary: Path, final: Path, keep: int) -> None:
         shutil.rmtree(unfinished)
 
 
-def _write(directory: Path, step: int, models: Students, state: dict[str, Any]) -> None:
+def _write(directory: Path, step: int, models: Models, state: dict[str, Any]) -> None:
     if dist.get_rank() == 0:
         shutil.rmtree(directory, ignore_errors=True)
         for name in models:
             (directory / name).mkdir(parents=True)
     dist.barrier()
     for name, model in models.items():
-        with model.parallel.active():
+        with model.parallel.active(), _in_full(model):
             tensors = _sharded(model, loading=False)
             dist_checkpointing.save(tensors, str(directory / name), async_strategy="mcore")
     dist.barrier()
     if dist.get_rank() == 0:
         schedulers = {}
         scales = {}
-        for name, model in models.items():
+        for name, model in _trained(models):
             schedulers[name] = model.scheduler.state_dict()
             if model.loss_scale:
                 scales[name] = model.loss_scale.state_dict()
@@ -93,17 +97,19 @@ def _write(directory: Path, step: int, models: Students, state: dict[str, Any]) 
         write_manifest(directory)
 
 
-def load(checkpoint: Path, models: Students) -> dict[str, Any]:
+def load(checkpoint: Path, models: Models) -> dict[str, Any]:
     """Fills the models from a checkpoint of any layout. Collective.
 
     Returns the state that `save` was given.
     """
     state = read_state(checkpoint)
     for name, model in models.items():
-        with model.parallel.active():
+        with model.parallel.active(), _in_full(model):
             loaded = stored.load(_sharded(model, loading=True), checkpoint / name, common=True)
-            _put_weights(model.bare_chunks, loaded)
-            optimizer_state.load_state(model.optimizer, loaded["optimizer"])
+            _put_weights(_chunks(model), loaded)
+            if isinstance(model, Student):
+                optimizer_state.load_state(model.optimizer, loaded["optimizer"])
+    for name, model in _trained(models):
         # Only the schedule's position is stored: the rates are the recipe's, whose num_steps may
         # have changed.
         model.scheduler.num_steps = 0
@@ -174,9 +180,24 @@ def _put_weights(chunks: list[torch.nn.Module], loaded: dict[str, Any]) -> None:
         chunk.load_state_dict(loaded[f"chunk{i}"])
 
 
-def _sharded(student: Student, *, loading: bool) -> dict[str, Any]:
-    weights = _sharded_weights(student.bare_chunks, student.parallel)
-    optimizer = optimizer_state.sharded_state(student.optimizer, weights, loading=loading)
+def _trained(models: Models) -> list[tuple[str, Student]]:
+    """Those with an optimizer."""
+    return [(name, model) for name, model in models.items() if isinstance(model, Student)]
+
+
+def _chunks(model: Student | WeightCopy) -> list[torch.nn.Module]:
+    return model.bare_chunks if isinstance(model, Student) else model.chunks
+
+
+def _in_full(model: Student | WeightCopy) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if isinstance(model, Student) else model.stored()
+
+
+def _sharded(model: Student | WeightCopy, *, loading: bool) -> dict[str, Any]:
+    weights = _sharded_weights(_chunks(model), model.parallel)
+    if not isinstance(model, Student):
+        return weights
+    optimizer = optimizer_state.sharded_state(model.optimizer, weights, loading=loading)
     return {**weights, "optimizer": optimizer}
 
 

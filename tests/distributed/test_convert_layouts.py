@@ -101,7 +101,7 @@ def described(directory: Path) -> dict[str, Any]:
 def check_load(name: str, arch: Architecture, parallel: Any, models: Path) -> list[Any]:
     """Loads both forms as a run does: every parameter is the same."""
     from megatron_opd.architectures.config import ModelConfig
-    from megatron_opd.runs.assemble import load
+    from megatron_opd.runs.models import load
 
     hf, megatron = (
         load(tiny_config(), ModelConfig(str(models / each)), arch, parallel)
