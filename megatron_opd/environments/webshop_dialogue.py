@@ -1,0 +1,99 @@
+"""The words between a model and WebShop, in the form of verl-agent's and SDAR's rows."""
+
+import re
+from collections.abc import Sequence
+
+from megatron_opd.contracts.environments import Action, Exchange, Observation
+from megatron_opd.recipe.agents import EnvironmentConfig
+
+SEPARATOR = " [SEP] "
+LONGEST_PROMPT = 13000  # characters; a longer prompt leaves out the last exchanges, as verl-agent's
+LONGEST_STRAY_ACTION = (
+    20  # characters at the end of a text without tags, which are sent all the same
+)
+_CHINESE = re.compile("[\u4e00-\u9fff]")
+
+TURN = """\
+You are an expert at shopping in the online shop WebShop.
+Your task: {task}
+{history}{now}: {observation}
+The actions that the shop understands now:
+[
+{actions}
+]
+
+Take one step. Reason first about where you stand and which action brings you nearer to the right \
+purchase, between <think> and </think>. Then give one of the actions above, between <action> and \
+</action>.
+"""
+HISTORY = """\
+You have taken {steps} step(s) so far. The last {shown} observations, and what you did:
+{lines}
+"""
+
+
+class WebShopDialogue:
+    """Prompts and actions of WebShop."""
+
+    def __init__(self, config: EnvironmentConfig) -> None:
+        self._length = config.history.length
+
+    def prompt(self, past: Sequence[Exchange], observation: Observation) -> str:
+        """The instruction, the last pages with what was done, this page, and what can be done."""
+        prompt = self._prompt(past, observation, self._length)
+        return prompt if len(prompt) <= LONGEST_PROMPT else self._prompt(past, observation, 0)
+
+    def reply(self, observation: Observation) -> str:
+        """The page, and what can be done on it."""
+        return (
+            f"{shown(observation)}\nThe actions that the shop understands now:\n"
+            f"[\n{_actions(observation)}\n]\n"
+        )
+
+    def action(self, text: str) -> Action:
+        """What stands between the first <action> and the first </action>, in lower case.
+
+        It is not valid without <think> and </think>, or with a Chinese character anywhere. Without
+        tags the end of the text is sent. All of this is as verl-agent reads a text.
+        """
+        lowered = text.lower()
+        start = lowered.find("<action>")
+        end = lowered.find("</action>")
+        if start < 0 or end < 0:
+            return Action(lowered[-LONGEST_STRAY_ACTION:], valid=False)
+        valid = "<think>" in text and "</think>" in text and not _CHINESE.search(text)
+        return Action(lowered[start + len("<action>") : end].strip(), valid)
+
+    def end_of_action(self, text: str) -> int | None:
+        """At the end."""
+        return None
+
+    def _prompt(self, past: Sequence[Exchange], observation: Observation, length: int) -> str:
+        last = past[max(len(past) - length, 0) :]
+        lines = [
+            f"[Observation {k}: '{shown(exchange.observation)}', Action {k}: '{exchange.action}']"
+            for k, exchange in enumerate(last, start=len(past) - len(last) + 1)
+        ]
+        history = ""
+        if lines:
+            history = HISTORY.format(steps=len(past), shown=len(last), lines="\n".join(lines))
+        return TURN.format(
+            task=observation.task,
+            history=history,
+            now=f"You are at step {len(past) + 1} and see" if lines else "You see",
+            observation=shown(observation),
+            actions=_actions(observation),
+        )
+
+
+def shown(observation: Observation) -> str:
+    """A page behind the instruction, each part quoted; the whole page where it has none."""
+    parts = observation.text.split(SEPARATOR)
+    if observation.task not in parts:
+        return observation.text
+    behind = parts[parts.index(observation.task) + 1 :]
+    return SEPARATOR.join(f"'{part}'" for part in behind)
+
+
+def _actions(observation: Observation) -> str:
+    return "\n".join(f"'{action}'," for action in observation.admissible or ())
