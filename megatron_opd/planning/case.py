@@ -24,7 +24,7 @@ class Case:
     """
 
     config: RunConfig
-    architectures: dict[str, Architecture]  # of "student" and, if there is one, "teacher"
+    architectures: dict[str, Architecture]  # of "student", and of "teacher" if it is another model
     hardware: Hardware
     gpus: int
     gpus_per_node: int
@@ -48,8 +48,9 @@ class Case:
 
     @property
     def reads_teacher(self) -> bool:
-        """True when the run loads the teacher."""
-        return self.config.teacher is not None and (self.needs.teacher or self.needs.teacher_head)
+        """True when the run has a teacher: a model of its own, or the student itself."""
+        there = self.config.teacher is not None or self.config.self_teacher is not None
+        return there and (self.needs.teacher or self.needs.teacher_head)
 
     @property
     def offloads_teacher(self) -> bool:
@@ -77,10 +78,21 @@ class Case:
         return DTYPES[self.config.precision].itemsize
 
     def model(self, name: str) -> ModelConfig:
-        """The recipe's section "student" or "teacher"."""
-        model = self.config.student if name == "student" else self.config.teacher
+        """The recipe's section "student" or "teacher"; a self-teacher is as the student is."""
+        itself = name == "student" or self.config.self_teacher is not None
+        model = self.config.student if itself else self.config.teacher
         assert model is not None, "asked for a teacher that the recipe does not have"
         return model
+
+    def architecture(self, name: str) -> Architecture:
+        """The architecture of "student" or "teacher"."""
+        return self.architectures["student" if self.config.self_teacher else name]
+
+    def longest(self, name: str) -> int:
+        """The most tokens of a row that a model reads, the teacher's privileged text included."""
+        skills = self.config.skills
+        privileged = name == "teacher" and skills is not None and skills.reader == "teacher"
+        return self.config.max_sequence_length + (skills.max_tokens if skills and privileged else 0)
 
     # ----------------------------------------------------------------------------- division of work
     @property
@@ -115,14 +127,29 @@ class Case:
 
     @cached_property
     def samples(self) -> int:
-        """The number of sequences of a step."""
-        return sequences_per_step(self.config)
+        """The most sequences of a step: an episode of several turns may have a row for each."""
+        return sequences_per_step(self.config) * self.rows_per_episode
+
+    @property
+    def rows_per_episode(self) -> int:
+        """The most rows of an episode."""
+        environment = self.config.environment
+        return environment.max_turns if environment and environment.history.kind == "window" else 1
+
+    @property
+    def sampled(self) -> int:
+        """The most tokens that are sampled for a row: in a growing conversation, of all turns."""
+        environment = self.config.environment
+        completion = self.config.rollout.max_completion_tokens
+        if environment is None or environment.history.kind == "window":
+            return completion
+        return environment.max_episode_tokens or environment.max_turns * completion
 
     def micro_batches(self, name: str, samples: int) -> int:
         """The number of micro-batches of one replica, for this many sequences."""
         ranks = self.model(name).layout.context_parallel_size
         capacity = self.config.train.micro_batch_tokens * ranks
-        return -(-samples // (self.replicas(name) * (capacity // self.config.max_sequence_length)))
+        return -(-samples // (self.replicas(name) * (capacity // self.longest(name))))
 
     @property
     def samples_per_update(self) -> int:
@@ -133,7 +160,9 @@ class Case:
     def predicted(self) -> int:
         """The number of tokens of a sequence that have logits."""
         longest = self.config.max_sequence_length
-        only_samples = self.needs.rollouts and not self.needs.traces
+        environment = self.config.environment
+        grows = environment is not None and environment.history.kind == "growing"
+        only_samples = self.needs.rollouts and not self.needs.traces and not grows
         return min(longest, self.config.rollout.max_completion_tokens) if only_samples else longest
 
     def signals(self, topk: int) -> int:
@@ -144,14 +173,14 @@ class Case:
         """A full micro-batch of a model: as many tokens as are allowed, or as a replica gets."""
         samples = self.samples_per_update if name == "student" else self.samples
         ranks = self.model(name).layout.context_parallel_size
-        longest = -(-self.config.max_sequence_length // ranks)
-        share = -(-samples // self.replicas(name)) * longest
+        longest = self.longest(name)
+        share = -(-samples // self.replicas(name)) * -(-longest // ranks)
         tokens = min(self.config.train.micro_batch_tokens, share)
         return FullMicroBatch(
-            arch=self.architectures[name],
+            arch=self.architecture(name),
             layout=self.model(name).layout,
             element=self.element,
             is_cuda=self.hardware.is_cuda,
             tokens=tokens,
-            predicted=tokens * self.predicted // self.config.max_sequence_length,
+            predicted=tokens * self.predicted // longest,
         )

@@ -53,7 +53,7 @@ def candidates(case: Case) -> list[Candidate]:
     """
     students = _accepted_students(case)
     teachers: list[LayoutConfig | None] = [None]
-    if case.reads_teacher:
+    if case.config.teacher and case.reads_teacher:
         teachers = [*_accepted_teachers(case, students)]
     both_matter = case.needs.teacher_head  # otherwise a pair is right if each of the two is
     accepted = []

@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 from dataclasses import dataclass
+from typing import assert_never
 
 from megatron_opd.architectures.architecture import Architecture
 from megatron_opd.planning import activations
@@ -107,10 +108,28 @@ def _resident(case: Case, own: dict[str, int]) -> dict[str, int]:
     if "teacher" in own:
         items["routing"] += _routing(case, "teacher", own["teacher"])
         if not case.offloads_teacher:
-            items["teacher"] = _stages(case, "teacher")[own["teacher"]].num_bytes
+            items["teacher"] = _teacher(case, own["teacher"])
     if "student" in own:
         items |= _beside_the_student(case, own["student"], items)
     return items
+
+
+def _teacher(case: Case, stage: int) -> int:
+    """Bytes of a teacher. One that is the student itself may be no copy, or two."""
+    copy = _stages(case, "teacher")[stage].num_bytes
+    if case.config.self_teacher is None:
+        return copy
+    match case.config.self_teacher.weights:
+        case "present":
+            return 0
+        case "first":
+            return 0 if case.needs.reference else copy  # it is the reference
+        case "every":
+            return copy
+        case "average":
+            return copy + copy // case.element * FLOAT32  # kept in float32 beside it
+        case weights:
+            assert_never(weights)
 
 
 def _beside_the_student(case: Case, stage: int, items: dict[str, int]) -> dict[str, int]:
@@ -131,7 +150,7 @@ def _routing(case: Case, name: str, stage: int) -> int:
 
 
 def _stages(case: Case, name: str) -> list[Stage]:
-    return stages(case.architectures[name], case.model(name).layout, case.config.precision)
+    return stages(case.architecture(name), case.model(name).layout, case.config.precision)
 
 
 def _trained(case: Case, stage: int) -> TrainedBytes:

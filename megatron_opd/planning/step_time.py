@@ -69,7 +69,7 @@ def _arrival(case: Case) -> float:
     if not case.offloads_teacher:
         return 0.0
     model = case.model("teacher")
-    of_teacher = stages(case.architectures["teacher"], model.layout, case.config.precision)
+    of_teacher = stages(case.architecture("teacher"), model.layout, case.config.precision)
     return max(stage.num_bytes for stage in of_teacher) / (LINK * case.hardware.host_link)
 
 
@@ -138,17 +138,17 @@ def update_time(case: Case, samples: int) -> float:
 
 def _products(case: Case, name: str) -> float:
     """Seconds of a micro-batch's products in a forward pass's slowest stage, the last."""
-    arch = case.architectures[name]
+    arch = case.architecture(name)
     # Causal attention takes half of the square.
     width = arch.num_attention_heads * arch.head_dim
-    attention = 2 * case.config.max_sequence_length * width * arch.num_layers
+    attention = 2 * case.longest(name) * width * arch.num_layers
     dense = 2 * (work(arch).layers - work(arch).mlp) + attention
     return _per_rank(case, name, dense) + _mlp_products(case, name) + _head_products(case, name)
 
 
 def _mlp_products(case: Case, name: str) -> float:
     """Seconds of a stage's MLPs, or of its experts."""
-    arch = case.architectures[name]
+    arch = case.architecture(name)
     layout = case.model(name).layout
     if arch.experts is None:
         return _per_rank(case, name, 2 * work(arch).mlp)
@@ -228,14 +228,15 @@ def generate_time(case: Case) -> float:
     at_once = min(share, case.hardware.engine_sequences, memory.sequences(longest))
     if at_once == 0:
         return float("inf")
-    completion = settings.max_completion_tokens
+    completion = case.sampled
     context = longest - completion / 2  # on average, while a completion grows
     token = work(case.architectures["student"])
     bytes_read = _weights_read(case, at_once) + at_once * context * memory.cache_per_token
     read = bytes_read / (BANDWIDTH * case.hardware.memory_bandwidth)
     operations = 2 * (token.layers + token.experts + token.head)
     computed = at_once * operations / (COMPUTE * case.hardware.flops)
-    seconds = -(-share // at_once) * completion * max(read, computed)
+    passes = -(-share // at_once) * case.rows_per_episode
+    seconds = passes * completion * max(read, computed)
     apart = "rollout" in case.config.processes_apart
     return seconds + (_channel(case, _rollout_bytes(case), "student") if apart else 0.0)
 

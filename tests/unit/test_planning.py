@@ -249,3 +249,61 @@ def test_a_method_holds_what_it_reads(recipe: str) -> None:
     )
     assert {"reference", "process model"} <= held("method=prime", "teacher=null")
     assert "teacher engine" in held("method=minillm")
+
+
+# ------------------------------------------------------------------------------------------- agents
+SELF = ["teacher=null", "self_teacher={}", "skills={bank: skills, max_tokens: 16}"]
+AGENT = ["data=null", "environment={kind: workshop, train: 8, max_turns: 5}"]
+
+
+def self_taught(recipe: str, *overrides: str) -> dict[str, dict[str, int]]:
+    """The items of every phase, where the student is its own teacher."""
+    (kind,) = rank_kinds(case(recipe, 1, *SELF, *overrides))
+    return kind.phases
+
+
+def test_a_self_teacher_holds_what_its_weights_need(recipe: str) -> None:
+    present = self_taught(recipe)
+    assert "teacher" in present and "teacher" not in present["train"]  # it scores, and is no copy
+    every = self_taught(recipe, "self_teacher.weights=every")
+    copy = every["train"]["teacher"]
+    assert copy == every["train"]["parameters"]
+    assert self_taught(recipe, "self_teacher.weights=first")["train"]["teacher"] == copy
+    # bfloat16 beside float32
+    assert self_taught(recipe, "self_teacher.weights=average")["train"]["teacher"] == 3 * copy
+    for phase, items in present.items():
+        assert items == {name: n for name, n in every[phase].items() if name != "teacher"}
+
+
+def test_the_first_weights_are_the_reference(recipe: str) -> None:
+    reference = "method.terms.kl={type: kl_penalty, model: reference}"
+    items = self_taught(recipe, reference, "self_teacher.weights=first")["train"]
+    assert "reference" in items and "teacher" not in items
+
+
+def test_privileged_texts_make_the_teachers_rows_longer(recipe: str) -> None:
+    planned = case(recipe, 1, *SELF)
+    assert planned.longest("teacher") == planned.longest("student") + 16
+    assert case(recipe, 1, *SELF, "skills.reader=student", "self_teacher.weights=every").longest(
+        "teacher"
+    ) == planned.longest("student")
+    few = case(recipe, 1, "train.micro_batch_tokens=100")
+    assert few.longest("teacher") == few.longest("student")
+
+
+def test_candidates_of_a_self_teacher_are_the_students(recipe: str) -> None:
+    found = candidates(case(recipe, 4, *SELF))
+    assert len({each.student for each in found}) == len(found)
+    assert all(each.teacher is None and each.time.teacher > 0 for each in found)
+
+
+def test_a_turn_is_a_row(recipe: str) -> None:
+    one = case(recipe, 1)
+    turns = case(recipe, 1, *AGENT)
+    assert turns.samples == 5 * one.samples and turns.predicted == one.predicted
+    growing = case(recipe, 1, *AGENT, "environment.history.kind=growing")
+    assert growing.samples == one.samples and growing.predicted == growing.config.max_sequence_length
+    times = [candidate(planned).time for planned in (one, turns, growing)]
+    assert times[1].generate == pytest.approx(5 * times[0].generate)
+    assert times[1].train > 4 * times[0].train and times[1].refit == times[0].refit
+    assert times[2].generate > 2 * times[0].generate
