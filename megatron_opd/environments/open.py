@@ -14,6 +14,8 @@ from megatron_opd.recipe.agents import EnvironmentConfig
 _HERE = "megatron_opd.environments"
 # Names in recipes: the environment's class, which a worker imports, and its dialogue's.
 KINDS = {
+    "search_qa": (f"{_HERE}.search_qa:SearchQA", f"{_HERE}.search_qa_dialogue:SearchDialogue"),
+    "webshop": (f"{_HERE}.webshop:WebShop", f"{_HERE}.webshop_dialogue:WebShopDialogue"),
     "workshop": (f"{_HERE}.workshop:Workshop", f"{_HERE}.workshop_dialogue:WorkshopDialogue"),
 }
 PLAIN_DIALOGUE = f"{_HERE}.plain:PlainDialogue"

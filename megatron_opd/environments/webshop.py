@@ -50,6 +50,7 @@ class WebShop:
         self._browser: Any = self._shop.environment(  # of the engine, which has no types
             observation_mode="text", server=self._shop.server, session_prefix=f"{next(_slots)}-"
         )
+        self._available: Mapping[str, Any] = {}  # the engine's actions on the present page
         self._strict = strict
         self._task = ""
         self._seed = 0
@@ -94,7 +95,7 @@ class WebShop:
 
     def step(self, action: str) -> tuple[str, float, bool, bool, Info]:
         """Searches or clicks; what the page has no button for does nothing."""
-        valid = is_understood(action, self._browser.get_available_actions()["clickables"])
+        valid = is_understood(action, self._available["clickables"])
         random.seed(f"{self._seed} {self._steps}")  # the engine draws where a query begins with <r>
         self._steps += 1
         page, reward, done, _ = self._browser.step(action)
@@ -105,11 +106,27 @@ class WebShop:
             won = are_chosen(session["options"], session["goal"]["goal_options"])
         return page, score, bool(done), False, self._info(valid=valid, score=score, won=won)
 
+    def expert_action(self) -> str:
+        """What buys the goal's product with its options, if the search finds it."""
+        session = self._shop.server.user_sessions[self._browser.session]
+        goal = session["goal"]
+        options = goal["goal_options"]
+        wanted = [*(options.values() if isinstance(options, Mapping) else options), "buy now"]
+        clickables = self._available["clickables"]
+        if self._available["has_search_bar"]:
+            return f"search[{self._shop.server.product_item_dict[goal['asin']]['Title']}]"
+        if goal["asin"].lower() in clickables:
+            return f"click[{goal['asin'].lower()}]"
+        chosen = set(session["options"].values())
+        missing = (value for value in wanted if value not in chosen and value in clickables)
+        return f"click[{next(missing, 'next >')}]"
+
     def _info(self, *, valid: bool, score: float = 0.0, won: bool = False) -> Info:
+        self._available = self._browser.get_available_actions()
         return {
             "task": self._task,
             "task_type": "webshop",
-            "admissible": admissible(self._browser.get_available_actions()),
+            "admissible": admissible(self._available),
             "won": won,
             "score": score,
             "valid": valid,

@@ -253,7 +253,7 @@ def test_a_method_holds_what_it_reads(recipe: str) -> None:
 
 # ------------------------------------------------------------------------------------------- agents
 SELF = ["teacher=null", "self_teacher={}", "skills={bank: skills, max_tokens: 16}"]
-AGENT = ["data=null", "environment={kind: workshop, train: 8, max_turns: 5}"]
+AGENT = ["data.train=[]", "environment={kind: workshop, train: 8, max_turns: 5}"]
 
 
 def self_taught(recipe: str, *overrides: str) -> dict[str, dict[str, int]]:
@@ -267,7 +267,7 @@ def test_a_self_teacher_holds_what_its_weights_need(recipe: str) -> None:
     assert "teacher" in present and "teacher" not in present["train"]  # it scores, and is no copy
     every = self_taught(recipe, "self_teacher.weights=every")
     copy = every["train"]["teacher"]
-    assert copy == every["train"]["parameters"]
+    assert 0.9 < copy / every["train"]["parameters"] < 1  # whose shards are padded
     assert self_taught(recipe, "self_teacher.weights=first")["train"]["teacher"] == copy
     # bfloat16 beside float32
     assert self_taught(recipe, "self_teacher.weights=average")["train"]["teacher"] == 3 * copy
@@ -276,8 +276,7 @@ def test_a_self_teacher_holds_what_its_weights_need(recipe: str) -> None:
 
 
 def test_the_first_weights_are_the_reference(recipe: str) -> None:
-    reference = "method.terms.kl={type: kl_penalty, model: reference}"
-    items = self_taught(recipe, reference, "self_teacher.weights=first")["train"]
+    items = self_taught(recipe, "method=exopd", "self_teacher.weights=first")["train"]
     assert "reference" in items and "teacher" not in items
 
 
@@ -302,7 +301,9 @@ def test_a_turn_is_a_row(recipe: str) -> None:
     turns = case(recipe, 1, *AGENT)
     assert turns.samples == 5 * one.samples and turns.predicted == one.predicted
     growing = case(recipe, 1, *AGENT, "environment.history.kind=growing")
-    assert growing.samples == one.samples and growing.predicted == growing.config.max_sequence_length
+    assert (
+        growing.samples == one.samples and growing.predicted == growing.config.max_sequence_length
+    )
     times = [candidate(planned).time for planned in (one, turns, growing)]
     assert times[1].generate == pytest.approx(5 * times[0].generate)
     assert times[1].train > 4 * times[0].train and times[1].refit == times[0].refit

@@ -177,6 +177,12 @@ def test_an_episode(environment: SearchQA) -> None:
     assert (reward, terminated, info["won"], info["score"]) == (1.0, True, True, 1.0)
 
 
+def test_the_scripted_searcher_wins(environment: SearchQA) -> None:
+    environment.reset(seed=0, options={"task_id": "train:0"})
+    steps = [environment.step(environment.expert_action()) for _ in range(2)]
+    assert [step[2] for step in steps] == [False, True] and steps[1][4]["won"]
+
+
 def test_a_wrong_answer_and_one_search_too_many(environment: SearchQA) -> None:
     environment.reset(seed=0, options={"task_id": "train:1"})
     _, reward, terminated, _, info = environment.step("<answer>Rome</answer>")

@@ -290,6 +290,22 @@ def test_20_purchases_have_the_engines_reward(catalogue: Path) -> None:
 
 
 @with_engine
+@pytest.mark.parametrize("human_goals", [False, True])
+def test_the_scripted_buyer_wins(catalogue: Path, human_goals: bool) -> None:
+    environment = WebShop(**options(catalogue), search="bm25", human_goals=human_goals, strict=True)
+    for number in range(0, 40, 10):
+        _, info = environment.reset(seed=0, options={"task_id": str(number)})
+        ended = False
+        for _ in range(12):
+            if ended:
+                break
+            action = environment.expert_action()
+            assert action in info["admissible"] or action.startswith("search[")
+            *_, ended, _, info = environment.step(action)
+        assert info["won"] is True and info["score"] == 1.0, number
+
+
+@with_engine
 def test_environments_of_a_process_share_the_shop_and_nothing_else(catalogue: Path) -> None:
     one, other = (WebShop(**options(catalogue), search="bm25") for _ in range(2))
     assert one._shop is other._shop
