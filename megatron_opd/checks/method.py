@@ -6,7 +6,7 @@ from megatron_opd.methods.advantages import ProcessRewardAdvantage
 from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.methods.method import MethodConfig
 from megatron_opd.methods.needs import needs_of, parts
-from megatron_opd.methods.part import Around, parts_of
+from megatron_opd.methods.part import Around, TermPart, parts_of
 from megatron_opd.recipe.keys import RunConfig
 
 
@@ -107,18 +107,31 @@ def _check_mixture(method: MethodConfig) -> None:
 
 # ---------------------------------------------------------------------------- the expected gradient
 def _check_gradient(method: MethodConfig) -> list[str]:
-    """A teacher that is asked but teaches nothing: an error, in a paper's method a warning."""
-    if not needs_of(method).teacher or _teaches(method):
+    """A teacher that is asked but teaches nothing: an error, in a paper's method a warning.
+
+    A term that reads the teacher beside others that learn from it is warned of alone.
+    """
+    idle = [name for name, term in method.terms.items() if _asks_in_vain(name, term)]
+    asked = needs_of(method).teacher
+    taught = any(part.teaches() for part in parts(method))
+    if not idle and (taught or not asked):
         return []
+    where = "".join(f"method.{name} of " for name in idle)
     problem = (
-        f"method {method.name}: what reads the teacher depends on the state alone, so its expected "
-        "gradient is 0 (a baseline, in the sense of REINFORCE): the teacher is asked and teaches "
-        "nothing"
+        f"{where}method {method.name}: what reads the teacher depends on the state alone, so its "
+        "expected gradient is 0 (a baseline, in the sense of REINFORCE): the teacher is asked and "
+        "teaches nothing"
     )
-    if method.name in CATALOGUE and not _teaches(CATALOGUE[method.name].method):
+    paper = CATALOGUE.get(method.name)
+    if paper and idle and all(_asks_in_vain(name, paper.method.terms.get(name)) for name in idle):
         return [f"{problem}; it is so in the paper"]
+    if taught:
+        return [problem]
     raise ConfigError(f"{problem}; use a log_ratio advantage, a topk or a cross_entropy term")
 
 
-def _teaches(method: MethodConfig) -> bool:
-    return any(part.teaches() for part in parts(method))
+def _asks_in_vain(name: str, term: TermPart | None) -> bool:
+    """True for a term that reads the teacher, and whose expected gradient is without it."""
+    if term is None or not needs_of(MethodConfig("", {name: term})).teacher:
+        return False
+    return not any(part.teaches() for _, part in parts_of(term))

@@ -5,7 +5,7 @@ Every class here is a mapping in a recipe; its `kind` says which. `invert` is 1 
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, assert_never
 
 import numpy as np
 from annotated_types import Gt, Le
@@ -154,34 +154,45 @@ class TrustGate(GatePart):
 
 @dataclass(frozen=True)
 class SigmoidGate(GatePart):
-    """sigmoid(beta * (log p_teacher - log p_student)) of the token, or of the student's entropy:
-    SDAR."""
+    """sigmoid(beta * signal): SDAR. The signal is log p_teacher - log p_student of the token, the
+    student's entropy, or either of them (soft_or), each brought to the range from 0 to 1."""
 
     kind: Literal["sigmoid"]
     beta: NonNegativeFloat = 5.0
-    signal: Literal["log_ratio", "student_entropy"] = "log_ratio"
+    signal: Literal["log_ratio", "student_entropy", "soft_or"] = "log_ratio"
     # the student before the step's first update, or as it is now: SDAR as released
     anchor: Literal["old", "current"] = "old"
     invert: bool = False
 
-    formula = "`sigmoid(beta (T - O))`, or of `H_S`; within the update with `anchor: current`"
+    formula = (
+        "`sigmoid(beta (T - O))`, of `H_S`, or of `1 - e^(-H_S) / (1 + e^(T - O))`; within the "
+        "update with `anchor: current`"
+    )
 
     def needs(self) -> Needs:
         before = self.anchor == "old"
-        return Needs(teacher=self.signal == "log_ratio", student_pass=before)
+        return Needs(teacher=self.signal != "student_entropy", student_pass=before)
 
     def when(self) -> When:
         return "before" if self.anchor == "old" else "within"
 
     def teaches(self) -> bool:
-        return self.signal == "log_ratio"
+        return self.signal != "student_entropy" and self.beta > 0
 
     def value(self, tokens: "Tokens") -> "Tensor":
-        if self.signal == "log_ratio":
-            signal_T = tokens.log_ratio("teacher", self.anchor)
-        else:
-            signal_T = tokens.entropy("student")
-        return (self.beta * signal_T).sigmoid()
+        return (self.beta * self._signal(tokens)).sigmoid()
+
+    def _signal(self, tokens: "Tokens") -> "Tensor":
+        match self.signal:
+            case "log_ratio":
+                return tokens.log_ratio("teacher", self.anchor)
+            case "student_entropy":
+                return tokens.entropy("student")
+            case "soft_or":
+                disbelieved_T = (-tokens.log_ratio("teacher", self.anchor)).sigmoid()
+                return 1 - (-tokens.entropy("student")).exp() * disbelieved_T
+            case _:
+                assert_never(self.signal)
 
 
 @dataclass(frozen=True)

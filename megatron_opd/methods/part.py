@@ -174,6 +174,10 @@ class RatioPart(Part):
 
     kind: str
 
+    def measures(self) -> bool:
+        """True if the loss and its gradient are 0 for a teacher that is the student."""
+        return False
+
     @abstractmethod
     def loss(self, tokens: "Tokens", advantages_T: "Tensor") -> "tuple[Tensor, Tensor]":
         """The loss, [T], and where a clip stops its gradient, bool [T]."""

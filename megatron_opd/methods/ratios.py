@@ -151,7 +151,41 @@ class NoRatio(RatioPart):
         return -advantages_T * tokens.logprob("current"), nowhere(tokens)
 
 
-Ratio = ClippedRatio | DetachedRatio | TeacherRatio | ShapedProbability | NoRatio
+@dataclass(frozen=True)
+class TeacherEstimate(RatioPart):
+    """An estimate from the token of how far the teacher is, differentiated; the advantage is its
+    weight.
+
+    teacher_gap: T - S, whose gradient is that of -S: the teacher's half is a number. SDAR.
+    teacher_k3: rho k3 of KL(student, teacher), through both, whose gradient is the reverse KL's.
+    Skill-SD.
+    """
+
+    kind: Literal["teacher_gap", "teacher_k3"]
+
+    formula = "`S - T`; `teacher_k3`: `-rho (e^(T - S) - 1 + S - T)`, through both"
+
+    def needs(self) -> Needs:
+        return Needs(teacher=True)
+
+    def teaches(self) -> bool:
+        return self.kind == "teacher_k3"
+
+    def measures(self) -> bool:
+        return self.kind == "teacher_k3"
+
+    def loss(self, tokens: "Tokens", advantages_T: "Tensor") -> "tuple[Tensor, Tensor]":
+        """As in the released code of SDAR, with the bounds of its exponents."""
+        student_T = tokens.logprob("current")
+        gap_T = tokens.logprob("teacher") - student_T
+        if self.kind == "teacher_gap":
+            return advantages_T * gap_T, nowhere(tokens)
+        k3_T = gap_T.clamp(max=20).exp() - 1 - gap_T
+        rho_T = (student_T - tokens.logprob("old")).clamp(max=10).exp()
+        return advantages_T * rho_T * k3_T, nowhere(tokens)
+
+
+Ratio = ClippedRatio | DetachedRatio | TeacherRatio | ShapedProbability | NoRatio | TeacherEstimate
 
 
 def nowhere(tokens: "Tokens") -> "Tensor":

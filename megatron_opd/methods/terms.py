@@ -79,7 +79,8 @@ class PolicyGradientTerm(TermPart):
                 f"{key}.ratio: {self.ratio.kind} is of traces in a group; set "
                 "method.traces_per_group"
             )
-        if not self.gates and all(advantage.of_state for advantage in self.advantages.values()):
+        of_state = all(advantage.of_state for advantage in self.advantages.values())
+        if of_state and not self.gates and not self.ratio.teaches():
             raise ConfigError(
                 f"{key}.advantages: the same for every token that could stand at a place, so the "
                 "expected gradient is 0; add a gate, or another advantage"
@@ -120,6 +121,8 @@ class PolicyGradientTerm(TermPart):
             for name, part in self.advantages.items()
             if (distance := part.distance())
         }
+        if self.ratio.measures():
+            advantages = self.advantages
         if not advantages:
             return None
         # Divided by its deviation, an advantage of zeros would be noise.

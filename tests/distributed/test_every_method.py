@@ -16,7 +16,7 @@ import pytest
 
 from megatron_opd.contracts.signals import StudentSignals
 from megatron_opd.doctor.rows import as_read_by
-from megatron_opd.methods.catalogue import CATALOGUE
+from megatron_opd.methods.catalogue import CATALOGUE, agents
 from megatron_opd.methods.needs import active, parts
 from megatron_opd.methods.ratios import ClippedRatio, DetachedRatio, TeacherRatio
 from tests.distributed import test_layout_invariance as replayed
@@ -41,10 +41,12 @@ LAYOUTS = {
     ],
 }
 NAMES = [name for layouts in LAYOUTS.values() for name, *_ in layouts]
+# Those of SDAR's family have the ratio of grpo_agents beside terms without one.
+SAME_RATIO = {entry.method.name for entry in agents.ENTRIES} - {"grpo_agents", "rlsd", "skill_sd"}
 OF_RATIOS = [
     name
     for name, entry in CATALOGUE.items()
-    if any(isinstance(part, RATIOS) for part in parts(entry.method))
+    if any(isinstance(part, RATIOS) for part in parts(entry.method)) and name not in SAME_RATIO
 ]
 
 

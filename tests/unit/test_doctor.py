@@ -107,7 +107,8 @@ def test_distances_are_the_divergences_and_log_ratios() -> None:
         if not needs_of(entry.method).teacher_head and not needs_of(entry.method).teacher
     }
     assert without == needs_none | {
-        "tgpo", "tgpo_annealing", "tgpo_r", "tgpo_r_indicator", "tgpo_r_teacher", "trrd", "top_d"
+        "tgpo", "tgpo_annealing", "tgpo_r", "tgpo_r_indicator", "tgpo_r_teacher", "trrd", "top_d",
+        "sdar", "sdar_entropy", "sdar_soft_or", "opsd", "grpo_opsd", "rlsd",
     }  # fmt: skip
     for method in filter(None, found.values()):
         for term in method.terms.values():

@@ -103,6 +103,11 @@ LEAST = (z <= z.topk(2, largest=False).values.max()).double()  # ceil(20 % of 7 
 REFERENCE_DELTA = R.log() - S.log()
 WHITE = (DELTA - DELTA.mean()) / DELTA.std()  # the batch of the test holds every token once
 JSD_ADVANTAGE = 0.5 * (0.5 + 0.5 * DELTA.exp()).log()
+KEPT_CLOSE = 0.01 * REFERENCE_KL - 1e-3 * ENTROPY
+GATE = (5 * DELTA).sigmoid()
+STUDENT_ENTROPY = -(S * S.log()).sum()
+SOFT_OR = 1 - (-STUDENT_ENTROPY).exp() * (-DELTA).sigmoid()
+SIGN = (ADVANTAGES.sign() * DELTA).exp().clamp(0.8, 1.2)
 EXPECTED = {
     "grpo": GRPO,
     "grpo++": GRPO,
@@ -151,6 +156,18 @@ EXPECTED = {
     "opsa": sampled(-0.5 * LEAST) * V / 2,  # one state, one entropy
     "opsa_fixed": sampled(-LEAST) * V / 2,
     "top_d": sampled(standard((0.5 + 0.5 * DELTA.exp()).log())),
+    "grpo_agents": GRPO + KEPT_CLOSE,
+    "sdar": GRPO + KEPT_CLOSE + 0.01 * sampled(GATE),
+    "sdar_entropy": GRPO + KEPT_CLOSE,  # of the state alone: the teacher is not in it
+    "sdar_soft_or": GRPO + KEPT_CLOSE + 0.01 * sampled((5 * SOFT_OR).sigmoid()),
+    "sdar_fkl": GRPO + KEPT_CLOSE + 0.01 * (S * GATE).sum() * FKL,
+    "sdar_jsd": GRPO + KEPT_CLOSE + 0.01 * (S * GATE).sum() * JSD,
+    "sdar_rkl": GRPO + KEPT_CLOSE + 0.01 * sampled(GATE * DELTA),
+    "opsd": KEPT_CLOSE + 0.01 * sampled(GATE),
+    "grpo_opsd": GRPO + KEPT_CLOSE,  # a half of the score function, whose expectation is 0
+    "rlsd": sampled(ADVANTAGES * (0.505 + 0.495 * SIGN)) + KEPT_CLOSE,
+    "skill_sd": GRPO + KEPT_CLOSE + 1e-3 * RKL,
+    "skill_sd_warm_down": GRPO + KEPT_CLOSE + 9.9e-4 * RKL,
 }
 
 
@@ -174,6 +191,8 @@ LATER = {
     ("reopold_2stage", 100): sampled(CLIPPED_DELTA),
     ("tgpo_annealing", 200): GRPO,
     ("kdrl_annealing", 300): GRPO + 1e-3 * RKL,
+    ("rlsd", 99): GRPO + KEPT_CLOSE,
+    ("skill_sd_warm_down", 99): GRPO + KEPT_CLOSE,
 }
 
 

@@ -141,6 +141,7 @@ GATES: list[GatePart] = [
     gates.SigmoidGate("sigmoid"),
     gates.SigmoidGate("sigmoid", anchor="current"),
     gates.SigmoidGate("sigmoid", 0.5, "student_entropy", "current"),
+    gates.SigmoidGate("sigmoid", 0.5, "soft_or"),
     gates.WrongGate("wrong", invert=True),
     gates.WrongGate("wrong", "group"),
     gates.EndGate("not_end"),
@@ -157,6 +158,8 @@ RATIOS: list[RatioPart] = [
     ratios.TeacherRatio("teacher_mixture"),
     ratios.ShapedProbability("shaped"),
     ratios.NoRatio("none"),
+    ratios.TeacherEstimate("teacher_gap"),
+    ratios.TeacherEstimate("teacher_k3"),
 ]
 CORRECTIONS: list[CorrectionPart] = [
     corrections.Correction("truncated", 0.8),

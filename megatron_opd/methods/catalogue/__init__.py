@@ -4,11 +4,11 @@
 changes keys of it. Formulas, and what the papers leave open: docs/methods.md.
 """
 
-from megatron_opd.methods.catalogue import divergences, log_ratios, rewards, tgpo, tropd
+from megatron_opd.methods.catalogue import agents, divergences, log_ratios, rewards, tgpo, tropd
 from megatron_opd.methods.catalogue.entry import CatalogueEntry
 
 CATALOGUE: dict[str, CatalogueEntry] = {
     entry.method.name: entry
-    for family in (rewards, tgpo, tropd, log_ratios, divergences)
+    for family in (rewards, tgpo, tropd, log_ratios, divergences, agents)
     for entry in family.ENTRIES
 }
