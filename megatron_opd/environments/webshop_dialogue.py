@@ -1,9 +1,9 @@
 """The words between a model and WebShop, in the form of verl-agent's and SDAR's rows."""
 
-import re
 from collections.abc import Sequence
 
 from megatron_opd.contracts.environments import Action, Exchange, Observation
+from megatron_opd.environments.tags import released_action
 from megatron_opd.recipe.agents import EnvironmentConfig
 
 SEPARATOR = " [SEP] "
@@ -11,7 +11,6 @@ LONGEST_PROMPT = 13000  # characters; a longer prompt leaves out the last exchan
 LONGEST_STRAY_ACTION = (
     20  # characters at the end of a text without tags, which are sent all the same
 )
-_CHINESE = re.compile("[\u4e00-\u9fff]")
 
 TURN = """\
 You are an expert at shopping in the online shop WebShop.
@@ -51,18 +50,8 @@ class WebShopDialogue:
         )
 
     def action(self, text: str) -> Action:
-        """What stands between the first <action> and the first </action>, in lower case.
-
-        It is not valid without <think> and </think>, or with a Chinese character anywhere. Without
-        tags the end of the text is sent. All of this is as verl-agent reads a text.
-        """
-        lowered = text.lower()
-        start = lowered.find("<action>")
-        end = lowered.find("</action>")
-        if start < 0 or end < 0:
-            return Action(lowered[-LONGEST_STRAY_ACTION:], valid=False)
-        valid = "<think>" in text and "</think>" in text and not _CHINESE.search(text)
-        return Action(lowered[start + len("<action>") : end].strip(), valid)
+        """As verl-agent reads a text; without tags its end is sent."""
+        return released_action(text, LONGEST_STRAY_ACTION)
 
     def end_of_action(self, text: str) -> int | None:
         """At the end."""
