@@ -18,8 +18,6 @@ KINDS = {
     "webshop": (f"{_HERE}.webshop:WebShop", f"{_HERE}.webshop_dialogue:WebShopDialogue"),
     "workshop": (f"{_HERE}.workshop:Workshop", f"{_HERE}.workshop_dialogue:WorkshopDialogue"),
     "alfworld": (f"{_HERE}.alfworld:AlfWorld", f"{_HERE}.alfworld_dialogue:AlfWorldDialogue"),
-    "webshop": (f"{_HERE}.webshop:WebShop", f"{_HERE}.webshop_dialogue:WebShopDialogue"),
-    "search_qa": (f"{_HERE}.search_qa:SearchQA", f"{_HERE}.search_qa_dialogue:SearchDialogue"),
 }
 PLAIN_DIALOGUE = f"{_HERE}.plain:PlainDialogue"
 
