@@ -1,7 +1,6 @@
 """WebShop: a product is searched for, looked at and bought, in the user's own checkout."""
 
 import random
-import re
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -14,7 +13,6 @@ HELDOUT_GOALS = 500  # the first of them, as published; the others are for train
 SEARCHES = ("auto", "lucene", "bm25")
 SEARCH_ACTION = "search[<your query>]"
 SEPARATOR = " [SEP] "
-_ACTION = re.compile(r"(.+)\[(.+)\]")  # as the engine reads an action
 _slots = count()  # sessions of one shop have names of their own
 
 
@@ -91,11 +89,11 @@ class WebShop:
         self._steps = 0
         page, _ = self._browser.reset(session=int(number))
         self._task = instruction(page)
-        return page, self._info(valid=True)
+        return page, self._info()
 
     def step(self, action: str) -> tuple[str, float, bool, bool, Info]:
-        """Searches or clicks; what the page has no button for does nothing."""
-        valid = is_understood(action, self._available["clickables"])
+        """Searches or clicks. What the page has no button for does nothing, and is valid, as in the
+        released code of SDAR."""
         random.seed(f"{self._seed} {self._steps}")  # the engine draws where a query begins with <r>
         self._steps += 1
         page, reward, done, _ = self._browser.step(action)
@@ -104,7 +102,7 @@ class WebShop:
         if won and self._strict:
             session = self._shop.server.user_sessions[self._browser.session]
             won = are_chosen(session["options"], session["goal"]["goal_options"])
-        return page, score, bool(done), False, self._info(valid=valid, score=score, won=won)
+        return page, score, bool(done), False, self._info(score=score, won=won)
 
     def expert_action(self) -> str:
         """What buys the goal's product with its options, if the search finds it."""
@@ -121,7 +119,7 @@ class WebShop:
         missing = (value for value in wanted if value not in chosen and value in clickables)
         return f"click[{next(missing, 'next >')}]"
 
-    def _info(self, *, valid: bool, score: float = 0.0, won: bool = False) -> Info:
+    def _info(self, *, score: float = 0.0, won: bool = False) -> Info:
         self._available = self._browser.get_available_actions()
         return {
             "task": self._task,
@@ -129,7 +127,6 @@ class WebShop:
             "admissible": admissible(self._available),
             "won": won,
             "score": score,
-            "valid": valid,
         }
 
 
@@ -158,15 +155,6 @@ def admissible(available: Mapping[str, Any]) -> list[str]:
     """
     search = [SEARCH_ACTION] if available["has_search_bar"] else []
     return search + [f"click[{name}]" for name in available["clickables"]]
-
-
-def is_understood(action: str, clickables: Sequence[str]) -> bool:
-    """Whether the engine does something for an action: a search of words, or a click it lists."""
-    parsed = _ACTION.match(action)
-    if parsed is None:
-        return False
-    name, argument = parsed[1], parsed[2].lower()
-    return name == "search" or (name == "click" and argument in clickables and argument != "search")
 
 
 def are_chosen(chosen: Mapping[str, str], wanted: Mapping[str, str] | Sequence[str]) -> bool:

@@ -17,7 +17,6 @@ from megatron_opd.environments.webshop import (
     admissible,
     are_chosen,
     goals_of,
-    is_understood,
 )
 from megatron_opd.environments.webshop_dialogue import LONGEST_PROMPT, WebShopDialogue
 from megatron_opd.environments.webshop_engine import (
@@ -67,26 +66,6 @@ def test_admissible_actions_are_the_engines() -> None:
     assert admissible(first) == ["search[<your query>]", "click[search]"]
     item = {"has_search_bar": False, "clickables": ["< prev", "red"]}
     assert admissible(item) == ["click[< prev]", "click[red]"]
-
-
-@pytest.mark.parametrize(
-    ("action", "expected"),
-    [
-        ("search[red shirt]", True),
-        ("search[]", False),
-        ("search", False),
-        ("click[red]", True),
-        ("click[RED]", True),
-        ("click[blue]", False),
-        ("click[search]", False),
-        ("buy[red]", False),
-        ("click[red", False),
-        ("search[a [b]]", False),  # the engine takes all up to the last bracket for the name
-        ("", False),
-    ],
-)
-def test_which_actions_are_understood(action: str, expected: bool) -> None:
-    assert is_understood(action, ["search", "red"]) is expected
 
 
 @pytest.mark.parametrize(
@@ -279,7 +258,7 @@ def test_20_purchases_have_the_engines_reward(catalogue: Path) -> None:
             played.step(f"search[{bought['Title']}]")
             for value in [asin.lower(), *chosen.values()]:
                 info = played.step(f"click[{value}]")[4]
-                assert info["valid"] and info["score"] == 0.0, (number, value)
+                assert info["score"] == 0.0 and not info["won"], (number, value)
             _, reward, ended, truncated, info = played.step("click[Buy Now]")
             expected = get_reward(bought, goal, server.product_prices[asin], chosen)
             assert (reward, ended, truncated, info["score"]) == (expected, True, False, expected)
@@ -310,14 +289,12 @@ def test_environments_of_a_process_share_the_shop_and_nothing_else(catalogue: Pa
     one, other = (WebShop(**options(catalogue), search="bm25") for _ in range(2))
     assert one._shop is other._shop
     _, seen = one.reset(seed=0, options={"task_id": "7"})
-    other.reset(seed=0, options={"task_id": "7"})
+    before_page, _ = other.reset(seed=0, options={"task_id": "7"})
     before = len(one._shop.server.user_sessions)
     one.step("search[shirt]")
-    assert (
-        other.step("click[back to search]")[4]["valid"] is False
-    )  # it is still at its search page
+    assert other.step("click[back to search]")[0] == before_page  # still at its search page
     page, *_, info = one.step("nonsense")
-    assert info["valid"] is False and "Page 1" in page and info["task"] == seen["task"]
+    assert "Page 1" in page and info["task"] == seen["task"]
     for number in range(5):
         one.reset(seed=0, options={"task_id": str(number)})
     assert len(one._shop.server.user_sessions) == before
