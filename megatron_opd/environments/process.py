@@ -190,9 +190,12 @@ class EnvironmentWorker:
         if self._ready:
             return
         try:
-            self._read(START_SECONDS, "its start")
+            reply = self._read(START_SECONDS, "its start")
         except WorkerLost as error:
             raise DidNotStart(str(error)) from None
+        if "failed" in reply:
+            self._end()
+            raise DidNotStart(reply["failed"])
         self._ready = True
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """An environment's worker: `python -m megatron_opd.environments.worker KIND OPTIONS`.
 
 KIND is "module:Class" or a gymnasium id, OPTIONS the keywords it is made with, as JSON. The process
-makes a first environment, writes {"ready": true}, and then answers one JSON line on stdin with one
-on stdout, in order:
+makes a first environment, writes {"ready": true} or {"failed": "why"}, and then answers one JSON
+line on stdin with one on stdout, in order:
 
     {"op": "reset", "slot": 0, "task_id": "7", "seed": 3}  {"op": "step", "slot": 0, "action": "go"}
     {"op": "expert", "slot": 0}                            {"op": "task_ids", "split": "train"}
@@ -202,7 +202,11 @@ def _type(value: object) -> str:
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())[:500]
-    return text if isinstance(error, BadAnswer) else f"{_type(error)}: {text}".rstrip(": ")
+    return (
+        text
+        if isinstance(error, (BadAnswer, NoOwnCode))
+        else f"{_type(error)}: {text}".rstrip(": ")
+    )
 
 
 def _read(requests: "queue.SimpleQueue[bytes]", descriptor: int) -> None:
@@ -224,18 +228,20 @@ def main() -> None:
     # What an environment prints or reads must not reach the protocol.
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)  # line by line
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests, os.dup(0)), daemon=True).start()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    try:
-        player = Player(factory(kind, options))
-    except (Exception, SystemExit) as error:
-        sys.exit(_one_line(error))
 
     def write(reply: Message) -> None:
         replies.write(json.dumps(reply).encode() + b"\n")
         replies.flush()
 
+    try:
+        player = Player(factory(kind, options))
+    except (Exception, SystemExit) as error:
+        write({"failed": _one_line(error)})
+        return
     write({"ready": True})
     while (request := json.loads(requests.get()))["op"] != "close":
         write(player.answer(request))
