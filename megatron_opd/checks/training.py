@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_opd.checks.hub import with_local_models
 from megatron_opd.checks.recipe import check_run_directory, preflight
+from megatron_opd.checks.skill_texts import check_skill_texts
 from megatron_opd.contracts.rows import Task
 from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.files.manifest import checkpoint_steps, find_damage
@@ -48,6 +49,7 @@ def check_recipe(config: RunConfig, *, world_size: int | None) -> list[str]:
     """
     config = with_local_models(config)
     warnings = preflight(config, world_size=world_size)
+    check_skill_texts(config)
     return warnings + check_data(config)
 
 

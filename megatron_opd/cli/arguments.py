@@ -20,6 +20,7 @@ examples:
   megatron-opd convert runs/demo/checkpoints/step-000100 demo-hf
   megatron-opd report runs/demo
   megatron-opd launch demo --cluster cpu-test
+  megatron-opd skills check runs/skills
   megatron-opd plan tgpo_qwen25_math_7b --gpus 8 --gpu a100
 
 RECIPE is a YAML file, the name of one in recipes/, or a run directory. \
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_status_logs_cancel,
         _add_report,
         _add_doctor,
+        _add_skills,
     ):
         add(added)
     return parser
@@ -229,6 +231,17 @@ def _add_doctor(added: _Commands) -> None:
     parser.add_argument(
         "--nproc", metavar="N", type=_positive, help="processes to check the recipe's layout on"
     )
+
+
+def _add_skills(added: _Commands) -> None:
+    parser = added.add(
+        "skills", commands.skills, "say what tasks get from a bank of skills, and whether it fits"
+    )
+    parser.add_argument("action", choices=["check"], help="the only one")
+    parser.add_argument(
+        "recipe", metavar="RECIPE|BANK", help="a recipe with skills, or a bank by itself"
+    )
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="set a key of the recipe")
 
 
 def _positive(text: str) -> int:

@@ -159,6 +159,23 @@ def report(arguments: argparse.Namespace) -> None:
     print(write_report(arguments.run_dir))
 
 
+def skills(arguments: argparse.Namespace) -> int:
+    from megatron_opd.checks.hub import with_local_models
+    from megatron_opd.checks.skill_texts import describe_bank, describe_recipe, is_bank
+    from megatron_opd.recipe.load import load_config
+
+    fits = True
+    if is_bank(arguments.recipe):
+        if arguments.overrides:
+            raise ConfigError(f"{arguments.overrides[0]}: no effect on a bank; name a recipe")
+        lines = describe_bank(arguments.recipe)
+    else:
+        config = load_config(arguments.recipe, arguments.overrides)
+        lines, fits = describe_recipe(with_local_models(config))
+    print("\n".join(lines))
+    return 0 if fits else 1
+
+
 def doctor(arguments: argparse.Namespace) -> int:
     from megatron_opd.checks.hub import with_local_models
     from megatron_opd.doctor.report import print_report

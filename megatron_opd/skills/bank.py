@@ -164,4 +164,4 @@ def _count(text: str) -> int:
     """The numbered or listed lines of a text; a text without any is one skill."""
     starts = [line.lstrip() for line in text.splitlines()]
     listed = [line for line in starts if line[:1] in ("-", "*") or line.split(".")[0].isdigit()]
-    return len(listed) or bool(text)
+    return len(listed) or int(bool(text))

@@ -32,6 +32,19 @@ def write_directory(directory: Path, **changes: object) -> Path:
     return directory
 
 
+def write_words(directory: Path, **texts: str) -> Path:
+    """A text for every word, found by it."""
+    directory.mkdir()
+    for name, text in texts.items():
+        (directory / f"{name}.md").write_text(text)
+    mapping = {
+        "skill_files": {name: f"{name}.md" for name in texts},
+        "task_keywords": {name: [name] for name in texts},
+    }
+    (directory / "skill_mapping.json").write_text(json.dumps(mapping))
+    return directory
+
+
 def skill(title: str) -> dict[str, str]:
     return {
         "skill_id": "x_001",

@@ -12,7 +12,7 @@ from megatron_opd.errors import ConfigError
 from megatron_opd.recipe.agents import SelfTeacherConfig
 from megatron_opd.recipe.load import load_config
 from megatron_opd.trainer.weight_copy import WeightCopy
-from tests.unit.skill_banks import write_json
+from tests.unit.skill_banks import write_words
 from tests.unit.tiny_model_files import write_recipe
 
 SKILLS = {"max_tokens": 16}
@@ -21,7 +21,7 @@ SKILLS = {"max_tokens": 16}
 def check(folder: Path, *overrides: str, **changes: Any) -> list[str]:
     keys = {"teacher": None, "self_teacher": {}, "skills": SKILLS, "method": "opd"} | changes
     if keys["skills"]:
-        keys["skills"] |= {"bank": str(write_json(folder / "bank.json"))}
+        keys["skills"] |= {"bank": str(write_words(folder / "bank", heat="1+1", cool="2+2"))}
     recipe = write_recipe(folder, **keys)
     return check_recipe(load_config(str(recipe), overrides), world_size=None)
 
