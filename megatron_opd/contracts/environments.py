@@ -74,11 +74,12 @@ class Environments(Protocol):
 
 @dataclass(frozen=True)
 class Exchange:
-    """One turn of an episode: what was seen, what the model did."""
+    """One turn of an episode: what was seen, what the model did, what the environment paid."""
 
     observation: Observation
     action: str
-    valid: bool  # false: the model's text held no such action
+    valid: bool  # false: the model's text held no such action, or the environment knew none
+    reward: float = 0.0
 
 
 @dataclass(frozen=True)

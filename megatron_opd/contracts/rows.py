@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from megatron_opd.contracts.environments import Exchange
 from megatron_opd.contracts.signals import TeacherSignals
 
 
@@ -96,6 +97,7 @@ class Row:
     penalty: float = 0.0  # what this row alone loses of the reward, for an invalid action
     # int32, the prompt with the privileged text that the student did not read
     privileged_ids: np.ndarray | None = None
+    exchanges: tuple[Exchange, ...] = ()  # with the environment, one of each of its turns
 
     @property
     def task(self) -> Task:

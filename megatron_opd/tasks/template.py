@@ -48,9 +48,16 @@ def render(
                 "data.template.kind=chat"
             )
         return text + template.prefill
-    chat_template = chat_template_of(tokenizer)
     problem_message: Message = {"role": "user", "content": text}
-    messages = [*_system_message(template, before), *before, problem_message]
+    messages = [*system_message(template, before), *before, problem_message]
+    return render_messages(template, tokenizer, messages)
+
+
+def render_messages(
+    template: TemplateConfig, tokenizer: Tokenizer, messages: Sequence[Message]
+) -> str:
+    """The text of a conversation in a chat, as `render` gives it. Raises what that raises."""
+    chat_template = chat_template_of(tokenizer)
     text = chat_template.render(messages, template.date or date.today())
     _check_prefill(template.prefill, text, chat_template.source)
     _check_characters(text, chat_template.source)
@@ -85,7 +92,8 @@ def without_opening(trace: str, prompt: str, prefill: str) -> str:
     return trace
 
 
-def _system_message(template: TemplateConfig, before: Sequence[Message]) -> list[Message]:
+def system_message(template: TemplateConfig, before: Sequence[Message] = ()) -> list[Message]:
+    """The recipe's system message as a list; empty where there is none, or another is `before`."""
     text = system_text(template)
     if text is None or any(message["role"] in ("system", "developer") for message in before):
         return []

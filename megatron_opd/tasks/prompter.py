@@ -1,0 +1,102 @@
+"""The words of an environment as tokens: with the recipe's template, and a skill where it belongs."""
+
+import numpy as np
+
+from megatron_opd.errors import ConfigError, DataError
+from megatron_opd.recipe.keys import TemplateConfig
+from megatron_opd.tasks.messages import Message
+from megatron_opd.tasks.template import render_messages, system_message
+from megatron_opd.tasks.tokenizer import Tokenizer, ends_of
+
+# Stands for an answer of the model, to see what a template writes behind it. No template has it.
+_ANSWER = "\u2042answer\u2042"
+_THOUGHT = "<think>\nthought\n</think>\n\n"
+RAW_PREFIX = "[Privileged Skill Information]\n{skill}\n\n"  # as in the code of SDAR
+
+
+class TemplatePrompter:
+    """Renders and tokenises the words of environments.
+
+    `place` says where a skill goes: `SkillsConfig.place`. `bare` makes continuations bare text.
+    """
+
+    def __init__(
+        self, template: TemplateConfig, tokenizer: Tokenizer, place: str, *, bare: bool = False
+    ) -> None:
+        self._template = template
+        self._tokenizer = tokenizer
+        self._place = place
+        self._bare = bare
+
+    def prompt(self, words: str, skill: str = "") -> np.ndarray:
+        """See `Prompter.prompt`; int32."""
+        raw_skill = skill if self._place == "raw_prefix" else ""
+        text = self._render(words, "" if raw_skill else skill)
+        if raw_skill:
+            text = RAW_PREFIX.replace("{skill}", raw_skill) + text
+        return self._encode(text, add_special_tokens=self._template.kind == "raw")
+
+    def continuation(self, words: str, *, ended: bool) -> np.ndarray:
+        """See `Prompter.continuation`; int32."""
+        if self._bare or self._template.kind == "raw":
+            return self._encode(words)
+        messages = [*self._opening(), _message("assistant", _ANSWER), _message("user", words)]
+        text = render_messages(self._template, self._tokenizer, messages)
+        behind_ids = self._encode(text.rpartition(_ANSWER)[2])
+        has_end = len(behind_ids) > 0 and int(behind_ids[0]) in ends_of(self._tokenizer).ids
+        return behind_ids[1:] if ended and has_end else behind_ids
+
+    def check_growing(self) -> None:
+        """Raises ConfigError for a chat template that rewrites earlier answers, so that a
+        conversation cannot grow at its end."""
+        if self._bare or self._template.kind == "raw":
+            return
+        answer = _message("assistant", _THOUGHT + _ANSWER)
+        messages = [*self._opening(), answer, _message("user", "observation")]
+        text = render_messages(self._template, self._tokenizer, messages)
+        if _THOUGHT + _ANSWER not in text:
+            raise ConfigError(
+                "environment.history.kind: the chat template of "
+                f"{self._tokenizer.name_or_path} changes or drops earlier answers' thoughts, so a "
+                "conversation cannot grow; choose window, or a template that keeps them"
+            )
+
+    def _opening(self) -> list[Message]:
+        return [*system_message(self._template), _message("user", "observation")]
+
+    def _render(self, words: str, skill: str) -> str:
+        text = self._template.text.replace("{problem}", words)
+        if skill and self._place == "user":
+            text = f"{skill}\n\n{text}"
+        if self._template.kind == "raw":
+            return text + self._template.prefill
+        messages = [*system_message(self._template), _message("user", text)]
+        if skill and self._place == "system":
+            messages = _with_system(messages, skill)
+        return render_messages(self._template, self._tokenizer, messages)
+
+    def _encode(self, text: str, *, add_special_tokens: bool = False) -> np.ndarray:
+        try:
+            encoding = self._tokenizer(
+                [text],
+                add_special_tokens=add_special_tokens,
+                return_attention_mask=False,
+                verbose=False,
+            )
+        except Exception as error:  # a character that the vocabulary lacks
+            raise DataError(
+                f"the tokenizer of {self._tokenizer.name_or_path} cannot read what an "
+                f"environment says ({error}): {text[:80]!r}"
+            ) from error
+        return np.asarray(encoding["input_ids"][0], dtype=np.int32)
+
+
+def _with_system(messages: list[Message], skill: str) -> list[Message]:
+    """The messages with a skill in the system message, behind what stands there."""
+    if messages[0]["role"] != "system":
+        return [_message("system", skill), *messages]
+    return [_message("system", f"{messages[0]['content']}\n\n{skill}"), *messages[1:]]
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
