@@ -5,6 +5,7 @@ from pathlib import Path
 
 from megatron_opd.architectures.architecture import architecture_of
 from megatron_opd.architectures.config import ModelConfig
+from megatron_opd.checks.environment import check_tasks
 from megatron_opd.checks.hub import local_model
 from megatron_opd.errors import ConfigError
 from megatron_opd.recipe.keys import RunConfig
@@ -20,7 +21,8 @@ def model_to_sample(model: ModelConfig) -> ModelConfig:
 
 def model_to_evaluate(config: RunConfig, path: str | Path | None) -> ModelConfig:
     """The model at `path`, or the recipe's student. Raises ConfigError without held-out prompts."""
-    if config.data.heldout is None:
+    check_tasks(config)
+    if config.data.heldout is None and config.environment is None:
         raise ConfigError(
             "data.heldout: missing; eval measures on held-out prompts, give data.heldout=FILE"
         )

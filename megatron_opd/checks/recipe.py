@@ -12,6 +12,7 @@ from megatron_opd.architectures.config_keys import unknown_keys
 from megatron_opd.architectures.directory import check_vocabulary, common_vocabulary
 from megatron_opd.architectures.ends import read_ends, student_ends_note, teacher_ends_note
 from megatron_opd.checks.data import check_data_keys
+from megatron_opd.checks.environment import check_tasks
 from megatron_opd.checks.method import check_method
 from megatron_opd.checks.sizes import check_sizes
 from megatron_opd.errors import ConfigError
@@ -37,6 +38,7 @@ def preflight(config: RunConfig, *, world_size: int | None) -> list[str]:
     `world_size` is the number of processes the run will have, None where that is not known yet.
     Raises: ConfigError (a key), DataError (a model directory).
     """
+    check_tasks(config)
     warnings = check_method(config)
     _check_settings_have_effect(config)
     warnings += check_data_keys(config)
@@ -115,7 +117,8 @@ def _check_settings_have_effect(config: RunConfig) -> None:
     if config.rollout.engine != "vllm":
         _own_code("rollout.engine", config.rollout.engine, "Class", beside="vllm or ")
     if config.eval:
-        _check_eval(config.eval, has_heldout=config.data.heldout is not None)
+        has_heldout = config.data.heldout is not None or config.environment is not None
+        _check_eval(config.eval, has_heldout=has_heldout)
 
 
 def _check_function(reward: RewardConfig) -> None:

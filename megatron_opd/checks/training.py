@@ -14,12 +14,15 @@ from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.files.manifest import checkpoint_steps, find_damage
 from megatron_opd.files.typed import differences
 from megatron_opd.methods.needs import needs_of
+from megatron_opd.recipe.agents import EnvironmentConfig
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.recipe.load import load_config
 from megatron_opd.tasks.data import load_heldout, load_training
 from megatron_opd.tasks.data_files import shown
 from megatron_opd.tasks.pin import check_unchanged
-from megatron_opd.tasks.tokenizer import tokenizer_for_checks
+from megatron_opd.tasks.prompter import TemplatePrompter
+from megatron_opd.tasks.template import chat_template_of
+from megatron_opd.tasks.tokenizer import Tokenizer, tokenizer_for_checks
 from megatron_opd.verify.answer import read_gold
 
 _ANSWER_LINE = re.compile(r"\banswer\s*:\s*\S", re.IGNORECASE)
@@ -56,6 +59,9 @@ def check_recipe(config: RunConfig, *, world_size: int | None) -> list[str]:
 def check_data(config: RunConfig) -> list[str]:
     """Reads the data files as the run will. Returns warnings. Raises ConfigError, DataError."""
     tokenizer = tokenizer_for_checks(config.student.path)
+    if config.environment:
+        _check_prompts(config, config.environment, tokenizer)
+        return []
     needs = needs_of(config.method)
     check_unchanged(config)
     warnings: list[str] = []
@@ -85,6 +91,15 @@ def check_data(config: RunConfig) -> list[str]:
             "samples"
         )
     return warnings
+
+
+def _check_prompts(config: RunConfig, environment: EnvironmentConfig, tokenizer: Tokenizer) -> None:
+    """The template suits an environment's prompts. Raises ConfigError, DataError."""
+    if config.data.template.kind == "chat":
+        chat_template_of(tokenizer)
+    bare = environment.history.observations == "text"
+    if environment.grows:
+        TemplatePrompter(config.data.template, tokenizer, "user", bare=bare).check_growing()
 
 
 def _room_for_completions(config: RunConfig, tasks: list[Task], key: str) -> list[str]:

@@ -6,15 +6,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from megatron_opd.architectures.config import ModelConfig
-from megatron_opd.contracts.rows import Row, Task
+from megatron_opd.contracts.rows import Row, Task, episodes_of
 from megatron_opd.contracts.sampling import Draw
 from megatron_opd.contracts.stations import Sampler, Verifier
+from megatron_opd.errors import RunError
 from megatron_opd.evaluation.sampler import open_model
 from megatron_opd.metrics.console import held_out_words
-from megatron_opd.metrics.interval import interval_95
+from megatron_opd.metrics.interval import difference_95, interval_95
 from megatron_opd.metrics.summary import bad_golds, unanswered
+from megatron_opd.metrics.turns import episode_metrics
 from megatron_opd.recipe.keys import EvalConfig, RunConfig
-from megatron_opd.tasks.data import load_heldout
 from megatron_opd.tasks.data_files import shown
 from megatron_opd.tasks.tokenizer import load_tokenizer
 from megatron_opd.world.processes import gather_shares, share
@@ -27,8 +28,9 @@ _EVAL_STREAM = 1 << 20
 class HeldOut:
     """The held-out tasks of a run, which the present weights answer."""
 
-    sampler: Sampler
-    verifier: Verifier
+    # by the prefix of their metrics: "" for the model as it is, "with_skills/" with skills to read
+    samplers: dict[str, Sampler]
+    verifier: Verifier | None  # None: the environment judges
     tasks: Sequence[Task]
     config: RunConfig
     settings: EvalConfig
@@ -38,11 +40,15 @@ class HeldOut:
         every = self.settings.every
         return step == 0 or (every > 0 and step % every == 0)
 
-    def answers(self, version: int) -> list[list[Row]]:
-        """The answers to every task with the weights of `version`, the same on every rank.
+    def answers(self, version: int) -> dict[str, list[list[Row]]]:
+        """The rows of every task with the weights of `version`, by prefix, the same on every rank.
         Collective."""
         draw = draw_of(self.config, self.settings, version)
-        return gather_shares(answers(self.sampler, self.verifier, share([*self.tasks]), draw))
+        own = share([*self.tasks])
+        answered = {}
+        for prefix, sampler in self.samplers.items():
+            answered[prefix] = gather_shares(answers(sampler, self.verifier, own, draw))
+        return answered
 
 
 def draw_of(config: RunConfig, settings: EvalConfig, version: int) -> Draw:
@@ -58,31 +64,70 @@ def draw_of(config: RunConfig, settings: EvalConfig, version: int) -> Draw:
 
 
 def answers(
-    sampler: Sampler, verifier: Verifier, tasks: Sequence[Task], draw: Draw
+    sampler: Sampler, verifier: Verifier | None, tasks: Sequence[Task], draw: Draw
 ) -> list[list[Row]]:
-    """Scored completions, one list per task."""
-    scored = verifier.score(sampler.sample(tasks, draw))
-    return [scored[i : i + draw.samples] for i in range(0, len(scored), draw.samples)]
+    """The judged rows of every task, one list per task."""
+    rows = sampler.sample(tasks, draw)
+    groups: list[list[Row]] = [[] for _ in tasks]
+    for row in verifier.score(rows) if verifier else rows:
+        groups[row.group].append(row)
+    return groups
+
+
+def measured(answered: dict[str, list[list[Row]]], settings: EvalConfig) -> dict[str, float]:
+    """The metrics of every prefix, and the difference that skills make where there are both."""
+    metrics: dict[str, float] = {}
+    for prefix, groups in answered.items():
+        for name, value in accuracy(groups, settings).items():
+            metrics[name.replace("eval/", f"eval/{prefix}", 1)] = value
+    if len(answered) == 2:
+        first_NK, second_NK = (correct(groups, settings) for groups in answered.values())
+        both_N = ~(np.isnan(first_NK).all(axis=1) | np.isnan(second_NK).all(axis=1))
+        first_N = np.nanmean(first_NK[both_N], axis=1)
+        mean, low, high = difference_95(first_N, np.nanmean(second_NK[both_N], axis=1))
+        metrics["eval/skills_difference"] = mean
+        metrics |= {"eval/skills_difference/low": low, "eval/skills_difference/high": high}
+    return metrics
+
+
+def correct(groups: list[list[Row]], settings: EvalConfig) -> np.ndarray:
+    """float64 [N, K], 1 for a right attempt at a task; NaN for one whose environment failed."""
+    correct_NK = np.full((len(groups), settings.samples_per_prompt), np.nan)
+    for number, group in enumerate(groups):
+        for place, episode in enumerate(episodes_of(group)):
+            if episode.ended != "failed":
+                correct_NK[number, place] = float(bool(episode.verdict.correct))
+    return correct_NK
 
 
 def accuracy(groups: list[list[Row]], settings: EvalConfig) -> dict[str, float]:
-    """avg@k over the prompts with its 95 % interval, pass@k when k > 1, fractions of failures."""
-    correct_NK = np.array([[float(bool(r.verdict.correct)) for r in group] for group in groups])
-    rows = [row for group in groups for row in group]
+    """avg@k over the prompts with its 95 % interval, pass@k when k > 1, fractions of failures.
+
+    Raises RunError where every environment failed.
+    """
+    all_NK = correct(groups, settings)
+    there_N = ~np.isnan(all_NK).all(axis=1)
+    if not there_N.any():
+        reason = groups[0][0].verdict.reason
+        raise RunError(f"evaluation: every episode failed, the first by: {reason}")
+    correct_NK = all_NK[there_N]
+    rows = [row for group in groups for row in group if row.episode.ended != "failed"]
     low, high = interval_95(correct_NK)
     metrics = {
-        "eval/accuracy": float(correct_NK.mean()),
+        "eval/accuracy": float(np.nanmean(correct_NK)),
         "eval/accuracy/low": low,
         "eval/accuracy/high": high,
-        "eval/prompts": len(groups),
+        "eval/prompts": len(correct_NK),
         "eval/truncated/mean": float(np.mean([r.truncated for r in rows])),
         "eval/unanswered/mean": unanswered(rows),
         "eval/bad_gold": bad_golds(rows),
         "eval/completion_tokens/mean": float(np.mean([r.num_written for r in rows])),
     }
     if settings.samples_per_prompt > 1:
-        metrics[f"eval/pass@{settings.samples_per_prompt}"] = float(correct_NK.max(axis=1).mean())
-    return metrics
+        best_N = np.nanmax(correct_NK, axis=1)
+        metrics[f"eval/pass@{settings.samples_per_prompt}"] = float(best_N.mean())
+    failed = int(np.isnan(all_NK).sum())
+    return metrics | episode_metrics(rows, "eval") | ({"eval/failed": failed} if failed else {})
 
 
 def evaluate_model(config: RunConfig, model: ModelConfig) -> dict[str, float]:
@@ -91,16 +136,25 @@ def evaluate_model(config: RunConfig, model: ModelConfig) -> dict[str, float]:
     Prints the metrics.
     """
     settings = config.eval or EvalConfig()
-    heldout = config.data.heldout_set
-    assert heldout is not None, "model_to_evaluate refuses a recipe without"
     config = replace(config, student=model)
     tokenizer = load_tokenizer(model.path)
-    tasks = load_heldout(config, tokenizer)
-    with open_model(config, model, tokenizer) as (sampler, verifier):
-        answered = answers(sampler, verifier, tasks, draw_of(config, settings, version=0))
-        metrics = accuracy(answered, settings)
+    draw = draw_of(config, settings, version=0)
+    with open_model(config, model, tokenizer) as opened:
+        tasks = opened.heldout()
+        answered = {}
+        for prefix, sampler in opened.samplers(settings).items():
+            answered[prefix] = answers(sampler, opened.verifier, tasks, draw)
+        metrics = measured(answered, settings)
     for name, value in metrics.items():
         print(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}")
     print(held_out_words(metrics))
-    print(f"({len(tasks)} prompts of {shown(heldout.path)}, temperature {settings.temperature:g})")
+    print(f"({len(tasks)} prompts of {_tasks_of(config)}, temperature {settings.temperature:g})")
     return metrics
+
+
+def _tasks_of(config: RunConfig) -> str:
+    if config.environment:
+        return f"{config.environment.kind}, {config.environment.heldout}"
+    heldout = config.data.heldout_set
+    assert heldout is not None, "model_to_evaluate refuses a recipe without"
+    return shown(heldout.path)

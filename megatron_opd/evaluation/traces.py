@@ -21,6 +21,7 @@ from megatron_opd.contracts.stations import Sampler, Verifier
 from megatron_opd.errors import ConfigError, RunError
 from megatron_opd.evaluation.sampler import open_model
 from megatron_opd.recipe.keys import RunConfig
+from megatron_opd.rollout.single_turn import SingleTurn
 from megatron_opd.tasks.data import load_training
 from megatron_opd.tasks.data_files import shown
 from megatron_opd.tasks.pin import pin
@@ -48,8 +49,9 @@ def write_traces(
     config = pin(config)
     tokenizer = load_tokenizer(model.path)
     tasks = load_training(config, tokenizer, need_answer=verified, need_trace=False)
-    with open_model(config, model, tokenizer) as (sampler, verifier):
-        judge = verifier if verified else None
+    with open_model(config, model, tokenizer) as opened:
+        sampler = SingleTurn(opened.engine, tokenizer)
+        judge = opened.verifier if verified else None
         kept = _first_of_each(tasks, sampler, judge, config, samples, temperature)
     if not kept:
         failed = "was right" if verified else "ended by itself"

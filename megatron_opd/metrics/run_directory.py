@@ -33,8 +33,9 @@ def rollouts_path(run_dir: Path, step: int) -> Path:
     return run_dir / "rollouts" / f"step-{step:06d}.jsonl"
 
 
-def heldout_path(run_dir: Path, step: int) -> Path:
-    return run_dir / "heldout" / f"step-{step:06d}.jsonl"
+def heldout_path(run_dir: Path, step: int, *, with_skills: bool = False) -> Path:
+    folder = "heldout_with_skills" if with_skills else "heldout"
+    return run_dir / folder / f"step-{step:06d}.jsonl"
 
 
 def rollout_files(run_dir: Path, folder: str = "rollouts") -> dict[int, Path]:
@@ -151,7 +152,7 @@ def drop_steps_from(run_dir: Path, step: int) -> None:
     """Removes the steps >= `step` of an interrupted run, which will be repeated."""
     kept = [encode_line(row) for row in read_metrics(run_dir) if row["step"] < step]
     write_atomically(metrics_path(run_dir), b"".join(kept))
-    for folder in ("rollouts", "heldout"):
+    for folder in ("rollouts", "heldout", "heldout_with_skills"):
         for file_step, path in rollout_files(run_dir, folder).items():
             if file_step >= step:
                 path.unlink()

@@ -9,6 +9,7 @@ import numpy as np
 
 from megatron_opd.contracts.rows import Row, Source, episodes_of
 from megatron_opd.contracts.signals import TeacherSignals
+from megatron_opd.metrics.turns import episode_metrics
 
 
 class Clock:
@@ -51,7 +52,7 @@ def summarise(
         drawn = [(r.sources == Source.TEACHER).sum() for r in rows if r.version >= 0]
         if any(drawn):
             metrics["rollout/teacher_tokens/mean"] = float(np.mean(drawn))
-        metrics |= reward_metrics(rows)
+        metrics |= reward_metrics(rows) | episode_metrics(rows, "rollout")
     if teacher is not None:
         written_T = np.concatenate([r.written_T for r in rows])
         metrics["teacher/entropy/mean"] = float(teacher.entropy_T[written_T].mean(dtype=np.float64))

@@ -183,6 +183,8 @@ class EvalConfig:
     samples_per_prompt: PositiveInt = 1
     temperature: NonNegativeFloat = 0.0  # 0: greedy
     top_p: Fraction = 1.0
+    # of an environment's tasks: the student reads no skills, or reads them, or is measured twice
+    skills: Literal["without", "with", "both"] = "without"
 
 
 @dataclass(frozen=True)

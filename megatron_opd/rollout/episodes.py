@@ -11,7 +11,7 @@ from megatron_opd.contracts.environments import Dialogue, Environments, Exchange
 from megatron_opd.contracts.rows import Episode, Row, Task
 from megatron_opd.contracts.sampling import Completion, Draw, Prompter, Request, Retriever
 from megatron_opd.contracts.stations import Engine, Tokenizer
-from megatron_opd.errors import RunError
+from megatron_opd.errors import OpdError, RunError
 from megatron_opd.recipe.agents import EnvironmentConfig, SkillsConfig
 from megatron_opd.rollout.history import Growing, Window, cut_at_action
 from megatron_opd.rollout.open_episode import OpenEpisode, Turn
@@ -212,12 +212,12 @@ def _cohorts(played: Sequence[OpenEpisode], count: int) -> list[list[OpenEpisode
 
 
 def _on_all_ranks[T](work: Callable[[], T]) -> T:
-    """The result of `work`; a RunError of one rank is raised on all. Collective."""
+    """The result of `work`; the error of one rank is raised on all, as a RunError. Collective."""
     failure = None
     try:
         result = work()
-    except RunError as error:
-        failure = error
+    except OpdError as error:
+        failure = RunError(str(error))
     if any_rank(failure is not None):
         raise failure or RunError("the environments or the engine of another rank failed")
     return result

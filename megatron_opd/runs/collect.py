@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from megatron_opd.contracts.rows import VERIFIER_FAILURES, Row, Task, episodes_of, with_episodes
+from megatron_opd.contracts.rows import (
+    VERIFIER_FAILURES,
+    Episode,
+    Row,
+    Task,
+    episodes_of,
+    with_episodes,
+)
 from megatron_opd.contracts.sampling import Draw
 from megatron_opd.contracts.stations import Sampler, Verifier
 from megatron_opd.errors import RunError
@@ -55,7 +62,12 @@ def collect(
         rows = _verified(sampler, verifier, tasks, draw, clock)
         rows, failed = without_failed(rows)
         if failed:
-            notes.count("rollout/failed_episodes", failed)
+            notes.count("rollout/failed_episodes", len(failed))
+            first = failed[0]
+            notes.note(
+                f"warning: step {draw.step}: the environments of {len(failed)} episodes failed, "
+                f"the first in task {first.task.problem}: {first.verdict.reason}"
+            )
         if warning := check_verdicts(rows, draw.step):
             notes.note(warning)
         for group in _groups(rows):
@@ -104,13 +116,13 @@ def _verified(
         return sorted(gather_shares(rows), key=lambda row: (row.group, row.sample, row.turn))
 
 
-def without_failed(rows: Sequence[Row]) -> tuple[list[Row], int]:
-    """The rows of episodes that did not fail, and the number of those that did.
+def without_failed(rows: Sequence[Row]) -> tuple[list[Row], list[Episode]]:
+    """The rows of episodes that did not fail, and the episodes that did.
 
     An environment that broke tells nothing of the policy.
     """
     complete = [row for row in rows if row.episode.ended != "failed"]
-    return complete, len(episodes_of(rows)) - len(episodes_of(complete))
+    return complete, [episode for episode in episodes_of(rows) if episode.ended == "failed"]
 
 
 def check_verdicts(rows: Sequence[Row], step: int) -> str | None:

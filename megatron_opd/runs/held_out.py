@@ -2,7 +2,7 @@
 
 import time
 
-from megatron_opd.evaluation.heldout import accuracy
+from megatron_opd.evaluation.heldout import measured
 from megatron_opd.runs.book import Book
 from megatron_opd.runs.stations import Stations
 
@@ -18,7 +18,9 @@ def held_out(at: Stations, book: Book, step: int) -> dict[str, float]:
     book.note(f"evaluating {len(at.heldout.tasks)} held-out prompts before step {step}")
     if at.engine.policy_version != step:
         at.sender.send(step)
-    groups = at.heldout.answers(version=step)
-    book.log_heldout(step, [row for group in groups for row in group])
-    seconds = time.perf_counter() - start
-    return accuracy(groups, at.heldout.settings) | {"timing/eval_seconds": seconds}
+    answered = at.heldout.answers(version=step)
+    for prefix, groups in answered.items():
+        rows = [row for group in groups for row in group]
+        book.log_heldout(step, rows, with_skills=bool(prefix))
+    metrics = measured(answered, at.heldout.settings)
+    return metrics | {"timing/eval_seconds": time.perf_counter() - start}

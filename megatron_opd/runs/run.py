@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_opd.contracts.rows import Task
-from megatron_opd.contracts.stations import Engine, Tokenizer, WeightSender
+from megatron_opd.contracts.stations import Engine, Sampler, Tokenizer, WeightSender
 from megatron_opd.errors import Interrupted, OutOfTime
+from megatron_opd.evaluation.agents import Agents, open_agents
 from megatron_opd.evaluation.heldout import HeldOut
+from megatron_opd.evaluation.sampler import heldout_tasks
 from megatron_opd.methods.needs import needs_of
 from megatron_opd.methods.part import Needs
 from megatron_opd.metrics.run_directory import disk_may_be_full
@@ -81,10 +83,12 @@ def _assemble(
 ) -> Run:
     config = processes.from_rank_0(lambda: pin(config))  # clock and data files of rank 0
     needs = needs_of(config.method, config.train.updates_per_step)
-    verifier = open_verifier(config.reward, closing) if needs.rewards or config.eval else None
-    learner = assemble(config)
+    judged = (needs.rewards or config.eval) and config.environment is None
+    verifier = open_verifier(config.reward, closing) if judged else None
     tokenizer: Tokenizer = load_tokenizer(config.student.path)
-    source, heldout = _tasks(config, needs, tokenizer)
+    agents = open_agents(config, tokenizer, closing)
+    learner = assemble(config)
+    source, heldout = _tasks(config, needs, tokenizer, agents)
     state = None
     warnings: list[str] = []
     if resume:
@@ -109,26 +113,47 @@ def _assemble(
         # If a second engine draws the teacher's tokens, a failure ends the run.
         restart = None if teacher_engine else _restart_of(engine, sender, book)
         if needs.rollouts:
-            sampler = open_sampler(config, engine, teacher_engine, tokenizer)
+            if agents:
+                sampler = agents.sampler(engine, "recipe")
+            else:
+                sampler = open_sampler(config, engine, teacher_engine, tokenizer)
             stations = replace(stations, sampler=Restarting(sampler, restart))
-        if config.eval and verifier:
-            answering = Restarting(SingleTurn(engine, tokenizer), restart)
+        if config.eval:
+            samplers: dict[str, Sampler] = {"": SingleTurn(engine, tokenizer)}
+            if agents:
+                samplers = agents.evaluating(engine, config.eval)
+            answering: dict[str, Sampler] = {}
+            for prefix, sampler in samplers.items():
+                answering[prefix] = Restarting(sampler, restart)
             questions = HeldOut(answering, verifier, heldout, config, config.eval)
             stations = replace(stations, heldout=questions)
     return Run(stations, book, stop, step)
 
 
-def _tasks(config: RunConfig, needs: Needs, tokenizer: Tokenizer) -> tuple[TaskSource, list[Task]]:
+def _tasks(
+    config: RunConfig, needs: Needs, tokenizer: Tokenizer, agents: Agents | None
+) -> tuple[TaskSource, list[Task]]:
     """The source of the training tasks, and the held-out tasks if there is an evaluation."""
 
     def warned_before(text: str) -> None:
         """Drops a warning: `check_data` has read the same files and passed it on."""
 
-    tasks = load_training(
-        config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces, warn=warned_before
-    )
+    if agents:
+        tasks = processes.from_rank_0(lambda: agents.tasks("train"))
+    else:
+        tasks = load_training(
+            config,
+            tokenizer,
+            need_answer=needs.rewards,
+            need_trace=needs.traces,
+            warn=warned_before,
+        )
     source = TaskSource(tasks, seed=config.seed, shuffle=config.data.shuffle)
-    return source, load_heldout(config, tokenizer, warn=warned_before) if config.eval else []
+    if not config.eval:
+        return source, []
+    if agents:
+        return source, processes.from_rank_0(lambda: heldout_tasks(config, tokenizer, agents))
+    return source, load_heldout(config, tokenizer, warn=warned_before)
 
 
 def _restart_of(engine: Engine, sender: WeightSender, book: Book) -> Restart:

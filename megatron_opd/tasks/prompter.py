@@ -1,4 +1,4 @@
-"""The words of an environment as tokens: with the recipe's template, and a skill where it belongs."""
+"""The words of an environment as tokens: with the recipe's template, and a skill in its place."""
 
 import numpy as np
 
