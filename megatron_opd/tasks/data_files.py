@@ -34,7 +34,7 @@ def data_sha256(data: DataConfig) -> dict[str, str]:
 
     Reads the files whole, which takes little time compared with parsing them. Raises DataError.
     """
-    files = data_files(data.train, "data.train")
+    files = data_files(data.train, "data.train") if data.train else []  # an environment has none
     if data.heldout_set is not None:
         files += data_files(data.heldout_set.path, "data.heldout")
     return {str(path): _sha256(path) for path in files}
