@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from megatron_opd.contracts.rows import Task
+from megatron_opd.contracts.skills import Skill
 
 
 @dataclass(frozen=True)
@@ -57,23 +58,9 @@ class Draw:
 class Prompter(Protocol):
     """Turns the words for a model into tokens, with the recipe's template."""
 
-    def prompt(self, words: str, skill: str = "") -> np.ndarray:
+    def prompt(self, words: str, skill: Skill | None = None) -> np.ndarray:
         """The prompt whose user says `words`; with a privileged text where the recipe puts it."""
 
     def continuation(self, words: str, *, ended: bool) -> np.ndarray:
         """What stands between an answer and the next one, for an observation. `ended`: the answer
         has the token that ends it."""
-
-
-class Skill(Protocol):
-    """A privileged text that was retrieved for an episode."""
-
-    name: str
-    text: str
-
-
-class Retriever(Protocol):
-    """Chooses the skill of an episode; equal arguments give equal skills on every rank."""
-
-    def retrieve(self, task_type: str, task: str, group_key: tuple[int, int]) -> Skill:
-        """The skill for a task, in words, of a type. `group_key` is (step, the task's index)."""

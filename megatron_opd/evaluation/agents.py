@@ -8,13 +8,13 @@ import numpy as np
 
 from megatron_opd.contracts.environments import Dialogue, Environments
 from megatron_opd.contracts.rows import Task
-from megatron_opd.contracts.sampling import Retriever
+from megatron_opd.contracts.skills import Retriever
 from megatron_opd.contracts.stations import Engine, Sampler, Tokenizer
 from megatron_opd.environments.open import open_dialogue, open_environments, task_ids
 from megatron_opd.recipe.agents import EnvironmentConfig
 from megatron_opd.recipe.keys import EvalConfig, RunConfig
 from megatron_opd.rollout.episodes import Episodes
-from megatron_opd.skills.retrieval import open_retriever
+from megatron_opd.skills.open import open_retriever
 from megatron_opd.tasks.prompter import TemplatePrompter
 
 NO_TOKENS = np.zeros(0, np.int32)

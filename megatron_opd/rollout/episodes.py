@@ -9,7 +9,8 @@ import numpy as np
 from megatron_opd.contracts.draws import Stream, request_seed
 from megatron_opd.contracts.environments import Dialogue, Environments, Exchange
 from megatron_opd.contracts.rows import Episode, Row, Task
-from megatron_opd.contracts.sampling import Completion, Draw, Prompter, Request, Retriever
+from megatron_opd.contracts.sampling import Completion, Draw, Prompter, Request
+from megatron_opd.contracts.skills import Retriever
 from megatron_opd.contracts.stations import Engine, Tokenizer
 from megatron_opd.errors import OpdError, RunError
 from megatron_opd.recipe.agents import EnvironmentConfig, SkillsConfig
@@ -130,11 +131,11 @@ class Episodes:
 
         None ends an episode that has no room for a further turn.
         """
-        plain_ids = self._history.prompt(one, "")
+        plain_ids = self._history.prompt(one, None)
         prompt_ids = plain_ids
         privileged_ids = None
         if one.skill and self._skills and not (one.turns and self._settings.grows):
-            with_skill_ids = self._history.prompt(one, one.skill.text)
+            with_skill_ids = self._history.prompt(one, one.skill)
             _check_size(one, with_skill_ids, plain_ids, self._skills)
             if self._skills.reader == "student":
                 prompt_ids = with_skill_ids

@@ -7,6 +7,7 @@ import numpy as np
 from megatron_opd.contracts.environments import Dialogue
 from megatron_opd.contracts.rows import Episode, Row, Source
 from megatron_opd.contracts.sampling import Completion, Prompter
+from megatron_opd.contracts.skills import Skill
 from megatron_opd.contracts.stations import Tokenizer
 from megatron_opd.rollout.open_episode import OpenEpisode, Turn
 
@@ -16,8 +17,8 @@ NOTHING = np.zeros(0, np.int32)
 class History(Protocol):
     """How the turns of an episode become prompts and rows."""
 
-    def prompt(self, played: OpenEpisode, skill: str) -> np.ndarray:
-        """All tokens ahead of the next turn, with a privileged text or "" for none."""
+    def prompt(self, played: OpenEpisode, skill: Skill | None) -> np.ndarray:
+        """All tokens ahead of the next turn, with a privileged text if there is one."""
 
     def between(self, played: OpenEpisode) -> np.ndarray:
         """The environment's tokens behind the last turn, which the prompt ends with."""
@@ -36,7 +37,7 @@ class Window:
         self._prompter = prompter
         self._penalty = penalty
 
-    def prompt(self, played: OpenEpisode, skill: str) -> np.ndarray:
+    def prompt(self, played: OpenEpisode, skill: Skill | None) -> np.ndarray:
         assert played.observation is not None
         words = self._dialogue.prompt(played.exchanges, played.observation)
         return self._prompter.prompt(words, skill)
@@ -80,7 +81,7 @@ class Growing:
         self._tokenizer = tokenizer
         self._penalty = penalty
 
-    def prompt(self, played: OpenEpisode, skill: str) -> np.ndarray:
+    def prompt(self, played: OpenEpisode, skill: Skill | None) -> np.ndarray:
         assert played.observation is not None
         if not played.turns:
             words = self._dialogue.prompt((), played.observation)

@@ -8,7 +8,8 @@ import numpy as np
 
 from megatron_opd.contracts.environments import Exchange, Observation
 from megatron_opd.contracts.rows import Episode, Verdict
-from megatron_opd.contracts.sampling import Completion, Skill
+from megatron_opd.contracts.sampling import Completion
+from megatron_opd.contracts.skills import Skill
 from megatron_opd.recipe.agents import EnvironmentConfig
 
 End = Literal["stop", "length", "turns", "budget", "failed"]

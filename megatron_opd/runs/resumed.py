@@ -1,6 +1,6 @@
 """The state of a run beside its models, and its return when a run goes on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_opd.recipe.keys import RunConfig
@@ -16,6 +16,8 @@ class State:
     source: dict[str, int]  # the task source's cursor
     skipped_in_a_row: int  # updates
     num_steps: int  # the recipe's, when the checkpoint was written
+    # what the retriever of skills has learned, {} where there is none
+    retriever: dict[str, object] = field(default_factory=dict)
 
 
 def load_newest(config: RunConfig, models: checkpoint.Models) -> tuple[State | None, list[str]]:
@@ -30,7 +32,13 @@ def load_newest(config: RunConfig, models: checkpoint.Models) -> tuple[State | N
         return None, lines
     stored = checkpoint.load(path, models)
     num_steps = stored.get("num_steps", config.num_steps)
-    state = State(stored["step"], stored["source"], stored["skipped_in_a_row"], num_steps)
+    state = State(
+        stored["step"],
+        stored["source"],
+        stored["skipped_in_a_row"],
+        num_steps,
+        stored.get("retriever", {}),
+    )
     return state, lines + _other_length(config, state)
 
 

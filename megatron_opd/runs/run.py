@@ -66,7 +66,8 @@ class Run:
     def _state(self) -> State:
         at = self.stations
         skipped = at.learner.trainer.skipped_in_a_row
-        return State(self.step, at.source.state_dict(), skipped, at.config.num_steps)
+        retrieved = at.retriever.state_dict() if at.retriever else {}
+        return State(self.step, at.source.state_dict(), skipped, at.config.num_steps, retrieved)
 
 
 @contextlib.contextmanager
@@ -105,7 +106,10 @@ def _assemble(
     book = Book(config, tokenizer, step if resume else None, closing)
     for line in warnings:
         book.note(line)
-    stations = Stations(learner, source, verifier, Traces())
+    retriever = agents.retriever if agents else None
+    if retriever and state:
+        retriever.load_state_dict(state.retriever)
+    stations = Stations(learner, source, verifier, Traces(), retriever)
     if engine:
         sender = Refit(learner.tensors, engine)
         sender.send(step)

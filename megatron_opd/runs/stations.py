@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from megatron_opd.contracts.rows import Row
 from megatron_opd.contracts.sampling import Draw
+from megatron_opd.contracts.skills import Retriever
 from megatron_opd.contracts.stations import Engine, Sampler, Verifier, WeightSender
 from megatron_opd.evaluation.heldout import HeldOut
 from megatron_opd.methods.needs import is_on_policy
@@ -12,6 +13,7 @@ from megatron_opd.metrics.summary import Clock
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.runs.collect import Notes, collect, off_policy
 from megatron_opd.runs.learner import Learner
+from megatron_opd.skills.pulls import pulls_of
 from megatron_opd.tasks.source import TaskSource
 
 
@@ -23,6 +25,7 @@ class Stations:
     source: TaskSource
     verifier: Verifier | None
     sampler: Sampler
+    retriever: Retriever | None = None  # of the skills of an environment's episodes
     # The engine of a run that samples, and the sender of the student's weights to it.
     engine: Engine | None = None
     sender: WeightSender | None = None
@@ -50,7 +53,7 @@ class Stations:
             max_tokens=settings.max_completion_tokens,
             temperature=settings.temperature,
         )
-        return collect(
+        rows = collect(
             self.sampler,
             self.source,
             self.verifier,
@@ -61,3 +64,6 @@ class Stations:
             group_size=settings.samples_per_prompt + method.traces_per_group,
             max_refills=method.max_refills,
         )
+        if self.retriever:
+            self.retriever.learn(pulls_of(rows))
+        return rows

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from megatron_opd.contracts.skills import Place, Skill
 from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.recipe.keys import TemplateConfig
 from megatron_opd.tasks.messages import Message
@@ -11,7 +12,6 @@ from megatron_opd.tasks.tokenizer import Tokenizer, ends_of
 # Stands for an answer of the model, to see what a template writes behind it. No template has it.
 _ANSWER = "\u2042answer\u2042"
 _THOUGHT = "<think>\nthought\n</think>\n\n"
-RAW_PREFIX = "[Privileged Skill Information]\n{skill}\n\n"  # as in the code of SDAR
 
 
 class TemplatePrompter:
@@ -21,19 +21,26 @@ class TemplatePrompter:
     """
 
     def __init__(
-        self, template: TemplateConfig, tokenizer: Tokenizer, place: str, *, bare: bool = False
+        self, template: TemplateConfig, tokenizer: Tokenizer, place: Place, *, bare: bool = False
     ) -> None:
         self._template = template
         self._tokenizer = tokenizer
         self._place = place
         self._bare = bare
 
-    def prompt(self, words: str, skill: str = "") -> np.ndarray:
+    def prompt(self, words: str, skill: Skill | None = None) -> np.ndarray:
         """See `Prompter.prompt`; int32."""
-        raw_skill = skill if self._place == "raw_prefix" else ""
-        text = self._render(words, "" if raw_skill else skill)
-        if raw_skill:
-            text = RAW_PREFIX.replace("{skill}", raw_skill) + text
+        text = self._template.text.replace("{problem}", words)
+        messages = [*self._system(), _message("user", text)]
+        if skill:
+            messages = skill.within(messages, self._place)
+        if self._template.kind == "raw":
+            text = "".join(str(message["content"]) for message in messages)
+            text += self._template.prefill
+        else:
+            text = render_messages(self._template, self._tokenizer, messages)
+        if skill:
+            text = skill.ahead(self._place) + text
         return self._encode(text, add_special_tokens=self._template.kind == "raw")
 
     def continuation(self, words: str, *, ended: bool) -> np.ndarray:
@@ -62,18 +69,10 @@ class TemplatePrompter:
             )
 
     def _opening(self) -> list[Message]:
-        return [*system_message(self._template), _message("user", "observation")]
+        return [*self._system(), _message("user", "observation")]
 
-    def _render(self, words: str, skill: str) -> str:
-        text = self._template.text.replace("{problem}", words)
-        if skill and self._place == "user":
-            text = f"{skill}\n\n{text}"
-        if self._template.kind == "raw":
-            return text + self._template.prefill
-        messages = [*system_message(self._template), _message("user", text)]
-        if skill and self._place == "system":
-            messages = _with_system(messages, skill)
-        return render_messages(self._template, self._tokenizer, messages)
+    def _system(self) -> list[Message]:
+        return system_message(self._template) if self._template.kind == "chat" else []
 
     def _encode(self, text: str, *, add_special_tokens: bool = False) -> np.ndarray:
         try:
@@ -89,13 +88,6 @@ class TemplatePrompter:
                 f"environment says ({error}): {text[:80]!r}"
             ) from error
         return np.asarray(encoding["input_ids"][0], dtype=np.int32)
-
-
-def _with_system(messages: list[Message], skill: str) -> list[Message]:
-    """The messages with a skill in the system message, behind what stands there."""
-    if messages[0]["role"] != "system":
-        return [_message("system", skill), *messages]
-    return [_message("system", f"{messages[0]['content']}\n\n{skill}"), *messages[1:]]
 
 
 def _message(role: str, content: str) -> Message:
