@@ -48,12 +48,21 @@ class OpenEpisode:
         return sum(len(turn.completion.token_ids) for turn in self.turns)
 
     def hear(self, observation: Observation, settings: EnvironmentConfig, max_tokens: int) -> None:
-        """Takes the environment's answer, which may end the episode."""
-        self.observation = observation
+        """Takes the environment's answer, which may end the episode.
+
+        An answer that does not name the task is of the one that was named before.
+        """
         if self.turns:
             last = self.exchanges[-1]
             valid = last.valid and observation.valid
+            before = last.observation
+            observation = replace(
+                observation,
+                task=observation.task or before.task,
+                task_type=observation.task_type or before.task_type,
+            )
             self.exchanges[-1] = replace(last, valid=valid, reward=observation.reward)
+        self.observation = observation
         if observation.failed:
             self.ended = "failed"
         elif observation.terminated:
@@ -70,8 +79,7 @@ class OpenEpisode:
         if observation.failed:
             verdict = Verdict(0.0, None, observation.failed)
         else:
-            score = max(observation.score, float(observation.won))
-            verdict = Verdict(score, observation.won, "won" if observation.won else "lost")
+            verdict = Verdict(_score(observation), observation.won, "won" if observation.won else "lost")
         return replace(
             self.episode,
             verdict=verdict,
@@ -83,6 +91,11 @@ class OpenEpisode:
         )
 
 
+def _score(observation: Observation) -> float:
+    """1 for a task that is won, where the environment gives no score."""
+    return max(observation.score, float(observation.won))
+
+
 def _reward(
     observation: Observation, exchanges: Sequence[Exchange], settings: EnvironmentConfig
 ) -> float:
@@ -90,7 +103,7 @@ def _reward(
         case "won":
             worth = float(observation.won)
         case "score":
-            worth = observation.score
+            worth = _score(observation)
         case "return":
             worth = sum(exchange.reward for exchange in exchanges)
     return settings.reward_scale * worth

@@ -108,7 +108,12 @@ def gather_shares[T](own: list[T]) -> list[T]:
 
 
 def any_rank(flag: bool) -> bool:
-    """True when `flag` is true on at least one rank. Collective."""
+    """True when `flag` is true on at least one rank. Collective.
+
+    A process that has joined no world is one of its own.
+    """
+    if not dist.is_initialized():
+        return flag
     value = torch.tensor(int(flag), device=device())
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return bool(value.item())
