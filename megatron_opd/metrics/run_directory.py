@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_opd.contracts.environments import Exchange
 from megatron_opd.contracts.rows import Row, Source
 from megatron_opd.contracts.signals import TeacherSignals
 from megatron_opd.errors import DataError, RunError
@@ -130,7 +131,24 @@ def _of_turns(row: Row) -> Line:
         keys |= {"turn": row.turn, "turns": row.episode.turns, "penalty": row.penalty}
     if not row.written_T.all():
         keys["sources"] = row.sources.tolist()
+    if row.exchanges:
+        keys |= {
+            "task_type": row.episode.task_type,
+            "skill": row.episode.skill,
+            "ended": row.episode.ended,
+            "score": row.verdict.score,
+            "exchanges": [_exchange(exchange) for exchange in row.exchanges],
+        }
     return keys
+
+
+def _exchange(exchange: Exchange) -> Line:
+    return {
+        "observation": exchange.observation.text,
+        "action": exchange.action,
+        "valid": exchange.valid,
+        "reward": exchange.reward,
+    }
 
 
 def teacher_line(signals: TeacherSignals, argmax_tokens: list[str] | None) -> Line:

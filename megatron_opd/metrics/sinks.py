@@ -117,7 +117,7 @@ class Sinks:
     def _write_rows(self, record: StepRecord) -> None:
         lines = []
         start = 0
-        for row in record.rows[: self._max_rollouts]:
+        for row in _whole_episodes(record.rows, self._max_rollouts):
             stop = start + row.num_tokens
             line = run_directory.sample_line(record.step, row, self._texts(row.token_ids))
             if record.teacher:
@@ -135,3 +135,9 @@ class Sinks:
         for token_id in set(token_ids.tolist()) - self._token_texts.keys():
             self._token_texts[token_id] = self._tokenizer.decode([token_id])
         return [self._token_texts[token_id] for token_id in token_ids.tolist()]
+
+
+def _whole_episodes(rows: Sequence[Row], at_most: int) -> list[Row]:
+    """The first rows, up to the end of the episode in which `at_most` are reached."""
+    last = rows[:at_most][-1].episode.key
+    return [row for place, row in enumerate(rows) if place < at_most or row.episode.key == last]

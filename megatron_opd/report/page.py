@@ -14,6 +14,7 @@ from ruamel.yaml.error import YAMLError
 from megatron_opd.errors import DataError
 from megatron_opd.files.atomic import write_atomically
 from megatron_opd.metrics.run_directory import Line, metrics_path, read_metrics
+from megatron_opd.report.episodes import read_episodes
 from megatron_opd.report.plots import draw_plots, series
 from megatron_opd.report.samples import read_groups
 
@@ -56,6 +57,7 @@ def write_report(run_dir: str | Path) -> Path:
         reward_warnings=_reward_warnings(rows),
         plots=[(plot, base64.b64encode(plot.png).decode()) for plot in plots],
         groups=groups,
+        steps_of_episodes=read_episodes(run_dir),
         settings=_settings(config),
         environment=_read_environment(run_dir / "env.json"),
     )
@@ -147,7 +149,7 @@ def _headlines(config: Mapping[str, Any], rows: Sequence[Line]) -> list[Headline
     elif len(accuracy):
         detail = ", ".join(_interval(rows))
         cards.append(Headline("Held-out accuracy", _percent(accuracy[0]), detail=detail))
-    cards += _answer_headlines(rows)
+    cards += _skill_headline(rows) + _answer_headlines(rows)
     _, reward = series(rows, "reward/mean")
     if len(reward) >= 2:
         first = f"{reward[0]:.3f}"
@@ -166,6 +168,15 @@ def _headlines(config: Mapping[str, Any], rows: Sequence[Line]) -> list[Headline
         detail = f"{seconds.mean():.2f} s per step"
         cards.append(Headline("Time in steps", _duration(seconds.sum()), detail=detail))
     return cards + _token_headline(config, rows)
+
+
+def _skill_headline(rows: Sequence[Line]) -> list[Headline]:
+    """The first and last success of the student with skills to read, as a teacher reads them."""
+    _, accuracy = series(rows, "eval/with_skills/accuracy")
+    if not len(accuracy):
+        return []
+    before = _percent(accuracy[0]) if len(accuracy) >= 2 else ""
+    return [Headline("With skills", _percent(accuracy[-1]), before, "held out")]
 
 
 def _interval(rows: Sequence[Line]) -> list[str]:

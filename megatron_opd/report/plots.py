@@ -35,6 +35,7 @@ _PHASES = {
 _REASON_COLOURS = (
     "#5cb893", "#ea9a97", "#efc182", "#b9a2e4", "#8fb4ee", "#dfa0c0", "#a9b1bc", "#d5dae1",
 )  # fmt: skip
+_RIGHT = ("reward/reason/correct", "reward/reason/won")
 _MAX_BARS = 150
 
 
@@ -100,7 +101,8 @@ def _reward(axes: Axes, rows: Sequence[Line]) -> bool:
                 weight="bold",
             )
         axes.margins(y=0.18)
-    return drawn or bool(len(steps))
+    skilled = _line(axes, rows, "eval/with_skills/accuracy", TEACHER, "held out, with skills")
+    return drawn or skilled or bool(len(steps))
 
 
 def _loss(axes: Axes, rows: Sequence[Line]) -> bool:
@@ -148,7 +150,7 @@ def _reasons(axes: Axes, rows: Sequence[Line]) -> bool:
             if key.startswith(prefix):
                 totals[key] = totals.get(key, 0) + (count or 0)
     counted = [row for row in rows if any(key in totals for key in row)]
-    keys = sorted(totals, key=lambda key: (key != prefix + "correct", -totals[key]))
+    keys = sorted(totals, key=lambda key: (key not in _RIGHT, -totals[key]))
     counts = np.array([[row.get(key) or 0 for row in counted] for key in keys], dtype=np.float64)
     if not counts.any():
         return False

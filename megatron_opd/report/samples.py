@@ -64,7 +64,8 @@ def read_groups(run_dir: Path, metrics: Sequence[Line]) -> list[Group]:
     steps = [step for step in scored if step in files] or list(files)
     groups = []
     for step in dict.fromkeys([steps[0], steps[-1]]) if steps else ():
-        rows = read_rollouts(files[step])
+        # Episodes of turns have a section of their own.
+        rows = [row for row in read_rollouts(files[step]) if not row.get("exchanges")]
         if rows:
             samples = [_sample(row) for row in _choose(rows)]
             groups.append(Group(step, samples, _disagreement(rows)))
@@ -92,8 +93,8 @@ def _sample(row: Line) -> Sample:
     if row["policy_version"] >= 0:
         verdict = "right" if row["reward"] > 0 else "wrong"
     return Sample(
-        problem=_shorten(row["problem"], _MAX_PROBLEM),
-        answer=_shorten(row["answer"], _MAX_ANSWER),
+        problem=shorten(row["problem"], _MAX_PROBLEM),
+        answer=shorten(row["answer"], _MAX_ANSWER),
         verdict=verdict,
         reward=f"{row['reward']:g}",
         reason=row["reward_reason"].replace("_", " "),
@@ -163,5 +164,11 @@ def _disagreement(rows: Sequence[Line]) -> float | None:
     return sum(differs) / len(differs) if differs else None
 
 
-def _shorten(text: str, limit: int) -> str:
+def cells_of(row: Line) -> list[Cell]:
+    """The tokens of a row, the last ones left out where there are too many."""
+    return [_cell(row, index) for index in range(min(len(row["token_ids"]), _HEAD))]
+
+
+def shorten(text: str, limit: int) -> str:
+    """The first characters of a text, and the number of all where some are left out."""
     return text if len(text) <= limit else f"{text[:limit]} … ({len(text):,} characters)"

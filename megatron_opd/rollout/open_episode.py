@@ -79,7 +79,9 @@ class OpenEpisode:
         if observation.failed:
             verdict = Verdict(0.0, None, observation.failed)
         else:
-            verdict = Verdict(_score(observation), observation.won, "won" if observation.won else "lost")
+            verdict = Verdict(
+                _score(observation), observation.won, "won" if observation.won else "lost"
+            )
         return replace(
             self.episode,
             verdict=verdict,
