@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 
-from megatron_opd.environments.open import check_environment
+from megatron_opd.environments.check import check_environment
 from megatron_opd.errors import ConfigError
 from megatron_opd.methods.needs import needs_of
 from megatron_opd.recipe.agents import EnvironmentConfig, HistoryConfig, SkillsConfig

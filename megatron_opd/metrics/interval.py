@@ -34,4 +34,4 @@ def difference_95(first_N: np.ndarray, second_N: np.ndarray) -> tuple[float, flo
     differences_N = second_N - first_N
     mean = float(differences_N.mean())
     half = _Z * float(differences_N.std(ddof=1)) / math.sqrt(len(differences_N))
-    return mean, mean - half, mean + half
+    return mean, max(mean - half, -1.0), min(mean + half, 1.0)
