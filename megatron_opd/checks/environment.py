@@ -27,10 +27,6 @@ def check_tasks(config: RunConfig) -> None:
     check_environment(environment)
     if config.skills:
         _check_skills(config, config.skills)
-    elif config.self_teacher:
-        raise ConfigError(
-            "self_teacher: needs skills, without which it says what the student says; give skills"
-        )
     if config.eval and config.eval.skills != "without" and config.skills is None:
         raise ConfigError(
             f"eval.skills: {config.eval.skills} needs skills; give skills.bank, or remove it"
@@ -42,9 +38,8 @@ def _check_data_alone(config: RunConfig) -> None:
         raise ConfigError(
             "data.train: missing; give the file of the training prompts, or an environment"
         )
-    for key in ("skills", "self_teacher"):
-        if getattr(config, key) is not None:
-            raise ConfigError(f"{key}: needs an environment; remove it, or give environment.kind")
+    if config.skills:
+        raise ConfigError("skills: needs an environment; remove it, or give environment.kind")
     if config.eval and config.eval.skills != "without":
         raise ConfigError("eval.skills: no effect without an environment; remove it")
 
@@ -102,9 +97,4 @@ def _check_skills(config: RunConfig, skills: SkillsConfig) -> None:
     if skills.place == "system" and config.data.template.kind == "raw":
         raise ConfigError(
             "skills.place: a raw template has no system message; choose user or raw_prefix"
-        )
-    if skills.reader == "student" and config.self_teacher:
-        raise ConfigError(
-            "self_teacher: reads what the student reads with skills.reader=student; set "
-            "reader=teacher, or remove it"
         )

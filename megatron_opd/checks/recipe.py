@@ -38,8 +38,8 @@ def preflight(config: RunConfig, *, world_size: int | None) -> list[str]:
     `world_size` is the number of processes the run will have, None where that is not known yet.
     Raises: ConfigError (a key), DataError (a model directory).
     """
-    check_tasks(config)
     warnings = check_method(config)
+    check_tasks(config)
     _check_settings_have_effect(config)
     warnings += check_data_keys(config)
     architectures = _check_directories(config)

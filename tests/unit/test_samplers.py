@@ -107,7 +107,9 @@ def test_failed_episodes_are_left_out_and_counted() -> None:
     settings = {"num_groups": 3, "group_size": 2, "max_refills": 0}
     sampler = Talks(lambda episode: (episode.group, episode.sample) in [(0, 1), (1, 0), (1, 1)])
     rows = collect(sampler, source, None, DRAW, Clock(), notes, **settings)
-    assert notes.counts == {"rollout/failed_episodes": 3} and not notes.lines
+    assert notes.counts == {"rollout/failed_episodes": 3}
+    (line,) = notes.lines
+    assert line.startswith("warning: step 7: the environments of 3 episodes failed, the first in")
     # group 1 is gone, and the next one has its number
     episodes = [(e.group, e.task.index, e.sample) for e in episodes_of(rows)]
     assert episodes == [(0, 0, 0), (1, 2, 0), (1, 2, 1)]

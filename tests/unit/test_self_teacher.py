@@ -15,11 +15,13 @@ from megatron_opd.trainer.weight_copy import WeightCopy
 from tests.unit.skill_banks import write_words
 from tests.unit.tiny_model_files import write_recipe
 
-SKILLS = {"max_tokens": 16}
+SKILLS = {"max_tokens": 16, "place": "user"}
 
 
 def check(folder: Path, *overrides: str, **changes: Any) -> list[str]:
     keys = {"teacher": None, "self_teacher": {}, "skills": SKILLS, "method": "opd"} | changes
+    if keys["skills"] and "method=minillm" not in overrides:
+        keys |= {"environment": {"kind": "workshop"}, "data": {"template": {"kind": "raw"}}}
     if keys["skills"]:
         keys["skills"] |= {"bank": str(write_words(folder / "bank", heat="1+1", cool="2+2"))}
     recipe = write_recipe(folder, **keys)
