@@ -9,6 +9,7 @@ import numpy as np
 
 from megatron_opd.contracts.rows import Row, Source, episodes_of
 from megatron_opd.contracts.signals import TeacherSignals
+from megatron_opd.metrics.gaps import gap_metrics
 from megatron_opd.metrics.turns import episode_metrics
 
 
@@ -59,6 +60,7 @@ def summarise(
         # In the log-ratios too, a token that the teacher does not have counts as one of e^-30.
         logprobs_T = teacher.logprobs_T[written_T].clip(min=-30)
         metrics["teacher/logprob/mean"] = float(logprobs_T.mean(dtype=np.float64))
+        metrics |= gap_metrics(rows, teacher)
     return metrics
 
 
