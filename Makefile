@@ -3,7 +3,7 @@ PYTEST := $(PYTHON_BIN) -m pytest
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup launch-env demo demo-real test test-fast test-slurm gpu-check lint docs bench lock clean
+.PHONY: help setup launch-env demo demo-agents demo-real test test-fast test-slurm gpu-check lint docs bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ launch-env: setup  ## make .venv-launch, from which `megatron-opd launch` submit
 
 demo: setup  ## train a student with a teacher, from nothing to a report (DEMO_ARGS=...)
 	$(PYTHON_BIN) tools/demo.py $(DEMO_ARGS)
+
+demo-agents: setup  ## agents in a toy world, with rewards alone and with SDAR, to a report of each (DEMO_ARGS=...)
+	$(PYTHON_BIN) tools/demo_agents.py $(DEMO_ARGS)
 
 demo-real: setup  ## the same with a real language model, SmolLM2-135M-Instruct (DEMO_ARGS=...)
 	$(PYTHON_BIN) tools/demo_real.py $(DEMO_ARGS)

@@ -1,9 +1,10 @@
-"""killed_runs.py OUT RECIPE KEY=VALUE...: runs that are killed in a phase of a step, and resumed.
+"""killed_runs.py OUT PHASES RECIPE KEY=VALUE...: runs killed in a phase of a step, and resumed.
 
-For every phase a process trains into OUT/<phase> and kills itself (SIGKILL) in that phase of step
-`KILLED_AT`; a second one resumes. OUT/whole is a run that nothing disturbs. All are forked from
-this process, which has imported everything, so that a run costs seconds; as many at a time as there
-are cores. OUT/<phase>.ended has the signal that ended the first and the exit code of the other.
+For every phase of PHASES, "a,b", a process trains into OUT/<phase> and kills itself (SIGKILL) in
+that phase of step `KILLED_AT`; a second one resumes. OUT/whole is a run that nothing disturbs. All
+are forked from this process, which has imported everything, so that a run costs seconds; as many at
+a time as there are cores. OUT/<phase>.ended has the signal that ended the first and the exit code
+of the other.
 """
 
 import contextlib
@@ -11,19 +12,22 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from megatron_opd import loop
+from megatron_opd.environments.pool import EnvironmentPool
 from megatron_opd.objective.loss import Objective
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.recipe.load import load_config
+from megatron_opd.rollout.episodes import Episodes
 from megatron_opd.rollout.vllm.engine import VllmEngine
 from megatron_opd.runs import learner
 from megatron_opd.tasks.tokenizer import load_tokenizer
+from megatron_opd.teacher.privileged import PrivilegedTeacher
 from megatron_opd.teacher.score import MegatronTeacher
 from megatron_opd.trainer import checkpoint
 from megatron_opd.trainer import step as train_step
@@ -112,6 +116,10 @@ PHASES: dict[str, Callable[[], None]] = {
     "save": lambda: before(checkpoint, "write_manifest"),
     "publish": lambda: after(checkpoint, "write_manifest"),  # written whole, not yet renamed
     "evaluate": lambda: after(loop, "held_out"),
+    # of an agent: between two turns, and before the student is asked as its own teacher
+    "turn": lambda: before(Episodes, "_act", calls=9),
+    "environment": lambda: before(EnvironmentPool, "ready", calls=3),
+    "self_teacher": lambda: before(PrivilegedTeacher, "score"),
     "engine": engine_fails,
 }
 
@@ -153,13 +161,13 @@ def fork(work: Callable[[], None]) -> int:
     return pid
 
 
-def main(out: Path, recipe: str, *overrides: str) -> None:
+def main(out: Path, phases: Sequence[str], recipe: str, *overrides: str) -> None:
     config = load_config(recipe, list(overrides))
     load_tokenizer(config.student.path)
     works = [partial(train, replace(config, run_dir=str(out / "whole")))]
     works += [
         partial(killed_and_resumed, replace(config, run_dir=str(out / phase)), phase)
-        for phase in PHASES
+        for phase in phases
     ]
     running = 0
     for work in works:
@@ -173,4 +181,4 @@ def main(out: Path, recipe: str, *overrides: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    main(Path(sys.argv[1]), sys.argv[2].split(","), *sys.argv[3:])

@@ -189,6 +189,7 @@ def assert_same_run(run: Path, expected: Path) -> None:
     """Metrics, samples, held-out answers and weights, bit for bit."""
     assert without_times(run) == without_times(expected)
     for folder in ("rollouts", "heldout"):
+        assert (expected / folder).is_dir()
         files = {path.name: path.read_bytes() for path in (expected / folder).iterdir()}
         assert {path.name: path.read_bytes() for path in (run / folder).iterdir()} == files
     got, wanted = (load_file(each / "hf" / "model.safetensors") for each in (run, expected))
@@ -288,7 +289,9 @@ def test_a_run_killed_in_any_phase_goes_on_as_if_nothing_had_happened(
         tmp_path, *LAYOUTS["dp2"], "num_steps=3", "rollout.num_prompts=4", "checkpoint.every=1"
     )
     recipe += ["eval={every: 1, num_prompts: 8}", "log.tensorboard=false"]
-    _, stderr = forked("tests.e2e.killed_runs", None, tmp_path, *recipe, timeout=500)
+    _, stderr = forked(
+        "tests.e2e.killed_runs", None, tmp_path, ",".join(PHASES), *recipe, timeout=500
+    )
     ended = {phase: (tmp_path / f"{phase}.ended").read_text() for phase in PHASES}
     assert ended == {phase: "0 0" if phase == "engine" else "9 0" for phase in PHASES}, stderr[
         -3000:
