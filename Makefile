@@ -3,7 +3,7 @@ PYTEST := $(PYTHON_BIN) -m pytest
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup launch-env demo demo-agents demo-real test test-fast test-slurm gpu-check lint docs bench lock clean
+.PHONY: help setup launch-env agents-env demo demo-agents demo-real test test-fast test-slurm gpu-check lint docs bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ setup:  ## make .venv with the pinned packages (done by every target below)
 
 launch-env: setup  ## make .venv-launch, from which `megatron-opd launch` submits jobs
 	@tools/setup.sh launch
+
+agents-env: setup  ## make .venv-agents, in which ALFWorld and WebShop play (compiles for minutes the first time)
+	@tools/setup.sh agents
 
 demo: setup  ## train a student with a teacher, from nothing to a report (DEMO_ARGS=...)
 	$(PYTHON_BIN) tools/demo.py $(DEMO_ARGS)
@@ -49,11 +52,13 @@ bench: setup  ## every benchmark, one after the other (hours on a small machine)
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(PYTHON_BIN) $$file; done
 
 lock: setup  ## resolve constraints/*.txt from pyproject.toml (LOCK_ARGS=--upgrade for newer versions)
-	$(PYTHON_BIN) -m uv pip compile pyproject.toml --quiet --python $(PYTHON_BIN) --extra cpu --extra dev \
+	$(PYTHON_BIN) -m uv pip compile pyproject.toml --quiet --python $(PYTHON_BIN) --extra cpu --extra dev --extra agents \
 	    --override constraints/overrides.txt --custom-compile-command "make lock" $(LOCK_ARGS) -o constraints/cpu.txt
 	$(PYTHON_BIN) -m uv pip compile --group pyproject.toml:launch --quiet --python $(PYTHON_BIN) \
 	    --custom-compile-command "make lock" $(LOCK_ARGS) -o constraints/launch.txt
+	$(PYTHON_BIN) -m uv pip compile --group pyproject.toml:agents --quiet --python $(PYTHON_BIN) \
+	    --custom-compile-command "make lock" $(LOCK_ARGS) -o constraints/agents.txt
 
 clean:  ## remove .venv and every cache; runs/ stays
-	rm -rf .venv .venv-launch build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-launch .venv-agents build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

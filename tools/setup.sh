@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv with the exact packages of constraints/cpu.txt and this checkout installed in place; with the argument
-# "launch" .venv-launch with those of constraints/launch.txt, whose requirements clash with the others'.
+# "launch" or "agents" .venv-launch or .venv-agents with those of constraints/launch.txt or agents.txt, whose
+# requirements clash with the others'.
 # Safe to run at any time: it does nothing when nothing changed, and repairs what is missing or broken.
 # PYTHON=/path/to/python3.12 chooses the interpreter.
 set -euo pipefail
@@ -10,7 +11,8 @@ WANTED=3.12
 case "${1:-}" in
 "") LOCK=constraints/cpu.txt NAME=.venv WHAT="6 GB; about a minute the first time" ;;
 launch) LOCK=constraints/launch.txt NAME=.venv-launch WHAT="nemo-run and what it needs" ;;
-*) echo "setup: unknown argument $1; give none, or launch" >&2; exit 2 ;;
+agents) LOCK=constraints/agents.txt NAME=.venv-agents WHAT="ALFWorld and what WebShop needs; minutes the first time, which compiles" ;;
+*) echo "setup: unknown argument $1; give none, launch or agents" >&2; exit 2 ;;
 esac
 VENV=$PWD/$NAME
 STAMP=$VENV/.setup-stamp
@@ -64,6 +66,30 @@ install() {
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$@"
 }
 
+# Packages of the agents that have no wheel, compiled once for all checkouts of this user: two minutes on two cores. The
+# package's own -O3 -g would take twice as long, and the time of a game is Python's.
+COMPILED="fast-downward-textworld jericho"
+WHEELS=${XDG_CACHE_HOME:-$HOME/.cache}/megatron-opd/wheels/$(uname -m)
+
+install_compiled() {
+    local name pinned wheel compiler
+    compiler=$(mktemp -d)
+    printf '#!/bin/sh\nexec c++ "$@" -O1 -g0\n' >"$compiler/c++"
+    chmod +x "$compiler/c++"
+    for name in $COMPILED; do
+        pinned=$(grep "^$name==" "$LOCK")
+        wheel=$(compgen -G "$WHEELS/${name//-/_}-${pinned#*==}-*.whl" || true)
+        if [ -z "$wheel" ]; then
+            say "compiling $pinned"
+            CXX=$compiler/c++ "$VENV/bin/python" -m pip wheel --quiet --disable-pip-version-check --no-deps \
+                --wheel-dir "$WHEELS" "$pinned" || return 1
+            wheel=$(compgen -G "$WHEELS/${name//-/_}-${pinned#*==}-*.whl")
+        fi
+        install "$wheel" || return 1
+    done
+    rm -rf "$compiler"
+}
+
 # A tenth of a second with uv, some seconds with pip.
 nothing_is_missing() {
     if use_uv; then
@@ -88,6 +114,9 @@ fi
 if ! use_uv; then
     say "installing $(grep '^uv==' "$LOCK")"
     install "$(grep '^uv==' "$LOCK")" || say "uv is not available; pip will be used, which takes some minutes"
+fi
+if [ "$NAME" = .venv-agents ]; then
+    install_compiled || fail "a package could not be compiled: that needs g++, make and cmake, and the network"
 fi
 say "installing $(grep -c '^[a-z].*==' "$LOCK") packages from $LOCK ($WHAT)"
 install -r "$LOCK" || fail "packages could not be installed: check the network and pip's index settings, then run it again"
