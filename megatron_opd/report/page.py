@@ -14,8 +14,9 @@ from ruamel.yaml.error import YAMLError
 from megatron_opd.errors import DataError
 from megatron_opd.files.atomic import write_atomically
 from megatron_opd.metrics.run_directory import Line, metrics_path, read_metrics
+from megatron_opd.report.drawing import series
 from megatron_opd.report.episodes import read_episodes
-from megatron_opd.report.plots import draw_plots, series
+from megatron_opd.report.plots import draw_plots
 from megatron_opd.report.samples import read_groups
 
 _STEP_SECONDS = "timing/step_seconds"

@@ -28,8 +28,9 @@ from megatron_opd.metrics.run_directory import Line, read_metrics, read_rollouts
 from megatron_opd.metrics.sinks import Sinks
 from megatron_opd.recipe.keys import DataConfig, LogConfig, OptimizerConfig, RunConfig, TrainConfig
 from megatron_opd.recipe.load import dump_config
+from megatron_opd.report.drawing import series
 from megatron_opd.report.page import write_report
-from megatron_opd.report.plots import draw_plots, series
+from megatron_opd.report.plots import draw_plots
 from tests.rows import row
 
 CHARACTERS = "0123456789+=?, carytensumo.\n<>"
