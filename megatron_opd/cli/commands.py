@@ -110,6 +110,11 @@ def traces(arguments: argparse.Namespace) -> None:
     from megatron_opd.recipe.load import load_config
 
     config = load_config(arguments.recipe, arguments.overrides)
+    if config.environment:
+        raise ConfigError(
+            "environment: traces answer the prompts of data, and this recipe has none; give a "
+            "recipe with data.train"
+        )
     model = ModelConfig(arguments.model) if arguments.model else config.teacher
     if model is None:
         raise ConfigError(

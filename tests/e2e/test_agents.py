@@ -97,6 +97,12 @@ def test_a_model_directory_is_evaluated_in_the_environment(assets: Path, tmp_pat
     assert "prompts of workshop, heldout" in stdout
 
 
+def test_traces_are_of_data(assets: Path, tmp_path: Path) -> None:
+    keys = recipe(assets, tmp_path / "run")
+    _, stderr = command("traces", *keys, "--out", tmp_path / "out.parquet", code=2)
+    assert "environment: traces answer the prompts of data" in stderr
+
+
 def test_an_environment_that_cannot_start_is_one_line(assets: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import no_such_package\n")
     keys = recipe(assets, tmp_path / "run", "environment.kind=broken:World")
