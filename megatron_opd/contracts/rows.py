@@ -98,6 +98,7 @@ class Row:
     # int32, the prompt with the privileged text that the student did not read
     privileged_ids: np.ndarray | None = None
     exchanges: tuple[Exchange, ...] = ()  # with the environment, one of each of its turns
+    action_T: np.ndarray | None = None  # bool [T], of the words that the environment was told
 
     @property
     def task(self) -> Task:

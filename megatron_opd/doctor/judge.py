@@ -89,6 +89,8 @@ def _own_teacher(config: RunConfig, measured: dict[str, Any]) -> Finding:
 def _other_teacher(config: RunConfig, measured: dict[str, Any]) -> Finding:
     subject = "other teacher"
     needs = needs_of(active(config.method, 0))
+    if config.self_teacher:
+        return Finding("ok", subject, "does not apply: the student is its own teacher")
     if not (needs.teacher or needs.teacher_head) or "other_teacher" not in measured:
         return Finding(
             "ok",

@@ -127,7 +127,21 @@ def accuracy(groups: list[list[Row]], settings: EvalConfig) -> dict[str, float]:
         best_N = np.nanmax(correct_NK, axis=1)
         metrics[f"eval/pass@{settings.samples_per_prompt}"] = float(best_N.mean())
     failed = int(np.isnan(all_NK).sum())
-    return metrics | episode_metrics(rows, "eval") | ({"eval/failed": failed} if failed else {})
+    metrics |= episode_metrics(rows, "eval") | ({"eval/failed": failed} if failed else {})
+    return metrics | _by_type([group[0].episode.task_type for group in groups], all_NK)
+
+
+def _by_type(task_types: Sequence[str], correct_NK: np.ndarray) -> dict[str, float]:
+    """The interval of every type of task; {} where all are of one type."""
+    metrics = {}
+    for task_type in sorted(set(task_types)) if len(set(task_types)) > 1 else ():
+        of_type = np.array([one == task_type for one in task_types])
+        there = of_type & ~np.isnan(correct_NK).all(axis=1)
+        if there.any():
+            low, high = interval_95(correct_NK[there])
+            metrics[f"eval/won/{task_type}/low"] = low
+            metrics[f"eval/won/{task_type}/high"] = high
+    return metrics
 
 
 def evaluate_model(config: RunConfig, model: ModelConfig) -> dict[str, float]:

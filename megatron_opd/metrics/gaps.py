@@ -16,9 +16,10 @@ FIRST_TURNS = 8  # have a number of their own; later ones share one
 
 
 def gap_metrics(rows: Sequence[Row], teacher: TeacherSignals) -> dict[str, float]:
-    """The mean of log p_teacher - log p_sampler over the student's tokens of each turn, and the
-    share of tokens that the teacher likes better, whose gates of SDAR are above a half.
+    """The mean of log p_teacher - log p_sampler over the student's tokens, over those of actions
+    and over those of each turn, and the share of tokens that the teacher likes better.
 
+    The gates of SDAR are above a half at tokens that the teacher likes better.
     {} where every episode has one turn. A token that the teacher does not have counts as one of
     e^-30.
     """
@@ -29,6 +30,8 @@ def gap_metrics(rows: Sequence[Row], teacher: TeacherSignals) -> dict[str, float
     own_T = np.concatenate([r.logprobs for r in rows])
     gap_T = teacher.logprobs_T.clip(min=-30).astype(np.float64) - own_T
     metrics = _of("", gap_T[drawn_T])
+    acting = [np.zeros(r.num_tokens, bool) if r.action_T is None else r.action_T for r in rows]
+    metrics |= _of("/actions", gap_T[drawn_T & np.concatenate(acting)])
     for turn in range(min(int(turn_T.max()) + 1, FIRST_TURNS + 1)):
         later = turn == FIRST_TURNS
         of_turn_T = drawn_T & (turn_T >= turn if later else turn_T == turn)

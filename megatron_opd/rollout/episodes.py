@@ -14,7 +14,7 @@ from megatron_opd.contracts.skills import Retriever
 from megatron_opd.contracts.stations import Engine, Tokenizer
 from megatron_opd.errors import OpdError, RunError
 from megatron_opd.recipe.agents import EnvironmentConfig, SkillsConfig
-from megatron_opd.rollout.history import Growing, Window, cut_at_action
+from megatron_opd.rollout.history import Growing, Window, action_tokens, cut_at_action
 from megatron_opd.rollout.open_episode import OpenEpisode, Turn
 from megatron_opd.rollout.requests import new_episodes
 from megatron_opd.world.processes import any_rank
@@ -156,7 +156,9 @@ class Episodes:
                 text = self._text(completion)
                 completion = cut_at_action(completion, text, self._dialogue, self._tokenizer)
             text = self._text(completion)
-            return Turn(prompt_ids, privileged_ids, completion, text, between_ids)
+            action = self._dialogue.action(text).text
+            acting_T = action_tokens(completion, text, action, self._tokenizer)
+            return Turn(prompt_ids, privileged_ids, completion, text, between_ids, acting_T)
 
         return Request(task, prompt_ids, left, seed), finish
 

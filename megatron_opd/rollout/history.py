@@ -64,6 +64,7 @@ class Window:
                 penalty=0.0 if exchange.valid else self._penalty,
                 privileged_ids=turn.privileged_ids,
                 exchanges=(exchange,),
+                action_T=turn.action_T,
             )
             rows.append(row)
         return rows
@@ -120,6 +121,7 @@ class Growing:
             penalty=invalid * self._penalty,
             privileged_ids=turns[0].privileged_ids,
             exchanges=tuple(played.exchanges),
+            action_T=np.concatenate([_acting(turn) for turn in turns]),
         )
         return [row]
 
@@ -139,6 +141,25 @@ def _logprobs(turn: Turn) -> np.ndarray:
     return np.concatenate([heard, np.array(turn.completion.logprobs, np.float32)])
 
 
+def _acting(turn: Turn) -> np.ndarray:
+    return np.concatenate([np.zeros(len(turn.between_ids), bool), turn.action_T])
+
+
+def action_tokens(
+    completion: Completion, text: str, action: str, tokenizer: Tokenizer
+) -> np.ndarray:
+    """Bool [T], the completion's tokens that hold the last place of the action's words in `text`.
+
+    None are true for an action that the text does not have.
+    """
+    acting_T = np.zeros(len(completion.token_ids), bool)
+    start = text.lower().rfind(action.lower())
+    if action and start >= 0:
+        first = _tokens_until(start + 1, completion.token_ids, tokenizer) - 1
+        acting_T[first : _tokens_until(start + len(action), completion.token_ids, tokenizer)] = True
+    return acting_T
+
+
 def cut_at_action(
     completion: Completion, text: str, dialogue: Dialogue, tokenizer: Tokenizer
 ) -> Completion:
@@ -149,12 +170,18 @@ def cut_at_action(
     stop = dialogue.end_of_action(text)
     if stop is None or stop >= len(text):
         return completion
-    ids = completion.token_ids
-    low, high = 1, len(ids)
+    kept = _tokens_until(stop, completion.token_ids, tokenizer)
+    return Completion(completion.token_ids[:kept], completion.logprobs[:kept], "stop")
+
+
+def _tokens_until(characters: int, token_ids: list[int], tokenizer: Tokenizer) -> int:
+    """The number of first tokens whose text has so many characters."""
+    low = 1
+    high = len(token_ids)
     while low < high:
         middle = (low + high) // 2
-        if len(tokenizer.decode(ids[:middle], skip_special_tokens=True)) >= stop:
+        if len(tokenizer.decode(token_ids[:middle], skip_special_tokens=True)) >= characters:
             high = middle
         else:
             low = middle + 1
-    return Completion(ids[:low], completion.logprobs[:low], "stop")
+    return low

@@ -24,6 +24,7 @@ class Turn:
     completion: Completion
     text: str  # without special tokens and without the end
     between_ids: np.ndarray  # int32, the environment's words ahead of it, in a growing episode
+    action_T: np.ndarray  # bool, of the completion's tokens that hold the action
 
 
 @dataclass

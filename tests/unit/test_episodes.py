@@ -177,6 +177,8 @@ def test_a_growing_episode_is_one_row_with_the_environments_words_inside() -> No
     assert Characters().decode(row.token_ids[heard].tolist()) == "[l2][l1]"
     assert set(row.versions[heard]) == {-1} and set(row.logprobs[heard]) == {0.0}
     assert row.turn_T.max() == 2 and row.end_T.sum() == 3
+    assert row.action_T is not None
+    assert Characters().decode(row.token_ids[row.action_T].tolist()) == first + second + third
     # token in, token out: each request continues exactly what was sampled and said
     whole = [*row.prompt_ids, *row.token_ids]
     asked = [r for call in engine.calls for r in call if r.task.index == 6]
