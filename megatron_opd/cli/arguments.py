@@ -21,6 +21,7 @@ examples:
   megatron-opd report runs/demo
   megatron-opd launch demo --cluster cpu-test
   megatron-opd skills check runs/skills
+  megatron-opd env check workshop options.size=4
   megatron-opd plan tgpo_qwen25_math_7b --gpus 8 --gpu a100
 
 RECIPE is a YAML file, the name of one in recipes/, or a run directory. \
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_report,
         _add_doctor,
         _add_skills,
+        _add_env,
     ):
         add(added)
     return parser
@@ -242,6 +244,22 @@ def _add_skills(added: _Commands) -> None:
         "recipe", metavar="RECIPE|BANK", help="a recipe with skills, or a bank by itself"
     )
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="set a key of the recipe")
+
+
+def _add_env(added: _Commands) -> None:
+    parser = added.add(
+        "env", commands.env, "play an environment by script, and say what it does and how quickly"
+    )
+    parser.add_argument("action", choices=["check"], help="the only one")
+    parser.add_argument(
+        "environment", metavar="KIND|RECIPE", help="a kind of environment, or a recipe that has one"
+    )
+    parser.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", help="set a key of it, such as workers=4"
+    )
+    parser.add_argument(
+        "--seconds", metavar="S", type=float, default=5.0, help="how long to play; default 5"
+    )
 
 
 def _positive(text: str) -> int:

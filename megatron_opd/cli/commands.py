@@ -181,6 +181,15 @@ def skills(arguments: argparse.Namespace) -> int:
     return 0 if fits else 1
 
 
+def env(arguments: argparse.Namespace) -> None:
+    from megatron_opd.environments.trial import environment_of, try_environment
+
+    if not 0 <= arguments.seconds <= 3600:
+        raise ConfigError(f"--seconds: {arguments.seconds:g} must be from 0 to 3600")
+    config = environment_of(arguments.environment, arguments.overrides)
+    print("\n".join(try_environment(config, arguments.seconds)))
+
+
 def doctor(arguments: argparse.Namespace) -> int:
     from megatron_opd.checks.hub import with_local_models
     from megatron_opd.doctor.report import print_report

@@ -9,6 +9,7 @@ import os
 import random
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ class AlfWorld:
             raise ValueError(problem)
         self._data = data_directory(data_dir)
         os.environ["ALFWORLD_DATA"] = str(self._data)  # alfworld makes a directory where it is not
+        if find_spec("textworld") is None:
+            raise ModuleNotFoundError(
+                "textworld and alfworld are not installed here; run `make agents-env`, and set "
+                "environment.python=.venv-agents/bin/python"
+            )
         import textworld
         from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
         from alfworld.info import __version__

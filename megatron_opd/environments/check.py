@@ -1,7 +1,9 @@
 """What can be said of an environment before its processes start."""
 
 import importlib.util
+import inspect
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from megatron_opd.environments.open import KINDS, ids_in_file
@@ -35,6 +37,7 @@ def _check_kind(config: EnvironmentConfig) -> None:
     if config.kind in KINDS:
         own_class = load_own(KINDS[config.kind][0])
         check = getattr(own_class, "check", None)
+        _check_options(own_class, config.options)
         if problem := check(config.options) if check else None:
             raise ConfigError(f"environment.options: {problem}")
     elif GYMNASIUM_ID.fullmatch(config.kind):
@@ -47,10 +50,11 @@ def _check_kind(config: EnvironmentConfig) -> None:
         problem = unknown("kind", config.kind, KINDS)
         raise ConfigError(f"environment.kind: {problem}, or module:Class, or a gymnasium id")
     elif config.python is None:
-        _own_class("environment.kind", config.kind, ("reset", "step"))
+        own_class = _own_class("environment.kind", config.kind, ("reset", "step"))
+        _check_options(own_class, config.options)
 
 
-def _own_class(key: str, reference: str, methods: tuple[str, ...]) -> None:
+def _own_class(key: str, reference: str, methods: tuple[str, ...]) -> object:
     if reference.count(":") != 1:
         raise ConfigError(f"{key}: must be written module:Class, got {reference!r}")
     try:
@@ -60,3 +64,19 @@ def _own_class(key: str, reference: str, methods: tuple[str, ...]) -> None:
     missing = [name for name in methods if not callable(getattr(own_class, name, None))]
     if missing:
         raise ConfigError(f"{key}: {reference} has no {' and no '.join(missing)}")
+    return own_class
+
+
+def _check_options(own_class: object, options: Mapping[str, object]) -> None:
+    """The names of the options are among those that the class is made with."""
+    assert callable(own_class)
+    parameters = inspect.signature(own_class).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in options:
+        if name not in parameters:
+            problem = unknown("option", name, parameters)
+            raise ConfigError(f"environment.options.{name}: {problem}")
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise ConfigError(f"environment.options.{name}: missing; the environment needs it")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from megatron_opd.contracts.environments import Action, Exchange, Observation
-from megatron_opd.environments.tags import first_between
+from megatron_opd.environments.tags import first_between, thought_and_action
 from megatron_opd.recipe.agents import EnvironmentConfig
 
 MOST_CHARACTERS = 200  # of an action without tags, which is what a text ends with
@@ -42,6 +42,10 @@ class PlainDialogue:
         if action := first_between("action", text):
             return Action(action)
         return Action(text.strip()[-MOST_CHARACTERS:], valid=False)
+
+    def written(self, action: str) -> str:
+        """A text that takes an action."""
+        return thought_and_action(action)
 
     def end_of_action(self, text: str) -> int | None:
         return None

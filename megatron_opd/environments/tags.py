@@ -14,6 +14,11 @@ def first_between(tag: str, text: str) -> str | None:
     return match[1].strip() if match else None
 
 
+def thought_and_action(action: str) -> str:
+    """What a model writes to take an action."""
+    return f"<think>so</think> <action>{action}</action>"
+
+
 def released_action(text: str, longest_stray: int) -> Action:
     """As verl-agent's and SDAR's code reads a text: in lower case, from the first <action> to the
     first </action>.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from megatron_opd.contracts.environments import Action, Exchange, Observation
-from megatron_opd.environments.tags import released_action
+from megatron_opd.environments.tags import released_action, thought_and_action
 from megatron_opd.recipe.agents import EnvironmentConfig
 
 SEPARATOR = " [SEP] "
@@ -52,6 +52,10 @@ class WebShopDialogue:
     def action(self, text: str) -> Action:
         """As verl-agent reads a text; without tags its end is sent."""
         return released_action(text, LONGEST_STRAY_ACTION)
+
+    def written(self, action: str) -> str:
+        """A text that takes an action."""
+        return thought_and_action(action)
 
     def end_of_action(self, text: str) -> int | None:
         """At the end."""

@@ -45,6 +45,10 @@ class WorkshopDialogue:
             return Action(" ".join(words))
         return Action(NO_ACTION, valid=False)
 
+    def written(self, action: str) -> str:
+        """A text that takes an action."""
+        return answer(action)
+
     def end_of_action(self, text: str) -> int | None:
         return None
 
