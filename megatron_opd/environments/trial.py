@@ -113,7 +113,7 @@ def _play(
     played: list[Trial] = []
     failures: list[str] = []
     by = set()
-    deadline = time.monotonic() + seconds
+    deadline = float("inf")  # until the first answer: starting takes its time
 
     def begin(slot: int) -> None:
         number = next(numbers)
@@ -124,6 +124,7 @@ def _play(
         begin(slot)
     while trials:
         for slot, observation in pool.ready(config.reset_seconds + config.step_seconds):
+            deadline = min(deadline, time.monotonic() + seconds)
             trial = trials[slot]
             trial.seen.append(observation)
             if observation.ended or len(trial.actions) == config.max_turns:
@@ -203,15 +204,16 @@ def _results(played: Sequence[Trial], by: str) -> list[str]:
 
 
 def _transcript(config: EnvironmentConfig, trial: Trial) -> list[str]:
-    """An episode, and the prompt that a model would get in its second turn."""
+    """An episode, and the prompt that a model would have got in its second turn."""
     lines = [f"first episode, task {trial.task_id}: {'won' if trial.won else 'not won'}"]
     for turn, observation in enumerate(trial.seen):
         reward = f"  [reward {observation.reward:g}]" if turn else ""
         lines += [f"  {line}" for line in (observation.text + reward).splitlines()]
         if turn < len(trial.actions):
             lines.append(f"  > {trial.actions[turn]}")
-    dialogue = open_dialogue(config)
-    past = [Exchange(trial.seen[0], trial.actions[0], True)] if len(trial.seen) > 1 else []
-    prompt = dialogue.prompt(past, trial.seen[len(past)])
-    lines.append(f"the prompt of turn {len(past) + 1}:")
+    turn = min(len(trial.actions), 2)
+    exchanges = zip(trial.seen, trial.actions, strict=False)
+    past = [Exchange(seen, action, True) for seen, action in exchanges][: turn - 1]
+    prompt = open_dialogue(config).prompt(past, trial.seen[len(past)])
+    lines.append(f"the prompt of turn {turn}:")
     return lines + [f"  {line}" for line in prompt.splitlines()]
