@@ -6,6 +6,7 @@ the title in the contents' first line. Everything heavy is imported when a retri
 
 import json
 import mmap
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
-KINDS = ("bm25", "faiss", "http")
+PACKAGES = {"bm25": ("bm25s",), "faiss": ("faiss", "torch", "transformers"), "http": ()}
 PROTOCOLS = ("queries", "query")  # of Search-R1's server, and of verl-agent's
 LUCENE_K1 = 0.9  # the constants of Pyserini
 LUCENE_B = 0.4
@@ -196,7 +197,16 @@ def open_retriever(
     timeout: float,
     attempts: int,
 ) -> Retriever:
-    """The retriever of these options, made once in a process and asked once, to see it answer."""
+    """The retriever of these options, made once in a process and asked once, to see it answer.
+
+    Raises RetrievalError where it does not, or where this interpreter lacks its package.
+    """
+    missing = [module for module in PACKAGES[kind] if find_spec(module) is None]
+    if missing:
+        raise RetrievalError(
+            f"retriever={kind} needs the package {missing[0]}, which {sys.executable} lacks; set "
+            "environment.python to one that has it"
+        )
     retriever: Retriever
     if kind == "bm25":
         retriever = Bm25(corpus, index)
@@ -212,8 +222,8 @@ def check_retriever(
     kind: str, corpus: str, index: str, encoder: str, url: str, protocol: str
 ) -> str | None:
     """What is missing for a retriever of these options, and the remedy, in one line; or None."""
-    if kind not in KINDS:
-        return f"retriever: unknown value {kind!r}; choose one of {', '.join(KINDS)}"
+    if kind not in PACKAGES:
+        return f"retriever: unknown value {kind!r}; choose one of {', '.join(PACKAGES)}"
     if kind == "http":
         if protocol not in PROTOCOLS:
             return f"protocol: unknown value {protocol!r}; choose one of {', '.join(PROTOCOLS)}"
@@ -230,8 +240,4 @@ def check_retriever(
             return f"{option}: missing; retriever={kind} needs it"
         if not Path(path).exists():
             return f"{option}: no such file or directory: {path}"
-    modules = ("bm25s",) if kind == "bm25" else ("faiss", "torch", "transformers")
-    missing = [module for module in modules if find_spec(module) is None]
-    if missing:
-        return f"retriever: {kind} needs the package {missing[0]}, which is not installed"
     return None

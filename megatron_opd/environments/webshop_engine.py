@@ -116,11 +116,18 @@ def check_engine(path: str) -> str | None:
         return "path: missing; give your checkout of github.com/princeton-nlp/WebShop"
     if not (Path(path) / ENGINE).is_file():
         return f"path: {path} is no checkout of princeton-nlp/WebShop: it has no {ENGINE}"
+    return None
+
+
+def missing_package() -> str | None:
+    """What this interpreter lacks for the engine, in one line; or None."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        return f"WebShop's engine needs the package {missing[0]}, which is not installed"
+        return f"WebShop's engine needs the package {missing[0]}, which {sys.executable} lacks"
     if not any(find_spec(name) for name in WORD_MODELS):
-        return f"WebShop's engine needs spaCy's model {WORD_MODELS[0]}, which is not installed"
+        return (
+            f"WebShop's engine needs spaCy's model {WORD_MODELS[0]}, which {sys.executable} lacks"
+        )
     return None
 
 
@@ -140,8 +147,10 @@ def open_shop(
 
     `seed` draws prices and price limits; goals are shuffled as the engine does it, so that a goal
     has the same number, the same words and the same price in every process. What the engine
-    prints goes to stderr.
+    prints goes to stderr. Raises RuntimeError where this interpreter lacks a package.
     """
+    if problem := missing_package():
+        raise RuntimeError(f"{problem}; set environment.python to one that has it")
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
         module = _import_engine(path)
         engine: Any = importlib.import_module("web_agent_site.engine.engine")

@@ -683,6 +683,8 @@ SIZES = {
     "Skywork-OR1-Math-7B": (28, 4, 18944, 28, 131072),
     "Qwen3-1.7B": (16, 8, 6144, 28, 40960),
     "Qwen3-8B": (32, 8, 12288, 36, 40960),
+    "Qwen2.5-3B-Instruct": (16, 2, 11008, 36, 32768),
+    "Qwen2.5-7B-Instruct": (28, 4, 18944, 28, 32768),
 }
 SIZE_KEYS = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "num_hidden_layers",
              "max_position_embeddings")  # fmt: skip

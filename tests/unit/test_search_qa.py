@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
@@ -375,6 +376,14 @@ def test_faiss_finds_what_brute_force_finds(tmp_path: Path) -> None:
     assert retriever.search("Who was an early programmer?", 1) == [passages[3]]
     alone = retriever.encode(["chess"])  # padding to a longer neighbour changes nothing
     assert np.allclose(retriever.encode(["chess", " ".join(["long"] * 99)])[0], alone[0], atol=1e-5)
+
+
+@pytest.mark.skipif(find_spec("bm25s") is not None, reason="this interpreter has bm25s")
+def test_an_interpreter_without_the_package_is_named(questions: str, corpus: str) -> None:
+    """The training process checks the options, and another interpreter may search."""
+    assert SearchQA.check({"train": questions, "corpus": corpus}) is None
+    with pytest.raises(RetrievalError, match=r"needs the package bm25s, .*; set environment\.pyt"):
+        SearchQA(train=questions, corpus=corpus)
 
 
 def test_a_retriever_is_made_once_in_a_process(server: str) -> None:

@@ -23,6 +23,7 @@ from megatron_opd.environments.webshop_engine import (
     ProductSearch,
     check_engine,
     indexed_text,
+    missing_package,
     open_shop,
 )
 from megatron_opd.recipe.agents import EnvironmentConfig, HistoryConfig
@@ -31,7 +32,7 @@ from tools.make_webshop_catalogue import write_catalogue
 CHECKOUT = os.environ.get("OPD_WEBSHOP", "")
 FILES = ("items_shuffle", "items_ins", "items_human_ins")
 with_engine = pytest.mark.skipif(
-    check_engine(CHECKOUT) is not None,
+    check_engine(CHECKOUT) is not None or missing_package() is not None,
     reason="OPD_WEBSHOP names no checkout of princeton-nlp/WebShop, or its packages are missing",
 )
 
@@ -151,6 +152,13 @@ def test_the_catalogue_follows_from_its_seed(catalogue: Path, tmp_path: Path) ->
 )
 def test_check_without_a_checkout(options: dict[str, str], problem: str) -> None:
     assert str(WebShop.check(options)).startswith(problem)
+
+
+@pytest.mark.skipif(missing_package() is None, reason="this interpreter has WebShop's packages")
+def test_an_interpreter_without_the_packages_is_named() -> None:
+    """The training process checks the options, and another interpreter may play."""
+    with pytest.raises(RuntimeError, match=r"needs the package .* lacks; set environment\.python"):
+        WebShop("a checkout")
 
 
 # ------------------------------------------------------------------------------------- the dialogue
