@@ -34,17 +34,24 @@ BOMB = "".join(
 
 
 def whole_recipes(paths: dict[str, str]) -> list[dict[str, Any]]:
-    """Every third packaged recipe as one mapping, with other models and data."""
+    """Every third packaged recipe as one mapping, with other models and data; of those of agents,
+    which differ in little, a few."""
+    files = recipe_files()
+    agents = [name for name in files if name.startswith("agents/")]
+    names = [name for name in files if name not in agents][::3] + agents[::25]
     recipes = []
-    for file in list(recipe_files().values())[::3]:
+    for file in (files[name] for name in names):
         tree = read_recipe(file)
+        if tree.get("environment"):
+            tree["environment"] |= {"kind": "workshop", "options": {}, "python": None}
+        if tree.get("skills"):
+            tree["skills"]["bank"] = paths["bank"]
         for role in ("student", "teacher"):
             if tree.get(role):
                 tree[role]["path"] = paths[role]
                 tree[role].get("layout", {}).pop("expert_model_parallel_size", None)
-        tree["data"] |= {
-            key: paths["data"] for key in ("train", "heldout") if tree["data"].get(key)
-        }
+        data = tree.get("data") or {}
+        data |= {key: paths["data"] for key in ("train", "heldout") if data.get(key)}
         recipes.append(tree | {"run_dir": paths["run_dir"]})
     return recipes
 

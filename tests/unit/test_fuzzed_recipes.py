@@ -31,6 +31,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         settings["chat_template"] = "{{ messages[-1]['content'] }}"
         (model / "tokenizer_config.json").write_text(json.dumps(settings))
     rows = ({"problem": f"{i}+1=", "answer": f"{i + 1}", "response": f"{i}"} for i in range(8))
+    skill = {"title": "Look", "principle": "Look first.", "when_to_apply": "Always."}
+    bank = {"general_skills": [{"skill_id": "gen_001", **skill}], "task_specific_skills": {}}
+    (folder / "bank.json").write_text(json.dumps(bank))
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -40,7 +43,12 @@ def recipes(folder: Path) -> list[dict[str, Any]]:
     """The packaged recipes as they are written, and resolved, with every key; all of them pass."""
     paths = {name: str(folder / name) for name in ("student", "teacher")}
     written = whole_recipes(
-        paths | {"data": str(folder / "data.jsonl"), "run_dir": str(folder / "run")}
+        paths
+        | {
+            "data": str(folder / "data.jsonl"),
+            "bank": str(folder / "bank.json"),
+            "run_dir": str(folder / "run"),
+        }
     )
     resolved, file = [], folder / "whole.yaml"
     for tree in written:
