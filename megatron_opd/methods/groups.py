@@ -14,8 +14,9 @@ def group_advantages(
 
     A group's members are its rows, or, with the name of each row's episode, its episodes, with the
     mean of their rows. std: (r - mean) / (std + eps), the unbiased deviation, as in the
-    implementations the papers ran; 0 where all rewards are equal. mean: r - mean. leave_one_out:
-    r - mean of the others. none: r.
+    implementations the papers ran; 0 where all rewards are equal. An episode's rows share its
+    weight in the deviation, so that a penalty of one row is measured by a deviation that knows it.
+    mean: r - mean. leave_one_out: r - mean of the others. none: r.
     Source: GRPO, arXiv 2402.03300, section 4.1.2; Dr. GRPO, arXiv 2503.20783.
     """
     if normalise == "none":
@@ -30,7 +31,9 @@ def group_advantages(
         size = len(rewards_M)
         centred_R = rewards_N[rows] - rewards_M.mean()
         if normalise == "std" and size > 1:
-            centred_R = centred_R / (rewards_M.std(ddof=1) + eps)
+            within_R = (rewards_N[rows] - rewards_M[member_R]) ** 2
+            within = (np.bincount(member_R, within_R) / np.bincount(member_R)).sum() / (size - 1)
+            centred_R = centred_R / (np.sqrt(rewards_M.var(ddof=1) + within) + eps)
         elif normalise == "leave_one_out" and size > 1:
             own_R = rewards_M[member_R]
             others_R = (own_R - rewards_M.mean()) * size / (size - 1)

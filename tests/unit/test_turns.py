@@ -13,6 +13,7 @@ from megatron_opd.doctor.rows import begun_with_trace
 from megatron_opd.methods.advantages import LogRatioAdvantage, RewardAdvantage
 from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.methods.gates import EndGate, FinishedGate
+from megatron_opd.methods.groups import group_advantages
 from megatron_opd.methods.method import MethodConfig
 from megatron_opd.methods.needs import fit_topk, needs_of
 from megatron_opd.methods.ratios import ClippedRatio
@@ -254,13 +255,28 @@ def test_a_group_is_of_attempts_or_of_rows(normalise: str) -> None:
             members = list(rewards.values())
             others = [reward for member, reward in rewards.items() if member != own]
             want = r.reward - np.mean(others if normalise == "leave_one_out" else members)
-            want /= np.std(members, ddof=1) + 1e-6 if normalise == "std" else 1
+            if normalise == "std" and over == "episodes":
+                # every episode counts once, each of its rows a fraction of it
+                squares = [(x.reward - np.mean(members)) ** 2 / x.episode.turns for x in group]
+                want /= np.sqrt(sum(squares) / (len(members) - 1)) + 1e-6
+            elif normalise == "std":
+                want /= np.std(members, ddof=1) + 1e-6
             assert values[over][start] == pytest.approx(want, abs=1e-9), (over, r.group)
         start += r.num_tokens
     assert not torch.equal(*values.values())
     growing = Batch(rows_of_episodes("growing", V), Signals(), SEED, STEP, 20)
     both = [RewardAdvantage("reward", over=over).value(growing) for over in values]
     assert torch.equal(*both), "one row an attempt: no difference, to the bit"
+
+
+def test_a_penalty_in_a_group_of_equal_episodes_is_no_explosion() -> None:
+    """Both episodes lose, and each has one invalid action: their means are equal."""
+    rewards = np.array([-0.1, 0.0, 0.0, 0.0, -0.1, 0.0])
+    of_rows = group_advantages(rewards, np.zeros(6), "std", 1e-6)
+    episodes = np.array([0, 0, 0, 1, 1, 1])
+    of_episodes = group_advantages(rewards, np.zeros(6), "std", 1e-6, episodes)
+    assert np.abs(of_rows).max() < 2 and np.abs(of_episodes).max() < 2
+    assert of_episodes.sum() == pytest.approx(0)
 
 
 # ------------------------------------------------------------------------- a step and its records
