@@ -32,6 +32,7 @@ def test_the_page_has_the_examples_that_are_run_here() -> None:
         "own_reward.py",
         "own_engine.py",
         "architecture row",
+        "own_environment.py",
     }
 
 
@@ -51,18 +52,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(folder: Path, name: str, *overrides: str) -> list[dict[str, float]]:
-    """The metrics of a run of the command line, in the user's folder."""
-    recipe = next(folder.glob("*.yaml"))
-    command = [sys.executable, "-m", "megatron_opd", "train", recipe.name, f"run_dir={name}"]
-    done = subprocess.run(
-        [*command, "rollout.engine=own_engine:Guesser", *overrides],
+def command(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "megatron_opd", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+def train(folder: Path, name: str, *overrides: str) -> list[dict[str, float]]:
+    """The metrics of a run of the command line, in the user's folder."""
+    recipe = next(folder.glob("*.yaml"))
+    own = f"run_dir={name}", "rollout.engine=own_engine:Guesser"
+    done = command(folder, "train", recipe.name, *own, *overrides)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = (folder / name / "metrics.jsonl").read_text().splitlines()
     return [row for row in map(json.loads, lines) if "train/loss" in row]
@@ -87,6 +92,23 @@ def test_a_gate_and_a_reward_of_ones_own_train_on_two_processes(folder: Path) ->
     assert 0 < step["objective/advice/gate"] < 1 and step["objective/advice/loss"] != 0
     assert step["train/grad_norm"] > 0 and step["refit/max_error"] == 0
     assert step["reward/reason/partly"] > 0 and 0 < step["reward/mean"] < 1
+
+
+def test_an_environment_is_played(folder: Path) -> None:
+    done = command(
+        folder, "env", "check", "own_environment:Guess", "options.most=20", "--seconds=0.2"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "50 in train, 10 in heldout" in done.stdout and "won 100%" in done.stdout
+
+
+def test_an_environment_is_trained_on(folder: Path) -> None:
+    environment = {"kind": "own_environment:Guess", "dialogue": "own_environment:Terse"}
+    environment |= {"options": {"most": 10}, "max_turns": 3, "invalid_penalty": 0.1}
+    overrides = [f"environment={json.dumps(environment)}", "method=grpo", "teacher=null"]
+    overrides += ["data.train=[]", "num_steps=1"]
+    (step,) = train(folder, "environment", *overrides)
+    assert step["refit/max_error"] == 0
 
 
 def test_an_architecture_is_a_row(tmp_path: Path) -> None:

@@ -164,11 +164,12 @@ class Doors:
         self.doors = doors
 
     def reset(self, *, seed, options):
-        return "doors", {"admissible": [f"Door {n}" for n in range(self.doors)]}
+        self.info = {"admissible": [f"Door {n}" for n in range(self.doors)]}
+        return "doors", self.info
 
     def step(self, action):
         out = action == "Door 1"
-        return "out" if out else "wall", float(out), out, False, {}
+        return "out" if out else "wall", float(out), out, False, self.info
 
 
 class Fails(Doors):
