@@ -33,6 +33,11 @@ LAYOUTS = {
     ],
 }
 NAMES = [name for layouts in LAYOUTS.values() for name, *_ in layouts]
+# Two more, on 2 processes and of other models, whose own student says what is right.
+OTHER_MODELS = {
+    "experts shared out": ("experts", 1, 1, 2, 500),  # model, PP, virtual stages, EP, tokens
+    "virtual stages": ("deep", 2, 2, 1, 500),
+}
 # Cut into micro-batches the other weights say nothing new; a checkpoint is as good in any layout.
 OF_ALL_WEIGHTS = [name for name in NAMES if "micro" not in name]
 RESUMED = ("whole", "tp2", "pp2")
@@ -79,6 +84,22 @@ def method(*, divergence: bool):
     return MethodConfig("own", terms)
 
 
+def make_other_models(directory: Path) -> None:
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    sizes = {
+        "vocab_size": replayed.VOCAB, "hidden_size": 32, "intermediate_size": 48,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+        "head_dim": 16, "tie_word_embeddings": False, "initializer_range": 0.2,
+    }  # fmt: skip
+    torch.manual_seed(1)
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    mixture = Qwen3MoeConfig(**sizes, **experts, num_hidden_layers=2, norm_topk_prob=True)
+    Qwen3MoeForCausalLM(mixture).save_pretrained(directory / "experts")
+    Qwen3ForCausalLM(Qwen3Config(**sizes, num_hidden_layers=4)).save_pretrained(directory / "deep")
+
+
 # ------------------------------------------------------------------------------ the dense reference
 def dense_reference(directory: Path) -> dict[str, float]:
     """The first update of "present" with the divergence, in float64."""
@@ -122,10 +143,11 @@ def found(run_distributed, tmp_path_factory):
     """layout -> what the program below found, and the reference."""
     directory = tmp_path_factory.mktemp("own")
     replayed.make_models(directory)
+    make_other_models(directory)
     return measured(run_distributed, __file__, directory, LAYOUTS), dense_reference(directory)
 
 
-@pytest.mark.parametrize("layout", NAMES)
+@pytest.mark.parametrize("layout", [*NAMES, *OTHER_MODELS])
 def test_the_teacher_is_the_student_on_the_longer_prompt(found, layout):
     got = found[0][layout]["present"]
     for said, own in zip(got["teacher"], got["student on them"], strict=True):
@@ -150,7 +172,7 @@ def test_which_weights(found, layout):
     assert got["average"]["error"] < 1e-6
 
 
-@pytest.mark.parametrize("layout", NAMES)
+@pytest.mark.parametrize("layout", [*NAMES, *OTHER_MODELS])
 def test_another_skill_changes_the_teacher_alone(found, layout):
     got = found[0][layout]["present"]
     changed = np.abs(np.subtract(got["other skill"], got["teacher"][-1]))
@@ -278,8 +300,27 @@ def error_of(learner, averages) -> float:
         return max(float((value - averages[name]).abs().max()) for name, value in own)
 
 
+def run_other(directory: Path, name: str) -> dict:
+    from megatron_opd.architectures.config import LayoutConfig, ModelConfig
+
+    model, pp, vp, ep, micro = OTHER_MODELS[name]
+    layout = LayoutConfig(
+        pipeline_model_parallel_size=pp,
+        virtual_pipeline_model_parallel_size=vp,
+        expert_model_parallel_size=ep,
+    )
+    config = config_of(directory, layout, micro, "present")
+    config = replace(config, student=ModelConfig(str(directory / model), layout=layout))
+    rows = privileged(rows_of_episodes("window", replayed.VOCAB))
+    return {"present": steps(config, rows, None)}
+
+
+def work(directory: Path, name: str, *layout) -> dict:
+    return run(directory, name, *layout) if layout else run_other(directory, name)
+
+
 def main() -> int:
-    return measure(LAYOUTS, run)
+    return measure(LAYOUTS | {2: [*LAYOUTS[2], *((name,) for name in OTHER_MODELS)]}, work)
 
 
 if __name__ == "__main__":
