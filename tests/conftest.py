@@ -1,9 +1,11 @@
 """What every test shares: one thread per process, no network, and the rule for tests that need a
 GPU."""
 
+import contextlib
 import json
 import os
 import sys
+import time
 
 # Read by torch, tokenizers and matplotlib when they are imported, so set before any test module is.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -64,6 +66,26 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
         return tmp_path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def agents_python() -> str:
+    """The Python of .venv-agents, which `make test` makes beside the tests: the first time it
+    compiles for minutes."""
+    root = Path(__file__).parents[1]
+    setup = os.environ.get("AGENTS_SETUP")  # its process
+    if setup:
+        import psutil
+
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(int(setup))
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(1.0)
+    if not (root / ".venv-agents" / ".setup-stamp").is_file():
+        log = root / ".venv-agents.log"
+        lines = log.read_text().splitlines() if setup and log.is_file() else []
+        pytest.skip(f"no .venv-agents: {lines[-1] if lines else '`make agents-env` makes it'}")
+    return str(root / ".venv-agents" / "bin" / "python")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

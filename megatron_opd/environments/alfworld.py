@@ -89,7 +89,7 @@ class AlfWorld:
         file = self._data / self._task_id / GAME
         if not file.is_file():
             raise FileNotFoundError(f"there is no game {file}")
-        random.seed(seed)  # of the expert, where it is stuck
+        self._seed, self._taken = seed, 0
         self._game.load(str(file))
         self._state = self._game.reset()
         self._expert = None
@@ -102,6 +102,7 @@ class AlfWorld:
     def step(self, action: str) -> tuple[str, float, bool, bool, Info]:
         self._state, _, done = self._game.step(action)
         self._command = action
+        self._taken += 1
         won = bool(self._state["won"])
         return self._state.feedback, float(won), bool(done), False, self._info()
 
@@ -114,6 +115,7 @@ class AlfWorld:
             self._expert.reset(str(self._data / self._task_id / GAME))
             self._expert.observe(self._state.feedback)
             return "look"
+        random.seed(f"{self._seed} {self._taken}")  # it guesses where it is stuck
         state = self._state
         state["facts"] = [self._inner._get_human_readable_fact(fact) for fact in state["_facts"]]
         action = self._expert.act(state, 0, state["won"], self._command)
