@@ -50,8 +50,9 @@ class EnvironmentConfig:
     reward_scale: PositiveFloat = 1.0
     invalid_penalty: NonNegativeFloat = 0.0  # of a row, for a turn without a valid action
     workers: PositiveInt = 1  # processes that play, per training process
-    # parts of a step's episodes that are sampled by turns: an engine works while environments do
-    cohorts: PositiveInt = 1
+    # parts of a step's episodes that are sampled by turns: an engine works while environments do;
+    # 0: those that have been answered are sampled, faster, in batches that no run repeats
+    cohorts: NonNegativeInt = 1
     # their Python, for packages that clash with these; null: the one that trains
     python: str | None = None
     reset_seconds: Seconds = 120.0  # of one reset, before the process is replaced

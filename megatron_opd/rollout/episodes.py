@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from megatron_opd.contracts.draws import Stream, request_seed
-from megatron_opd.contracts.environments import Dialogue, Environments, Exchange
+from megatron_opd.contracts.environments import Dialogue, Environments, Exchange, Observation
 from megatron_opd.contracts.rows import Episode, Row, Task
 from megatron_opd.contracts.sampling import Completion, Draw, Prompter, Request
 from megatron_opd.contracts.skills import Retriever
@@ -92,22 +92,33 @@ class Episodes:
             self._act(one, finish(completion))
 
     def _due(self, cohorts: Sequence[list[OpenEpisode]], draw: Draw) -> list[OpenEpisode]:
-        """The open episodes of a cohort of which none waits."""
+        """The open episodes to sample now; waits for environments until there are some."""
         by_slot = {one.slot: one for cohort in cohorts for one in cohort}
         while True:
             still_open = [[one for one in cohort if one.ended is None] for cohort in cohorts]
             still_open = [cohort for cohort in still_open if cohort]
-            for cohort in still_open:
-                if not any(one.waits for one in cohort):
-                    return cohort
-            if not still_open:
-                return []
-            for slot, observation in self._environments.ready(LONGEST_WAIT_SECONDS):
-                one = by_slot[slot]
-                first = not one.turns
-                one.hear(observation, self._settings, self._max_tokens(draw))
-                if first and not observation.failed:
-                    self._introduce(one, draw)
+            due = self._answered(still_open)
+            # without cohorts, what has been answered meanwhile is sampled too
+            if not still_open or (due and self._settings.cohorts):
+                return due
+            heard = self._environments.ready(0.0 if due else LONGEST_WAIT_SECONDS)
+            if due and not heard:
+                return due
+            for slot, observation in heard:
+                self._hear(by_slot[slot], observation, draw)
+
+    def _answered(self, still_open: Sequence[list[OpenEpisode]]) -> list[OpenEpisode]:
+        """The first cohort of which no episode waits; without cohorts, all that do not wait."""
+        if not self._settings.cohorts:
+            return [one for cohort in still_open for one in cohort if not one.waits]
+        whole = (cohort for cohort in still_open if not any(one.waits for one in cohort))
+        return next(whole, [])
+
+    def _hear(self, one: OpenEpisode, observation: Observation, draw: Draw) -> None:
+        first = not one.turns
+        one.hear(observation, self._settings, self._max_tokens(draw))
+        if first and not observation.failed:
+            self._introduce(one, draw)
 
     def _max_tokens(self, draw: Draw) -> int:
         """The number of tokens that an episode may sample."""
@@ -209,7 +220,8 @@ def _check_size(
 
 
 def _cohorts(played: Sequence[OpenEpisode], count: int) -> list[list[OpenEpisode]]:
-    """The episodes in `count` blocks of equal size, which keep their order."""
+    """The episodes in `count` blocks of equal size, which keep their order; 0: in one."""
+    count = max(count, 1)
     borders = [len(played) * number // count for number in range(count + 1)]
     return [list(played[a:b]) for a, b in pairwise(borders)]
 

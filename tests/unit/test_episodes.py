@@ -213,6 +213,24 @@ def test_cohorts_and_the_order_of_answers_change_no_row(
     assert max(sizes) == -(-8 // cohorts)  # a turn of a whole cohort is one call
 
 
+class OneByOne(Countdown):
+    """Answers one slot at a time, and only to who waits."""
+
+    def ready(self, timeout: float) -> list[tuple[int, Observation]]:
+        return super().ready(timeout) if timeout else []
+
+
+@pytest.mark.parametrize("history", ["window", "growing"])
+@pytest.mark.parametrize(("world", "largest"), [(Countdown, 8), (OneByOne, 1)])
+def test_without_cohorts_nobody_waits_for_another(history: Any, world: Any, largest: int) -> None:
+    settings = replace(SETTINGS, history=HistoryConfig(history))
+    expected, _, _ = play(settings, lengths=(1, 3, 2, 9))
+    settings = replace(settings, cohorts=0)
+    rows, _, engine = play(settings, lengths=(1, 3, 2, 9), world=world(at_once=1))
+    assert [str(row) for row in rows] == [str(row) for row in expected]
+    assert max(len(call) for call in engine.calls) == largest
+
+
 def test_turns_budgets_and_room_end_an_episode() -> None:
     rows, _, _ = play(lengths=(9,))
     assert {row.episode.ended for row in rows} == {"turns"} and rows[-1].turn == 3
