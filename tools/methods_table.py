@@ -9,6 +9,8 @@ from megatron_opd.methods.part import Needs
 from megatron_opd.methods.schedules import Schedule
 from megatron_opd.recipe.load import PACKAGED_RECIPES, describe_recipe
 
+MOST_RECIPES = 4  # of a folder that are named
+
 
 def catalogue_table() -> str:
     """One row per method, and under it what the papers leave open."""
@@ -28,7 +30,7 @@ def catalogue_table() -> str:
             signals(needs_of(entry.method)),
             each_term,
         ]
-        cells.append("<br>".join(f"`{recipe}`" for recipe in recipes.get(name, [])))
+        cells.append("<br>".join(_few(recipes.get(name, []))))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     choices = [
         f"- `{name}`: {entry.left_open}." for name, entry in CATALOGUE.items() if entry.left_open
@@ -37,6 +39,18 @@ def catalogue_table() -> str:
         "\n".join([*rows, "", "What the papers leave open, and what is chosen here:", "", *choices])
         + "\n"
     )
+
+
+def _few(recipes: list[str]) -> list[str]:
+    """The names of recipes; where a folder has many, the folder and their number."""
+    by_folder: dict[str, list[str]] = {}
+    for recipe in recipes:
+        by_folder.setdefault(recipe.rpartition("/")[0], []).append(recipe)
+    cells = []
+    for folder, names in by_folder.items():
+        many = folder and len(names) > MOST_RECIPES
+        cells += [f"`{folder}/` ({len(names)})"] if many else [f"`{name}`" for name in names]
+    return cells
 
 
 def parts_table(union: Any) -> str:
