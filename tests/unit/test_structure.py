@@ -178,6 +178,12 @@ def test_files_are_short_and_named_after_what_they_do(path: Path) -> None:
     )
 
 
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest refuses to collect them together, which running one of them does not show."""
+    names = [path.name for path in (PACKAGE.parent / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def unpickles(tree: ast.AST) -> Iterator[str]:
     """Calls that may run code of whoever wrote a file."""
     for node in ast.walk(tree):
