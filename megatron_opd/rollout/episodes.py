@@ -49,6 +49,7 @@ class Episodes:
         self._settings = settings
         self._retriever = retriever
         self._skills = skills
+        self._asked: set[int] = set()  # slots whose environments owe an answer
         kind = Window if settings.history.kind == "window" else Growing
         self._history = kind(dialogue, prompter, tokenizer, settings.invalid_penalty)
 
@@ -66,11 +67,13 @@ class Episodes:
 
     def _begin(self, tasks: Sequence[Task], draw: Draw) -> list[OpenEpisode]:
         """Resets an environment for every episode."""
+        self._let_answer()
         played = []
         for slot, episode in enumerate(new_episodes(tasks, draw.samples)):
             task = episode.task
             seed = request_seed(draw.seed, draw.step, task.index, 0, Stream.ENVIRONMENT)
             self._environments.reset(slot, task.problem, seed % 2**ENVIRONMENT_SEED_BITS)
+            self._asked.add(slot)
             played.append(OpenEpisode(episode, slot))
         return played
 
@@ -101,11 +104,21 @@ class Episodes:
             # without cohorts, what has been answered meanwhile is sampled too
             if not still_open or (due and self._settings.cohorts):
                 return due
-            heard = self._environments.ready(0.0 if due else LONGEST_WAIT_SECONDS)
+            heard = self._ready(0.0 if due else LONGEST_WAIT_SECONDS)
             if due and not heard:
                 return due
             for slot, observation in heard:
                 self._hear(by_slot[slot], observation, draw)
+
+    def _ready(self, timeout: float) -> list[tuple[int, Observation]]:
+        heard = self._environments.ready(timeout)
+        self._asked -= {slot for slot, _ in heard}
+        return heard
+
+    def _let_answer(self) -> None:
+        """Waits for what was asked in episodes that an engine's failure has ended."""
+        while self._asked:
+            self._ready(LONGEST_WAIT_SECONDS)
 
     def _answered(self, still_open: Sequence[list[OpenEpisode]]) -> list[OpenEpisode]:
         """The first cohort of which no episode waits; without cohorts, all that do not wait."""
@@ -193,6 +206,7 @@ class Episodes:
         one.exchanges.append(Exchange(one.observation, action.text, action.valid))
         one.observation = None
         self._environments.step(one.slot, action.text)
+        self._asked.add(one.slot)
 
     def _rows(self, one: OpenEpisode, draw: Draw) -> list[Row]:
         episode = one.finished(self._settings)

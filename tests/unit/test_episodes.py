@@ -73,6 +73,7 @@ class Countdown:
         self.broken = broken
 
     def reset(self, slot: int, task_id: str, seed: int) -> None:
+        assert slot not in [waiting for waiting, _ in self.answers], "a call is open"
         self.left[slot] = int(task_id)
         self.heard[slot] = []
         self.seeds[slot] = seed
@@ -96,6 +97,21 @@ class Countdown:
 
     def close(self) -> None:
         pass
+
+
+class FailsOnce:
+    """An engine that fails at one of its calls, and goes on when it is asked again."""
+
+    def __init__(self, at: int) -> None:
+        self.inner = Writer()
+        self.max_sequence_length = self.inner.max_sequence_length
+        self.left = at
+
+    def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        self.left -= 1
+        if self.left == 0:
+            raise RunError("no block left")
+        return self.inner.complete(requests, sampling)
 
 
 class Writer:
@@ -229,6 +245,25 @@ def test_without_cohorts_nobody_waits_for_another(history: Any, world: Any, larg
     rows, _, engine = play(settings, lengths=(1, 3, 2, 9), world=world(at_once=1))
     assert [str(row) for row in rows] == [str(row) for row in expected]
     assert max(len(call) for call in engine.calls) == largest
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_episodes_begin_again_after_an_engine_has_failed(at: int) -> None:
+    """The environments of the other cohort may still owe an answer of the attempt before."""
+    settings = replace(SETTINGS, cohorts=2)
+    expected, _, _ = play(settings, lengths=(1, 3, 2, 9))
+    sampler = Episodes(
+        FailsOnce(at),  # type: ignore[arg-type]
+        Countdown(at_once=1),
+        Dialogue(),
+        Prompter(),
+        Characters(),
+        settings,
+    )
+    tasks = [task(5 + place, problem=str(n)) for place, n in enumerate((1, 3, 2, 9))]
+    with pytest.raises(RunError, match="no block left"):
+        sampler.sample(tasks, DRAW)
+    assert [str(row) for row in sampler.sample(tasks, DRAW)] == [str(row) for row in expected]
 
 
 def test_turns_budgets_and_room_end_an_episode() -> None:
