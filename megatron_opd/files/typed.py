@@ -17,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from megatron_opd.files.own_code import NoOwnCode, load_own
 
+_MOST_LISTED = 60
 _LEAF = ConfigDict(strict=True, allow_inf_nan=False)
 
 
@@ -51,13 +52,18 @@ def join(path: str, key: object) -> str:
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """ "unknown <what>; did you mean ...?", with all names if they are few or none is close."""
+    """ "unknown <what>; did you mean ...?", with all names if they are few or none is close.
+
+    Of very many names the first are listed.
+    """
     known = list(known)
     close = " or ".join(difflib.get_close_matches(name, known, n=2, cutoff=0.7))
     hint = f"; did you mean {close}?" if close else ";"
     if close and len(known) > 5:
         return f"unknown {what}{hint}"
-    return f"unknown {what}{hint} known: {', '.join(known)}"
+    listed = ", ".join(known[:_MOST_LISTED])
+    more = len(known) - _MOST_LISTED
+    return f"unknown {what}{hint} known: {listed}" + (f" and {more} more" if more > 0 else "")
 
 
 def key_paths(kind: Any, path: str = "") -> list[str]:
