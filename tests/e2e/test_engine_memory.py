@@ -146,6 +146,7 @@ def test_the_engine_sleeps_while_models_work_also_in_a_step_without_samples(
         needs=SimpleNamespace(student_pass=False, rollouts=True),
         judges=SimpleNamespace(signals=work, process=None),
         trainer=SimpleNamespace(step=work),
+        copy=None,
     )
     stations: Any = SimpleNamespace(
         engine=engine,
