@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -217,7 +218,8 @@ def test_env_check_plays_the_workshop_by_its_script(capsys: pytest.CaptureFixtur
     assert main(["env", "check", "workshop", "environment.workers=2", "--seconds=0.1"]) == 0
     out = capsys.readouterr().out
     assert "by its own script" in out and "won 100%" in out and "2 process(es)" in out
-    assert "first episode, task chill mug: won" in out
+    # of two processes, either may end the first one
+    assert re.search(r"first episode, task \w+ \w+: won", out)
 
 
 @pytest.mark.parametrize(
