@@ -16,7 +16,7 @@ from megatron_opd.checks.environment import check_tasks
 from megatron_opd.checks.method import check_method
 from megatron_opd.checks.sizes import check_sizes
 from megatron_opd.errors import ConfigError
-from megatron_opd.files.own_code import NoOwnCode, load_own
+from megatron_opd.files.own_code import checked_own
 from megatron_opd.methods.needs import needs_of
 from megatron_opd.recipe.keys import (
     EvalConfig,
@@ -115,7 +115,7 @@ def _check_settings_have_effect(config: RunConfig) -> None:
     if config.reward.function:
         _check_function(config.reward)
     if config.rollout.engine != "vllm":
-        _own_code("rollout.engine", config.rollout.engine, "Class", beside="vllm or ")
+        checked_own("rollout.engine", config.rollout.engine, "Class", beside="vllm or ")
     if config.eval:
         has_heldout = config.data.heldout is not None or config.environment is not None
         _check_eval(config.eval, has_heldout=has_heldout)
@@ -130,22 +130,7 @@ def _check_function(reward: RewardConfig) -> None:
                 f"reward.{name}: no effect with reward.function, which gets whole completions; "
                 "remove it"
             )
-    _own_code("reward.function", reward.function, "function")
-
-
-def _own_code(key: str, reference: str, what: str, *, beside: str = "") -> None:
-    """Code of the user's can be imported and called. Raises ConfigError naming the key.
-
-    `beside`: what else the key may hold.
-    """
-    if reference.count(":") != 1:
-        raise ConfigError(f"{key}: must be {beside}written module:{what}, got {reference!r}")
-    try:
-        own = load_own(reference)
-    except NoOwnCode as error:
-        raise ConfigError(f"{key}: {error}") from None
-    if not callable(own):
-        raise ConfigError(f"{key}: {reference} is no {what}")
+    checked_own("reward.function", reward.function, "function")
 
 
 def _check_loss_scale(config: RunConfig) -> None:

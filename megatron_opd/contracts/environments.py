@@ -35,7 +35,7 @@ class Observation:
     reward: float = 0.0  # of this step
     terminated: bool = False  # by the task: it is won or lost
     truncated: bool = False  # by the environment's own limit
-    task: str = ""
+    task: str = ""  # in every answer, also where the environment named it at the reset alone
     task_type: str = ""
     admissible: tuple[str, ...] | None = None
     won: bool = False

@@ -107,7 +107,7 @@ class AlfWorld:
         return self._state.feedback, float(won), bool(done), False, self._info()
 
     def expert_action(self) -> str:
-        """Of alfworld's hand-coded expert, which must be asked from the first step on."""
+        """The action of alfworld's own expert, which must be asked from the first step on."""
         if self._expert is None:
             from alfworld.agents.expert import HandCodedTWAgent
 
@@ -127,7 +127,7 @@ class AlfWorld:
         return {"admissible": commands, "won": won, "alfworld": self._version}
 
     def _is_playable(self, folder: Path) -> bool:
-        """As alfworld decides; for all games of its data in a second."""
+        """Decides as alfworld does; for all games of its data in a second."""
         below = str(folder.relative_to(self._data / GAMES))
         if any(word in below for word in NOT_SUPPORTED) or not (folder / TRAJECTORY).is_file():
             return False

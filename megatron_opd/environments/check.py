@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron_opd.environments.open import KINDS, ids_in_file
 from megatron_opd.environments.worker import GYMNASIUM_ID
 from megatron_opd.errors import ConfigError
-from megatron_opd.files.own_code import NoOwnCode, load_own
+from megatron_opd.files.own_code import checked_own, load_own
 from megatron_opd.files.typed import unknown
 from megatron_opd.recipe.agents import EnvironmentConfig
 
@@ -55,12 +55,7 @@ def _check_kind(config: EnvironmentConfig) -> None:
 
 
 def _own_class(key: str, reference: str, methods: tuple[str, ...]) -> object:
-    if reference.count(":") != 1:
-        raise ConfigError(f"{key}: must be written module:Class, got {reference!r}")
-    try:
-        own_class = load_own(reference)
-    except NoOwnCode as error:
-        raise ConfigError(f"{key}: {error}") from None
+    own_class = checked_own(key, reference, "Class")
     missing = [name for name in methods if not callable(getattr(own_class, name, None))]
     if missing:
         raise ConfigError(f"{key}: {reference} has no {' and no '.join(missing)}")

@@ -44,7 +44,7 @@ class Trial:
 
 
 def environment_of(name: str, overrides: Sequence[str]) -> EnvironmentConfig:
-    """That of a recipe, or of a kind with keys of `environment`. Raises ConfigError."""
+    """The environment of a recipe, or of a kind with keys of `environment`. Raises ConfigError."""
     if name not in KINDS and ":" not in name and not GYMNASIUM_ID.fullmatch(name):
         recipes = recipe_files()
         if name not in recipes and not Path(name).exists():

@@ -2,15 +2,11 @@
 
 from collections.abc import Sequence
 
-from megatron_opd.contracts.environments import Action, Exchange, Observation
-from megatron_opd.environments.tags import released_action, thought_and_action
-from megatron_opd.recipe.agents import EnvironmentConfig
+from megatron_opd.contracts.environments import Exchange, Observation
+from megatron_opd.environments.released_dialogue import ReleasedDialogue, remembered
 
 SEPARATOR = " [SEP] "
 LONGEST_PROMPT = 13000  # characters; a longer prompt leaves out the last exchanges, as verl-agent's
-LONGEST_STRAY_ACTION = (
-    20  # characters at the end of a text without tags, which are sent all the same
-)
 
 TURN = """\
 You are an expert at shopping in the online shop WebShop.
@@ -31,11 +27,10 @@ You have taken {steps} step(s) so far. The last {shown} observations, and what y
 """
 
 
-class WebShopDialogue:
+class WebShopDialogue(ReleasedDialogue):
     """Prompts and actions of WebShop."""
 
-    def __init__(self, config: EnvironmentConfig) -> None:
-        self._length = config.history.length
+    longest_stray_action = 20
 
     def prompt(self, past: Sequence[Exchange], observation: Observation) -> str:
         """The instruction, the last pages with what was done, this page, and what can be done."""
@@ -49,27 +44,11 @@ class WebShopDialogue:
             f"[\n{_actions(observation)}\n]\n"
         )
 
-    def action(self, text: str) -> Action:
-        """As verl-agent reads a text; without tags its end is sent."""
-        return released_action(text, LONGEST_STRAY_ACTION)
-
-    def written(self, action: str) -> str:
-        """A text that takes an action."""
-        return thought_and_action(action)
-
-    def end_of_action(self, text: str) -> int | None:
-        """At the end."""
-        return None
-
     def _prompt(self, past: Sequence[Exchange], observation: Observation, length: int) -> str:
-        last = past[max(len(past) - length, 0) :]
-        lines = [
-            f"[Observation {k}: '{shown(exchange.observation)}', Action {k}: '{exchange.action}']"
-            for k, exchange in enumerate(last, start=len(past) - len(last) + 1)
-        ]
+        lines = remembered(past, length, shown)
         history = ""
         if lines:
-            history = HISTORY.format(steps=len(past), shown=len(last), lines="\n".join(lines))
+            history = HISTORY.format(steps=len(past), shown=len(lines), lines="\n".join(lines))
         return TURN.format(
             task=observation.task,
             history=history,

@@ -61,7 +61,7 @@ class Workshop:
         return None
 
     def task_ids(self, split: str) -> list[str]:
-        """Of "train" and "heldout": pairs of a job and a thing. No other split has any."""
+        """Pairs of a job and a thing, of "train" or "heldout"; no other split has any."""
         pairs = [
             (f"{job} {item}", (j + i) % HELD_OUT_SHARE == HELD_OUT_SHARE - 1)
             for j, job in enumerate(JOBS[: self.size])
@@ -95,7 +95,7 @@ class Workshop:
         return text, float(won), won, truncated, self._info() | {"valid": valid}
 
     def expert_action(self) -> str:
-        """Of one who knows the rules."""
+        """The action of one who knows the rules."""
         return self.steps_that_win[self.done]
 
     def _without_effect(self, action: str) -> str:

@@ -4,6 +4,8 @@ import importlib
 import os
 import sys
 
+from megatron_opd.errors import ConfigError
+
 
 class NoOwnCode(Exception):
     """The module cannot be imported, or has no such name; the message is one line."""
@@ -26,3 +28,19 @@ def load_own(reference: str) -> object:
     if not hasattr(module, name):
         raise NoOwnCode(f"{module_name} has no {name}")
     return getattr(module, name)
+
+
+def checked_own(key: str, reference: str, what: str, *, beside: str = "") -> object:
+    """The class or function that a recipe's key names. Raises ConfigError naming the key.
+
+    `what` it must be, "Class" or "function"; `beside`: what else the key may hold.
+    """
+    if reference.count(":") != 1:
+        raise ConfigError(f"{key}: must be {beside}written module:{what}, got {reference!r}")
+    try:
+        own = load_own(reference)
+    except NoOwnCode as error:
+        raise ConfigError(f"{key}: {error}") from None
+    if not callable(own):
+        raise ConfigError(f"{key}: {reference} is no {what}")
+    return own

@@ -175,7 +175,7 @@ class TeacherEstimate(RatioPart):
         return self.kind == "teacher_k3"
 
     def loss(self, tokens: "Tokens", advantages_T: "Tensor") -> "tuple[Tensor, Tensor]":
-        """As in the released code of SDAR, with the bounds of its exponents."""
+        """The loss of SDAR's released code, with the bounds of its exponents."""
         student_T = tokens.logprob("current")
         gap_T = tokens.logprob("teacher") - student_T
         if self.kind == "teacher_gap":

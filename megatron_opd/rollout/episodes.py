@@ -1,7 +1,7 @@
 """Episodes of many turns: a model acts, its environments answer."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -82,17 +82,12 @@ class Episodes:
 
         No turn is sampled where no episode of this rank is left.
         """
-        due = self._due(cohorts, draw)
-        requests = []
-        turns: list[tuple[OpenEpisode, Callable[[Completion], Turn]]] = []
-        for one in due:
-            if prepared := self._prepare(one, draw):
-                request, finish = prepared
-                requests.append(request)
-                turns.append((one, finish))
+        asked = [self._ask(one, draw) for one in self._due(cohorts, draw)]
+        asking = [one for one in asked if one is not None]
+        requests = [one.request for one in asking]
         completions = self._engine.complete(requests, draw.sampling)
-        for (one, finish), completion in zip(turns, completions, strict=True):
-            self._act(one, finish(completion))
+        for one, completion in zip(asking, completions, strict=True):
+            self._act(one, completion)
 
     def _due(self, cohorts: Sequence[list[OpenEpisode]], draw: Draw) -> list[OpenEpisode]:
         """The open episodes to sample now; waits for environments until there are some."""
@@ -148,18 +143,14 @@ class Episodes:
             key = (draw.step, task.index)
             one.skill = self._retriever.retrieve(seen.task_type, seen.task, key)
 
-    def _prepare(
-        self, one: OpenEpisode, draw: Draw
-    ) -> tuple[Request, Callable[[Completion], Turn]] | None:
-        """The request of an episode's next turn, and the turn of its completion.
-
-        None ends an episode that has no room for a further turn.
-        """
-        plain_ids = self._history.prompt(one, None)
+    def _ask(self, one: OpenEpisode, draw: Draw) -> "_Asked | None":
+        """The request of an episode's next turn; None ends one that has no room for it."""
+        between_ids = self._history.between(one)
+        plain_ids = self._history.prompt(one, between_ids, None)
         prompt_ids = plain_ids
         privileged_ids = None
         if one.skill and self._skills and not (one.turns and self._settings.grows):
-            with_skill_ids = self._history.prompt(one, one.skill)
+            with_skill_ids = self._history.prompt(one, between_ids, one.skill)
             _check_size(one, with_skill_ids, plain_ids, self._skills)
             if self._skills.reader == "student":
                 prompt_ids = with_skill_ids
@@ -173,18 +164,7 @@ class Episodes:
         left = min(draw.max_tokens, room, self._max_tokens(draw) - one.num_sampled)
         number = len(one.turns)
         seed = request_seed(draw.seed, draw.step, task.index, one.episode.sample, turn=number)
-        between_ids = self._history.between(one)
-
-        def finish(completion: Completion) -> Turn:
-            if self._settings.grows:
-                text = self._text(completion)
-                completion = cut_at_action(completion, text, self._dialogue, self._tokenizer)
-            text = self._text(completion)
-            action = self._dialogue.action(text).text
-            acting_T = action_tokens(completion, text, action, self._tokenizer)
-            return Turn(prompt_ids, privileged_ids, completion, text, between_ids, acting_T)
-
-        return Request(task, prompt_ids, left, seed), finish
+        return _Asked(one, Request(task, prompt_ids, left, seed), privileged_ids, between_ids)
 
     def _text(self, completion: Completion) -> str:
         return self._tokenizer.decode(completion.token_ids, skip_special_tokens=True)
@@ -198,10 +178,23 @@ class Episodes:
             )
         one.ended = "length"
 
-    def _act(self, one: OpenEpisode, turn: Turn) -> None:
-        """Sends the action of a turn to the episode's environment."""
+    def _act(self, asked: "_Asked", completion: Completion) -> None:
+        """Sends the action in a completion to its episode's environment."""
+        one = asked.episode
         assert one.observation is not None
-        action = self._dialogue.action(turn.text)
+        text = self._text(completion)
+        if self._settings.grows:
+            completion = cut_at_action(completion, text, self._dialogue, self._tokenizer)
+            text = self._text(completion)
+        action = self._dialogue.action(text)
+        turn = Turn(
+            asked.request.prompt_ids,
+            asked.privileged_ids,
+            completion,
+            text,
+            asked.between_ids,
+            action_tokens(completion, text, action.text, self._tokenizer),
+        )
         one.turns.append(turn)
         one.exchanges.append(Exchange(one.observation, action.text, action.valid))
         one.observation = None
@@ -211,6 +204,16 @@ class Episodes:
     def _rows(self, one: OpenEpisode, draw: Draw) -> list[Row]:
         episode = one.finished(self._settings)
         return self._history.rows(one, episode, draw.version) or [_without_turns(episode)]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The request of an episode's next turn, and what its row will need."""
+
+    episode: OpenEpisode
+    request: Request
+    privileged_ids: np.ndarray | None
+    between_ids: np.ndarray
 
 
 def _without_turns(episode: Episode) -> Row:

@@ -17,11 +17,14 @@ NOTHING = np.zeros(0, np.int32)
 class History(Protocol):
     """How the turns of an episode become prompts and rows."""
 
-    def prompt(self, played: OpenEpisode, skill: Skill | None) -> np.ndarray:
-        """All tokens ahead of the next turn, with a privileged text if there is one."""
-
     def between(self, played: OpenEpisode) -> np.ndarray:
-        """The environment's tokens behind the last turn, which the prompt ends with."""
+        """The environment's tokens behind the last turn, which the next prompt ends with."""
+
+    def prompt(
+        self, played: OpenEpisode, between_ids: np.ndarray, skill: Skill | None
+    ) -> np.ndarray:
+        """All tokens ahead of the next turn, with a privileged text if there is one;
+        `between_ids` are those of `between`."""
 
     def rows(self, played: OpenEpisode, episode: Episode, version: int) -> list[Row]:
         """The rows of an episode that has ended; `version` drew its tokens."""
@@ -37,7 +40,9 @@ class Window:
         self._prompter = prompter
         self._penalty = penalty
 
-    def prompt(self, played: OpenEpisode, skill: Skill | None) -> np.ndarray:
+    def prompt(
+        self, played: OpenEpisode, between_ids: np.ndarray, skill: Skill | None
+    ) -> np.ndarray:
         assert played.observation is not None
         words = self._dialogue.prompt(played.exchanges, played.observation)
         return self._prompter.prompt(words, skill)
@@ -82,14 +87,16 @@ class Growing:
         self._tokenizer = tokenizer
         self._penalty = penalty
 
-    def prompt(self, played: OpenEpisode, skill: Skill | None) -> np.ndarray:
+    def prompt(
+        self, played: OpenEpisode, between_ids: np.ndarray, skill: Skill | None
+    ) -> np.ndarray:
         assert played.observation is not None
         if not played.turns:
             words = self._dialogue.prompt((), played.observation)
             return self._prompter.prompt(words, skill)
         last = played.turns[-1]
         answer_ids = np.array(last.completion.token_ids, np.int32)
-        return np.concatenate([last.prompt_ids, answer_ids, self.between(played)])
+        return np.concatenate([last.prompt_ids, answer_ids, between_ids])
 
     def between(self, played: OpenEpisode) -> np.ndarray:
         if not played.turns:

@@ -49,19 +49,10 @@ class OpenEpisode:
         return sum(len(turn.completion.token_ids) for turn in self.turns)
 
     def hear(self, observation: Observation, settings: EnvironmentConfig, max_tokens: int) -> None:
-        """Takes the environment's answer, which may end the episode.
-
-        An answer that does not name the task is of the one that was named before.
-        """
+        """Takes the environment's answer, which may end the episode."""
         if self.turns:
             last = self.exchanges[-1]
             valid = last.valid and observation.valid
-            before = last.observation
-            observation = replace(
-                observation,
-                task=observation.task or before.task,
-                task_type=observation.task_type or before.task_type,
-            )
             self.exchanges[-1] = replace(last, valid=valid, reward=observation.reward)
         self.observation = observation
         if observation.failed:

@@ -181,7 +181,7 @@ def _put_weights(chunks: list[torch.nn.Module], loaded: dict[str, Any]) -> None:
 
 
 def _trained(models: Models) -> list[tuple[str, Student]]:
-    """Those with an optimizer."""
+    """The models with an optimizer."""
     return [(name, model) for name, model in models.items() if isinstance(model, Student)]
 
 

@@ -66,6 +66,7 @@ class Countdown:
 
     def __init__(self, at_once: int = 100, broken: Sequence[str] = ()) -> None:
         self.left: dict[int, int] = {}
+        self.first: dict[int, Observation] = {}
         self.heard: dict[int, list[str]] = {}
         self.seeds: dict[int, int] = {}
         self.answers: deque[tuple[int, Observation]] = deque()
@@ -79,6 +80,7 @@ class Countdown:
         self.seeds[slot] = seed
         failed = "hung" if "reset" in self.broken and slot == 1 else ""
         said = Observation(f"o{task_id}", task=f"t{task_id}", task_type="count", failed=failed)
+        self.first[slot] = said
         self.answers.appendleft((slot, said))
 
     def step(self, slot: int, action: str) -> None:
@@ -86,7 +88,10 @@ class Countdown:
         self.left[slot] -= 1
         won = self.left[slot] == 0
         failed = "died" if "step" in self.broken and slot == 1 else ""
-        said = Observation(f"l{self.left[slot]}", 0.5, terminated=won, won=won, failed=failed)
+        said = replace(
+            self.first[slot], text=f"l{self.left[slot]}", reward=0.5, terminated=won, won=won,
+            failed=failed,
+        )  # fmt: skip
         self.answers.appendleft((slot, said))
 
     def ready(self, timeout: float) -> list[tuple[int, Observation]]:
