@@ -48,6 +48,8 @@ class Verdict:
     score: float  # from 0, wrong, to 1, right
     correct: bool | None  # None: nobody judged it, or it cannot be judged
     reason: str  # "correct", "wrong", "no_answer", "timeout", ...
+    extracted: str = ""  # the answer that was read from the completion, where there is one
+    parts: tuple[tuple[str, float], ...] = ()  # further scores by name, from 0 to 1
 
 
 UNSCORED = Verdict(0.0, None, "unscored")

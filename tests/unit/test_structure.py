@@ -14,11 +14,12 @@ PACKAGE = Path(__file__).parents[2] / "megatron_opd"
 # From the ground up: a module imports its own folder and those of floors below it.
 FLOORS = (
     {"errors", "contracts"},
-    {"files", "vocab_parallel"},
+    {"files", "vocab_parallel", "sandbox", "statistics"},
     {"methods", "architectures", "world"},
     {"recipe", "mcore"},
     {
         "tasks",
+        "suites",
         "verify",
         "environments",
         "skills",
@@ -29,7 +30,7 @@ FLOORS = (
     },
     {"rollout", "trainer", "refit"},
     {"checks", "report", "conversion", "evaluation"},
-    {"runs", "planning"},
+    {"runs", "planning", "bench"},
     {"loop"},
     {"start"},
     {"doctor", "cluster"},
@@ -39,7 +40,7 @@ FLOORS = (
 FLOOR_OF = {folder: number for number, folders in enumerate(FLOORS) for folder in folders}
 # What the algorithm goes through. None imports another: `runs` hands them to each other.
 STATIONS = {
-    "tasks", "rollout", "verify", "environments", "skills", "teacher", "objective", "trainer",
+    "tasks", "suites", "rollout", "verify", "environments", "skills", "teacher", "objective", "trainer",
     "refit", "metrics",
 }  # fmt: skip
 # Imported by the command line before it is known whether a command needs torch.
@@ -52,6 +53,9 @@ WITHOUT_TORCH = {
     "recipe",
     "checks",
     "tasks",
+    "suites",
+    "statistics",
+    "sandbox",
     "environments",
     "skills",
     "cli",
