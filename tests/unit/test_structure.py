@@ -40,8 +40,8 @@ FLOORS = (
 FLOOR_OF = {folder: number for number, folders in enumerate(FLOORS) for folder in folders}
 # What the algorithm goes through. None imports another: `runs` hands them to each other.
 STATIONS = {
-    "tasks", "suites", "rollout", "verify", "environments", "skills", "teacher", "objective", "trainer",
-    "refit", "metrics",
+    "tasks", "suites", "rollout", "verify", "environments", "skills", "teacher", "objective",
+    "trainer", "refit", "metrics",
 }  # fmt: skip
 # Imported by the command line before it is known whether a command needs torch.
 WITHOUT_TORCH = {
