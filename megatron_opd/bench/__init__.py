@@ -1,0 +1,1 @@
+"""Suites asked of a model: samples, results, and two results compared."""

@@ -1,0 +1,1 @@
+"""Scores over questions and samples, their intervals, and paired differences."""

@@ -1,0 +1,1 @@
+"""What judges the answers to a suite's questions."""
