@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_opd.contracts.rows import Source
 from tests.distributed import test_layout_invariance as replayed
 from tests.distributed.worlds import measure, measured
 from tests.scripted import rows_of_episodes
@@ -33,6 +34,9 @@ LAYOUTS = {
     ],
 }
 NAMES = [name for layouts in LAYOUTS.values() for name, *_ in layouts]
+# name of the results -> rows, of the student's present weights
+HISTORIES = {"present": "window", "growing": "growing"}
+WITH_DIVERGENCE = {"divergence": "window", "growing divergence": "growing"}
 # Two more, on 2 processes and of other models, whose own student says what is right.
 OTHER_MODELS = {
     "experts shared out": ("experts", 1, 1, 2, 500),  # model, PP, virtual stages, EP, tokens
@@ -41,6 +45,8 @@ OTHER_MODELS = {
 # Cut into micro-batches the other weights say nothing new; a checkpoint is as good in any layout.
 OF_ALL_WEIGHTS = [name for name in NAMES if "micro" not in name]
 RESUMED = ("whole", "tp2", "pp2")
+CASES = [(name, rows) for name in NAMES for rows in HISTORIES]
+CASES += [(name, "present") for name in OTHER_MODELS]
 # Whole distributions need both models' halves of a vocabulary in one process.
 WITH_DIVERGENCES = [name for name in NAMES if name not in ("pp2", "cp2")]
 
@@ -101,20 +107,20 @@ def make_other_models(directory: Path) -> None:
 
 
 # ------------------------------------------------------------------------------ the dense reference
-def dense_reference(directory: Path) -> dict[str, float]:
+def dense_reference(directory: Path, history: str) -> dict[str, float]:
     """The first update of "present" with the divergence, in float64."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(directory / "student", dtype=torch.float64)
-    rows = privileged(rows_of_episodes("window", replayed.VOCAB))
+    rows = privileged(rows_of_episodes(history, replayed.VOCAB))
 
     def log_p(prompt_ids, r):
         ids = torch.from_numpy(np.concatenate([prompt_ids, r.token_ids])).long()
         start = len(prompt_ids) - 1
         return model(ids[None]).logits[0, start : start + r.num_tokens].log_softmax(-1)
 
-    tokens = sum(r.num_tokens for r in rows)
+    tokens = sum(int((r.sources == Source.STUDENT).sum()) for r in rows)
     loss = torch.zeros((), dtype=torch.float64)
     for r in rows:
         own_TV = log_p(r.prompt_ids, r)
@@ -130,7 +136,8 @@ def dense_reference(directory: Path) -> dict[str, float]:
         jsd_T = 0.5 * (teacher_TV.exp() * (teacher_TV - middle_TV)).sum(1)
         jsd_T = jsd_T + 0.5 * (own_TV.exp() * (own_TV - middle_TV)).sum(1)
         ratio_T = (own_T - own_T.detach()).exp()
-        loss = loss + (-ratio_T * advantage - 0.5 * gate_T * own_T + 0.5 * gate_T * jsd_T).sum()
+        loss_T = -ratio_T * advantage - 0.5 * gate_T * own_T + 0.5 * gate_T * jsd_T
+        loss = loss + loss_T[torch.from_numpy(r.sources == Source.STUDENT)].sum()
     loss = loss / tokens
     loss.backward()
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
@@ -140,16 +147,19 @@ def dense_reference(directory: Path) -> dict[str, float]:
 # ---------------------------------------------------------------------------------------- the tests
 @pytest.fixture(scope="module")
 def found(run_distributed, tmp_path_factory):
-    """layout -> what the program below found, and the reference."""
+    """layout -> what the program below found, and the references of `WITH_DIVERGENCE`."""
     directory = tmp_path_factory.mktemp("own")
     replayed.make_models(directory)
     make_other_models(directory)
-    return measured(run_distributed, __file__, directory, LAYOUTS), dense_reference(directory)
+    references = {
+        name: dense_reference(directory, history) for name, history in WITH_DIVERGENCE.items()
+    }
+    return measured(run_distributed, __file__, directory, LAYOUTS), references
 
 
-@pytest.mark.parametrize("layout", [*NAMES, *OTHER_MODELS])
-def test_the_teacher_is_the_student_on_the_longer_prompt(found, layout):
-    got = found[0][layout]["present"]
+@pytest.mark.parametrize(("layout", "rows"), CASES)
+def test_the_teacher_is_the_student_on_the_longer_prompt(found, layout, rows):
+    got = found[0][layout][rows]
     for said, own in zip(got["teacher"], got["student on them"], strict=True):
         np.testing.assert_allclose(said, own, atol=2e-5)
     assert np.abs(np.subtract(got["teacher"][0], got["student"][0])).mean() > 0.1
@@ -172,9 +182,9 @@ def test_which_weights(found, layout):
     assert got["average"]["error"] < 1e-6
 
 
-@pytest.mark.parametrize("layout", [*NAMES, *OTHER_MODELS])
-def test_another_skill_changes_the_teacher_alone(found, layout):
-    got = found[0][layout]["present"]
+@pytest.mark.parametrize(("layout", "rows"), CASES)
+def test_another_skill_changes_the_teacher_alone(found, layout, rows):
+    got = found[0][layout][rows]
     changed = np.abs(np.subtract(got["other skill"], got["teacher"][-1]))
     assert changed.mean() > 0.1
     without = ~np.array(got["has skill"])
@@ -183,11 +193,12 @@ def test_another_skill_changes_the_teacher_alone(found, layout):
     assert got["kept"]  # train mode and gradients of the student, as they were
 
 
+@pytest.mark.parametrize("rows", WITH_DIVERGENCE)
 @pytest.mark.parametrize("layout", WITH_DIVERGENCES)
-def test_loss_and_gradient_equal_dense_autograd(found, layout):
-    results, reference = found
-    got = results[layout]["divergence"][0]
-    for key, want in reference.items():
+def test_loss_and_gradient_equal_dense_autograd(found, layout, rows):
+    results, references = found
+    got = results[layout][rows][0]
+    for key, want in references[rows].items():
         assert got[key] == pytest.approx(want, rel=2e-5, abs=1e-5), key
 
 
@@ -196,7 +207,7 @@ def test_no_metric_depends_on_the_layout(found, layout):
     got, want = found[0][layout], found[0]["whole"]
     for weights in got:
         updates, wanted = (x[weights] for x in (got, want))
-        if weights != "divergence":
+        if weights not in WITH_DIVERGENCE:
             updates, wanted = updates["updates"], wanted["updates"]
         for update, whole in zip(updates, wanted, strict=True):
             assert update.keys() == whole.keys()
@@ -232,15 +243,21 @@ def run(directory: Path, name: str, tp: int, pp: int, cp: int, sp: bool, micro: 
     from megatron_opd.runs.assemble import assemble
 
     layout = LayoutConfig(tp, pp, sp, context_parallel_size=cp)
-    rows = privileged(rows_of_episodes("window", replayed.VOCAB))
+    rows = {
+        history: privileged(rows_of_episodes(history, replayed.VOCAB))
+        for history in HISTORIES.values()
+    }
     out = {}
     for weights in WEIGHTS if name in OF_ALL_WEIGHTS else ("present",):
         config = config_of(directory, layout, micro, weights)
         checkpoints = directory / f"{name} {weights}" if name in RESUMED else None
-        out[weights] = steps(config, rows, checkpoints)
+        out[weights] = steps(config, rows["window"], checkpoints)
+    config = config_of(directory, layout, micro, "present")
+    out["growing"] = steps(config, rows["growing"], None)
     if name in WITH_DIVERGENCES:
         config = config_of(directory, layout, micro, "present", divergence=True)
-        out["divergence"] = updates(assemble(config), rows, steps=STEPS)
+        for case, history in WITH_DIVERGENCE.items():
+            out[case] = updates(assemble(config), rows[history], steps=STEPS)
     return out
 
 

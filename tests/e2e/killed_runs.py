@@ -66,11 +66,14 @@ def after(owner: Any, name: str) -> None:
     setattr(owner, name, patched)
 
 
-def in_generation() -> None:
-    original = VllmEngine._run
+def in_generation(number: int, steps: int) -> None:
+    """Before the `steps`-th step of the engine in the `number`-th generation of the step."""
+    original, count = VllmEngine._run, [0]
 
     def patched(self: VllmEngine, *args: Any) -> Any:
-        before(self._llm.llm_engine, "step", calls=4)
+        count[0] += step_now == KILLED_AT
+        if count[0] == number:
+            before(self._llm.llm_engine, "step", calls=steps)
         return original(self, *args)
 
     VllmEngine._run = patched  # type: ignore[method-assign]
@@ -107,7 +110,7 @@ def in_the_stream_of_weights() -> None:
 
 
 PHASES: dict[str, Callable[[], None]] = {
-    "generate": in_generation,
+    "generate": lambda: in_generation(1, steps=4),
     "score": lambda: before(VerifierPool, "score"),
     "teacher": lambda: before(MegatronTeacher, "_signals"),
     "forward": lambda: before(Objective, "__call__", calls=2),  # the second micro-batch
@@ -116,7 +119,9 @@ PHASES: dict[str, Callable[[], None]] = {
     "save": lambda: before(checkpoint, "write_manifest"),
     "publish": lambda: after(checkpoint, "write_manifest"),  # written whole, not yet renamed
     "evaluate": lambda: after(loop, "held_out"),
-    # of an agent: between two turns, and before the student is asked as its own teacher
+    # of an agent: in the first cohort's second turn, between two turns, while environments work,
+    # and before the student is asked as its own teacher
+    "second_turn": lambda: in_generation(3, steps=2),
     "turn": lambda: before(Episodes, "_act", calls=9),
     "environment": lambda: before(EnvironmentPool, "ready", calls=3),
     "self_teacher": lambda: before(PrivilegedTeacher, "score"),

@@ -12,7 +12,18 @@ from megatron_opd.contracts.rows import Source
 from tests.e2e.test_train import ROOT, assert_same_run, command, forked, rows_of
 from tools import make_demo_agents
 
-KILLED_IN = ("turn", "environment", "self_teacher", "forward", "optimizer")
+# self_teacher -> the phases in which a run with it is killed
+KILLED_IN = {
+    "{weights: every, every: 2}": (
+        "second_turn",
+        "turn",
+        "environment",
+        "self_teacher",
+        "forward",
+        "optimizer",
+    ),
+    "{weights: average, decay: 0.5}": ("optimizer",),
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +51,19 @@ def recipe(assets: Path, run_dir: Path, *overrides: str) -> list[str]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("self_teacher", KILLED_IN)
 def test_an_agents_run_killed_anywhere_goes_on_as_if_nothing_had_happened(
-    assets: Path, tmp_path: Path
+    assets: Path, tmp_path: Path, self_teacher: str
 ) -> None:
     """In the middle of an episode too; the bandit's counts and the teacher's copy of the weights
     come back. `environment.cohorts` is 2, so that the engine and environments work by turns."""
-    exact = ["skills.retrieval=ucb", "self_teacher={weights: every, every: 2}"]
+    phases = KILLED_IN[self_teacher]
+    exact = ["skills.retrieval=ucb", f"self_teacher={self_teacher}"]
     run = recipe(assets, tmp_path, *exact, "environment.cohorts=2", "environment.workers=2")
-    phases = ",".join(KILLED_IN)
-    _, stderr = forked("tests.e2e.killed_runs", None, tmp_path, phases, *run, timeout=500)
-    ended = {phase: (tmp_path / f"{phase}.ended").read_text() for phase in KILLED_IN}
-    assert ended == dict.fromkeys(KILLED_IN, "9 0"), stderr[-3000:]
-    for phase in KILLED_IN:
+    _, stderr = forked("tests.e2e.killed_runs", None, tmp_path, ",".join(phases), *run, timeout=500)
+    ended = {phase: (tmp_path / f"{phase}.ended").read_text() for phase in phases}
+    assert ended == dict.fromkeys(phases, "9 0"), stderr[-3000:]
+    for phase in phases:
         assert_same_run(tmp_path / phase, tmp_path / "whole")
     rows = rows_of(tmp_path / "whole")
     assert all(row["rollout/turns/mean"] > 1 for row in rows[:3])
