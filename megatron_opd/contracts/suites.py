@@ -22,8 +22,11 @@ class SuiteProtocol:
     temperature: float  # 0 is greedy
     top_p: float
     max_tokens: int  # of a completion
-    prompt: str  # the user's words: a text with {problem}, and {options} where there are some
+    # the user's words: a text with {problem}, {options} where there are some, and {form}: how a
+    # program is to be written
+    prompt: str
     system: str | None = None  # the system message; None: the template's own
+    prefill: str | None = None  # with which a response is opened; None: the template's own
     # the order of options: the data's, or drawn anew for every question or every sample
     shuffle: Literal["none", "question", "sample"] = "none"
     grader: GraderName = "math"
@@ -66,6 +69,7 @@ class Answer:
     asked: Asked
     text: str
     truncated: bool  # by the limit of tokens
+    opened: bool = False  # the prompt ends with the tag that opens the reasoning
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from megatron_opd.contracts.rows import Task
 from megatron_opd.errors import ConfigError, DataError
+from megatron_opd.files.rows import BadRows
 from megatron_opd.recipe.keys import DataConfig, RunConfig
 from megatron_opd.tasks.data_files import data_files
 from megatron_opd.tasks.examples import read_examples
 from megatron_opd.tasks.notes import Notes
-from megatron_opd.tasks.rows import BadRows
 from megatron_opd.tasks.template import chat_template_of
 from megatron_opd.tasks.tokenise import tokenise
 from megatron_opd.tasks.tokenizer import Tokenizer

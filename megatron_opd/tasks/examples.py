@@ -6,6 +6,16 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
+from megatron_opd.files.rows import (
+    BadRows,
+    NumberedRow,
+    Row,
+    RowError,
+    json_columns,
+    parquet_columns,
+    read_json,
+    read_parquet,
+)
 from megatron_opd.recipe.keys import DataConfig
 from megatron_opd.tasks.fields import (
     Fields,
@@ -17,16 +27,6 @@ from megatron_opd.tasks.fields import (
     verified_columns,
 )
 from megatron_opd.tasks.messages import BadField, Problem
-from megatron_opd.tasks.rows import (
-    BadRows,
-    NumberedRow,
-    Row,
-    RowError,
-    json_columns,
-    parquet_columns,
-    read_json,
-    read_parquet,
-)
 
 # The columns that `megatron-opd traces` writes: a trace's text, and its tokens.
 TRACE_IDS_OF = "response"

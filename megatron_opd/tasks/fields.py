@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_opd.errors import DataError
+from megatron_opd.files.rows import Row
 from megatron_opd.recipe.keys import DataConfig
 from megatron_opd.tasks.messages import BadField, Problem, as_messages, problem_of
-from megatron_opd.tasks.rows import Row
 
 CONVERSATION_COLUMNS = ("messages", "conversations")  # they end with the response
 PROBLEM_COLUMNS = ("prompt", "problem", "question", *CONVERSATION_COLUMNS)

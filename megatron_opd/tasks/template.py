@@ -6,25 +6,11 @@ from datetime import date
 
 from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.recipe.keys import TemplateConfig
+from megatron_opd.recipe.system_messages import SYSTEM_MESSAGES
 from megatron_opd.tasks.chat_template import ChatTemplate, only_template
 from megatron_opd.tasks.messages import Message
 from megatron_opd.tasks.tokenizer import Tokenizer
 
-SYSTEM_MESSAGES = {
-    # TGPO appendix B.2, equal to LUFFY's. Both start the response with `<think>\n`
-    # (template.prefill).
-    "tgpo": (
-        "Your task is to follow a systematic, thorough reasoning process before providing the "
-        "final solution. This involves analyzing, summarizing, exploring, reassessing, and "
-        "refining your thought process through multiple iterations. Structure your response into "
-        "two sections: Thought and Solution. In the Thought section, present your reasoning using "
-        "the format: “<think>\\n thoughts </think>\\n”. Each thought should include detailed "
-        "analysis, brainstorming, verification, and refinement of ideas. After “</think>\\n” in "
-        "the Solution section, provide the final, logical, and accurate answer, clearly derived "
-        "from the exploration in the Thought section. If applicable, include the answer in "
-        "\\boxed{} for closed-form results like multiple choices or mathematical solutions."
-    ),
-}
 _OPEN_TAG = re.compile(r"<(think|thinking|thought|reasoning)>\s*$")
 
 

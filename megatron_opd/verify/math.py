@@ -88,3 +88,12 @@ def _parse(text: str, with_units: bool) -> list[Any]:
     latex = _LATEX if with_units else _LATEX_WITHOUT_UNITS
     text = in_ascii(text).replace(r"\varnothing", r"\emptyset")
     return parse(text, (latex, ExprExtractionConfig()), parsing_timeout=None)
+
+
+def value_of(text: str) -> float | None:
+    """The value of an expression without variables; None of anything else."""
+    for value in _parse(boxed(in_digits(text)), with_units=False):
+        number = getattr(value, "rhs", value)  # of x = 5
+        if getattr(number, "is_number", False) and getattr(number, "is_real", False):
+            return float(number)
+    return None

@@ -48,9 +48,10 @@ class VerifierPool:
     second each; other answers are not affected.
     """
 
-    def __init__(self, config: RewardConfig) -> None:
+    def __init__(self, config: RewardConfig, judge: str = "math") -> None:
+        # one of verify/worker.py's, or the recipe's own
         self.config = config
-        self._workers = [_Worker(config.function) for _ in range(config.workers)]
+        self._workers = [_Worker(config.function or judge) for _ in range(config.workers)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
@@ -79,12 +80,24 @@ class VerifierPool:
             reason = _without_answer(row) if answer is None else reasons[answer, gold]
             scored.append(_scored(row, reason))
         if count := sum(r.verdict.reason == "over_budget" for r in scored):
-            logger.warning(
-                "%d answers were not judged within reward.budget_seconds=%g and score 0",
-                count,
-                self.config.budget_seconds,
-            )
+            words = "%d answers were not judged within reward.budget_seconds=%g and score 0"
+            logger.warning(words, count, self.config.budget_seconds)
         return scored
+
+    def replies(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
+        """The workers' replies to texts and what they are compared with, in their order.
+
+        Beside the judge's: too_long, timeout, over_budget, crashed. Raises RunError.
+        """
+        budget = _Budget(self.config)
+
+        def reply(pair: tuple[str, str]) -> str:
+            too_long = len(pair[0]) > self.config.max_characters
+            return "too_long" if too_long else self._judged(*pair, budget)
+
+        unique = dict.fromkeys(pairs)
+        replies = dict(zip(unique, self._threads.map(reply, unique), strict=True))
+        return [replies[pair] for pair in pairs]
 
     def close(self) -> None:
         """Ends the workers; the pool cannot be used again. Idempotent."""
@@ -173,8 +186,8 @@ class _WorkerDied(Exception):
 class _Worker:
     """A `megatron_opd.verify.worker` process, started at the first need and again when it dies."""
 
-    def __init__(self, function: str | None) -> None:
-        self.function = function
+    def __init__(self, judge: str) -> None:
+        self.judge = judge
         self.process: subprocess.Popen[bytes] | None = None
         self.ready = False
         self.closed = False
@@ -183,13 +196,12 @@ class _Worker:
         if self.process is not None or self.closed:
             return
         search_path = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        own = [self.function] if self.function else []
         # A fixed hash seed fixes the order in which sympy walks its sets, so that the same answer
         # gets the same verdict.
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(search_path)
         environment["PYTHONHASHSEED"] = "0"
-        module = ["-P", "-m", "megatron_opd.verify.worker", str(WORKER_MEMORY_BYTES), *own]
+        module = ["-P", "-m", "megatron_opd.verify.worker", str(WORKER_MEMORY_BYTES), self.judge]
         self.ready = False
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by end)
         self.process = subprocess.Popen(

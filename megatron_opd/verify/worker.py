@@ -1,4 +1,7 @@
-"""A verifier's worker: `python -m megatron_opd.verify.worker MEMORY_BYTES [MODULE:FUNCTION]`.
+"""A verifier's worker: `python -m megatron_opd.verify.worker MEMORY_BYTES [JUDGE]`.
+
+JUDGE is "math", the usual one, "items" or "legacy" of a suite's graders, or a user's
+MODULE:FUNCTION.
 
 It reads a JSON list [answer, gold, time limit in seconds] per line on stdin and writes one reason
 per line on stdout, followed by the score if a user's function gives one. This process only imports
@@ -48,6 +51,25 @@ def math_judge() -> Judge:
     for answer, gold in WARM_UP:
         grade(boxed(answer), gold)
     return grade
+
+
+def item_judge() -> Judge:
+    """The judge of suites: math-verify, and the rules that an item brings."""
+    from megatron_opd.verify.graders.items import judge_item
+
+    math_judge()
+    return judge_item
+
+
+def legacy_judge() -> Judge:
+    """math-verify without our reading of numbers."""
+    from megatron_opd.verify.graders.items import judge_legacy
+
+    math_judge()
+    return judge_legacy
+
+
+JUDGES = {"math": math_judge, "items": item_judge, "legacy": legacy_judge}
 
 
 def own_judge(reference: str) -> Judge:
@@ -131,7 +153,8 @@ def main() -> None:
     # Slurm sends these to all processes, and the trainer still finishes its step.
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    judge = own_judge(sys.argv[2]) if len(sys.argv) > 2 else math_judge()
+    name = sys.argv[2] if len(sys.argv) > 2 else "math"
+    judge = JUDGES[name]() if name in JUDGES else own_judge(name)
     # A collection in an evaluator would touch, and so copy, every page that it inherited.
     gc.freeze()
     replies = sys.stdout.buffer

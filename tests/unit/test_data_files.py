@@ -18,9 +18,9 @@ from tokenizers import normalizers
 from megatron_opd.checks.training import check_data
 from megatron_opd.contracts.rows import Task
 from megatron_opd.errors import DataError
+from megatron_opd.files import rows as rows_module
 from megatron_opd.recipe.keys import DataConfig, HeldoutConfig, RunConfig, TemplateConfig
 from megatron_opd.recipe.load import load_config
-from megatron_opd.tasks import rows as rows_module
 from megatron_opd.tasks.data import load_heldout, load_tasks
 from megatron_opd.tasks.data_files import changed_data, data_files, data_sha256
 from megatron_opd.tasks.tokenizer import load_tokenizer

@@ -1,5 +1,6 @@
-"""Rows of a JSON, JSONL or Parquet file."""
+"""Rows of a JSON, JSONL, Parquet, CSV or Arrow file."""
 
+import csv
 import gzip
 import json
 import zlib
@@ -53,24 +54,25 @@ class BadRows:
             raise self._first
 
 
-def read_json(path: Path) -> Iterator[NumberedRow]:
+def read_json(path: Path, longest_line: int | None = None) -> Iterator[NumberedRow]:
     """The rows of a .jsonl or .json file, compressed or not; an error for one that is unreadable.
 
     Lines are counted, blank ones too, so that an editor finds the row. A .json has one array, or
-    lines like a .jsonl. Raises DataError when the file itself cannot be read, or is one array that
-    is not valid JSON.
+    lines like a .jsonl, of at most `longest_line` bytes (64 MiB). Raises DataError when the file
+    itself cannot be read, or is one array that is not valid JSON.
     """
+    most = longest_line or _MAX_LINE
     with _open(path) as file:
         name = path.name.removesuffix(".gz")
         if name.endswith(".json") and _first_character(file) == b"[":
             yield from _array(path, file)
             return
-        for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), start=1):
-            if len(line) > _MAX_LINE:
+        for number, line in enumerate(iter(lambda: file.readline(most + 1), b""), start=1):
+            if len(line) > most:
                 raise RowError(
                     path,
                     number,
-                    f"a line of more than {_MAX_LINE >> 20} MiB; put every row on its own",
+                    f"a line of more than {most >> 20} MiB; put every row on its own",
                 )
             if number == 1 and line.startswith(_UTF16):
                 raise RowError(path, number, "text in UTF-16; save the file as UTF-8")
@@ -122,6 +124,55 @@ def read_parquet(path: Path, columns: list[str]) -> Iterator[NumberedRow]:
             for row in _python_rows(path, number, batch):
                 number += 1
                 yield number, row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path}: damaged after row {number} ({_first_line(error)}); write it again"
+        ) from error
+
+
+def read_csv(path: Path) -> Iterator[NumberedRow]:
+    """The rows of a CSV file with a header, all values texts; an error for one that has more values
+    than the header names.
+
+    Raises DataError when the file cannot be read, is empty or names a column twice.
+    """
+    longest = csv.field_size_limit(_MAX_LINE)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            names = list(reader.fieldnames or ())
+            if not names:
+                raise DataError(f"{path}: the file has no rows; give it a header and one row")
+            if twice := {name for name in names if names.count(name) > 1}:
+                raise DataError(f"{path}: two columns are named {min(twice)}; rename one")
+            for number, row in enumerate(reader, start=1):
+                if None in row:
+                    problem = "more values than the header has names; quote those with a comma"
+                    yield number, RowError(path, number, problem)
+                else:
+                    yield number, row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read ({_first_line(error)}); write it again") from error
+    finally:
+        csv.field_size_limit(longest)
+
+
+def read_arrow(path: Path) -> Iterator[NumberedRow]:
+    """The rows of an Arrow file, as Hugging Face's `datasets` saves them; see `read_parquet`."""
+    import pyarrow
+
+    number = 0
+    try:
+        with pyarrow.memory_map(str(path)) as source:
+            try:
+                batches = iter(pyarrow.ipc.open_stream(source))
+            except pyarrow.ArrowInvalid:
+                file = pyarrow.ipc.open_file(source)
+                batches = map(file.get_batch, range(file.num_record_batches))
+            for batch in batches:
+                for row in _python_rows(path, number, batch):
+                    number += 1
+                    yield number, row
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: damaged after row {number} ({_first_line(error)}); write it again"

@@ -1,0 +1,29 @@
+"""The grader that a suite's protocol asks for."""
+
+import contextlib
+from typing import assert_never
+
+from megatron_opd.contracts.suites import Grader, SuiteProtocol
+from megatron_opd.errors import ConfigError
+from megatron_opd.recipe.keys import RewardConfig
+from megatron_opd.verify.graders.maths import MathGrader
+from megatron_opd.verify.open import open_judges
+
+
+def open_grader(
+    protocol: SuiteProtocol, config: RewardConfig, closing: contextlib.ExitStack
+) -> Grader:
+    """The protocol's grader. Its workers start in the background; `closing` ends them.
+
+    `config` has the limits of time and length, and the number of workers. Raises ConfigError, in
+    one line, where something that the grader needs is not there.
+    """
+    match protocol.grader:
+        case "math":
+            return MathGrader(open_judges(config, "items", closing), protocol.grading)
+        case "math_legacy":
+            return MathGrader(open_judges(config, "legacy", closing), protocol.grading)
+        case "choice" | "instructions" | "code":
+            raise ConfigError(f"the grader {protocol.grader} is not there yet")
+        case _:
+            assert_never(protocol.grader)
