@@ -11,6 +11,8 @@ from importlib import metadata
 
 from megatron_opd.doctor.finding import Finding
 from megatron_opd.errors import ConfigError
+from megatron_opd.sandbox.layers import layers
+from megatron_opd.sandbox.run import Sandbox
 
 GIB = 2**30
 
@@ -92,6 +94,19 @@ def _math_verify(subject: str) -> Finding:
     return Finding("ok", subject, f"{metadata.version('math-verify')}, finds 1+1 equal to 2")
 
 
+def _sandbox(subject: str) -> Finding:
+    there = layers()
+    if refusal := there.refusal():
+        return Finding("warn", subject, refusal)
+    with Sandbox(there) as sandbox:
+        finished = sandbox.run("print(6 * 7)")
+    if finished.stdout != b"42\n":
+        return Finding("fail", subject, f"a program ended with {finished.reason}, and without 42")
+    text = f"runs a program behind {', '.join(there.names())}"
+    missing = [why_not for why_not in (there.landlock, there.bubblewrap) if why_not]
+    return Finding("ok", subject, "; ".join([text, *missing]))
+
+
 def _gloo(subject: str) -> Finding:
     from datetime import timedelta
 
@@ -170,6 +185,7 @@ CHECKS: dict[str, Callable[[str], Finding]] = {
     "vLLM": _vllm,
     "transformers": _package,
     "math-verify": _math_verify,
+    "sandbox": _sandbox,
     "gloo": _gloo,
     "Transformer Engine": _optional(
         "transformer_engine", "local layers: unfused norms, no FP8, no fused attention"

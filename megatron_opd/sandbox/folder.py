@@ -1,0 +1,50 @@
+"""The folder that a program may write to: counted while it runs, emptied afterwards."""
+
+import itertools
+import os
+from contextlib import suppress
+
+
+def more_than(folder: str, most_entries: int) -> bool:
+    """Whether there are more files and folders beneath `folder`, or some that cannot be counted."""
+    count = 0
+    waiting = [folder]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    count += 1
+                    if count > most_entries:
+                        return True
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+        except FileNotFoundError:  # the program has removed it
+            continue
+        except OSError:  # it has no rights, or its path is too long
+            return True
+    return False
+
+
+def empty(folder: str) -> None:
+    """Removes all beneath `folder`, however deep and whatever its modes.
+
+    What lies in a folder is first brought up, so that no path is longer than the system allows.
+    """
+    numbers = itertools.count()
+    while names := os.listdir(folder):
+        for name in names:
+            path = os.path.join(folder, name)
+            if os.path.islink(path) or not os.path.isdir(path):
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+                continue
+            os.chmod(path, 0o700)
+            for inner in os.listdir(path):
+                os.rename(os.path.join(path, inner), _free(folder, numbers))
+            os.rmdir(path)
+
+
+def _free(folder: str, numbers: "itertools.count[int]") -> str:
+    return next(
+        path for number in numbers if not os.path.lexists(path := os.path.join(folder, f"{number}"))
+    )
