@@ -12,10 +12,10 @@ from megatron_opd.contracts.stations import Sampler, Verifier
 from megatron_opd.errors import RunError
 from megatron_opd.evaluation.sampler import open_model
 from megatron_opd.metrics.console import held_out_words
-from megatron_opd.metrics.interval import difference_95, interval_95
 from megatron_opd.metrics.summary import bad_golds, unanswered
 from megatron_opd.metrics.turns import episode_metrics
 from megatron_opd.recipe.keys import EvalConfig, RunConfig
+from megatron_opd.statistics.intervals import difference_95, interval_95
 from megatron_opd.tasks.data_files import shown
 from megatron_opd.tasks.tokenizer import load_tokenizer
 from megatron_opd.world.processes import gather_shares, share

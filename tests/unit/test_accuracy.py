@@ -11,11 +11,11 @@ from rich.console import Console
 from megatron_opd.contracts.rows import Row, StepRecord, Verdict
 from megatron_opd.evaluation.heldout import accuracy
 from megatron_opd.metrics.console import open_console
-from megatron_opd.metrics.interval import interval_95
 from megatron_opd.metrics.sinks import Sinks
 from megatron_opd.metrics.summary import reward_metrics
 from megatron_opd.recipe.keys import EvalConfig, LogConfig
 from megatron_opd.report.page import write_report
+from megatron_opd.statistics.intervals import interval_95
 from tests.rows import row, task
 from tests.unit.test_metrics import make_config
 
