@@ -1,0 +1,109 @@
+"""Results and comparisons on a terminal."""
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from megatron_opd.bench.compare import Comparison
+from megatron_opd.bench.results import Result, SuiteResult
+
+
+def print_result(result: Result, console: Console | None = None) -> None:
+    """The scores of all suites with their interval over questions and their error over seeds."""
+    head = ("suite", "N x k", "avg@k", "95 %", "seed ±", "pass@k", "maj@k", "cut", "no answer",
+            "tokens")  # fmt: skip
+    rows = [_row(name, suite) for name, suite in result.suites.items()]
+    _print(f"{result.model.get('path', 'model')}, in percent", head, rows, console)
+    for name, suite in result.suites.items():
+        for note in notes_of(name, suite):
+            _line(note, console)
+
+
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Every suite's difference, then a sentence on each."""
+    head = ("suite", "N x k", "first", "second", "difference", "95 %", "p", "p, Holm",
+            "better, worse", "detectable")  # fmt: skip
+    rows = []
+    for suite in comparison.suites:
+        of = suite.difference
+        rows.append((
+            suite.suite, f"{suite.questions} x {suite.samples}", percent(suite.first),
+            percent(suite.second), f"{100 * of.mean:+.1f}",
+            f"{100 * of.low:+.1f} to {100 * of.high:+.1f}", f"{of.p:.3f}",
+            f"{suite.corrected_p:.3f}", f"{of.improved}, {of.worsened}", percent(of.detectable),
+        ))  # fmt: skip
+    title = f"{comparison.second} (second) against {comparison.first} (first), in points"
+    _print(title, head, rows, console)
+    for suite in comparison.suites:
+        _line(suite.sentence, console)
+    for note in comparison.notes:
+        _line(f"note: {note}", console)
+    if comparison.left_out:
+        _line(f"only one of the two has {', '.join(comparison.left_out)}", console)
+
+
+def percent(value: float | None) -> str:
+    """A score in percent with one digit; "-" where there is none."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def notes_of(name: str, suite: SuiteResult) -> list[str]:
+    """What a reader of the score must know beside it."""
+    summary = suite.summary
+    samples = summary.questions * summary.samples
+    notes = []
+    if summary.truncated > 0.05:
+        notes.append(
+            f"{name}: {percent(summary.truncated)} % of the completions were cut at "
+            f"{suite.protocol.max_tokens:,} tokens; a higher max_tokens may raise the score"
+        )
+    if summary.timeouts:
+        notes.append(f"{name}: the grading of {summary.timeouts:,} of {samples:,} was stopped")
+    if summary.bad_golds:
+        notes.append(
+            f"{name}: {summary.bad_golds:,} gold answers cannot be compared with; they score 0"
+        )
+    options = summary.options
+    if options and options.spread > options.chance_spread:
+        notes.append(
+            f"{name}: scores differ by {100 * options.spread:.1f} points with the letter of the "
+            f"right option (by chance up to {100 * options.chance_spread:.1f})"
+        )
+    return notes
+
+
+def _row(name: str, suite: SuiteResult) -> tuple[str, ...]:
+    of = suite.summary
+    most = str(of.samples)
+    return (
+        name, f"{of.questions} x {of.samples}", percent(of.score),
+        f"{percent(of.low)} to {percent(of.high)}", percent(of.seed_error),
+        percent(of.pass_at[most]) if of.samples > 1 else "-",
+        percent(of.majority) if of.samples > 1 else "-", percent(of.truncated),
+        percent(of.unanswered), f"{of.tokens.mean:,.0f}",
+    )  # fmt: skip
+
+
+def _print(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], console: Console | None
+) -> None:
+    if console is None and not sys.stdout.isatty():
+        print(title)
+        for row in (head, *rows):
+            print("  " + " | ".join(row))
+        return
+    table = Table(title=title, title_justify="left")
+    for name in head:
+        table.add_column(name, justify="left" if name == "suite" else "right")
+    for row in rows:
+        table.add_row(*row)
+    (console or Console()).print(table)
+
+
+def _line(text: str, console: Console | None) -> None:
+    if console is None:
+        print(text)
+    else:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
