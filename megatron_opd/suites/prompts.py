@@ -2,9 +2,9 @@
 
 import hashlib
 import re
-from typing import Literal
+from typing import Literal, assert_never
 
-from megatron_opd.contracts.suites import Asked, Question, SuiteProtocol
+from megatron_opd.contracts.suites import Asked, GraderName, Question, SuiteProtocol
 from megatron_opd.suites.forms import LETTERS
 
 PLAIN = "{problem}"
@@ -27,6 +27,21 @@ _FROM_START = (
     "Complete this program, and keep its names and parameters. Give the whole program in one "
     "block:\n\n```python\n{start}\n```"
 )
+
+
+def usual(grader: GraderName, *, plain: bool = False) -> str:
+    """The words of a grader's suites; `plain`: without what a system message says already."""
+    match grader:
+        case "math" | "math_legacy":
+            return PLAIN if plain else MATH
+        case "choice":
+            return PLAIN_CHOICE if plain else CHOICE
+        case "instructions":
+            return PLAIN
+        case "code":
+            return CODE
+        case _:
+            assert_never(grader)
 
 
 def ask(question: Question, sample: int, protocol: SuiteProtocol, seed: int) -> Asked:

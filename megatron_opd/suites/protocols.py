@@ -105,7 +105,7 @@ def protocol_of(
         temperature=temperature,
         top_p=top_p,
         max_tokens=max_tokens or preset.max_tokens,
-        prompt=_prompt(suite, preset),
+        prompt=prompts.usual(suite.grader, plain=preset.plain),
         system=preset.system,
         prefill=preset.prefill,
         shuffle=preset.shuffle if suite.grader == "choice" else "none",
@@ -113,15 +113,3 @@ def protocol_of(
         grading=suite.grading,
         note=note,
     )
-
-
-def _prompt(suite: Suite, preset: Preset) -> str:
-    match suite.grader:
-        case "choice":
-            return prompts.PLAIN_CHOICE if preset.plain else prompts.CHOICE
-        case "math" | "math_legacy":
-            return prompts.PLAIN if preset.plain else prompts.MATH
-        case "instructions":
-            return prompts.PLAIN
-        case "code":
-            return prompts.CODE

@@ -1,6 +1,6 @@
 """A verifier's worker: `python -m megatron_opd.verify.worker MEMORY_BYTES [JUDGE]`.
 
-JUDGE is "math", the usual one, "items" or "legacy" of a suite's graders, or a user's
+JUDGE is "math", the usual one, "items", "legacy" or "following" of suites' graders, or a user's
 MODULE:FUNCTION.
 
 It reads a JSON list [answer, gold, time limit in seconds] per line on stdin and writes one reason
@@ -69,7 +69,20 @@ def legacy_judge() -> Judge:
     return judge_legacy
 
 
-JUDGES = {"math": math_judge, "items": item_judge, "legacy": legacy_judge}
+def following_judge() -> Judge:
+    """The judge of IFBench."""
+    import nltk
+
+    # The package downloads what it misses when it is imported; what it needs was checked before.
+    nltk.download = lambda *_, **__: False
+    from megatron_opd.verify.graders.following import judge_following
+
+    return judge_following
+
+
+JUDGES = {
+    "math": math_judge, "items": item_judge, "legacy": legacy_judge, "following": following_judge
+}  # fmt: skip
 
 
 def own_judge(reference: str) -> Judge:

@@ -1,11 +1,14 @@
 """The grader that a suite's protocol asks for."""
 
 import contextlib
+from dataclasses import replace
 from typing import assert_never
 
 from megatron_opd.contracts.suites import Grader, SuiteProtocol
 from megatron_opd.errors import ConfigError
 from megatron_opd.recipe.keys import RewardConfig
+from megatron_opd.verify.graders.choice import ChoiceGrader
+from megatron_opd.verify.graders.instructions import LONGEST, InstructionGrader, check_packages
 from megatron_opd.verify.graders.maths import MathGrader
 from megatron_opd.verify.open import open_judges
 
@@ -23,7 +26,13 @@ def open_grader(
             return MathGrader(open_judges(config, "items", closing), protocol.grading)
         case "math_legacy":
             return MathGrader(open_judges(config, "legacy", closing), protocol.grading)
-        case "choice" | "instructions" | "code":
+        case "choice":
+            return ChoiceGrader()
+        case "instructions":
+            check_packages()
+            limits = replace(config, max_characters=max(config.max_characters, LONGEST))
+            return InstructionGrader(open_judges(limits, "following", closing))
+        case "code":
             raise ConfigError(f"the grader {protocol.grader} is not there yet")
         case _:
             assert_never(protocol.grader)
