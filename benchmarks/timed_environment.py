@@ -6,7 +6,7 @@ import time
 
 from megatron_opd.contracts.environments import Info
 
-TURNS = 16
+TURNS = 50  # as many as the papers give ALFWorld
 STEP, SLOW_STEP = 0.06, 0.6  # seconds
 SLOW_EVERY = 50  # steps
 

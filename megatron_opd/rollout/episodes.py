@@ -118,7 +118,8 @@ class Episodes:
     def _answered(self, still_open: Sequence[list[OpenEpisode]]) -> list[OpenEpisode]:
         """The first cohort of which no episode waits; without cohorts, all that do not wait."""
         if not self._settings.cohorts:
-            return [one for cohort in still_open for one in cohort if not one.waits]
+            there = [one for cohort in still_open for one in cohort if not one.waits]
+            return sorted(there, key=lambda one: len(one.turns))  # those behind act first
         whole = (cohort for cohort in still_open if not any(one.waits for one in cohort))
         return next(whole, [])
 
