@@ -6,7 +6,7 @@ from megatron_opd.contracts.rows import StepRecord
 from megatron_opd.metrics.summary import Clock, summarise
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.runs.book import Book
-from megatron_opd.runs.held_out import held_out
+from megatron_opd.runs.evaluations import evaluations
 from megatron_opd.runs.learner import learn
 from megatron_opd.runs.roles import run_in_role
 from megatron_opd.runs.run import open_run
@@ -28,13 +28,13 @@ def _train(config: RunConfig, *, resume: bool) -> None:
         for step in range(run.step, config.num_steps):
             book.log(one_step(at, book, step))
             run.finish_step()
-        book.log(StepRecord(config.num_steps, held_out(at, book, config.num_steps)))
+        book.log(StepRecord(config.num_steps, evaluations(at, book, config.num_steps)))
         book.export(at.learner.student, config.num_steps)
         book.report()
 
 
 def one_step(at: Stations, book: Book, step: int) -> StepRecord:
-    metrics = held_out(at, book, step) if at.heldout and at.heldout.due(step) else {}
+    metrics = evaluations(at, book, step)
     clock = Clock()
     rows = at.rows(step, clock, book)  # generate, verify, gather
     if at.engine:

@@ -169,9 +169,10 @@ def _check_nothing_sampled(config: RunConfig) -> None:
 
 
 def _check_eval(evaluation: EvalConfig, *, has_heldout: bool) -> None:
-    if not has_heldout:
+    if not has_heldout and not evaluation.suites:
         raise ConfigError(
-            "eval: needs data.heldout, the file of held-out prompts; give it, or set eval=null"
+            "eval: needs data.heldout, the file of held-out prompts, or eval.suites; give one, or "
+            "set eval=null"
         )
     if 0 < evaluation.temperature < 0.01 or evaluation.temperature > 2:
         raise ConfigError(

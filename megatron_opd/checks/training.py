@@ -17,10 +17,11 @@ from megatron_opd.methods.needs import needs_of
 from megatron_opd.recipe.agents import EnvironmentConfig
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.recipe.load import load_config
+from megatron_opd.suites.asking import prompts_of, suites_of
 from megatron_opd.tasks.data import load_heldout, load_training
 from megatron_opd.tasks.data_files import shown
 from megatron_opd.tasks.pin import check_unchanged
-from megatron_opd.tasks.prompter import TemplatePrompter
+from megatron_opd.tasks.prompter import TemplatePrompter, WordsReader
 from megatron_opd.tasks.template import chat_template_of
 from megatron_opd.tasks.tokenizer import Tokenizer, tokenizer_for_checks
 from megatron_opd.verify.answer import read_gold
@@ -61,7 +62,7 @@ def check_data(config: RunConfig) -> list[str]:
     tokenizer = tokenizer_for_checks(config.student.path)
     if config.environment:
         _check_prompts(config, config.environment, tokenizer)
-        return []
+        return _check_suites(config, tokenizer)
     needs = needs_of(config.method)
     check_unchanged(config)
     warnings: list[str] = []
@@ -75,6 +76,7 @@ def check_data(config: RunConfig) -> list[str]:
         warnings += _room_for_completions(config, tasks, "data.train")
     if config.eval:
         warnings += _room_for_completions(config, heldout, "data.heldout")
+        warnings += _check_suites(config, tokenizer)
     if needs.rewards:
         warnings += _check_answers(config, tasks, "data.train")
     warnings += _check_answers(config, heldout, "data.heldout")
@@ -90,6 +92,15 @@ def check_data(config: RunConfig) -> list[str]:
             "fewer than two steps take, so a step's refills draw its prompts again, for further "
             "samples"
         )
+    return warnings
+
+
+def _check_suites(config: RunConfig, tokenizer: Tokenizer) -> list[str]:
+    """The suites' data are there, and every prompt has room. Raises ConfigError, DataError."""
+    warnings: list[str] = []
+    read = WordsReader(config.data.template, tokenizer)
+    for suite, _ in suites_of(config, warnings.append):
+        prompts_of(suite, read, context=config.max_sequence_length, seed=config.seed)
     return warnings
 
 

@@ -1,11 +1,11 @@
 """The arguments of every command."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from megatron_opd import __version__
-from megatron_opd.cli import commands
+from megatron_opd.cli import bench, commands
+from megatron_opd.cli.adding import Commands, positive
 
 EXAMPLES = """\
 examples:
@@ -16,6 +16,7 @@ examples:
   megatron-opd train runs/demo --nproc 2 --resume num_steps=200
   torchrun --nproc-per-node 2 -m megatron_opd train demo
   megatron-opd eval demo --model runs/demo/hf
+  megatron-opd bench --model runs/demo/hf --suites aime24,math_500 --out runs/demo/bench
   megatron-opd traces demo --out runs/demo_traces.parquet
   megatron-opd convert runs/demo/checkpoints/step-000100 demo-hf
   megatron-opd report runs/demo
@@ -27,8 +28,6 @@ examples:
 RECIPE is a YAML file, the name of one in recipes/, or a run directory. \
 KEY=VALUE sets a key of it (docs/config.md).
 """
-
-_Command = Callable[[argparse.Namespace], int | None]
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -52,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"megatron-opd {__version__}")
-    added = _Commands(parser.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    added = Commands(parser.add_subparsers(title="commands", metavar="COMMAND", required=True))
     added.add("recipes", commands.recipes, "list the recipes")
     added.of_recipe("show", commands.show, "print the resolved recipe")
     for add in (
@@ -60,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_train,
         _add_plan,
         _add_eval,
+        bench.add,
         _add_convert,
         _add_traces,
         _add_launch,
@@ -73,72 +73,40 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Commands:
-    """The commands of the parser; each gets a function, and a line of help."""
-
-    def __init__(self, subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-        self._subparsers = subparsers
-
-    def add(self, name: str, run: _Command, text: str) -> argparse.ArgumentParser:
-        description = f"{text[0].upper()}{text[1:]}."
-        parser = self._subparsers.add_parser(name, help=text, description=description)
-        parser.set_defaults(command=run)
-        return parser
-
-    def of_recipe(
-        self, name: str, run: _Command, text: str, *, optional: bool = False
-    ) -> argparse.ArgumentParser:
-        """A command that takes RECIPE KEY=VALUE..."""
-        parser = self.add(name, run, text)
-        parser.add_argument(
-            "recipe",
-            metavar="RECIPE",
-            nargs="?" if optional else None,
-            help="file, name or run directory",
-        )
-        parser.add_argument(
-            "overrides",
-            metavar="KEY=VALUE",
-            nargs="*",
-            help="set a key, such as rollout.num_prompts=8",
-        )
-        return parser
-
-
-def _add_check(added: _Commands) -> None:
+def _add_check(added: Commands) -> None:
     parser = added.of_recipe(
         "check", commands.check, "check a recipe, its models and its data without running anything"
     )
     parser.add_argument(
-        "--nproc", metavar="N", type=_positive, help="number of processes of the run to check for"
+        "--nproc", metavar="N", type=positive, help="number of processes of the run to check for"
     )
 
 
-def _add_train(added: _Commands) -> None:
+def _add_train(added: Commands) -> None:
     parser = added.of_recipe("train", commands.train, "run a recipe")
     parser.add_argument(
-        "--nproc", metavar="N", type=_positive, help="start N processes with torchrun"
+        "--nproc", metavar="N", type=positive, help="start N processes with torchrun"
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint of the run"
     )
 
 
-def _add_plan(added: _Commands) -> None:
+def _add_plan(added: Commands) -> None:
     parser = added.of_recipe(
         "plan", commands.plan, "say how a recipe fits a cluster, and which layouts would"
     )
     parser.add_argument(
-        "--gpus", metavar="N", type=_positive, required=True, help="devices, of all nodes and roles"
+        "--gpus", metavar="N", type=positive, required=True, help="devices, of all nodes and roles"
     )
     parser.add_argument(
         "--gpu", metavar="GPU", required=True, help="a100, h800, h100 (80 GB, SXM) or cpu"
     )
-    parser.add_argument("--gpus-per-node", metavar="N", type=_positive, default=8, help="default 8")
+    parser.add_argument("--gpus-per-node", metavar="N", type=positive, default=8, help="default 8")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write everything there too")
 
 
-def _add_eval(added: _Commands) -> None:
+def _add_eval(added: Commands) -> None:
     parser = added.of_recipe(
         "eval", commands.evaluate, "measure a model's accuracy on a recipe's held-out prompts"
     )
@@ -147,7 +115,7 @@ def _add_eval(added: _Commands) -> None:
     )
 
 
-def _add_convert(added: _Commands) -> None:
+def _add_convert(added: Commands) -> None:
     parser = added.add(
         "convert",
         commands.convert,
@@ -163,11 +131,11 @@ def _add_convert(added: _Commands) -> None:
         "--dtype", choices=["bfloat16", "float16", "float32"], help="default: as it is stored"
     )
     parser.add_argument(
-        "--nproc", metavar="N", type=_positive, default=1, help="share the files among N processes"
+        "--nproc", metavar="N", type=positive, default=1, help="share the files among N processes"
     )
 
 
-def _add_traces(added: _Commands) -> None:
+def _add_traces(added: Commands) -> None:
     parser = added.of_recipe(
         "traces",
         commands.traces,
@@ -180,7 +148,7 @@ def _add_traces(added: _Commands) -> None:
         "--model", metavar="DIR", help="Hugging Face directory; default: the recipe's teacher"
     )
     parser.add_argument(
-        "--samples", metavar="N", type=_positive, default=4, help="at most N per prompt; default 4"
+        "--samples", metavar="N", type=positive, default=4, help="at most N per prompt; default 4"
     )
     parser.add_argument(
         "--temperature", metavar="T", type=float, default=1.0, help="0: greedy; default 1"
@@ -192,7 +160,7 @@ def _add_traces(added: _Commands) -> None:
     )
 
 
-def _add_launch(added: _Commands) -> None:
+def _add_launch(added: Commands) -> None:
     parser = added.of_recipe(
         "launch", commands.launch, "submit a recipe to a Slurm cluster, through nemo-run"
     )
@@ -209,7 +177,7 @@ def _add_launch(added: _Commands) -> None:
     )
 
 
-def _add_status_logs_cancel(added: _Commands) -> None:
+def _add_status_logs_cancel(added: Commands) -> None:
     status = added.add("status", commands.status, "say how a launched run is getting on")
     logs = added.add("logs", commands.logs, "print the logs of a launched run")
     cancel = added.add("cancel", commands.cancel, "end the jobs of a launched run")
@@ -218,12 +186,12 @@ def _add_status_logs_cancel(added: _Commands) -> None:
     logs.add_argument("--follow", action="store_true", help="until the job has ended")
 
 
-def _add_report(added: _Commands) -> None:
+def _add_report(added: Commands) -> None:
     parser = added.add("report", commands.report, "write report.html and the plots of a run")
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path)
 
 
-def _add_doctor(added: _Commands) -> None:
+def _add_doctor(added: Commands) -> None:
     parser = added.of_recipe(
         "doctor",
         commands.doctor,
@@ -231,11 +199,11 @@ def _add_doctor(added: _Commands) -> None:
         optional=True,
     )
     parser.add_argument(
-        "--nproc", metavar="N", type=_positive, help="processes to check the recipe's layout on"
+        "--nproc", metavar="N", type=positive, help="processes to check the recipe's layout on"
     )
 
 
-def _add_skills(added: _Commands) -> None:
+def _add_skills(added: Commands) -> None:
     parser = added.add(
         "skills", commands.skills, "say what tasks get from a bank of skills, and whether it fits"
     )
@@ -246,7 +214,7 @@ def _add_skills(added: _Commands) -> None:
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="set a key of the recipe")
 
 
-def _add_env(added: _Commands) -> None:
+def _add_env(added: Commands) -> None:
     parser = added.add(
         "env", commands.env, "play an environment by script, and say what it does and how quickly"
     )
@@ -260,10 +228,3 @@ def _add_env(added: _Commands) -> None:
     parser.add_argument(
         "--seconds", metavar="S", type=float, default=5.0, help="how long to play; default 5"
     )
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
-    return number

@@ -4,7 +4,7 @@
 may be empty. Errors reach the caller as RunError, and nothing is half done after one.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -63,6 +63,21 @@ class Engine(Protocol):
 
     def restart(self) -> None:
         """A new engine in the place of one that failed, as that was before its first weights."""
+
+
+class StreamingEngine(Protocol):
+    """An engine that gives completions as they end. Its calls are not collective."""
+
+    max_sequence_length: int
+
+    def stream(
+        self, drawn: Iterable[tuple[Request, Sampling]]
+    ) -> Iterator[tuple[Request, Completion]]:
+        """Every request with its completion, in the order in which they end.
+
+        Requests are taken as there is room for them, so that several engines may draw from one
+        queue. Raises RunError as `Engine.complete`.
+        """
 
 
 class Sampler(Protocol):

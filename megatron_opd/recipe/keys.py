@@ -175,8 +175,19 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class SuiteConfig:
+    """A benchmark suite that is asked during a run: `megatron-opd bench list`."""
+
+    every: NonNegativeInt = 0  # steps; 0: only before the first and after the last step
+    samples: PositiveInt | None = None  # of every question; null: as many as the protocol says
+    max_tokens: PositiveInt | None = None  # of a completion; null: as the protocol says
+    protocol: Literal["official", "luffy", "tropd"] = "official"
+    data: str | None = None  # a file or folder with its data; null: from the Hub
+
+
+@dataclass(frozen=True)
 class EvalConfig:
-    """Accuracy on the held-out prompts."""
+    """Accuracy on the held-out prompts, and on benchmark suites."""
 
     every: NonNegativeInt = 0  # steps; 0: only before the first and after the last step
     num_prompts: NonNegativeInt = 0  # the first N held-out prompts; 0: all
@@ -185,6 +196,8 @@ class EvalConfig:
     top_p: Fraction = 1.0
     # of an environment's tasks: the student reads no skills, or reads them, or is measured twice
     skills: Literal["without", "with", "both"] = "without"
+    # by name, or by the path of a YAML file with one of yours
+    suites: dict[str, SuiteConfig] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from megatron_opd.errors import Interrupted, OutOfTime
 from megatron_opd.evaluation.agents import Agents, open_agents
 from megatron_opd.evaluation.heldout import HeldOut
 from megatron_opd.evaluation.sampler import heldout_tasks
+from megatron_opd.evaluation.suites import open_in_run
 from megatron_opd.methods.needs import needs_of
 from megatron_opd.methods.part import Needs
 from megatron_opd.metrics.run_directory import disk_may_be_full
@@ -123,15 +124,34 @@ def _assemble(
                 sampler = open_sampler(config, engine, teacher_engine, tokenizer)
             stations = replace(stations, sampler=Restarting(sampler, restart))
         if config.eval:
-            samplers: dict[str, Sampler] = {"": SingleTurn(engine, tokenizer)}
-            if agents:
-                samplers = agents.evaluating(engine, config.eval)
-            answering: dict[str, Sampler] = {}
-            for prefix, sampler in samplers.items():
-                answering[prefix] = Restarting(sampler, restart)
-            questions = HeldOut(answering, verifier, heldout, config, config.eval)
-            stations = replace(stations, heldout=questions)
+            stations = _evaluating(stations, agents, heldout, tokenizer, restart, closing)
     return Run(stations, book, stop, step)
+
+
+def _evaluating(
+    stations: Stations,
+    agents: Agents | None,
+    heldout: list[Task],
+    tokenizer: Tokenizer,
+    restart: Restart | None,
+    closing: contextlib.ExitStack,
+) -> Stations:
+    """The stations with what the recipe's evaluations need."""
+    config = stations.config
+    engine = stations.engine
+    assert engine is not None and config.eval is not None, "the caller has opened it"
+    single_turn = Restarting(SingleTurn(engine, tokenizer), restart)
+    suites = open_in_run(config, tokenizer, closing)
+    stations = replace(stations, suites=suites, single_turn=single_turn)
+    if not heldout:
+        return stations
+    answering: dict[str, Sampler] = {"": single_turn}
+    if agents:
+        answering = {}
+        for prefix, sampler in agents.evaluating(engine, config.eval).items():
+            answering[prefix] = Restarting(sampler, restart)
+    questions = HeldOut(answering, stations.verifier, heldout, config, config.eval)
+    return replace(stations, heldout=questions)
 
 
 def _tasks(
@@ -155,6 +175,8 @@ def _tasks(
     source = TaskSource(tasks, seed=config.seed, shuffle=config.data.shuffle)
     if not config.eval:
         return source, []
+    if config.data.heldout is None and not agents:
+        return source, []  # it has suites alone
     if agents:
         return source, processes.from_rank_0(lambda: heldout_tasks(config, tokenizer, agents))
     return source, load_heldout(config, tokenizer, warn=warned_before)

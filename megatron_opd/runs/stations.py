@@ -1,5 +1,6 @@
 """The stations of a run, which a step walks through."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_opd.contracts.rows import Row
@@ -7,6 +8,7 @@ from megatron_opd.contracts.sampling import Draw
 from megatron_opd.contracts.skills import Retriever
 from megatron_opd.contracts.stations import Engine, Sampler, Verifier, WeightSender
 from megatron_opd.evaluation.heldout import HeldOut
+from megatron_opd.evaluation.suites import SuiteInRun
 from megatron_opd.methods.needs import is_on_policy
 from megatron_opd.methods.part import Needs
 from megatron_opd.metrics.summary import Clock
@@ -30,6 +32,9 @@ class Stations:
     engine: Engine | None = None
     sender: WeightSender | None = None
     heldout: HeldOut | None = None
+    suites: Sequence[SuiteInRun] = ()
+    # what answers the suites: the run's engine, which is started again where it fails
+    single_turn: Sampler | None = None
 
     @property
     def config(self) -> RunConfig:

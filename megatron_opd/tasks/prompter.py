@@ -1,4 +1,6 @@
-"""The words of an environment as tokens: with the recipe's template, and a skill in its place."""
+"""Words as tokens: those of an environment, with a skill in its place, and those of a suite."""
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -6,7 +8,7 @@ from megatron_opd.contracts.skills import Place, Skill
 from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.recipe.keys import TemplateConfig
 from megatron_opd.tasks.messages import Message
-from megatron_opd.tasks.template import render_messages, system_message
+from megatron_opd.tasks.template import render, render_messages, system_message
 from megatron_opd.tasks.tokenizer import Tokenizer, ends_of
 
 # Stands for an answer of the model, to see what a template writes behind it. No template has it.
@@ -75,19 +77,38 @@ class TemplatePrompter:
         return system_message(self._template) if self._template.kind == "chat" else []
 
     def _encode(self, text: str, *, add_special_tokens: bool = False) -> np.ndarray:
-        try:
-            encoding = self._tokenizer(
-                [text],
-                add_special_tokens=add_special_tokens,
-                return_attention_mask=False,
-                verbose=False,
-            )
-        except Exception as error:  # a character that the vocabulary lacks
-            raise DataError(
-                f"the tokenizer of {self._tokenizer.name_or_path} cannot read what an "
-                f"environment says ({error}): {text[:80]!r}"
-            ) from error
-        return np.asarray(encoding["input_ids"][0], dtype=np.int32)
+        return _encoded(self._tokenizer, text, add_special_tokens=add_special_tokens)
+
+
+class WordsReader:
+    """Renders and tokenises a user's words: the recipe's template, with another system message."""
+
+    def __init__(self, template: TemplateConfig, tokenizer: Tokenizer) -> None:
+        self._template = template
+        self._tokenizer = tokenizer
+
+    def __call__(self, words: str, system: str | None) -> tuple[str, np.ndarray]:
+        """See `suites.asking.Reader`. A raw template has no system message."""
+        template = self._template
+        is_chat = template.kind == "chat"
+        if system is not None and is_chat:
+            template = replace(template, system=system)
+        text = render(template, self._tokenizer, words)
+        # A chat template writes the special tokens itself.
+        return text, _encoded(self._tokenizer, text, add_special_tokens=not is_chat)
+
+
+def _encoded(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> np.ndarray:
+    """The tokens, int32. Raises DataError."""
+    settings = {"return_attention_mask": False, "verbose": False}
+    try:
+        encoding = tokenizer([text], add_special_tokens=add_special_tokens, **settings)
+    except Exception as error:  # a character that the vocabulary lacks
+        raise DataError(
+            f"the tokenizer of {tokenizer.name_or_path} cannot read the text ({error}): "
+            f"{text[:80]!r}"
+        ) from error
+    return np.asarray(encoding["input_ids"][0], dtype=np.int32)
 
 
 def _message(role: str, content: str) -> Message:

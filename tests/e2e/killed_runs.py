@@ -118,7 +118,7 @@ PHASES: dict[str, Callable[[], None]] = {
     "refit": in_the_stream_of_weights,
     "save": lambda: before(checkpoint, "write_manifest"),
     "publish": lambda: after(checkpoint, "write_manifest"),  # written whole, not yet renamed
-    "evaluate": lambda: after(loop, "held_out"),
+    "evaluate": lambda: after(loop, "evaluations"),
     # of an agent: in the first cohort's second turn, between two turns, while environments work,
     # and before the student is asked as its own teacher
     "second_turn": lambda: in_generation(3, steps=2),

@@ -33,6 +33,7 @@ from megatron_opd.rollout.vllm.sampling import (
     forget_prefixes,
     run_requests,
     sampling_params,
+    stream_requests,
 )
 from megatron_opd.rollout.vllm.start import check_context, start_vllm
 from megatron_opd.world.device import device as local_device
@@ -118,11 +119,7 @@ class VllmEngine:
 
         Logprobs depend on the other requests only by rounding, and equal calls give equal bits.
         """
-        if sampling.version != self.policy_version:
-            raise RunError(
-                f"rollouts of policy version {sampling.version} asked of an engine that holds "
-                f"{self.policy_version}"
-            )
+        self._check_version(sampling)
         if not requests:
             return []
         params = [sampling_params(request, self._ends, sampling) for request in requests]
@@ -134,6 +131,32 @@ class VllmEngine:
                 self.sleep()
         pairs = zip(requests, outputs, strict=True)
         return [completion_of(request, output) for request, output in pairs]
+
+    def stream(
+        self, drawn: Iterable[tuple[Request, Sampling]]
+    ) -> Iterator[tuple[Request, Completion]]:
+        """The completions as they end: see `contracts.stations.StreamingEngine.stream`."""
+        with self._awake(lambda: "generating"):
+            try:
+                forget_prefixes(self._llm)
+                for request, output in stream_requests(self._llm, self._with_params(drawn)):
+                    yield request, completion_of(request, output)
+            finally:
+                self.sleep()
+
+    def _with_params(
+        self, drawn: Iterable[tuple[Request, Sampling]]
+    ) -> "Iterator[tuple[Request, SamplingParams]]":
+        for request, sampling in drawn:
+            self._check_version(sampling)
+            yield request, sampling_params(request, self._ends, sampling)
+
+    def _check_version(self, sampling: Sampling) -> None:
+        if sampling.version != self.policy_version:
+            raise RunError(
+                f"rollouts of policy version {sampling.version} asked of an engine that holds "
+                f"{self.policy_version}"
+            )
 
     def _run(
         self,

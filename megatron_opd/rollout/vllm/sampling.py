@@ -1,6 +1,7 @@
 """Requests into vLLM, completions out of it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,6 +61,35 @@ def run_requests(
         engine.abort_request(request_ids, internal=True)
         raise
     return sorted(outputs, key=lambda output: int(output.request_id))
+
+
+def stream_requests(
+    llm: "LLM", pairs: "Iterable[tuple[Request, SamplingParams]]"
+) -> "Iterator[tuple[Request, RequestOutput]]":
+    """vLLM's outputs as they end.
+
+    A request is taken from `pairs` when the engine has a place for it, so that several engines may
+    draw from one queue.
+    """
+    engine: LLMEngine = llm.llm_engine
+    places = engine.vllm_config.scheduler_config.max_num_seqs
+    waiting = iter(pairs)
+    asked: dict[str, Request] = {}  # by vLLM's number of it
+    internal_ids: list[str] = []
+    try:
+        while True:
+            for request, params in islice(waiting, places - len(asked)):
+                asked[str(llm.request_counter.counter)] = request
+                prompt: TokensPrompt = {"prompt_token_ids": request.prompt_ids.tolist()}
+                internal_ids += llm.enqueue([prompt], [params], use_tqdm=False)
+            if not asked:
+                return
+            for output in engine.step():
+                if output.finished:
+                    yield asked.pop(output.request_id), output
+    finally:
+        if asked:  # an error, or a caller that needs no more
+            engine.abort_request(internal_ids, internal=True)
 
 
 def completion_of(request: Request, output: "RequestOutput") -> Completion:

@@ -1,0 +1,43 @@
+"""The configuration of an evaluation: a recipe's, or made for a model directory by itself."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from megatron_opd.architectures.config import ModelConfig
+from megatron_opd.checks.hub import local_model
+from megatron_opd.checks.models import model_to_sample
+from megatron_opd.errors import ConfigError
+from megatron_opd.files.typed import build
+from megatron_opd.recipe.keys import RunConfig
+from megatron_opd.recipe.load import load_config
+
+# What a model by itself is evaluated with. The keys that have no default train nothing here.
+ALONE = {
+    "name": "bench",
+    "num_steps": 1,
+    "max_sequence_length": 1,  # set when the prompts are known
+    "method": {"name": "none", "terms": {"imitate": {"kind": "cross_entropy"}}},
+    "train": {"optimizer": {"lr": 1.0}},
+    "rollout": {"gpu_memory_utilization": 0.9, "kv_cache_gib": 4.0},
+}
+
+
+def configuration(
+    recipe: str | None, overrides: Sequence[str], model: str | None, seed: int | None
+) -> RunConfig:
+    """The recipe whose student is the model to evaluate. Raises ConfigError."""
+    if recipe is None:
+        if model is None:
+            raise ConfigError("--model: missing; give a Hugging Face directory, or a recipe")
+        config = build(RunConfig, {**ALONE, "student": {"path": model}})
+    else:
+        config = load_config(recipe, overrides)
+        if config.environment:
+            raise ConfigError(
+                "environment: suites ask questions, and this recipe plays; give --model alone"
+            )
+    path = local_model(model or config.student.path)
+    student = ModelConfig(path) if recipe is None else replace(config.student, path=path)
+    return replace(
+        config, student=model_to_sample(student), seed=config.seed if seed is None else seed
+    )

@@ -1,0 +1,99 @@
+"""The questions of suites as a model reads them: rendered, tokenised, each sample with a seed."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from megatron_opd.contracts.draws import request_seed
+from megatron_opd.contracts.rows import Task
+from megatron_opd.contracts.sampling import Request, Sampling
+from megatron_opd.contracts.suites import Asked
+from megatron_opd.errors import ConfigError, DataError
+from megatron_opd.recipe.keys import RunConfig, SuiteConfig
+from megatron_opd.suites.open import OpenSuite, open_suites
+from megatron_opd.suites.questions import Warn
+
+# as the step of draws: steps never reach it, nor does the evaluation of held-out tasks
+SUITE_STREAM = 1 << 21
+
+
+@dataclass(frozen=True)
+class SuitePrompt:
+    """A sample to draw of a question."""
+
+    suite: str
+    asked: Asked
+    text: str  # after the template
+    request: Request
+    sampling: Sampling
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Names the sample wherever it is stored."""
+        return self.suite, self.asked.question.key, self.asked.sample
+
+
+class Reader(Protocol):
+    """Turns a user's words into the text and the tokens that a model reads."""
+
+    def __call__(self, words: str, system: str | None) -> tuple[str, np.ndarray]:
+        """Text and tokens, int32. `system` None: the template's own. Raises DataError."""
+
+
+def prompts_of(suite: OpenSuite, read: Reader, *, context: int, seed: int) -> list[SuitePrompt]:
+    """Every sample of every question; those of a question together, since they begin alike.
+
+    `context` is the number of tokens that a prompt and its completion may have. A sample's seed
+    depends on its suite, its question's key and its number: two models draw alike. Raises
+    ConfigError where a prompt leaves no room.
+    """
+    protocol = suite.protocol
+    sampling = Sampling(0, protocol.temperature, protocol.top_p)
+    prompts = []
+    known: dict[str, tuple[str, np.ndarray]] = {}
+    for question in suite.questions:
+        for sample in range(protocol.samples):
+            asked = suite.asked(question, sample)
+            if asked.words not in known:
+                known[asked.words] = _read(read, asked, suite)
+            text, ids = known[asked.words]
+            room = min(protocol.max_tokens, context - len(ids))
+            if room < 1:
+                raise ConfigError(
+                    f"suite {suite.name}: the prompt of question {question.key} has {len(ids)} "
+                    f"tokens and leaves no room of {context}; use a model with more positions"
+                )
+            number = int.from_bytes(
+                hashlib.sha256(f"{suite.name}\n{question.key}".encode()).digest()[:6]
+            )
+            task = Task(number, asked.words, asked.gold, text, ids, first_sample=sample)
+            drawn = request_seed(seed, SUITE_STREAM, number, sample)
+            request = Request(task, ids, room, drawn)
+            prompts.append(SuitePrompt(suite.name, asked, text, request, sampling))
+    return prompts
+
+
+def _read(read: Reader, asked: Asked, suite: OpenSuite) -> tuple[str, np.ndarray]:
+    try:
+        return read(asked.words, suite.protocol.system)
+    except DataError as error:
+        raise DataError(f"suite {suite.name}: question {asked.question.key}: {error}") from error
+
+
+def suites_of(config: RunConfig, warn: Warn) -> list[tuple[OpenSuite, SuiteConfig]]:
+    """The suites of a recipe, with their data. Raises ConfigError, DataError."""
+    opened = []
+    for name, settings in (config.eval.suites if config.eval else {}).items():
+        suites = open_suites(
+            [name],
+            protocol=settings.protocol,
+            data={} if settings.data is None else {name: settings.data},
+            samples=settings.samples,
+            max_tokens=settings.max_tokens,
+            seed=config.seed,
+            warn=warn,
+        )
+        opened += [(suite, settings) for suite in suites]
+    return opened
