@@ -16,9 +16,10 @@ import transformers
 from torch.nn import Parameter
 
 from megatron_opd.architectures.config import ModelConfig
+from megatron_opd.contracts.draws import request_seed
 from megatron_opd.contracts.merged_ids import MergedIds
 from megatron_opd.contracts.rows import Row, Source, Task
-from megatron_opd.contracts.sampling import Draw
+from megatron_opd.contracts.sampling import Draw, Request, Sampling
 from megatron_opd.errors import ConfigError, RunError
 from megatron_opd.methods.method import PrefixConfig
 from megatron_opd.recipe.keys import RolloutConfig
@@ -195,6 +196,53 @@ def test_samples_do_not_depend_on_how_prompts_are_split(student: Student) -> Non
     assert len({r.text for r in together}) == len(together)
     apart = student.generate(tasks[:1]) + student.generate(tasks[1:])
     assert_same(apart, together, logprob_atol=1e-5)
+
+
+def requests_of(student: Student, tasks: list[Task]) -> list[tuple[Request, Sampling]]:
+    sampling = Sampling(student.version, 1.0)
+    drawn = []
+    for task in tasks:
+        for sample in range(DRAW.samples):
+            seed = request_seed(DRAW.seed, DRAW.step, task.index, sample)
+            drawn.append((Request(task, task.prompt_ids, DRAW.max_tokens, seed), sampling))
+    return drawn
+
+
+def test_a_stream_gives_every_completion_as_it_ends_and_takes_requests_for_free_places(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = tiny_hf.tasks(6, 150, 151, 20)
+    expected = student.generate(tasks)
+    drawn = requests_of(student, tasks)
+    # the first may be long, and others end before it
+    drawn[1:] = [(replace(request, max_tokens=5), sampling) for request, sampling in drawn[1:]]
+    number_of = {id(request): number for number, (request, _) in enumerate(drawn)}
+    scheduler = student.engine._llm.llm_engine.vllm_config.scheduler_config
+    monkeypatch.setattr(scheduler, "max_num_seqs", 3)
+    taken = []
+
+    def queue() -> Iterator[tuple[Request, Sampling]]:
+        for pair in drawn:
+            taken.append(pair)
+            yield pair
+
+    ended = []
+    for request, completion in student.engine.stream(queue()):
+        assert len(taken) - len(ended) <= 3
+        ended.append(number_of[id(request)])
+        whole = expected[ended[-1]].token_ids.tolist()
+        assert completion.token_ids == whole[: request.max_tokens]
+    assert sorted(ended) == list(range(len(drawn)))
+    assert ended[0] != 0 or len(expected[0].token_ids) <= 5
+
+
+def test_a_stream_that_nobody_reads_on_leaves_nothing_behind(student: Student) -> None:
+    tasks = tiny_hf.tasks(6, 7)
+    before = student.generate(tasks)
+    stream = student.engine.stream(iter(requests_of(student, tasks)))
+    next(stream)
+    stream.close()
+    assert_same(student.generate(tasks), before, logprob_atol=0)
 
 
 def test_prompts_of_more_tokens_than_a_step_takes(student: Student) -> None:
