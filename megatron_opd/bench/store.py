@@ -75,7 +75,7 @@ class Store:
 
     def _lines(self, name: str) -> Iterator[tuple[Key, dict[str, list[list[object]]]]]:
         for path in sorted(self._directory.glob(f"{name}.*.jsonl")):
-            for line in path.read_text(encoding="utf-8").split("\n"):
+            for line in path.read_bytes().split(b"\n"):
                 try:
                     fields = json.loads(line)
                 except ValueError:  # cut short by a kill; the last, empty piece
@@ -101,6 +101,8 @@ def check_request(directory: Path, request: Mapping[str, object]) -> None:
     """
     path = directory / REQUEST
     wanted = json.loads(json.dumps(request, default=str))
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"--out {directory}: is a file; give a new directory")
     if not path.exists():
         if directory.is_dir() and any(directory.iterdir()):
             raise ConfigError(f"--out {directory}: it holds other files; give a new directory")

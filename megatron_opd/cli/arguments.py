@@ -154,6 +154,12 @@ def _add_traces(added: Commands) -> None:
         "--temperature", metavar="T", type=float, default=1.0, help="0: greedy; default 1"
     )
     parser.add_argument(
+        "--keep",
+        choices=["first", "shortest", "all"],
+        default="first",
+        help="of the right ones of a prompt; default first",
+    )
+    parser.add_argument(
         "--unverified",
         action="store_true",
         help="right or wrong: no gold answers are needed, as TrOPD's prefixes",

@@ -129,8 +129,15 @@ def traces(arguments: argparse.Namespace) -> None:
     from megatron_opd.evaluation.traces import check_out, write_traces
 
     check_out(arguments.out)
-    settings = {"samples": arguments.samples, "temperature": arguments.temperature}
-    write_traces(config, model, arguments.out, verified=not arguments.unverified, **settings)
+    write_traces(
+        config,
+        model,
+        arguments.out,
+        samples=arguments.samples,
+        temperature=arguments.temperature,
+        keep=arguments.keep,
+        verified=not arguments.unverified,
+    )
 
 
 def launch(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from megatron_opd.tasks.data_files import shown
 from megatron_opd.tasks.pin import pin
 from megatron_opd.tasks.tokenizer import load_tokenizer
 
+Keep = Literal["first", "shortest", "all"]
+
 
 def write_traces(
     config: RunConfig,
@@ -35,11 +37,13 @@ def write_traces(
     *,
     samples: int,
     temperature: float,
+    keep: Keep = "first",
     verified: bool = True,
 ) -> None:
-    """Samples up to `samples` responses per prompt; keeps the first right one that ended by itself.
+    """Samples up to `samples` responses per prompt, and keeps right ones that ended by themselves.
 
-    Not `verified`: the first that ended by itself; the data then needs no gold answers. Columns:
+    `keep` is the first one of a prompt, for which no more are sampled; the shortest one; or all.
+    Not `verified`: whether they are right or wrong; the data then needs no gold answers. Columns:
     problem, answer, response (text), sample, and token_ids where the student has the model's
     vocabulary. The file's metadata (key `megatron-opd`) says where it comes from. Prompts without
     such a response are left out. Raises ConfigError when `out` exists or is not a .parquet,
@@ -52,7 +56,7 @@ def write_traces(
     with open_model(config, model, tokenizer) as opened:
         sampler = SingleTurn(opened.engine, tokenizer)
         judge = opened.verifier if verified else None
-        kept = _first_of_each(tasks, sampler, judge, config, samples, temperature)
+        kept = traces_of(tasks, sampler, judge, config, samples, temperature, keep)
     if not kept:
         failed = "was right" if verified else "ended by itself"
         raise RunError(
@@ -64,10 +68,12 @@ def write_traces(
     if merged:  # a trace ends as the student's own responses do
         kept = [replace(r, token_ids=with_students_end(r.token_ids, merged)) for r in kept]
     provenance = _provenance(config, model.path, samples, temperature, len(tasks)) | {
-        "verified": verified
+        "verified": verified,
+        "keep": keep,
     }
     _write(out, kept, provenance, with_tokens=same_tokens)
-    print(f"{out}: {len(kept)} traces for {len(tasks)} prompts")
+    answered = len({row.task.index for row in kept})
+    print(f"{out}: {len(kept)} traces for {answered} of {len(tasks)} prompts")
 
 
 def check_out(out: Path) -> None:
@@ -79,24 +85,25 @@ def check_out(out: Path) -> None:
         raise ConfigError(f"--out: {out.absolute().parent} is not a directory")
 
 
-def _first_of_each(
+def traces_of(
     tasks: list[Task],
     sampler: Sampler,
     verifier: Verifier | None,
     config: RunConfig,
     samples: int,
     temperature: float,
+    keep: Keep,
 ) -> list[Row]:
-    """The first trace of every prompt that has one, in the order of the prompts.
+    """The traces of every prompt that has some, in the order of the prompts.
 
     A trace ended by itself and, where there is a `verifier`, is right. Every prompt is sampled
-    once, then those without a trace again, and so on.
+    once, then again: where the first trace is kept, those without one.
     """
-    kept: dict[int, Row] = {}
+    kept: dict[int, list[Row]] = {}
     size = config.rollout.num_prompts
     start = time.perf_counter()
     for round_ in range(samples if temperature > 0 else 1):
-        open_ = [task for task in tasks if task.index not in kept]
+        open_ = [task for task in tasks if keep != "first" or task.index not in kept]
         for first in range(0, len(open_), size):
             draw = Draw(
                 seed=config.seed,
@@ -111,14 +118,21 @@ def _first_of_each(
             good = with_episodes(ended, partial(replace, sample=round_))
             if verifier:
                 good = [row for row in verifier.score(good) if row.verdict.correct]
-            kept |= {row.task.index: row for row in good}
+            for row in good:
+                kept.setdefault(row.task.index, []).append(row)
             done = min(first + size, len(open_))
             print(
                 f"sample {round_ + 1} of {samples}: {done}/{len(open_)} prompts, {len(kept)} "
-                f"traces, {time.perf_counter() - start:.0f} s",
+                f"with traces, {time.perf_counter() - start:.0f} s",
                 flush=True,
             )
-    return [kept[task.index] for task in tasks if task.index in kept]
+    traces: list[Row] = []
+    for task in tasks:
+        of_task = kept.get(task.index, [])
+        if keep == "shortest":  # the first of equal length
+            of_task = sorted(of_task, key=lambda row: row.num_tokens)[:1]
+        traces += of_task
+    return traces
 
 
 def with_students_end(token_ids: np.ndarray, merged: MergedIds) -> np.ndarray:

@@ -580,7 +580,7 @@ def test_traces_are_made_and_learned_from(bench: Bench, tmp_path: Path) -> None:
     stdout, _ = command(*asked)
     table = pyarrow.parquet.read_table(out)
     rows = table.to_pylist()
-    assert 8 <= len(rows) < 100 and f"{len(rows)} traces for 100 prompts" in stdout
+    assert 8 <= len(rows) < 100 and f"{len(rows)} traces for {len(rows)} of 100 prompts" in stdout
     for row in rows:
         assert row["response"].endswith(f"\\boxed{{{row['answer']}}}") and row["token_ids"][-1] == 1
     provenance = json.loads(table.schema.metadata[b"megatron-opd"])
