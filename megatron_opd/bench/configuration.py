@@ -8,15 +8,16 @@ from megatron_opd.checks.hub import local_model
 from megatron_opd.checks.models import model_to_sample
 from megatron_opd.errors import ConfigError
 from megatron_opd.files.typed import build
-from megatron_opd.recipe.keys import RunConfig
+from megatron_opd.recipe.keys import RunConfig, TemplateConfig
 from megatron_opd.recipe.load import load_config
+from megatron_opd.tasks.tokenizer import tokenizer_for_checks
 
 # What a model by itself is evaluated with. The keys that have no default train nothing here.
 ALONE = {
     "name": "bench",
     "num_steps": 1,
     "max_sequence_length": 1,  # set when the prompts are known
-    "method": {"name": "none", "terms": {"imitate": {"kind": "cross_entropy"}}},
+    "method": {"name": "none", "terms": {"imitate": {"kind": "cross_entropy", "targets": "trace"}}},
     "train": {"optimizer": {"lr": 1.0}},
     "rollout": {"gpu_memory_utilization": 0.9, "kv_cache_gib": 4.0},
 }
@@ -38,6 +39,9 @@ def configuration(
             )
     path = local_model(model or config.student.path)
     student = ModelConfig(path) if recipe is None else replace(config.student, path=path)
-    return replace(
-        config, student=model_to_sample(student), seed=config.seed if seed is None else seed
-    )
+    student = model_to_sample(student)
+    if recipe is None and not tokenizer_for_checks(path).chat_template:
+        # a base model reads a question as it stands
+        template = TemplateConfig(kind="raw")
+        config = replace(config, data=replace(config.data, template=template))
+    return replace(config, student=student, seed=config.seed if seed is None else seed)

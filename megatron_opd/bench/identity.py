@@ -1,7 +1,6 @@
 """What a result says of its model and engine, so that two results can be told apart."""
 
 import hashlib
-from importlib.metadata import version
 from pathlib import Path
 
 from megatron_opd.recipe.keys import RunConfig
@@ -30,10 +29,13 @@ def identity_of(model_dir: str) -> dict[str, object]:
 def engine_of(config: RunConfig, server: str | None, processes: int) -> dict[str, object]:
     """What wrote the completions."""
     if server:
-        return {"kind": "server", "address": server}
+        return {"kind": "server", "address": server, "seed": config.seed}
+    import vllm  # slow
+
     return {
         "kind": "vllm",
-        "version": version("vllm"),
+        "version": vllm.__version__,
         "precision": config.precision,
+        "seed": config.seed,
         "processes": processes,
     }

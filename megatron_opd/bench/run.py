@@ -3,11 +3,10 @@
 With several processes each has an engine, and takes the next sample when there is room for it.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -16,7 +15,7 @@ from megatron_opd import __version__
 from megatron_opd.architectures.architecture import architecture_of
 from megatron_opd.bench.grading import Grading
 from megatron_opd.bench.identity import engine_of, identity_of
-from megatron_opd.bench.results import write_results
+from megatron_opd.bench.results import GraderUsed, Result, SuiteResult, write_result
 from megatron_opd.bench.store import Store, check_request
 from megatron_opd.bench.summary import summarise
 from megatron_opd.contracts.rows import Verdict
@@ -44,10 +43,9 @@ class Bench:
     suites: Sequence[OpenSuite]
     out: Path
     server: str | None = None  # the address of one that holds the model
-    further: Mapping[str, object] = field(default_factory=dict)  # what the result also records
 
 
-def run(bench: Bench) -> dict[str, object] | None:
+def run(bench: Bench) -> Result | None:
     """The results of all suites, also in `bench.out`; None but on the first process. Collective.
 
     Goes on where an evaluation was stopped. Raises ConfigError, RunError.
@@ -170,7 +168,7 @@ def finish(
     prompts: Sequence[SuitePrompt],
     store: Store,
     versions: Mapping[str, Mapping[str, str]],
-) -> dict[str, object]:
+) -> Result:
     """Writes the results from the lines of all processes, and then removes the lines."""
     completions = store.completions()
     verdicts = store.verdicts()
@@ -180,26 +178,22 @@ def finish(
         samples[prompt.suite].append(graded(prompt, written, verdicts[prompt.key]))
     suites = {}
     for suite in bench.suites:
-        suites[suite.name] = {
-            "title": suite.title,
-            "protocol": asdict(suite.protocol),
-            "data": dict(suite.provenance),
-            "grader": {"name": suite.protocol.grader, "versions": versions[suite.name]},
-            "summary": summarise(samples[suite.name]),
-        }
-    results = {
-        "format": 1,
-        "megatron_opd": __version__,
-        "model": identity_of(bench.config.student.path),
-        "engine": engine_of(bench.config, bench.server, _processes()),
-        "seed": bench.config.seed,
-        "suites": suites,
-        **bench.further,
-    }
-    results = json.loads(json.dumps(results, default=str))
-    write_results(bench.out, results, [one for rows in samples.values() for one in rows])
+        suites[suite.name] = SuiteResult(
+            suite.title,
+            suite.protocol,
+            dict(suite.provenance),
+            GraderUsed(suite.protocol.grader, dict(versions[suite.name])),
+            summarise(samples[suite.name]),
+        )
+    result = Result(
+        __version__,
+        identity_of(bench.config.student.path),
+        engine_of(bench.config, bench.server, _processes()),
+        suites,
+    )
+    write_result(bench.out, result, [one for rows in samples.values() for one in rows])
     store.remove()
-    return results
+    return result
 
 
 def graded(prompt: SuitePrompt, written: Written, verdict: Verdict) -> GradedSample:

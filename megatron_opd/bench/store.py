@@ -8,15 +8,15 @@ twice.
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Self, cast
 
 from megatron_opd.contracts.rows import Verdict
 from megatron_opd.errors import ConfigError
 from megatron_opd.evaluation.writers import Written
 from megatron_opd.files.atomic import write_atomically
-from megatron_opd.files.typed import differences
+from megatron_opd.files.typed import build, differences
 from megatron_opd.suites.asking import SuitePrompt
 
 REQUEST = "request.json"
@@ -48,14 +48,15 @@ class Store:
 
     def completions(self) -> dict[Key, Written]:
         """Of all processes."""
-        return {key: Written(**fields) for key, fields in self._lines("completions")}
+        return {key: build(Written, fields) for key, fields in self._lines("completions")}
 
     def verdicts(self) -> dict[Key, Verdict]:
         """Of all processes."""
         graded = {}
         for key, fields in self._lines("verdicts"):
-            parts = tuple((str(name), float(score)) for name, score in fields.pop("parts"))
-            graded[key] = Verdict(**fields, parts=parts)
+            pairs = cast(list[tuple[str, float]], fields.pop("parts"))
+            parts = tuple((name, score) for name, score in pairs)
+            graded[key] = replace(build(Verdict, fields), parts=parts)
         return graded
 
     def remove(self) -> None:
@@ -73,7 +74,7 @@ class Store:
         self._files[name].write(json.dumps(line, ensure_ascii=False) + "\n")
         self._files[name].flush()
 
-    def _lines(self, name: str) -> Iterator[tuple[Key, dict[str, list[list[object]]]]]:
+    def _lines(self, name: str) -> Iterator[tuple[Key, dict[str, object]]]:
         for path in sorted(self._directory.glob(f"{name}.*.jsonl")):
             for line in path.read_bytes().split(b"\n"):
                 try:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from megatron_opd.cli.adding import Commands, positive
 from megatron_opd.errors import ConfigError
 from megatron_opd.start import warn
+from megatron_opd.world.worker import say
 
 if TYPE_CHECKING:
+    from megatron_opd.bench.results import Result
     from megatron_opd.bench.run import Bench
-
-ACTIONS = ("list", "compare", "regrade")
 
 
 def add(added: Commands) -> None:
@@ -48,6 +48,9 @@ def add(added: Commands) -> None:
         "--samples", metavar="N", type=positive, help="of every question, not the protocol's"
     )
     parser.add_argument(
+        "--max-tokens", metavar="N", type=positive, help="of a completion, not the protocol's"
+    )
+    parser.add_argument(
         "--data",
         metavar="SUITE=PATH",
         action="append",
@@ -61,16 +64,20 @@ def add(added: Commands) -> None:
     parser.add_argument("--json", metavar="FILE", type=Path, help="compare: write it there too")
 
 
-def bench(arguments: argparse.Namespace) -> int | None:
+def bench(arguments: argparse.Namespace) -> int:
     """Runs what the first word names, or else the suites."""
-    action, *rest = [*arguments.words, ""]
-    if action in ACTIONS:
-        words = [word for word in rest if word]
-        return {"list": _list, "compare": _compare, "regrade": _regrade}[action](words, arguments)
+    words: list[str] = arguments.words
+    match words[:1]:
+        case ["list"]:
+            return _list(words[1:])
+        case ["compare"]:
+            return _compare(words[1:], arguments.json)
+        case ["regrade"]:
+            return _regrade(words[1:], arguments)
     return _run(arguments)
 
 
-def _list(words: list[str], _: argparse.Namespace) -> int:
+def _list(words: list[str]) -> int:
     from megatron_opd.suites.listing import show_suites
 
     if words:
@@ -79,23 +86,25 @@ def _list(words: list[str], _: argparse.Namespace) -> int:
     return 0
 
 
-def _compare(words: list[str], arguments: argparse.Namespace) -> int:
-    from megatron_opd.bench.compare import compare
+def _compare(words: list[str], json_file: Path | None) -> int:
+    from megatron_opd.bench.compare import as_json, compare_results
+    from megatron_opd.bench.table import print_comparison
 
     if len(words) != 2:
         raise ConfigError("bench compare: give two directories, A and B, of `bench --out`")
-    compare(Path(words[0]), Path(words[1]), json_file=arguments.json)
+    comparison = compare_results(Path(words[0]), Path(words[1]))
+    if json_file:
+        json_file.write_text(as_json(comparison) + "\n")
+    print_comparison(comparison)
     return 0
 
 
 def _regrade(words: list[str], arguments: argparse.Namespace) -> int:
-    from megatron_opd.bench.again import regrade
+    from megatron_opd.bench.again import grade_again
 
     if len(words) != 1 or arguments.out is None:
-        raise ConfigError(
-            "bench regrade: give the directory of a result, and --out for the new one"
-        )
-    regrade(Path(words[0]), arguments.out, dict(_data(arguments)))
+        raise ConfigError("bench regrade: give a result's directory, and --out for the new one")
+    grade_again(Path(words[0]), arguments.out, _data(arguments), _names(arguments))
     return 0
 
 
@@ -113,23 +122,30 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--nproc: no effect with --server, which has processes of its own")
     bench = _opened(arguments)
     if arguments.nproc and arguments.nproc > 1 and not launched:
-        return torchrun.run_workers(arguments.nproc, ["-m", "megatron_opd", *sys.argv[1:]])
+        code, message = torchrun.run_workers(arguments.nproc, ["-m", "megatron_opd", *sys.argv[1:]])
+        say(code, message)
+        return code
     from megatron_opd.bench.run import run
     from megatron_opd.world import processes
 
     if launched:
         processes.start()
     try:
-        results = run(bench)
+        result = run(bench)
     finally:
         processes.stop()
-    if results is not None:
-        from megatron_opd.bench.page import write_page
-        from megatron_opd.bench.table import print_table
-
-        print_table(results)
-        print(write_page(bench.out))
+    if result is not None:
+        show(result, bench.out)
     return 0
+
+
+def show(result: "Result", directory: Path) -> None:
+    """Prints the table and writes the page."""
+    from megatron_opd.bench.page import write_page
+    from megatron_opd.bench.table import print_result
+
+    print_result(result)
+    print(write_page(directory))
 
 
 def _opened(arguments: argparse.Namespace) -> "Bench":
@@ -138,26 +154,36 @@ def _opened(arguments: argparse.Namespace) -> "Bench":
     from megatron_opd.bench.run import Bench
     from megatron_opd.suites.open import open_suites
 
-    recipe, *overrides = [*arguments.words, None] if arguments.words else [None]
-    keys = [word for word in overrides if word]
-    if recipe and "=" in recipe:
-        raise ConfigError(f"{recipe}: keys are a recipe's; name it first")
-    config = configuration(recipe, keys, arguments.model, arguments.seed)
+    words: list[str] = arguments.words
+    if words and "=" in words[0]:
+        raise ConfigError(f"{words[0]}: keys are a recipe's; name it first")
+    recipe = words[0] if words else None
+    config = configuration(recipe, words[1:], arguments.model, arguments.seed)
+    warnings: list[str] = []
     suites = open_suites(
-        [name for text in arguments.suites for name in text.split(",") if name],
+        _names(arguments),
         protocol=arguments.protocol,
-        data=dict(_data(arguments)),
+        data=_data(arguments),
         samples=arguments.samples,
+        max_tokens=arguments.max_tokens,
+        seed=config.seed,
+        warn=warnings.append,
     )
-    warn([warning for suite in suites for warning in suite.warnings])
+    warn(warnings)
     return Bench(config, suites, arguments.out, arguments.server)
 
 
-def _data(arguments: argparse.Namespace) -> list[tuple[str, str]]:
-    pairs = []
+def _names(arguments: argparse.Namespace) -> list[str]:
+    """The suites that are asked for."""
+    return [name for text in arguments.suites or [] for name in text.split(",") if name]
+
+
+def _data(arguments: argparse.Namespace) -> dict[str, str]:
+    """The data of suites by name."""
+    paths = {}
     for text in arguments.data or []:
-        name, equals, path = text.partition("=")
-        if not equals or not name or not path:
+        name, _, path = text.partition("=")
+        if not name or not path:
             raise ConfigError(f"--data {text}: write SUITE=PATH, such as aime24=data/aime24.jsonl")
-        pairs.append((name, path))
-    return pairs
+        paths[name] = path
+    return paths

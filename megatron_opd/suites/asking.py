@@ -9,7 +9,7 @@ import numpy as np
 from megatron_opd.contracts.draws import request_seed
 from megatron_opd.contracts.rows import Task
 from megatron_opd.contracts.sampling import Request, Sampling
-from megatron_opd.contracts.suites import Asked
+from megatron_opd.contracts.suites import Asked, SuiteProtocol
 from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.recipe.keys import RunConfig, SuiteConfig
 from megatron_opd.suites.open import OpenSuite, open_suites
@@ -38,8 +38,9 @@ class SuitePrompt:
 class Reader(Protocol):
     """Turns a user's words into the text and the tokens that a model reads."""
 
-    def __call__(self, words: str, system: str | None) -> tuple[str, np.ndarray]:
-        """Text and tokens, int32. `system` None: the template's own. Raises DataError."""
+    def __call__(self, words: str, protocol: SuiteProtocol) -> tuple[str, np.ndarray]:
+        """Text and tokens, int32, with the protocol's system message and beginning of the response
+        where it has them. Raises DataError."""
 
 
 def prompts_of(suite: OpenSuite, read: Reader, *, context: int, seed: int) -> list[SuitePrompt]:
@@ -77,7 +78,7 @@ def prompts_of(suite: OpenSuite, read: Reader, *, context: int, seed: int) -> li
 
 def _read(read: Reader, asked: Asked, suite: OpenSuite) -> tuple[str, np.ndarray]:
     try:
-        return read(asked.words, suite.protocol.system)
+        return read(asked.words, suite.protocol)
     except DataError as error:
         raise DataError(f"suite {suite.name}: question {asked.question.key}: {error}") from error
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from megatron_opd.contracts.skills import Place, Skill
+from megatron_opd.contracts.suites import SuiteProtocol
 from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.recipe.keys import TemplateConfig
 from megatron_opd.tasks.messages import Message
@@ -81,19 +82,26 @@ class TemplatePrompter:
 
 
 class WordsReader:
-    """Renders and tokenises a user's words: the recipe's template, with another system message."""
+    """Renders and tokenises the words of suites: with the recipe's template, and what a protocol
+    has in the place of its system message and its prefill."""
 
     def __init__(self, template: TemplateConfig, tokenizer: Tokenizer) -> None:
         self._template = template
         self._tokenizer = tokenizer
 
-    def __call__(self, words: str, system: str | None) -> tuple[str, np.ndarray]:
-        """See `suites.asking.Reader`. A raw template has no system message."""
+    def __call__(self, words: str, protocol: SuiteProtocol) -> tuple[str, np.ndarray]:
+        """See `suites.asking.Reader`. A raw template is taken as it is."""
         template = self._template
         is_chat = template.kind == "chat"
-        if system is not None and is_chat:
-            template = replace(template, system=system)
+        if is_chat and protocol.system is not None:
+            template = replace(template, system=protocol.system)
+        prefill = protocol.prefill if is_chat else None
+        if prefill is not None:
+            template = replace(template, prefill="")
         text = render(template, self._tokenizer, words)
+        # some chat templates open the response with the same words
+        if prefill and not text.rstrip().endswith(prefill.strip()):
+            text += prefill
         # A chat template writes the special tokens itself.
         return text, _encoded(self._tokenizer, text, add_special_tokens=not is_chat)
 

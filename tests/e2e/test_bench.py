@@ -43,7 +43,7 @@ def write_model(directory: Path, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models, and a suite of a user's own."""
+    """Two models, and questions."""
     folder = tmp_path_factory.mktemp("bench")
     for seed in (0, 1):
         write_model(folder / f"model{seed}", seed)
@@ -52,17 +52,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         words = " ".join(f"w{80 + (number * 7 + place) % 15}" for place in range(4 + number))
         lines.append(json.dumps({"problem": words, "answer": str(number % 5)}))
     (folder / "words.jsonl").write_text("\n".join(lines) + "\n")
-    (folder / "words.yaml").write_text(
-        "name: words\ndata: words.jsonl\ngrader: math\n"
-        f"samples: {SAMPLES}\ntemperature: 1.0\nmax_tokens: 12\nprompt: '{{problem}}'\n"
-    )
     return folder
 
 
 def arguments(folder: Path, out: str, model: str = "model0") -> list[str]:
     return [
-        "bench", "--model", str(folder / model), "--suites", str(folder / "words.yaml"),
-        "--out", str(folder / out),
+        "bench", "--model", str(folder / model), "--out", str(folder / out),
+        "--suites", "math_500", "--data", f"math_500={folder / 'words.jsonl'}",
+        "--samples", str(SAMPLES), "--max-tokens", "12",
     ]  # fmt: skip
 
 
@@ -73,7 +70,7 @@ def samples_of(directory: Path) -> dict[tuple[str, int], dict[str, Any]]:
 
 def summary_of(directory: Path) -> dict[str, Any]:
     results = json.loads((directory / "results.json").read_text())
-    return dict(results["suites"]["words"]["summary"])
+    return dict(results["suites"]["math_500"]["summary"])
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +78,7 @@ def whole(folder: Path) -> Path:
     """A result that nothing disturbed."""
     ended = forked.run("megatron_opd", None, *arguments(folder, "whole"))
     assert ended.returncode == 0, ended.stderr
-    assert "words" in ended.stdout and "report.html" in ended.stdout
+    assert "math_500" in ended.stdout and "report.html" in ended.stdout
     return folder / "whole"
 
 
@@ -106,7 +103,7 @@ def test_a_killed_evaluation_goes_on_with_two_engines_and_writes_no_sample_twice
     asked = arguments(folder, "killed")
     assert forked.run(WORKER, None, 17, counts, *asked).returncode == -signal.SIGKILL
     torn = folder / "killed" / "completions.0.jsonl"
-    torn.write_text(torn.read_text() + '{"key": ["words", "cut sho')
+    torn.write_text(torn.read_text() + '{"key": ["math_500", "cut sho')
     ended = forked.run(WORKER, 2, 0, counts, *asked)
     assert ended.returncode == 0, ended.stderr
     kept = counts.read_text().splitlines()
@@ -123,7 +120,7 @@ def test_another_evaluation_is_refused_in_the_same_directory(
     folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (whole / "results.json").read_bytes()
-    assert main([*arguments(folder, "whole"), "--samples", "2"]) == 2
+    assert main([*arguments(folder, "whole"), "--samples", "2"]) == 2  # the last one counts
     assert "protocol.samples" in capsys.readouterr().err
     assert main(arguments(folder, "whole", "model1")) == 2
     assert "another model" in capsys.readouterr().err
@@ -195,7 +192,7 @@ def test_two_models_are_compared_on_the_same_questions(
     ended = forked.run("megatron_opd", None, *arguments(folder, "other", "model1"))
     assert ended.returncode == 0, ended.stderr
     assert main(["bench", "compare", str(whole), str(folder / "other")]) == 0
-    assert "words" in capsys.readouterr().out
+    assert "math_500" in capsys.readouterr().out
 
 
 def test_a_result_is_graded_again(folder: Path, whole: Path) -> None:

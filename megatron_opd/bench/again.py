@@ -1,0 +1,89 @@
+"""A result graded again: its completions stay, its verdicts are those of today's graders."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_opd import __version__
+from megatron_opd.bench.page import write_page
+from megatron_opd.bench.regrade import Changed, regrade
+from megatron_opd.bench.results import (
+    GraderUsed,
+    SuiteResult,
+    read_result,
+    read_samples,
+    write_result,
+)
+from megatron_opd.bench.summary import summarise
+from megatron_opd.bench.table import print_result
+from megatron_opd.contracts.suites import GradedSample, Question
+from megatron_opd.errors import ConfigError
+from megatron_opd.recipe.keys import RewardConfig
+from megatron_opd.suites.open import open_suites
+from megatron_opd.verify.graders.open import open_grader
+
+SHOWN = 5  # changed verdicts of a suite
+
+
+def grade_again(
+    source: Path, out: Path, data: Mapping[str, str], suites: Sequence[str] = ()
+) -> None:
+    """Writes a new result in `out`, and prints which verdicts changed.
+
+    The questions are read again, from `data` or from where they were: `suites` names the YAML files
+    of a user's own. Raises ConfigError, DataError, RunError.
+    """
+    if out.exists():
+        raise ConfigError(f"--out {out}: exists already; give a new directory")
+    result = read_result(source)
+    samples = read_samples(source, result)
+    graded: list[GradedSample] = []
+    results = {}
+    with ExitStack() as closing:
+        for name, suite in result.suites.items():
+            questions = _questions(name, suite, data, suites)
+            grader = open_grader(suite.protocol, RewardConfig(), closing)
+            of_suite = [one for one in samples if one.suite == name]
+            again, changed = regrade(of_suite, questions, grader)
+            graded += again
+            used = GraderUsed(suite.protocol.grader, dict(grader.versions))
+            results[name] = replace(suite, grader=used, summary=summarise(again))
+            _say(name, len(of_suite), changed)
+    new = replace(result, megatron_opd=__version__, suites=results)
+    write_result(out, new, graded)
+    print_result(new)
+    print(write_page(out))
+
+
+def _questions(
+    name: str, suite: SuiteResult, data: Mapping[str, str], suites: Sequence[str]
+) -> Mapping[str, Question]:
+    """The questions of a suite by key."""
+    names = [*suites] or [name]
+    given = {name: data[name]} if name in data else _where(name, suite)
+    for opened in open_suites(names, data=given, warn=lambda _: None):
+        if opened.name == name:
+            return {question.key: question for question in opened.questions}
+    raise ConfigError(f"bench regrade: {name} is a suite of yours; give --suites and its YAML file")
+
+
+def _where(name: str, suite: SuiteResult) -> dict[str, str]:
+    """The data that a result was made of, for `open_suites`; {} where a suite knows its own."""
+    path = suite.data.get("path")
+    if isinstance(path, str):
+        return {name: path}
+    hub = suite.data.get("hub")
+    return {name: f"{hub}@{suite.data['revision']}"} if isinstance(hub, str) else {}
+
+
+def _say(name: str, samples: int, changed: Sequence[Changed]) -> None:
+    print(f"{name}: {len(changed)} of {samples} verdicts changed")
+    for change in changed[:SHOWN]:
+        before = change.before.verdict
+        after = change.after.verdict
+        print(
+            f"  question {change.after.key}, sample {change.after.sample}: {before.reason} "
+            f"({before.score:g}) is now {after.reason} ({after.score:g}); its answer: "
+            f"{after.extracted[:60]!r}, gold {change.after.gold[:60]!r}"
+        )
