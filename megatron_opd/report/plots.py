@@ -156,6 +156,18 @@ def _reasons(axes: Axes, rows: Sequence[Line]) -> bool:
     return True
 
 
+def _suites(axes: Axes, rows: Sequence[Line]) -> bool:
+    """A line for every suite, with its interval over questions."""
+    names = sorted({key.split("/")[1] for row in rows for key in row if key.startswith("suite/")})
+    for index, name in enumerate(names):
+        colour = _TURN_COLOURS[index % len(_TURN_COLOURS)]
+        steps, low = series(rows, f"suite/{name}/score/low")
+        _, high = series(rows, f"suite/{name}/score/high")
+        axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+        line(axes, rows, f"suite/{name}/score", colour, plain_text(name.replace("_", " ")))
+    return bool(names)
+
+
 def _gap(axes: Axes, rows: Sequence[Line]) -> bool:
     return _by_turn(axes, rows, "teacher/gap")
 
@@ -213,6 +225,7 @@ def _time(axes: Axes, rows: Sequence[Line]) -> bool:
 
 _PLOTS: tuple[tuple[str, str, Callable[[Axes, Sequence[Line]], bool]], ...] = (
     ("reward", "Reward", _reward),
+    ("suites", "Benchmark suites, with 95 % intervals over questions", _suites),
     ("reasons", "Why answers score as they do", _reasons),
     ("response_length", "Response length, tokens", _response_length),
     ("turns", "Turns of an episode", _turns),
