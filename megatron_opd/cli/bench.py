@@ -68,22 +68,11 @@ def bench(arguments: argparse.Namespace) -> int:
     """Runs what the first word names, or else the suites."""
     words: list[str] = arguments.words
     match words[:1]:
-        case ["list"]:
-            return _list(words[1:])
         case ["compare"]:
             return _compare(words[1:], arguments.json)
         case ["regrade"]:
             return _regrade(words[1:], arguments)
     return _run(arguments)
-
-
-def _list(words: list[str]) -> int:
-    from megatron_opd.suites.listing import show_suites
-
-    if words:
-        raise ConfigError(f"bench list: {words[0]!r} has no effect; it lists every suite")
-    show_suites()
-    return 0
 
 
 def _compare(words: list[str], json_file: Path | None) -> int:
@@ -140,12 +129,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def show(result: "Result", directory: Path) -> None:
-    """Prints the table and writes the page."""
-    from megatron_opd.bench.page import write_page
+    """Prints the table, and where everything is."""
     from megatron_opd.bench.table import print_result
 
     print_result(result)
-    print(write_page(directory))
+    print(f"wrote {directory}")
 
 
 def _opened(arguments: argparse.Namespace) -> "Bench":
