@@ -1,5 +1,7 @@
 PYTHON_BIN := .venv/bin/python
 PYTEST := $(PYTHON_BIN) -m pytest
+# Two processes, a file in either, in this order: most files keep one core busy. TEST_ARGS="-n 0" is one process.
+TWO_AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -27,7 +29,7 @@ demo-real: setup  ## the same with a real language model, SmolLM2-135M-Instruct 
 	$(PYTHON_BIN) tools/demo_real.py $(DEMO_ARGS)
 
 test: setup  ## every test but test-slurm's; those that need a GPU are skipped without one (TEST_ARGS=...)
-	@nice tools/setup.sh agents >.venv-agents.log 2>&1 & AGENTS_SETUP=$$! $(PYTEST) -m "not slurm" $(TEST_ARGS)
+	@nice tools/setup.sh agents >.venv-agents.log 2>&1 & AGENTS_SETUP=$$! $(PYTEST) $(TWO_AT_ONCE) -m "not slurm" $(TEST_ARGS)
 
 test-fast: setup  ## the unit tests, without the slow ones
 	$(PYTEST) tests/unit -m "not slow" $(TEST_ARGS)

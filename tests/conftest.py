@@ -2,6 +2,7 @@
 GPU."""
 
 import contextlib
+import fcntl
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(
                 pytest.mark.skip(reason="needs a CUDA device, and this machine has none")
             )
+
+
+# ------------------------------------------------------------------------- tests in two processes
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Runs a test marked `alone` while no other process of this test run has one.
+
+    Whoever waits holds the gate, so that the others begin nothing more.
+    """
+    if not hasattr(item.config, "workerinput"):  # pytest-xdist's, in its processes
+        return (yield)
+    assert item.config.cache is not None
+    folder = item.config.cache.mkdir("turns")
+    with (folder / "gate").open("w") as gate, (folder / "machine").open("w") as machine:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(machine, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        try:
+            return (yield)
+        finally:
+            fcntl.flock(machine, fcntl.LOCK_UN)  # also of copies that forked processes hold
 
 
 # -------------------------------------------------------------------------------- the parity matrix

@@ -11,6 +11,7 @@ is far smaller than that of the 4 bits.
 
 import argparse
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
@@ -43,6 +44,14 @@ def main() -> int:
         description=f"Make {NAME} as a Hugging Face directory; prints where it is."
     ).parse_args()
     directory = cache() / NAME
+    cache().mkdir(parents=True, exist_ok=True)
+    with (cache() / f".{NAME}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two test processes may ask at once
+        return ensure(directory)
+
+
+def ensure(directory: Path) -> int:
+    """Makes the directory unless it is whole, and prints where it is. Returns an exit code."""
     problem = damage(directory)
     if problem:
         print(
@@ -84,7 +93,6 @@ def damage(directory: Path) -> str | None:
 def make(directory: Path) -> None:
     """Writes the directory; it appears when it is complete. Raises CalledProcessError when pip
     fails."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=directory.parent) as folder:
         packages, written = Path(folder, "packages"), Path(folder, NAME)
         install(packages)

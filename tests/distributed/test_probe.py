@@ -65,6 +65,7 @@ def test_sound_nodes_need_one_round(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_node_that_hangs_among_others_is_named_by_all(tmp_path: Path) -> None:
     """The middle one's all-reduces with others are stopped as soon as they appear."""
     stop = threading.Event()

@@ -336,8 +336,8 @@ def test_bm25_of_a_saved_index(tmp_path: Path) -> None:
 
 def test_faiss_finds_what_brute_force_finds(tmp_path: Path) -> None:
     """With a real encoder, whose directory the environment's package has."""
-    faiss = pytest.importorskip("faiss", reason="faiss is in the environment of agents")
-    package = pytest.importorskip("all_minilm_l6_v2", reason="the encoder's package is not there")
+    faiss = pytest.importorskip("faiss", reason="faiss is in the extra agents")
+    package = pytest.importorskip("all_minilm_l6_v2", reason="it is in the extra dev")
     import zipfile
 
     encoder = tmp_path / "encoder"
