@@ -40,10 +40,11 @@ def run(*argv: object, code: int = 0, seconds: float = 240, **environment: str) 
     return done.stdout, done.stderr
 
 
-def train_here(nproc: int, *argv: object) -> None:
-    """On this machine, in ranks that share one's imports."""
-    done = forked.run("megatron_opd", nproc, "train", *argv)
+def train_here(nproc: int, *argv: object, run_dir: Path) -> Path:
+    """A run on this machine, in ranks that share one's imports."""
+    done = forked.run("megatron_opd", nproc, "train", *argv, f"run_dir={run_dir}")
     assert done.returncode == 0, done.stderr[-3000:]
+    return run_dir
 
 
 def slurm(*command: str) -> str:
@@ -85,9 +86,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def expected(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of two processes on this machine."""
-    run_dir = tmp_path_factory.mktemp("local") / "run"
-    train_here(2, *recipe, f"run_dir={run_dir}")
-    return run_dir
+    return train_here(2, *recipe, run_dir=tmp_path_factory.mktemp("local") / "run")
 
 
 @pytest.fixture(autouse=True)
@@ -208,12 +207,14 @@ def start_node(node: str) -> None:
     )
 
 
-def outlives_node2(job: str, run_dir: Path) -> None:
+def assert_outlives_node2(job: str, run_dir: Path, expected: Callable[[], Path]) -> None:
+    """`expected` is called while the job waits for the node: the machine has nothing else to do."""
     wait(
         "the first checkpoint",
         lambda: (run_dir / "checkpoints" / "step-000002" / "manifest.json").exists(),
     )
     kill_node("node2", run_dir)
+    undisturbed = expected()
     wait(
         "the job to leave the lost node",
         lambda: slurm("squeue", "-h", "-j", job, "-o", "%T") != "RUNNING",
@@ -221,10 +222,7 @@ def outlives_node2(job: str, run_dir: Path) -> None:
     )
     start_node("node2")
     finish(run_dir)
-
-
-def assert_outlived_node2(run_dir: Path, expected: Path) -> None:
-    assert_same(run_dir, expected)
+    assert_same(run_dir, undisturbed)
     assert len(list((job_dir(run_dir) / "attempts").iterdir())) == 2
 
 
@@ -257,8 +255,7 @@ def test_tensor_parallelism_across_nodes_trains_as_two_local_processes(
 def test_a_lost_node_costs_no_step(recipe: list[str], expected: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     job = launch(recipe, run_dir)
-    outlives_node2(job, run_dir)
-    assert_outlived_node2(run_dir, expected)
+    assert_outlives_node2(job, run_dir, lambda: expected)
 
 
 def test_a_killed_process_costs_no_step(recipe: list[str], expected: Path, tmp_path: Path) -> None:
@@ -293,11 +290,9 @@ def test_a_node_with_a_role_of_its_own_is_lost_and_costs_no_step(
         ["student.layout={}", f"teacher.layout={layout}", f"{role}.processes=2"],
     )
     job = launch(recipe, run_dir, *apart, "cluster.processes_per_node=2")
-    with ThreadPoolExecutor() as pool:  # the machine is idle where the job waits
-        local = pool.submit(train_here, 4, *recipe, *apart, f"run_dir={tmp_path / 'local'}")
-        outlives_node2(job, run_dir)
-    local.result()
-    assert_outlived_node2(run_dir, tmp_path / "local")
+    assert_outlives_node2(
+        job, run_dir, lambda: train_here(4, *recipe, *apart, run_dir=tmp_path / "local")
+    )
 
 
 def test_a_job_makes_room_for_another_and_costs_no_step(
