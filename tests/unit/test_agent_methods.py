@@ -38,7 +38,9 @@ def _logits(scale: float) -> Tensor:
 
 OLD_TV = _logits(1.0)
 TEACHER_TV = (OLD_TV + _logits(0.7)).log_softmax(1)
-REFERENCE_TV = (OLD_TV + _logits(0.3)).log_softmax(1)
+# Of every seventh token the reference is so much surer that k3 is cut off.
+_far_TV = torch.nn.functional.one_hot(IDS_T, V) * (torch.arange(len(IDS_T)) % 7 == 0)[:, None]
+REFERENCE_TV = (OLD_TV + _logits(0.3) + 9 * _far_TV).log_softmax(1)
 # The student at the first update of a step, and at a later one.
 STUDENTS = {"first": OLD_TV, "later": OLD_TV + _logits(0.3)}
 
@@ -77,11 +79,13 @@ def clipped(student_T: Tensor, advantages_T: Tensor) -> Tensor:
 
 
 def kept_close(student_TV: Tensor) -> Tensor:
-    """0.01 k3 to the reference, differentiated, and the entropy bonus."""
+    """0.01 k3 to the reference, cut off and differentiated, and the entropy bonus."""
+    return 0.01 * k3(student_TV).clamp(-10, 10) - 1e-3 * entropy(student_TV)
+
+
+def k3(student_TV: Tensor) -> Tensor:
     difference_T = REFERENCE_T - of_ids(student_TV)
-    k3_T = difference_T.exp() - difference_T - 1
-    assert bool((k3_T < 10).all()), "where the released code cuts it off"
-    return 0.01 * k3_T - 1e-3 * entropy(student_TV)
+    return difference_T.exp() - difference_T - 1
 
 
 def grpo(student_TV: Tensor) -> Tensor:
@@ -227,10 +231,14 @@ def test_losses_are_the_released_ones(when: str) -> None:
 
 
 def test_the_rows_have_what_the_losses_differ_in() -> None:
-    """Both clips hold somewhere, groups have rows of unequal number, and penalties differ."""
+    """Both clips hold somewhere, k3's cut-off too, groups have rows of unequal number, and
+    penalties differ."""
     student_T = of_ids(STUDENTS["later"].log_softmax(1))
     ratio_T = (student_T - OLD_T).exp()
     assert bool((ratio_T > 1.2).any()) and bool((ratio_T < 0.8).any())
+    for logits_TV in STUDENTS.values():
+        cut_T = k3(logits_TV.log_softmax(1)) > 10
+        assert bool(cut_T.any()) and not bool(cut_T.all())
     assert len({r.episode.turns for r in ROWS}) > 1 and any(r.penalty for r in ROWS)
     by_rows, by_episodes = (
         ours(method, OLD_TV, later=False)[1]

@@ -381,6 +381,8 @@ PREFLIGHT: dict[str, tuple[list[str], int | None]] = {
         (["method={name: luffy, traces_per_group: 0, prefix: {steps: 3}}", "teacher=null"], None),
     "method.distil.advantages.teacher.mix: belongs to transform=floor":
         (["method=opd", "method.distil.advantages.teacher.mix=0.5"], None),
+    "method.distil.advantages.teacher.k3_limit: belongs to transform=expm1 alone":
+        (["method=opd", "method.distil.advantages.teacher.k3_limit=10.0"], None),
     "method.forward.beta: belongs to divergence=jsd_teacher_side":
         (["method=full_fkl", "method.forward.k=4", "method.forward.beta=0.5"], None),
     "method.jsd.beta: missing with jsd": (["method=gkd", "method.jsd.beta=null"], None),

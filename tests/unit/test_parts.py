@@ -113,7 +113,7 @@ TRACE = terms.CrossEntropyTerm("cross_entropy", "trace")
 ADVANTAGES: list[AdvantagePart] = [
     advantages.RewardAdvantage("reward", normalise="mean", overlong=0.5),
     advantages.LogRatioAdvantage("log_ratio"),
-    advantages.LogRatioAdvantage("log_ratio", model="reference", transform="expm1"),
+    advantages.LogRatioAdvantage("log_ratio", model="reference", transform="expm1", k3_limit=0.1),
     advantages.LogRatioAdvantage("log_ratio", transform="mixture", mix=0.5, anchor="rollout"),
     advantages.LogRatioAdvantage("log_ratio", transform="floor", mix=0.3, anchor="old"),
     advantages.LogRatioAdvantage("log_ratio", anchor="old", discount=0.9, mean_to_go=True),

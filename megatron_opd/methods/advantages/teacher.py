@@ -23,7 +23,7 @@ class LogRatioAdvantage(AdvantagePart):
 
     f: identity: D (reverse KL). floor: max(D, ln(mix) / (1 - mix)). mixture: (1 - mix) ln(1 - mix +
     mix e^D) (JSD).
-    expm1: e^D - 1 (forward KL).
+    expm1: e^D - 1 (forward KL); 0 where k3, e^D - 1 - D, is above `k3_limit`.
     """
 
     kind: Literal["log_ratio"]
@@ -31,6 +31,7 @@ class LogRatioAdvantage(AdvantagePart):
     model: Literal["teacher", "reference"] = "teacher"  # reference: the student as the run found it
     transform: Literal["identity", "floor", "mixture", "expm1"] = "identity"
     mix: Annotated[float, Gt(0), Le(1)] | None = None  # of floor and mixture
+    k3_limit: PositiveFloat | None = None  # of expm1; verl's cut-off is 10
     # the student: now, at the step's start, as it sampled
     anchor: Literal["current", "old", "rollout"] = "current"
     # weight of the next token's return: the sum to the end of the sequence; needs an anchor
@@ -59,6 +60,8 @@ class LogRatioAdvantage(AdvantagePart):
             raise ConfigError(
                 f"{key}.mix: belongs to transform=floor and transform=mixture, and to these alone"
             )
+        if self.k3_limit is not None and self.transform != "expm1":
+            raise ConfigError(f"{key}.k3_limit: belongs to transform=expm1 alone; remove it")
         if self.discount and self.anchor == "current":
             raise ConfigError(
                 f"{key}.anchor: returns are of the student before the update; set old or rollout"
@@ -86,7 +89,10 @@ class LogRatioAdvantage(AdvantagePart):
             case "identity":
                 return delta_T
             case "expm1":
-                return delta_T.expm1()
+                value_T = delta_T.expm1()
+                if self.k3_limit is None:
+                    return value_T
+                return value_T.where(value_T - delta_T <= self.k3_limit, 0.0)
             case "floor":
                 assert self.mix is not None, "checked before the run"
                 return delta_T.clamp(min=floor(self.mix))

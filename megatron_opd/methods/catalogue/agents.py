@@ -16,7 +16,7 @@ GAP = SigmoidGate("sigmoid", beta=5.0, anchor="current")
 DUAL_CLIPPED = ClippedRatio("old", dual_clip=3.0)
 # What every method of its table has beside its rewards.
 REGULARISED: dict[str, Term] = {
-    "reference": reference_kl(0.01),
+    "reference": reference_kl(0.01, k3_limit=10.0),
     "entropy": EntropyTerm("entropy", weight=1e-3),
 }
 GRPO: dict[str, Term] = {

@@ -66,9 +66,14 @@ def distil(
     )
 
 
-def reference_kl(weight: float) -> PolicyGradientTerm:
-    """weight * k3 of KL(student || reference), whose gradient is that of -sg[e^D - 1] log p."""
-    log_ratio = LogRatioAdvantage("log_ratio", model="reference", transform="expm1")
+def reference_kl(weight: float, k3_limit: float | None = None) -> PolicyGradientTerm:
+    """weight * k3 of KL(student || reference), whose gradient is that of -sg[e^D - 1] log p.
+
+    Above `k3_limit` k3 is cut off, and has no gradient.
+    """
+    log_ratio = LogRatioAdvantage(
+        "log_ratio", model="reference", transform="expm1", k3_limit=k3_limit
+    )
     return PolicyGradientTerm(
         "policy_gradient",
         weight=weight,
