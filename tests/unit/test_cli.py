@@ -1,6 +1,7 @@
 """The commands: what they print, their exit codes, and that cheap ones stay cheap."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -351,3 +352,19 @@ def test_doctor_fails_for_a_broken_recipe_before_it_starts_anything(
 def test_doctor_needs_a_recipe_for_processes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--nproc", "2"]) == 2
     assert "--nproc: no effect without a recipe" in error_line(capsys)
+
+
+def test_the_commands_that_recipes_and_pages_name_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    commands = set(re.findall(r"^    ([a-z]+)  ", capsys.readouterr().out, re.MULTILINE))
+    root = Path(__file__).parents[2]
+    paths = [
+        root / "README.md",
+        *(root / "docs").rglob("*.md"),
+        *(root / "recipes").rglob("*.yaml"),
+    ]
+    for path in paths:
+        named = re.findall(r"megatron-opd ([a-z]+)", path.read_text())
+        assert commands.issuperset(named), path
+    assert len(commands) > 10
