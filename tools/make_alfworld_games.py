@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 import shutil
+import sys
 from dataclasses import dataclass
 from itertools import count as count_from
 from pathlib import Path
@@ -22,14 +23,10 @@ from alfworld.gen import constants, goal_library
 from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
 from textworld.envs import PddlEnv
 
-TASK_TYPES = (
-    "pick_and_place_simple",
-    "look_at_obj_in_light",
-    "pick_clean_then_place_in_recep",
-    "pick_heat_then_place_in_recep",
-    "pick_cool_then_place_in_recep",
-    "pick_two_obj_and_place",
-)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from megatron_opd.environments.alfworld import TASK_TYPES
+
 STATE_OF = {  # what an object must allow, by what is done to it
     "pick_clean_then_place_in_recep": "Cleanable",
     "pick_heat_then_place_in_recep": "Heatable",

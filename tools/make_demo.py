@@ -45,6 +45,8 @@ SHARED = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 32,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.05,
 }
 
 Row = dict[str, str]
@@ -75,8 +77,7 @@ def write_assets(out: Path, seed: int) -> None:
     write_data(out, seed)
     tokenizer = build_tokenizer()
     for index, (name, sizes) in enumerate(MODELS.items()):
-        parameters = write_model(out / name, sizes, tokenizer, seed=2 * seed + index)
-        print(f"{out / name}: {parameters:,} parameters, random")
+        write_model(out / name, SHARED | sizes, tokenizer, seed=2 * seed + index)
 
 
 def solve(a: int, b: int) -> Row:
@@ -140,8 +141,8 @@ def build_tokenizer() -> Any:
     )
 
 
-def write_model(path: Path, sizes: dict[str, Any], tokenizer: Any, seed: int) -> int:
-    """A Hugging Face directory in float32; returns the number of parameters."""
+def write_model(path: Path, sizes: dict[str, Any], tokenizer: Any, seed: int) -> None:
+    """A random model as a Hugging Face directory in float32, with its tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
@@ -149,15 +150,12 @@ def write_model(path: Path, sizes: dict[str, Any], tokenizer: Any, seed: int) ->
     logging.disable_progress_bar()
     config = AutoConfig.for_model(
         "qwen3_moe" if "num_experts" in sizes else "qwen3",
-        **SHARED,
         **sizes,
-        vocab_size=len(VOCABULARY),
+        vocab_size=len(tokenizer),
         max_position_embeddings=CONTEXT,
         rope_theta=10000.0,
-        tie_word_embeddings=False,
-        initializer_range=0.05,
         bos_token_id=None,
-        eos_token_id=VOCABULARY.index(EOS),
+        eos_token_id=tokenizer.eos_token_id,
         # With a padding id the row of <pad> would be zero, and the gradient of a norm at zero is
         # huge: one sampled <pad> would be enough.
         pad_token_id=None,
@@ -166,7 +164,8 @@ def write_model(path: Path, sizes: dict[str, Any], tokenizer: Any, seed: int) ->
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
-    return sum(parameter.numel() for parameter in model.parameters())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{path}: {parameters:,} parameters, random")
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ from megatron_opd.environments.workshop_skills import (  # noqa: E402
     write_bank,
 )
 from megatron_opd.recipe.agents import EnvironmentConfig  # noqa: E402
+from tools.make_demo import CONTEXT, write_model  # noqa: E402
 
 PAD, EOS = "<pad>", "<eos>"
-CONTEXT = 64  # positions
 SIZE = 4  # of the hidden tables of the world that the demo is played in
 WRONG = 0.25  # of the entries of the bank that is partly wrong
 EXAMPLES = 60_000
@@ -45,6 +45,7 @@ MODEL = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "head_dim": 32,
+    "tie_word_embeddings": True,
 }
 
 
@@ -68,7 +69,7 @@ def write_assets(out: Path, seed: int, rules: int, examples: int = EXAMPLES) -> 
     write_bank(out / "skills", world)
     write_bank(out / "skills_wrong", partly_wrong(world, WRONG, seed))
     write_turns(out / "turns.jsonl", examples, seed)
-    write_model(out / "student", seed)
+    write_model(out / "student", MODEL, build_tokenizer(), seed)
 
 
 # ------------------------------------------------------------------------------------- worked turns
@@ -121,33 +122,6 @@ def build_tokenizer() -> Any:
         model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
     )
-
-
-def write_model(path: Path, seed: int) -> None:
-    """A Hugging Face directory in float32, with the tokenizer."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    tokenizer = build_tokenizer()
-    config = AutoConfig.for_model(
-        "qwen3",
-        **MODEL,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=CONTEXT,
-        rope_theta=10000.0,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=None,  # with one the row of <pad> would be zero
-    )
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{path}: {parameters:,} parameters, random")
 
 
 if __name__ == "__main__":
