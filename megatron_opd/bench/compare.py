@@ -62,7 +62,10 @@ def compare_results(first: Path, second: Path) -> Comparison:
         _suite(name, pair, difference, p)
         for (name, (pair, difference)), p in zip(differences.items(), corrected, strict=True)
     ]
-    notes = [note for name in names for note in _notes(name, *(r.suites[name] for r in results))]
+    notes = []
+    for name in names:
+        notes += _grader_notes(name, *(result.suites[name] for result in results))
+        notes += _order_notes(name, samples[0][name], samples[1][name])
     return Comparison(str(first), str(second), compared, sorted(set.union(*others)), notes)
 
 
@@ -102,12 +105,25 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _notes(name: str, first: SuiteResult, second: SuiteResult) -> list[str]:
+def _grader_notes(name: str, first: SuiteResult, second: SuiteResult) -> list[str]:
     versions = [suite.grader.versions for suite in (first, second)]
     if versions[0] == versions[1]:
         return []
     both = " and ".join(", ".join(f"{k} {v}" for k, v in of.items()) for of in versions)
     return [f"{name}: graded by {both}; `bench regrade` grades both alike"]
+
+
+def _order_notes(
+    name: str, first: Sequence[GradedSample], second: Sequence[GradedSample]
+) -> list[str]:
+    orders = {(one.key, one.sample): one.order for one in first}
+    others = sum(orders.get((one.key, one.sample), ()) != one.order for one in second)
+    if not others:
+        return []
+    return [
+        f"{name}: {others:,} samples saw their options in another order; with one seed for both "
+        "the difference has a smaller error"
+    ]
 
 
 def _by_suite(directory: Path, result: Result) -> dict[str, list[GradedSample]]:

@@ -1,7 +1,5 @@
 """The papers' printed scores (`papers.json`), and which of them stand beside a result."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +12,7 @@ _PATH = Path(__file__).parent / "papers.json"
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper's tables, and how they were measured as far as it is known."""
+    """A paper, and how its tables were measured as far as it is known."""
 
     title: str
     protocol: str  # the name of the suites' protocol that follows it
@@ -27,7 +25,7 @@ class PaperRow:
 
     paper: str
     table: str  # its number; "" where we know no more than that it is one of the paper's
-    model: str
+    model: str  # "" where we know no more than its method
     method: str
     suite: str
     score: str  # in percent, as printed
@@ -74,25 +72,3 @@ def read_papers() -> Papers:
         tuple(build(PaperRow, row, f"rows.{index}") for index, row in enumerate(values["rows"])),
         tuple(build(Average, one, f"averages.{i}") for i, one in enumerate(values["averages"])),
     )
-
-
-def fits(printed: str, questions: int, samples: int) -> bool:
-    """True when some count of right answers, of questions * samples, is printed so: rounded, or
-    with the digits behind cut off."""
-    digits = len(printed.partition(".")[2])
-    unit = 10**digits
-    value = round(float(printed) * unit)
-    total = questions * samples
-    near = math.floor(float(printed) * total / 100)
-    counts = range(max(near - 1, 0), min(near + 2, total) + 1)
-    return any(_printed(count, total, unit, value) for count in counts)
-
-
-def _printed(count: int, total: int, unit: int, value: int) -> bool:
-    exact = 100 * unit * count  # over total
-    return exact // total == value or (2 * exact + total) // (2 * total) == value
-
-
-def denominators(printed: Sequence[str], questions: int, samples: Sequence[int]) -> list[int]:
-    """The numbers of samples that all printed scores allow."""
-    return [k for k in samples if all(fits(one, questions, k) for one in printed)]

@@ -80,14 +80,15 @@ def stacked_bars(
         bottom = bottom + height_N
 
 
-def style(axes: Axes) -> None:
+def style(axes: Axes, label: str = "step") -> None:
+    """A plot's quiet axes; `label` is that of the horizontal one."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color("#c4cad3")
     axes.tick_params(which="both", colors=INK, labelsize=8, length=0)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    axes.set_xlabel("step", fontsize=8, color=INK)
+    axes.set_xlabel(label, fontsize=8, color=INK)
     if axes.get_legend_handles_labels()[1]:
         axes.figure.legend(
             loc="outside upper left",

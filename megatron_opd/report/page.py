@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -18,6 +17,7 @@ from megatron_opd.report.drawing import series
 from megatron_opd.report.episodes import read_episodes
 from megatron_opd.report.plots import draw_plots
 from megatron_opd.report.samples import read_groups
+from megatron_opd.report.template import page_template, percent_of
 
 _STEP_SECONDS = "timing/step_seconds"
 _MAX_WARNINGS = 8
@@ -49,7 +49,7 @@ def write_report(run_dir: str | Path) -> Path:
     rows = read_metrics(run_dir)
     groups = read_groups(run_dir, rows)
     plots = draw_plots(rows)
-    page = _template().render(
+    page = page_template(Path(__file__).parent, "report.html.j2").render(
         title=config.get("name") or run_dir.resolve().name,
         subtitle=_subtitle(config),
         status=_status(config, rows),
@@ -73,21 +73,6 @@ def write_report(run_dir: str | Path) -> Path:
             f"{run_dir}: cannot write the report here ({error.strerror}); make it writable"
         ) from None
     return report
-
-
-def _template() -> Any:
-    # Sampled text is untrusted: all of it is escaped, and the page's own policy forbids scripts and
-    # the network.
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = _percent
-    return environment.get_template("report.html.j2")
 
 
 # ------------------------------------------------------------------------------------------ reading
@@ -144,12 +129,12 @@ def _headlines(config: Mapping[str, Any], rows: Sequence[Line]) -> list[Headline
     if len(accuracy) >= 2:
         gain = f"{100 * (accuracy[-1] - accuracy[0]):+.1f} points"
         detail = ", ".join([gain, *_interval(rows)])
-        first = _percent(accuracy[0])
-        last = _percent(accuracy[-1])
+        first = percent_of(accuracy[0])
+        last = percent_of(accuracy[-1])
         cards.append(Headline("Held-out accuracy", last, first, detail))
     elif len(accuracy):
         detail = ", ".join(_interval(rows))
-        cards.append(Headline("Held-out accuracy", _percent(accuracy[0]), detail=detail))
+        cards.append(Headline("Held-out accuracy", percent_of(accuracy[0]), detail=detail))
     cards += _skill_headline(rows) + _answer_headlines(rows)
     _, reward = series(rows, "reward/mean")
     if len(reward) >= 2:
@@ -159,8 +144,8 @@ def _headlines(config: Mapping[str, Any], rows: Sequence[Line]) -> list[Headline
     _, agreement = series(rows, "teacher/agreement/mean")
     if len(agreement) >= 2:
         detail = "tokens that are the teacher's argmax"
-        first = _percent(agreement[0])
-        last = _percent(agreement[-1])
+        first = percent_of(agreement[0])
+        last = percent_of(agreement[-1])
         cards.append(Headline("Teacher agreement", last, first, detail))
     detail = f"of {config['num_steps']:,}" if config else ""
     cards.append(Headline("Steps", f"{_steps_done(rows):,}", detail=detail))
@@ -176,8 +161,8 @@ def _skill_headline(rows: Sequence[Line]) -> list[Headline]:
     _, accuracy = series(rows, "eval/with_skills/accuracy")
     if not len(accuracy):
         return []
-    before = _percent(accuracy[0]) if len(accuracy) >= 2 else ""
-    return [Headline("With skills", _percent(accuracy[-1]), before, "held out")]
+    before = percent_of(accuracy[0]) if len(accuracy) >= 2 else ""
+    return [Headline("With skills", percent_of(accuracy[-1]), before, "held out")]
 
 
 def _interval(rows: Sequence[Line]) -> list[str]:
@@ -203,9 +188,9 @@ def _answer_headlines(rows: Sequence[Line]) -> list[Headline]:
         _, unanswered = series(rows, f"{prefix}/unanswered/mean")
         _, truncated = series(rows, f"{rollout}/truncated/mean")
         if len(unanswered) and len(truncated):
-            before = _percent(unanswered[0]) if len(unanswered) >= 2 else ""
-            detail = f"{place}, {_percent(truncated[-1])} cut off at the token limit"
-            return [Headline("Without an answer", _percent(unanswered[-1]), before, detail)]
+            before = percent_of(unanswered[0]) if len(unanswered) >= 2 else ""
+            detail = f"{place}, {percent_of(truncated[-1])} cut off at the token limit"
+            return [Headline("Without an answer", percent_of(unanswered[-1]), before, detail)]
     return []
 
 
@@ -271,10 +256,6 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_text, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _percent(fraction: float) -> str:
-    return f"{fraction:.1%}"
 
 
 def _duration(seconds: float) -> str:

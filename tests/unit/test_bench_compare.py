@@ -106,13 +106,23 @@ def test_other_graders_are_noted(tmp_path: Path) -> None:
     ]
 
 
+def test_another_order_of_options_is_noted(tmp_path: Path) -> None:
+    samples = simulated("arc_c", 5, options=4)
+    turned = [replace(one, order=one.order[::-1]) for one in samples]
+    first = written(tmp_path / "a", samples)
+    compared = compare_results(first, written(tmp_path / "b", turned))
+    assert "arc_c: 20 samples saw their options in another order" in compared.notes[0]
+
+
 class ByGold:
     """Right where the text names the gold answer."""
 
     def __init__(self) -> None:
         self.versions = {"by-gold": "1"}
+        self.opened: list[bool] = []
 
     def grade(self, answers: Sequence[Answer]) -> list[Verdict]:
+        self.opened += [answer.opened for answer in answers]
         right = [answer.asked.gold in answer.text for answer in answers]
         names = {True: "correct", False: "wrong"}
         return [Verdict(float(one), one, names[one], "7") for one in right]
@@ -125,5 +135,8 @@ def test_samples_are_graded_anew_with_the_gold_they_were_asked_with() -> None:
     assert [one.verdict.correct for one in again] == [True, True, False]
     assert [(one.before.key, one.before.sample) for one in changed] == [("a", 1)]
     assert again[0] == samples[0]
+    grader = ByGold()
+    regrade([replace(samples[0], prompt="Why? <think>\n"), samples[2]], questions, grader)
+    assert grader.opened == [True, False]
     with pytest.raises(DataError, match="question b of the samples is not in the data"):
         regrade(samples, {"a": questions["a"]}, ByGold())

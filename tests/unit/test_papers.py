@@ -1,17 +1,58 @@
 """The papers' numbers: their denominators, their averages, and what stands beside a result."""
 
+import math
+from collections.abc import Sequence
 from statistics import mean
 
 import pytest
 
-from megatron_opd.bench.papers import denominators, fits, read_papers
+from megatron_opd.bench.papers import PaperRow, read_papers
+from megatron_opd.suites.protocols import protocol_of
+from megatron_opd.suites.table import SUITES
 
 ROWS = read_papers().rows
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.paper}-{row.suite}-{row.score}")
-def test_every_printed_score_is_a_count_of_its_questions_and_samples(row) -> None:  # type: ignore[no-untyped-def]
+def named(row: PaperRow) -> str:
+    return f"{row.paper}-{row.suite}-{row.score}"
+
+
+def fits(printed: str, questions: int, samples: int) -> bool:
+    """True when some count of right answers, of questions * samples, is printed so: rounded, or
+    with the digits behind cut off."""
+    digits = len(printed.partition(".")[2])
+    unit = 10**digits
+    value = round(float(printed) * unit)
+    total = questions * samples
+    near = math.floor(float(printed) * total / 100)
+    counts = range(max(near - 1, 0), min(near + 2, total) + 1)
+    return any(_printed(count, total, unit, value) for count in counts)
+
+
+def _printed(count: int, total: int, unit: int, value: int) -> bool:
+    exact = 100 * unit * count  # over total
+    return exact // total == value or (2 * exact + total) // (2 * total) == value
+
+
+def denominators(printed: Sequence[str], questions: int, samples: Sequence[int]) -> list[int]:
+    """The numbers of samples that all printed scores allow."""
+    return [k for k in samples if all(fits(one, questions, k) for one in printed)]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=named)
+def test_every_printed_score_is_a_count_of_its_questions_and_samples(row: PaperRow) -> None:
     assert fits(row.score, row.questions, row.samples) is not row.misfit
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if not row.misfit], ids=named)
+def test_our_suites_have_the_papers_questions_and_samples(row: PaperRow) -> None:
+    """OlympiadBench alone differs: 674 questions, LUFFY's file has 675."""
+    suite = SUITES[row.suite]
+    protocol = protocol_of(suite, read_papers().papers[row.paper].protocol)
+    assert suite.questions is not None
+    assert fits(row.score, suite.questions, protocol.samples)
+    assert protocol.samples == row.samples
+    assert suite.questions == row.questions - (row.suite == "olympiad")
 
 
 def scores(suite: str, paper: str = "tropd") -> list[str]:

@@ -1,0 +1,55 @@
+"""The page of a directory of results."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_opd.bench.page import write_page
+from megatron_opd.bench.results import write_result
+from megatron_opd.errors import DataError
+from tests.graded import PROTOCOL, result_of, simulated
+
+
+def page_of(directory: Path, *suites: list, samples: int = 4) -> str:
+    protocol = replace(PROTOCOL, samples=samples)
+    everything = [one for suite in suites for one in suite]
+    write_result(directory, result_of(*suites, protocol=protocol), everything)
+    return write_page(directory).read_text(encoding="utf-8")
+
+
+def test_the_page_says_what_was_measured_and_how(tmp_path: Path) -> None:
+    aime = simulated(samples=32)
+    gpqa = simulated("gpqa_diamond", 198, 4, options=4, groups=("physics", "biology"))
+    page = page_of(tmp_path, aime, gpqa)
+    for words in (
+        "AIME24",
+        "30 x 32",
+        "95 %:",
+        "math-verify",
+        "abababab",
+        "8,192 tokens",
+        "seeds ±",
+    ):
+        assert words in page
+    assert page.count("data:image/png") == 1 + 2 + 3
+    assert "http" not in page.replace('http-equiv="Content', "")
+    assert "&lt;b&gt;then&lt;/b&gt;" in page and "<b>then</b>" not in page
+    # 32 samples of 30 questions are what TrOPD took; 4 of 198 too
+    assert "TrOPD-FKL" in page and "38.54" in page and 'class="apart"' not in page
+    # GPQA's authors ask that its questions are not put online
+    assert "Question aime24-" in page and "Question gpqa" not in page
+    assert "no sample is shown here" in page
+    assert re.search(r"By the letter of the right option.*moved", page, re.DOTALL)
+
+
+def test_a_row_that_measures_something_else_has_no_difference(tmp_path: Path) -> None:
+    page = page_of(tmp_path, simulated(questions=9, samples=2), samples=2)
+    assert page.count('class="apart"') == 4
+    assert "30 x 32, ours 9 x 2" in page
+
+
+def test_a_directory_without_results_has_no_page(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a directory of results"):
+        write_page(tmp_path)
