@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,7 @@ class Picture:
     png: str  # base64
 
 
-def scores(result: Result, papers: dict[str, Sequence[PaperRow]]) -> Picture:
+def scores(result: Result, papers: Mapping[str, Sequence[PaperRow]]) -> Picture:
     """Every suite's score with its two errors, and the papers' rows of equal measure."""
     names = list(result.suites)
     figure = Figure(figsize=(8.2, 0.8 + 0.42 * len(names)), dpi=180, layout="constrained")

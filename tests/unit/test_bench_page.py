@@ -38,6 +38,7 @@ def test_the_page_says_what_was_measured_and_how(tmp_path: Path) -> None:
     assert "&lt;b&gt;then&lt;/b&gt;" in page and "<b>then</b>" not in page
     # 32 samples of 30 questions are what TrOPD took; 4 of 198 too
     assert "TrOPD-FKL" in page and "38.54" in page and 'class="apart"' not in page
+    assert re.search(r"<td>[+-][0-9.]+</td><td>± [0-9.]+</td>", page)
     # GPQA's authors ask that its questions are not put online
     assert "Question aime24-" in page and "Question gpqa" not in page
     assert "no sample is shown here" in page
