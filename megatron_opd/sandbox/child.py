@@ -44,8 +44,6 @@ def become(
         if os.getppid() != parent:
             os._exit(1)
         _take_descriptors(pipes, trouble)
-        for number in (signal.SIGPIPE, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
         os.umask(0o077)
         os.chdir(folder)
         _limit(limits)

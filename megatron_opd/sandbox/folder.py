@@ -2,7 +2,6 @@
 
 import itertools
 import os
-from contextlib import suppress
 
 
 def more_than(folder: str, most_entries: int) -> bool:
@@ -34,14 +33,22 @@ def empty(folder: str) -> None:
     while names := os.listdir(folder):
         for name in names:
             path = os.path.join(folder, name)
-            if os.path.islink(path) or not os.path.isdir(path):
-                with suppress(FileNotFoundError):
-                    os.unlink(path)
+            if not _opened(path):
+                os.unlink(path)
                 continue
-            os.chmod(path, 0o700)
             for inner in os.listdir(path):
-                os.rename(os.path.join(path, inner), _free(folder, numbers))
+                inner_path = os.path.join(path, inner)
+                _opened(inner_path)  # without its rights, a folder cannot be moved
+                os.rename(inner_path, _free(folder, numbers))
             os.rmdir(path)
+
+
+def _opened(path: str) -> bool:
+    """Whether it is a folder, which then has all of its owner's rights."""
+    if os.path.islink(path) or not os.path.isdir(path):
+        return False
+    os.chmod(path, 0o700)
+    return True
 
 
 def _free(folder: str, numbers: "itertools.count[int]") -> str:

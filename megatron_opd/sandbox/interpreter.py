@@ -42,7 +42,7 @@ print(json.dumps(paths))
 
 def base_python() -> str:
     """This process's interpreter, without its virtual environment."""
-    return os.path.realpath(sys.executable)
+    return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
 @functools.cache

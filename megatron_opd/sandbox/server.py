@@ -11,6 +11,7 @@ stdin ends, and so do the program that runs and the server.
 import ctypes
 import json
 import os
+import signal
 import sys
 
 _PR_SET_DUMPABLE = 4
@@ -23,6 +24,9 @@ def main() -> None:
     from megatron_opd.sandbox.watch import CallerGone, Settings, trial, watched
 
     settings = Settings(**json.loads(sys.argv[2]))
+    # Slurm sends these to all processes, and the trainer still finishes its step.
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     # A program in the same namespace must not read or write this process's memory.
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     requests, replies = 0, os.dup(1)

@@ -68,7 +68,7 @@ def watched(
 
     `caller` is a pipe; raises CallerGone when its other end is closed.
     """
-    os.makedirs(settings.work, mode=0o700, exist_ok=True)
+    os.mkdir(settings.work, mode=0o700)
     with open(settings.program, "wb") as file:
         file.write(source)
     started = time.monotonic()
@@ -77,7 +77,7 @@ def watched(
         reason = watch.wait(started + limits.wall_seconds)
     finally:
         status, usage = watch.end()
-        folder.empty(settings.work)
+        folder.empty(settings.scratch)
     finished = Finished(
         reason="ok",
         exit_code=os.waitstatus_to_exitcode(status),
@@ -87,10 +87,10 @@ def watched(
         cpu_seconds=usage.ru_utime + usage.ru_stime,
         wall_seconds=time.monotonic() - started,
     )
-    return replace(finished, reason=reason or _reason(finished, limits))
+    return replace(finished, reason=reason or _reason(finished))
 
 
-def _reason(finished: Finished, limits: Limits) -> Reason:
+def _reason(finished: Finished) -> Reason:
     """Why a program that nobody ended has ended."""
     if finished.exit_code == 0:
         return "ok"

@@ -114,6 +114,12 @@ ATTACKS: dict[str, Attack] = {
     ),
     "device": Attack("tried(os.mknod, 'disk', 0o60600, os.makedev(254, 0))", {"files": 4}),
     "own program": Attack("tried(open, __file__, 'w')"),
+    "own folder": Attack(
+        "tried(os.rename, os.getcwd(), '../other')\n"
+        "tried(os.symlink, W['home'], '../work')\n"
+        "tried(os.unlink, '../program.py')\n"
+        "tried(os.symlink, W['secret'], '../program.py')"
+    ),
     "read passwd": Attack("tried(lambda: open('/etc/passwd').read())"),
     "read the home": Attack("tried(lambda: open(W['secret']).read())"),
     "list the home": Attack("tried(os.listdir, W['home'])"),
@@ -134,7 +140,8 @@ ATTACKS: dict[str, Attack] = {
         "while True:\n    os.mkdir('a')\n    os.chdir('a')", {"files": 16, **SHORT}
     ),
     "folders without rights": Attack(
-        "os.umask(0o777)\nos.mkdir('a')\nprint(os.listdir('.'))", {"files": 16}
+        "os.mkdir('b')\nos.umask(0o777)\nos.mkdir('a')\nos.mkdir('b/c')\nprint(os.listdir('.'))",
+        {"files": 16},
     ),
     # -------------------------------------------------------------------------------------- output
     "endless stdout": Attack("while True:\n    print('x' * 10000)", {"output_bytes": MIB}),

@@ -1,6 +1,7 @@
 """Programs judged by the tests of a problem, in LiveCodeBench's format."""
 
 import base64
+import contextlib
 import json
 import pickle
 import time
@@ -12,13 +13,16 @@ from typing import Any
 import pytest
 
 from megatron_opd.contracts.rows import Verdict
+from megatron_opd.contracts.suites import SuiteProtocol
 from megatron_opd.errors import ConfigError
+from megatron_opd.recipe.keys import RewardConfig
 from megatron_opd.sandbox.layers import Layers
 from megatron_opd.verify.graders import code_tests
-from megatron_opd.verify.graders.code import CodeGrader, options_of
+from megatron_opd.verify.graders.code import CodeGrader, CodeOptions, options_of
 from megatron_opd.verify.graders.code_answer import program_in, same_output, same_value
 from megatron_opd.verify.graders.code_program import MODULES, names_by_module
 from megatron_opd.verify.graders.code_tests import BadTests, read_tests, text_of_pickle
+from megatron_opd.verify.graders.open import open_grader
 from tests.unit.code_problems import PROBLEMS, SOLUTIONS, answer, packed, row, said
 from tests.unit.hostile_pickles import PICKLES
 
@@ -26,7 +30,7 @@ from tests.unit.hostile_pickles import PICKLES
 @pytest.fixture(scope="module")
 def grader() -> Iterator[CodeGrader]:
     try:
-        opened = CodeGrader({"cpu_seconds": 2, "workers": 2, "memory_gib": 0.5})
+        opened = CodeGrader({"cpu_seconds": 1, "workers": 2, "memory_gib": 0.5})
     except ConfigError as error:
         pytest.skip(str(error))
     with opened:
@@ -203,9 +207,6 @@ def test_no_state_goes_from_one_test_to_the_next(grader: CodeGrader) -> None:
         ("```python\nprint(1)\n```\n```", "print(1)"),  # one fence too many
         ("```python\nprint(1)\n```\nand\n```python\nprint(2", "print(1)"),  # cut off
         ("```python\nprint(1)\n```python\nprint(2)\n```", "print(2)"),
-        ("<think>\n```\nprint(1)\n```\n</think>\n```\nprint(2)\n```", "print(2)"),
-        ("```\nprint(1)\n```\n</think>\nNothing.", ""),
-        ("<think>\n```\nprint(1)\n```\n", ""),
         ("  ```python\n  if x:\n      y\n  ```", "if x:\n    y"),
         ("print(1)", ""),
         ("```python\n\n```", ""),
@@ -221,6 +222,21 @@ def test_without_a_program_there_is_no_answer(grader: CodeGrader) -> None:
     verdicts = grader.grade(said_of)
     assert verdicts == [Verdict(0.0, False, "no_answer"), Verdict(0.0, False, "truncated")]
     assert grader.grade([]) == []
+
+
+def test_a_program_in_the_reasoning_is_no_answer(grader: CodeGrader) -> None:
+    block = f"```python\n{SOLUTIONS['sum_of_a_line']}\n```\n"
+    texts = [f"<think>{block}", f"<think>{block}</think>Done.", f"</think>{block}"]
+    verdicts = grader.grade([said("sum_of_a_line", text) for text in texts])
+    assert reasons(verdicts) == ["no_answer", "no_answer", "correct"]
+
+
+def test_the_code_grader_is_opened_by_its_name(grader: CodeGrader) -> None:
+    with contextlib.ExitStack() as closing:
+        protocol = SuiteProtocol("own", 1, 0.0, 1.0, 512, "{problem}", grader="code")
+        opened = open_grader(protocol, RewardConfig(), closing)
+        assert isinstance(opened, CodeGrader)
+        assert opened.options == CodeOptions()
 
 
 # --------------------------------------------------------------------------------------- comparison
@@ -380,7 +396,7 @@ def test_options_are_checked_by_name_and_type() -> None:
             options_of(grading)
 
 
-def test_without_a_sandbox_there_is_no_grader() -> None:
+def test_without_a_sandbox_there_is_no_grader(grader: CodeGrader) -> None:
     bare = Layers("", "not in this kernel", "bwrap is not on PATH")
     with pytest.raises(ConfigError, match="allow_weak_sandbox"):
         CodeGrader({}, bare)

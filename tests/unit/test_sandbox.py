@@ -117,11 +117,13 @@ REASONS = {
     "calls of 32 bits": ("crashed",),
     # seen where files are not guarded by Landlock
     "a file though none is allowed": ("ok", "files"),
+    "own folder": ("ok", "files"),
 }
 # What may have been done, and did no harm: within a folder or namespaces of the program's own.
 HARMLESS = {
     "symbolic link",
     "own program",
+    "own folder",
     "a file though none is allowed",
     "list the root",
     "environment of others",
@@ -282,6 +284,8 @@ def test_folders_of_any_depth_and_mode_are_emptied(tmp_path: Path) -> None:
 def test_without_a_filter_or_without_guarded_files_nothing_is_run() -> None:
     with pytest.raises(RunError, match="filter of system calls: no table"):
         Sandbox(Layers("no table for riscv64", "", ""), allow_weak=True)
+    if missing := layers().seccomp:
+        pytest.skip(missing)
     bare = Layers("", "not in this kernel", "bwrap is not on PATH")
     with pytest.raises(
         RunError, match=r"read the user's files: .*not in this kernel.*bwrap is not"

@@ -22,6 +22,7 @@ from megatron_opd.sandbox.run import Sandbox
 from megatron_opd.verify.graders.code_answer import program_in, same_output, same_value
 from megatron_opd.verify.graders.code_program import program_of
 from megatron_opd.verify.graders.code_tests import BadTests, CodeTests, read_tests
+from megatron_opd.verify.graders.reasoning import no_answer, said
 
 # What a verdict says where a test's process did not end by itself with an answer.
 REASONS = {
@@ -87,14 +88,14 @@ class CodeGrader:
         for sandbox in self._sandboxes:
             self._idle.put(sandbox)
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="code")
-        self.versions = {
+        self.versions: Mapping[str, str] = {
             "python": platform.python_version(),
             "sandbox": " ".join(there.names()),
         }
 
     def grade(self, answers: Sequence[Answer]) -> list[Verdict]:
         """The verdicts in their order. Raises RunError when a sandbox does not start."""
-        programs = [program_in(answer.text) for answer in answers]
+        programs = [program_in(said(answer) or "") for answer in answers]
         keys = [answer.asked.question.key for answer in answers]
         judged = dict.fromkeys(pair for pair in zip(keys, programs, strict=True) if pair[1])
         open_pairs = Counter(key for key, _ in judged)
@@ -105,7 +106,7 @@ class CodeGrader:
         verdicts = self._threads.map(lambda pair: self._judge(problems[pair[0]], pair[1]), judged)
         of_pairs = dict(zip(judged, verdicts, strict=True))
         return [
-            of_pairs[key, program] if program else _without_program(answer)
+            of_pairs[key, program] if program else Verdict(0.0, False, no_answer(answer))
             for answer, key, program in zip(answers, keys, programs, strict=True)
         ]
 
@@ -185,7 +186,3 @@ def _as_expected(finished: Finished, nonce: str, expected: str) -> bool:
     if nonce:
         return same_value(finished.handed_back, nonce, expected)
     return same_output(finished.stdout, expected)
-
-
-def _without_program(answer: Answer) -> Verdict:
-    return Verdict(0.0, False, "truncated" if answer.truncated else "no_answer")

@@ -11,16 +11,13 @@ _FENCE = re.compile(r"\s*```(?P<words>.*)")
 
 
 def program_in(text: str) -> str:
-    """The last closed block between lines of ```, behind the reasoning; "" where there is none.
+    """The last closed block between lines of ```; "" where there is none.
 
     A fence that nothing closes is passed over, so that one too many at the end loses nothing.
     """
-    behind = text.rpartition("</think>")[2]
-    if "<think>" in behind:
-        return ""  # the reasoning never ended
     program = ""
     block: list[str] | None = None
-    for line in behind.split("\n"):
+    for line in text.split("\n"):
         fence = _FENCE.fullmatch(line)
         if fence is None:
             if block is not None:

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import assert_never
 
 from megatron_opd.contracts.suites import Grader, SuiteProtocol
-from megatron_opd.errors import ConfigError
 from megatron_opd.recipe.keys import RewardConfig
 from megatron_opd.verify.graders.choice import ChoiceGrader
+from megatron_opd.verify.graders.code import CodeGrader
 from megatron_opd.verify.graders.instructions import LONGEST, InstructionGrader, check_packages
 from megatron_opd.verify.graders.maths import MathGrader
 from megatron_opd.verify.open import open_judges
@@ -33,6 +33,8 @@ def open_grader(
             limits = replace(config, max_characters=max(config.max_characters, LONGEST))
             return InstructionGrader(open_judges(limits, "following", closing))
         case "code":
-            raise ConfigError(f"the grader {protocol.grader} is not there yet")
+            grader = CodeGrader(protocol.grading)
+            closing.callback(grader.close)
+            return grader
         case _:
             assert_never(protocol.grader)
