@@ -23,12 +23,14 @@ _PARENTHESES = re.compile(r"\s*(?:\\left)?\((.*?)(?:\\right)?\)\s*", re.DOTALL)
 _SEPARATOR = re.compile(r",|;|\band\b|\\text\s*\{\s*(?:,\s*)?(?:and|or)\s*\}")
 _OPEN_OR_CLOSE = re.compile(r"\\[{}]|[()\[\]{}]")
 _GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:\{,\}\d{3})+(?![\d,])")
+_GAP = r"(?:\s|~|\\[,;:! ]|\\quad)"
+# A letter at a number is a variable, set off it is a unit.
 _UNIT = re.compile(
-    r"(?<=[\d.}\s])(?:\s|~|\\[,;:! ]|\\quad)*"
-    r"(?:\\(?:text|mathrm|mbox|rm|operatorname)\s*\{.*|[A-Za-zµμ°Å][A-Za-zµμ°Å/^*\s{}\-\d.]*)$",
+    rf"(?<=[\d.}}\s]){_GAP}*\\(?:text|mathrm|mbox|rm|operatorname)\s*\{{.*$"
+    rf"|(?<=[\d.}}]){_GAP}+[A-Za-z°Å][A-Za-z°Å/^*\s{{}}\-\d.]*$",
     re.DOTALL,
 )
-_EXPONENT = re.compile(r"[eE][+-]?\d")
+_SHOWN = re.compile(r"\s|~|\\[,;:! ]|\\(?:left|right|displaystyle)(?![a-zA-Z])")
 
 
 @dataclass(frozen=True)
@@ -130,12 +132,19 @@ def _judge_one(answer: str, gold: str, item: Wanted, error: float) -> str:
     if item.units == "ignored":
         answer = _without_unit(answer)
         gold = _without_unit(gold)
+    if _plain(answer) == _plain(gold):  # computer algebra takes 20 ms
+        return "correct"
     reason = grade(boxed(answer), gold)
     if reason != "wrong" or not (error or item.relative_tolerance):
         return reason
     # grade compares numbers exactly; a name before one is no part of it
     near = _near(_value(answer), _value(gold), item.relative_tolerance, error)
     return "correct" if near else "wrong"
+
+
+def _plain(text: str) -> str:
+    """The text without what LaTeX only shows differently."""
+    return _SHOWN.sub("", text.replace("dfrac", "frac").replace("tfrac", "frac"))
 
 
 def _near(value: float | None, gold: float | None, relative: float, absolute: float) -> bool:
@@ -167,7 +176,7 @@ def _float(text: str) -> float | None:
 def _without_unit(text: str) -> str:
     r"""The text without the unit behind its number: `4.5 \times 10^{33} \text{ erg/s}`."""
     match = _UNIT.search(text)
-    if match is None or _EXPONENT.match(text, match.start()):
+    if match is None:
         return text
     number = text[: match.start()].rstrip(" ~\\,;:!")
     bare = _NAME.sub("", number, count=1) if _NAME.match(number) else number
