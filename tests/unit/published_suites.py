@@ -71,6 +71,11 @@ PROGRAMS = [  # title, text, starter code, tests, day
     ("Last", "Print the last word of a line.", "", [("one two\n", "two\n")], "2025-04-05"),
 ]  # fmt: skip
 
+SUM = [  # a right and a wrong program for the second
+    f"class Solution:\n    def total(self, a: int, b: int) -> int:\n        return a {sign} b\n"
+    for sign in "+-"
+]
+
 
 def replies(asked: Asked) -> tuple[str, str]:
     """A right and a wrong completion of mathematics, writing or multiple choice."""

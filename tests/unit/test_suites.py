@@ -18,10 +18,19 @@ from megatron_opd.suites.open import OpenSuite, open_suites
 from megatron_opd.suites.protocols import PRESETS
 from megatron_opd.suites.table import GROUPS, SUITES
 from megatron_opd.verify.graders import instructions
+from megatron_opd.verify.graders.code import refusal_of
 from megatron_opd.verify.graders.maths import Judges, MathGrader
 from megatron_opd.verify.graders.open import open_grader
 from megatron_opd.verify.open import open_judges
-from tests.unit.published_suites import CHOICE, MATHS, PROGRAMS, WRITING, replies, write_suite
+from tests.unit.published_suites import (
+    CHOICE,
+    MATHS,
+    PROGRAMS,
+    SUM,
+    WRITING,
+    replies,
+    write_suite,
+)
 
 IN_MATHS = [name for name, suite in SUITES.items() if suite.grader == "math"]
 IN_CHOICE = [name for name, suite in SUITES.items() if suite.grader == "choice"]
@@ -134,6 +143,18 @@ def test_code_keeps_what_its_grader_reads(tmp_path: Path) -> None:
     [some] = open_suites([window], data={window: str(tmp_path)}, warn=lambda line: None)
     assert [question.key for question in some.questions] == ["own_0", "own_1"]
     assert some.provenance["filter"] == "contest_date>=2025-01-11, contest_date<=2025-02-08"
+
+
+def test_code(tmp_path: Path) -> None:
+    suite = opened("livecodebench_v6", tmp_path)
+    if refusal := refusal_of(suite.protocol.grading):
+        pytest.skip(refusal)
+    right, wrong = (f"```python\n{text}```" for text in SUM)
+    with contextlib.ExitStack() as closing:
+        asked = suite.asked(suite.questions[1], 0)
+        texts = [right, wrong, "no program"]
+        verdicts = grader_of(suite, closing).grade([Answer(asked, text, False) for text in texts])
+    assert [verdict.reason for verdict in verdicts] == ["correct", "wrong", "no_answer"]
 
 
 def test_ifbench_needs_its_package_and_data(
