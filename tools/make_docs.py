@@ -1,5 +1,5 @@
-"""Writes docs/config.md from the schema, the tables of docs/methods.md and docs/vocab_parallel.md,
-and slurm/examples.
+"""Writes docs/config.md from the schema, the tables of docs/methods.md, docs/benchmarks.md and
+docs/vocab_parallel.md, and slurm/examples.
 
 python tools/make_docs.py           write them
 python tools/make_docs.py --check   write nothing; exit 1 when one is stale
@@ -37,10 +37,12 @@ from megatron_opd.methods.method import MethodConfig  # noqa: E402
 from megatron_opd.methods.schedules import CosineDecay, LinearDecay, Switch  # noqa: E402
 from megatron_opd.recipe import agents, keys  # noqa: E402
 from megatron_opd.recipe.keys import RunConfig  # noqa: E402
+from megatron_opd.suites.listing import listed_suites  # noqa: E402
 from tools.methods_table import catalogue_table, parts_table  # noqa: E402
 
 CONFIG_PAGE = REPOSITORY / "docs" / "config.md"
 METHODS_PAGE = REPOSITORY / "docs" / "methods.md"
+BENCHMARKS_PAGE = REPOSITORY / "docs" / "benchmarks.md"
 VOCAB_PAGE = REPOSITORY / "docs" / "vocab_parallel.md"
 EXAMPLE_SCRIPT = REPOSITORY / "slurm" / "examples" / "tgpo_qwen25_math_7b.sbatch"
 VOCAB_RESULTS = REPOSITORY / "benchmarks" / "results" / "vocab_parallel.json"
@@ -317,6 +319,21 @@ def vocab_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+# ------------------------------------------------------------------------------- docs/benchmarks.md
+def suites_table() -> str:
+    """Every suite, as `megatron-opd bench list` has it."""
+    rows = listed_suites()
+    names = list(rows[0].samples)
+    lines = [f"| suite | | N | samples: {', '.join(names)} | grader | data | licence of the data |"]
+    lines.append("|---" * 7 + "|")
+    for row in rows:
+        samples = ", ".join(str(row.samples[name]) for name in names)
+        number = "as filtered" if row.questions is None else f"{row.questions:,}"
+        cells = (f"`{row.name}`", row.title, number, samples, row.grader, row.data, row.licence)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 # ----------------------------------------------------------------------------------- slurm/examples
 def example_script() -> str:
     """What `megatron-opd launch --prepare` writes of the paper's run, for a checkout in SHARED."""
@@ -338,6 +355,7 @@ def main() -> int:
         CONFIG_PAGE: config_page(),
         METHODS_PAGE: methods_page(),
         EXAMPLE_SCRIPT: example_script(),
+        BENCHMARKS_PAGE: with_table(BENCHMARKS_PAGE.read_text(), "suites", suites_table()),
         VOCAB_PAGE: with_table(VOCAB_PAGE.read_text(), "measured", vocab_table()),
     }
     for path, text in pages.items():

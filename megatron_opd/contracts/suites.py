@@ -93,7 +93,9 @@ class GradedSample:
 class Grader(Protocol):
     """Judges the answers to a suite's questions. Local to a process."""
 
-    versions: Mapping[str, str]  # of what judges, by package; stored with the results
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Of what judges, by package; stored with the results."""
 
     def grade(self, answers: Sequence[Answer]) -> list[Verdict]:
         """The verdicts in their order. An answer never raises; RunError where no judge starts."""

@@ -57,7 +57,7 @@ PRESETS: Mapping[str, Preset] = {
         ),
     ),
     "tropd": Preset(
-        {"aime24": 32, "aime25": 32, "amc23": 32, "gpqa_diamond": 4},
+        {"aime24": 32, "aime25": 32, "amc23": 32, "amc_2223": 32, "gpqa_diamond": 4},
         temperature=0.6,
         top_p=0.95,
         max_tokens=8096,

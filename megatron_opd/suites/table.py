@@ -8,6 +8,7 @@ from megatron_opd.files.typed import unknown
 from megatron_opd.suites.suite import Only, Suite
 
 _AMC = "AI-MO/aimo-validation-amc"
+_MAA = "the problems are the MAA's"
 _REDUX = "edinburgh-dawg/mmlu-redux-2.0"
 _LCB = "livecodebench/code_generation_lite"
 _ANY = ("*test*", "*")
@@ -16,19 +17,19 @@ _TOLERANCE = {"relative_tolerance": 1e-4}  # of numbers: that of the graders of 
 _SUITES = (
     Suite(
         "aime24", "AIME 2024", "HuggingFaceH4/aime_2024", ("*train*", *_ANY), "math", "math",
-        "not stated; of the MAA", 30,
+        _MAA, 30,
     ),
     Suite(
-        "aime25", "AIME 2025", "math-ai/aime25", _ANY, "math", "math", "not stated; of the MAA", 30
+        "aime25", "AIME 2025", "math-ai/aime25", _ANY, "math", "math", _MAA, 30
     ),
     Suite(
-        "amc23", "AMC 2023", _AMC, ("*train*", "*"), "math", "math", "not stated; of the MAA", 40,
+        "amc23", "AMC 2023", _AMC, ("*train*", "*"), "math", "math", _MAA, 40,
         Only("url", contains="2023", optional=True),
         note="TrOPD's AMC23 is these 40; LUFFY's and TGPO's AMC is amc_2223.",
     ),
     Suite(
         "amc_2223", "AMC 2022 and 2023", _AMC, ("*train*", "*"), "math", "math",
-        "not stated; of the MAA", 83,
+        _MAA, 83,
         note="What LUFFY and TGPO call AMC.",
     ),
     Suite(
