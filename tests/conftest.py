@@ -111,7 +111,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # ------------------------------------------------------------------------- tests in two processes
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Runs a test marked `alone` while no other process of this test run has one.
+    """Runs a test marked `alone` or `gpu` while no other process of this test run has one.
 
     Whoever waits holds the gate, so that the others begin nothing more.
     """
@@ -120,8 +120,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     assert item.config.cache is not None
     folder = item.config.cache.mkdir("turns")
     with (folder / "gate").open("w") as gate, (folder / "machine").open("w") as machine:
+        alone = any(item.get_closest_marker(name) for name in ("alone", "gpu"))
         fcntl.flock(gate, fcntl.LOCK_EX)
-        fcntl.flock(machine, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+        fcntl.flock(machine, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         fcntl.flock(gate, fcntl.LOCK_UN)
         try:
             return (yield)
