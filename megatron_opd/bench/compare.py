@@ -12,6 +12,7 @@ from megatron_opd.bench.summary import by_question, scores_of
 from megatron_opd.contracts.suites import GradedSample
 from megatron_opd.errors import DataError
 from megatron_opd.statistics.paired import Difference, compare, holm
+from megatron_opd.statistics.scores import seed_error
 
 _LEVEL = 0.05
 
@@ -163,33 +164,41 @@ def _suite(
         second=float(pair[1].mean()),
         difference=difference,
         corrected_p=corrected_p,
-        sentence=_sentence(name, difference, corrected_p, questions),
+        sentence=_sentence(name, pair, difference, corrected_p),
     )
 
 
-def _sentence(name: str, difference: Difference, corrected_p: float, questions: int) -> str:
+def _sentence(
+    name: str, pair: tuple[np.ndarray, np.ndarray], difference: Difference, corrected_p: float
+) -> str:
+    if not difference.improved and not difference.worsened:
+        return f"{name}: no question scores differently; are they one model with one seed?"
     points = 100 * difference.mean
     between = f"95 %: {100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
     if corrected_p <= _LEVEL:
         word = "better" if points > 0 else "worse"
         return (
             f"{name}: the second is {word} by {abs(points):.1f} points ({between}, "
-            f"p = {_p(corrected_p)}); take it for real"
+            f"p {p_words(corrected_p)})"
         )
     return (
-        f"{name}: {points:+.1f} points ({between}, p = {_p(corrected_p)}) do not tell the two "
-        f"apart; {questions} questions show {100 * difference.detectable:.1f} points or more, "
-        f"so a smaller gain needs {_need(difference)}"
+        f"{name}: {points:+.1f} points ({between}, p {p_words(corrected_p)}) do not tell the two "
+        f"apart; this suite shows differences from {100 * difference.detectable:.1f} points on, "
+        f"smaller ones need {_need(pair, difference)}"
     )
 
 
-def _need(difference: Difference) -> str:
-    """How many times the questions would show a difference of this size."""
-    if abs(difference.mean) < 0.001:
-        return "more questions"
-    times = (difference.detectable / abs(difference.mean)) ** 2
-    return f"about {times:.0f} times the questions" if times >= 1.5 else "somewhat more questions"
+def _need(pair: tuple[np.ndarray, np.ndarray], difference: Difference) -> str:
+    """What makes the error smaller: samples, where most of it is chance in sampling."""
+    seeds = [seed_error(score_NK) for score_NK in pair]
+    by_chance = sum(error**2 for error in seeds if error is not None)
+    if None in seeds:
+        return "several samples of every question, or more questions"
+    if by_chance > difference.error**2 / 2:
+        return f"more than {pair[0].shape[1]} samples of every question"
+    return "more questions"
 
 
-def _p(p: float) -> str:
-    return "less than 0.001" if p < 0.001 else f"{p:.3f}"
+def p_words(p: float) -> str:
+    """A p-value behind the letter."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"

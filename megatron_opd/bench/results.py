@@ -51,7 +51,8 @@ class Result:
 
 def write_result(directory: Path, result: Result, samples: Sequence[GradedSample]) -> None:
     """Writes both files, the samples first. Raises DataError where they cannot be written."""
-    text = json.dumps(asdict(result), indent=1, ensure_ascii=False, allow_nan=False)
+    values = {"format": result.format, **asdict(result)}  # the format first
+    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_samples(directory / SAMPLES, samples)

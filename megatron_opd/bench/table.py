@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from megatron_opd.bench.compare import Comparison
+from megatron_opd.bench.compare import Comparison, p_words
 from megatron_opd.bench.results import Result, SuiteResult
 
 
@@ -31,8 +31,9 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         rows.append((
             suite.suite, f"{suite.questions} x {suite.samples}", percent(suite.first),
             percent(suite.second), f"{100 * of.mean:+.1f}",
-            f"{100 * of.low:+.1f} to {100 * of.high:+.1f}", f"{of.p:.3f}",
-            f"{suite.corrected_p:.3f}", f"{of.improved}, {of.worsened}", percent(of.detectable),
+            f"{100 * of.low:+.1f} to {100 * of.high:+.1f}", p_words(of.p).removeprefix("= "),
+            p_words(suite.corrected_p).removeprefix("= "), f"{of.improved}, {of.worsened}",
+            percent(of.detectable),
         ))  # fmt: skip
     title = f"{comparison.second} (second) against {comparison.first} (first), in points"
     _print(title, head, rows, console)

@@ -37,11 +37,19 @@ def test_a_better_model_is_told_from_an_equal_one(tmp_path: Path) -> None:
     assert aime.corrected_p == pytest.approx(2 * aime.difference.p)
     assert gpqa.difference.low < 0 < gpqa.difference.high and gpqa.corrected_p > 0.05
     assert "the second is better by" in aime.sentence
-    assert "do not tell the two apart" in gpqa.sentence and "60 questions show" in gpqa.sentence
+    assert "do not tell the two apart; this suite shows differences from" in gpqa.sentence
+    assert gpqa.sentence.endswith("smaller ones need more than 4 samples of every question")
     back = compare_results(second, first).suites[0]
     assert back.difference.mean == pytest.approx(-aime.difference.mean)
     assert "the second is worse by" in back.sentence
     assert json.loads(as_json(compared))["suites"][0]["difference"]["test"] == "sign flips"
+
+
+def test_one_result_against_itself_says_so(tmp_path: Path) -> None:
+    first = written(tmp_path / "a", simulated(), simulated("arc_c", 20, 1, options=4))
+    for suite in compare_results(first, first).suites:
+        assert suite.difference.mean == 0 and suite.difference.low < 0 < suite.difference.high
+        assert suite.sentence.endswith("are they one model with one seed?")
 
 
 def test_tables_on_a_terminal_and_in_a_file(
