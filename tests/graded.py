@@ -113,4 +113,6 @@ def result_of(
             grader=GraderUsed("math", {"math-verify": "0.9.0"}),
             summary=summary,
         )
-    return Result("0.8.0", {"path": model}, {"name": "vllm", "seed": 0}, results)
+    return Result(
+        "0.8.0", {"path": model}, {"kind": "vllm", "version": "0.32.0", "seed": 0}, results
+    )

@@ -30,7 +30,7 @@ class Excerpt:
     key: str
     prompt: str
     gold: str
-    extracted: str
+    extracted: str  # "" where a program decides: it is what the text shows
     reason: str
     tokens: int
     head: str
@@ -166,7 +166,7 @@ def _excerpt(one: GradedSample, kind: str) -> Excerpt:
         key=one.key,
         prompt=shorten(one.prompt, _MOST_PROMPT),
         gold=shorten(one.gold, 200),
-        extracted=shorten(one.verdict.extracted, 200),
+        extracted=shorten(one.verdict.extracted, 200) if one.gold else "",
         reason=one.verdict.reason.replace("_", " "),
         tokens=one.tokens,
         head=one.text if whole else one.text[: _MOST_TEXT * 2 // 3],

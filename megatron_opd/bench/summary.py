@@ -78,7 +78,7 @@ class SuiteSummary:
     question_error: float | None  # the standard error over questions of this kind
     seed_error: float | None  # over other seeds with these questions; None for one sample
     pass_at: dict[str, float]  # unbiased, by k: powers of two, and all samples
-    majority: float | None  # maj@k; None where no answer is read from a completion
+    majority: float | None  # maj@k; None where a program decides, not an answer
     truncated: float  # the fraction of samples that the limit of tokens cut
     unanswered: float  # the fraction of samples without an answer
     reasons: dict[str, int]  # samples by the reason of their verdict
@@ -155,9 +155,9 @@ def _pass_at(right_NK: np.ndarray) -> dict[str, float]:
 
 
 def _majority(rows: Sequence[Sequence[GradedSample]], score_NK: np.ndarray) -> float | None:
-    votes = [[_vote(one) for one in row] for row in rows]
-    if not any(vote for row in votes for vote in row):
+    if not any(row[0].gold for row in rows):
         return None
+    votes = [[_vote(one) for one in row] for row in rows]
     return float(majority(votes, score_NK).mean())
 
 
@@ -249,11 +249,12 @@ def _groups(rows: Sequence[Sequence[GradedSample]], score_NK: np.ndarray) -> dic
 
 
 def _parts(samples: Sequence[GradedSample]) -> dict[str, float]:
-    values = defaultdict(list)
+    """Over all samples: one without an answer has no further scores, and counts as 0."""
+    totals: dict[str, float] = defaultdict(float)
     for one in samples:
         for name, value in one.verdict.parts:
-            values[name].append(value)
-    return {name: _mean(of_name) for name, of_name in values.items()}
+            totals[name] += value
+    return {name: total / len(samples) for name, total in totals.items()}
 
 
 def _mean(values: Sequence[float]) -> float:

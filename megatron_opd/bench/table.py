@@ -8,6 +8,9 @@ from rich.table import Table
 
 from megatron_opd.bench.compare import Comparison, p_words
 from megatron_opd.bench.results import Result, SuiteResult
+from megatron_opd.contracts.rows import VERIFIER_FAILURES
+
+_FAILURES = tuple(reason for reason in VERIFIER_FAILURES if reason != "bad_gold")
 
 
 def print_result(result: Result, console: Console | None = None) -> None:
@@ -62,6 +65,9 @@ def notes_of(name: str, suite: SuiteResult) -> list[str]:
         )
     if summary.timeouts:
         notes.append(f"{name}: the grading of {summary.timeouts:,} of {samples:,} was stopped")
+    failed = sum(summary.reasons.get(reason, 0) for reason in _FAILURES)
+    if failed:
+        notes.append(f"{name}: the grader failed on {failed:,} of {samples:,}; they score 0")
     if summary.bad_golds:
         notes.append(
             f"{name}: {summary.bad_golds:,} gold answers cannot be compared with; they score 0"

@@ -68,6 +68,12 @@ def test_tables_on_a_terminal_and_in_a_file(
     print_result(result_of(samples))
     printed = capsys.readouterr().out
     assert "avg@k" in printed and "were cut at 8,192 tokens" in printed
+    broken = [graded("a"), graded("b", reason="error"), graded("c", reason="bad_gold")]
+    print_result(result_of([*broken, graded("d", reason="timeout")]))
+    printed = capsys.readouterr().out
+    assert "aime24: the grader failed on 1 of 4; they score 0" in printed
+    assert "the grading of 1 of 4 was stopped" in printed
+    assert "1 gold answers cannot be compared with" in printed
 
 
 @pytest.mark.parametrize(

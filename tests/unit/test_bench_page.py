@@ -12,17 +12,11 @@ from megatron_opd.errors import DataError
 from tests.graded import PROTOCOL, result_of, simulated
 
 
-def page_of(directory: Path, *suites: list, samples: int = 4) -> str:
-    protocol = replace(PROTOCOL, samples=samples)
-    everything = [one for suite in suites for one in suite]
-    write_result(directory, result_of(*suites, protocol=protocol), everything)
-    return write_page(directory).read_text(encoding="utf-8")
-
-
 def test_the_page_says_what_was_measured_and_how(tmp_path: Path) -> None:
     aime = simulated(samples=32)
     gpqa = simulated("gpqa_diamond", 198, 4, options=4, groups=("physics", "biology"))
-    page = page_of(tmp_path, aime, gpqa)
+    write_result(tmp_path, result_of(aime, gpqa), [*aime, *gpqa])
+    page = write_page(tmp_path).read_text(encoding="utf-8")
     for words in (
         "AIME24",
         "30 x 32",
@@ -46,7 +40,11 @@ def test_the_page_says_what_was_measured_and_how(tmp_path: Path) -> None:
 
 
 def test_a_row_that_measures_something_else_has_no_difference(tmp_path: Path) -> None:
-    page = page_of(tmp_path, simulated(questions=9, samples=2), samples=2)
+    """Of a result that says nothing of its model and engine."""
+    samples = simulated(questions=9, samples=2)
+    result = replace(result_of(samples, protocol=replace(PROTOCOL, samples=2)), model={}, engine={})
+    write_result(tmp_path, result, samples)
+    page = write_page(tmp_path).read_text(encoding="utf-8")
     assert page.count('class="apart"') == 4
     assert "30 x 32, ours 9 x 2" in page
 

@@ -79,16 +79,17 @@ def test_groups_and_further_scores() -> None:
     half = tuple(zip(names, (0.0, 0.5, 0.0, 1.0), strict=True))
     summary = summarise(
         [
-            graded("a", group="maths", parts=good, extracted=""),
-            graded("b", group="words", parts=half, extracted="", reason="wrong"),
-            graded("c", group="words", parts=half, extracted="", reason="wrong"),
+            graded("a", group="maths", parts=good, gold="", extracted="a program"),
+            graded("b", group="words", parts=half, gold="", extracted="", reason="wrong"),
+            graded("c", group="words", gold="", extracted="", reason="truncated"),
         ]
     )
-    assert summary.parts == pytest.approx(dict(zip(names, (1 / 3, 2 / 3, 1 / 3, 1.0), strict=True)))
+    means = (1 / 3, 1 / 2, 1 / 3, 2 / 3)  # c is not left out: it has followed nothing
+    assert summary.parts == pytest.approx(dict(zip(names, means, strict=True)))
     assert {name: group.score for name, group in summary.groups.items()} == {"maths": 1, "words": 0}
     assert summary.groups["words"].questions == 2
     assert summary.groups["words"].high > 0.5
-    assert summary.majority is None  # there is no answer to vote with
+    assert summary.majority is None  # programs do not vote
     assert summary.seed_error is None
 
 
