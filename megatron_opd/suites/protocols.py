@@ -52,8 +52,8 @@ PRESETS: Mapping[str, Preset] = {
         plain=True,
         note=(
             "LUFFY's harness, which TGPO uses. Its labels are those of the OAT grader; here "
-            "math-verify judges. Options are in the data's order, as in its ARC-c file; TGPO says "
-            "that they are shuffled."
+            "math-verify judges. Options are in the data's order, as in its ARC-c file, and "
+            "GPQA's are shuffled once; TGPO says that they are shuffled."
         ),
     ),
     "tropd": Preset(
@@ -108,8 +108,15 @@ def protocol_of(
         prompt=prompts.usual(suite.grader, plain=preset.plain),
         system=preset.system,
         prefill=preset.prefill,
-        shuffle=preset.shuffle if suite.grader == "choice" else "none",
+        shuffle=_shuffle(suite, preset),
         grader=suite.grader,
         grading=suite.grading,
         note=note,
     )
+
+
+def _shuffle(suite: Suite, preset: Preset) -> Shuffle:
+    if suite.grader != "choice":
+        return "none"
+    # GPQA's data have the right option first: their order would give every answer away.
+    return "question" if suite.form == "gpqa" and preset.shuffle == "none" else preset.shuffle

@@ -102,11 +102,17 @@ def _questions(
             continue
         values = {field: value_of(row, column) for field, column in columns.items() if field}
         if suite.form == "redux" and "group" not in values:
-            values["group"] = Path(file.name).parent.name  # a folder per subject
+            values["group"] = _subject(file.name)
         try:
             yield form.question(values)
         except BadRow as error:
             raise RowError(file.path, number, f"{error}; correct the row") from None
+
+
+def _subject(name: str) -> str:
+    """The subject of a file that lies in a folder per subject, such as `anatomy/test/0.parquet`."""
+    folders = [part for part in Path(name).parts[:-1] if part not in ("data", "test")]
+    return folders[-1] if folders else ""
 
 
 def _without_repetitions(suite: Suite, questions: list[Question], warn: Warn) -> list[Question]:

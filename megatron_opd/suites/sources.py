@@ -91,7 +91,7 @@ def choose_files(suite: Suite, names: Sequence[str], where: str) -> list[str]:
         raise DataError(
             f"{suite.name}: {where}: has no file of a kind that is read ({', '.join(KINDS)})"
         )
-    kinds = {name.partition(".")[2] for name in (Path(file).name for file in chosen)}
+    kinds = {kind for kind in KINDS if any(name.endswith(kind) for name in chosen)}
     if len(kinds) > 1:
         more = f" and {len(chosen) - _MOST_LISTED} more" if len(chosen) > _MOST_LISTED else ""
         raise DataError(

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from megatron_opd.contracts.suites import Answer, Grader, Question
@@ -15,12 +17,12 @@ from megatron_opd.recipe.keys import RewardConfig
 from megatron_opd.suites.contamination import contamination
 from megatron_opd.suites.listing import listed_suites
 from megatron_opd.suites.open import OpenSuite, open_suites
-from megatron_opd.suites.protocols import PRESETS
+from megatron_opd.suites.protocols import PRESETS, protocol_of
 from megatron_opd.suites.table import GROUPS, SUITES
 from megatron_opd.verify.graders import instructions
 from megatron_opd.verify.graders.code import refusal_of
 from megatron_opd.verify.graders.maths import Judges, MathGrader
-from megatron_opd.verify.graders.open import open_grader
+from megatron_opd.verify.graders.open import open_grader, open_graders
 from megatron_opd.verify.open import open_judges
 from tests.unit.published_suites import (
     CHOICE,
@@ -209,8 +211,28 @@ def test_every_suite_has_a_protocol_of_every_name(tmp_path: Path) -> None:
     assert luffy.prompt == "{problem}" and "boxed" in str(luffy.system)
     tropd = opened("gpqa_diamond", tmp_path / "gpqa_diamond", protocol="tropd").protocol
     assert (tropd.samples, tropd.shuffle) == (4, "sample") and "not state" in tropd.note
+    # the data have the right option first
+    gpqa = opened("gpqa_diamond", tmp_path / "gpqa_diamond", protocol="luffy")
+    assert gpqa.protocol.shuffle == "question"
+    assert len({gpqa.asked(question, 0).gold for question in gpqa.questions}) > 1
+    assert opened("arc_c", tmp_path / "arc_c", protocol="luffy").protocol.shuffle == "none"
     fewer = opened("aime24", tmp_path / "aime24", samples=2, max_tokens=77).protocol
     assert (fewer.samples, fewer.max_tokens) == (2, 77)
+
+
+def test_graders_of_a_kind_share_their_workers(tmp_path: Path) -> None:
+    names = ["aime24", "minerva", "minerva_legacy", "arc_c"]
+    protocols = {name: protocol_of(SUITES[name], "luffy") for name in names}
+    opened_kinds: list[str] = []
+
+    class Closing(contextlib.ExitStack):
+        def callback(self, function: object, *_: object, **__: object) -> object:  # type: ignore[override]
+            opened_kinds.append(str(function))
+            return super().callback(function)  # type: ignore[type-var]
+
+    with Closing() as closing:
+        graders = open_graders(protocols, RewardConfig(), closing)
+    assert graders.keys() == protocols.keys() and len(opened_kinds) == 2
 
 
 def test_groups_are_the_papers_tables() -> None:
@@ -392,3 +414,18 @@ def test_the_list_has_every_suite() -> None:
         "tropd_math",
         "tropd_all",
     )
+
+
+def test_files_are_chosen_by_name(tmp_path: Path) -> None:
+    """A folder per subject names the subject; compressed and plain files are two kinds."""
+    write_suite("mmlu_redux_all", tmp_path / "arrow")
+    folder = tmp_path / "parquet" / "anatomy" / "test"
+    folder.mkdir(parents=True)
+    source = pyarrow.memory_map(str(tmp_path / "arrow/anatomy/data-00000-of-00001.arrow"))
+    pyarrow.parquet.write_table(pyarrow.ipc.open_stream(source).read_all(), folder / "0.v1.parquet")
+    data = {"mmlu_redux_all": str(tmp_path / "parquet")}
+    [suite] = open_suites([*data], data=data, warn=lambda line: None)
+    assert [question.group for question in suite.questions] == ["anatomy"] * 3
+    (folder / "1.parquet").write_bytes((folder / "0.v1.parquet").read_bytes())
+    [twice] = open_suites([*data], data=data, warn=lambda line: None)
+    assert twice.questions == suite.questions

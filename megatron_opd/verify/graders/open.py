@@ -1,6 +1,8 @@
 """The grader that a suite's protocol asks for."""
 
 import contextlib
+import functools
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import assert_never
 
@@ -9,8 +11,40 @@ from megatron_opd.recipe.keys import RewardConfig
 from megatron_opd.verify.graders.choice import ChoiceGrader
 from megatron_opd.verify.graders.code import CodeGrader
 from megatron_opd.verify.graders.instructions import LONGEST, InstructionGrader, check_packages
-from megatron_opd.verify.graders.maths import MathGrader
+from megatron_opd.verify.graders.maths import Judges, MathGrader
 from megatron_opd.verify.open import open_judges
+
+
+def open_graders(
+    protocols: Mapping[str, SuiteProtocol], config: RewardConfig, closing: contextlib.ExitStack
+) -> dict[str, Grader]:
+    """The graders of suites by name. Those of a kind share their workers, which take seconds to
+    start. See `open_grader`."""
+
+    @functools.cache
+    def judges(name: str, longest: int) -> Judges:
+        return open_judges(replace(config, max_characters=longest), name, closing)
+
+    def grader(protocol: SuiteProtocol) -> Grader:
+        longest = config.max_characters
+        match protocol.grader:
+            case "math":
+                return MathGrader(judges("items", longest), protocol.grading)
+            case "math_legacy":
+                return MathGrader(judges("legacy", longest), protocol.grading)
+            case "choice":
+                return ChoiceGrader()
+            case "instructions":
+                check_packages()
+                return InstructionGrader(judges("following", max(longest, LONGEST)))
+            case "code":
+                of_programs = CodeGrader(protocol.grading)
+                closing.callback(of_programs.close)
+                return of_programs
+            case _:
+                assert_never(protocol.grader)
+
+    return {name: grader(protocol) for name, protocol in protocols.items()}
 
 
 def open_grader(
@@ -21,20 +55,4 @@ def open_grader(
     `config` has the limits of time and length, and the number of workers. Raises ConfigError, in
     one line, where something that the grader needs is not there.
     """
-    match protocol.grader:
-        case "math":
-            return MathGrader(open_judges(config, "items", closing), protocol.grading)
-        case "math_legacy":
-            return MathGrader(open_judges(config, "legacy", closing), protocol.grading)
-        case "choice":
-            return ChoiceGrader()
-        case "instructions":
-            check_packages()
-            limits = replace(config, max_characters=max(config.max_characters, LONGEST))
-            return InstructionGrader(open_judges(limits, "following", closing))
-        case "code":
-            grader = CodeGrader(protocol.grading)
-            closing.callback(grader.close)
-            return grader
-        case _:
-            assert_never(protocol.grader)
+    return open_graders({"": protocol}, config, closing)[""]
