@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from megatron_opd.sandbox import landlock, seccomp
-from megatron_opd.sandbox.interpreter import ENVIRONMENT, OPTIONS
+from megatron_opd.sandbox.interpreter import ENVIRONMENT, OPTIONS, WITH_PACKAGES
 from megatron_opd.sandbox.limits import HANDED_BACK, Limits
 
 _PR_SET_PDEATHSIG = 1
@@ -29,6 +29,7 @@ def become(
     pipes: Sequence[int],
     trouble: int,
     readable: Sequence[str],
+    packages: str,
     files_guarded: bool,
 ) -> NoReturn:
     """Runs `program` in this process, which has been forked for it.
@@ -59,7 +60,8 @@ def become(
                 ]
             )
         seccomp.install(os.getpid())
-        os.execve(python, [python, *OPTIONS, program], ENVIRONMENT)
+        found = WITH_PACKAGES | {"PYTHONPATH": packages} if packages else {}
+        os.execve(python, [python, *OPTIONS, program], ENVIRONMENT | found)
     except BaseException as error:
         os.write(HANDED_BACK + 1, f"{type(error).__name__}: {error}".encode())
     finally:

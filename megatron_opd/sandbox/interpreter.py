@@ -1,17 +1,21 @@
 """The interpreter that runs a program, and the files that it cannot do without."""
 
 import functools
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 
-from megatron_opd.errors import RunError
+from megatron_opd.errors import ConfigError, RunError
 
 # No site-packages, no folder of the caller's, nothing written beside modules; the environment is
 # made anew for it. A fixed hash seed fixes the order of sets: equal programs, equal outcomes.
 OPTIONS = ("-P", "-s", "-S", "-B", "-X", "utf8")
 ENVIRONMENT = {"PYTHONHASHSEED": "0"}
+# A program has one core, and threads of a library would only fill its address space.
+WITH_PACKAGES = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 START_SECONDS = 60
 
 # Where the dynamic loader and the C library are, and a clock's time zones.
@@ -66,6 +70,21 @@ def readable_paths(python: str) -> tuple[str, ...]:
         raise RunError(f"sandbox: the interpreter {python} does not start: {lines[-1]}")
     paths = [*_SYSTEM, *sorted(json.loads(looked.stdout))]
     return tuple(path for path in _outermost(paths) if os.path.exists(path))
+
+
+def package_paths(names: Iterable[str]) -> tuple[str, ...]:
+    """The folders of installed packages, and of the libraries that their wheels brought along.
+
+    Raises ConfigError for one that is not there.
+    """
+    paths = []
+    for name in names:
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            raise ConfigError(f"a package for programs, {name}, is not installed here")
+        folder = os.path.realpath(spec.submodule_search_locations[0])
+        paths += [path for path in (folder, f"{folder}.libs") if os.path.isdir(path)]
+    return tuple(paths)
 
 
 def _outermost(paths: list[str]) -> list[str]:

@@ -1,11 +1,12 @@
 """What there is on this machine to run a program with, and what is done without it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_opd.errors import RunError
 from megatron_opd.sandbox import bubblewrap, landlock, seccomp
-from megatron_opd.sandbox.interpreter import base_python, readable_paths
+from megatron_opd.sandbox.interpreter import base_python, package_paths, readable_paths
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -23,6 +24,7 @@ class Layers:
     landlock_version: int = 0
     # how a command begins that bubblewrap runs; empty where there is none
     command: list[str] = field(default_factory=list)
+    packages: tuple[str, ...] = ()  # folders of what programs may import beside the library
 
     def names(self) -> list[str]:
         """The layers that there are, for a record of what judged programs."""
@@ -42,18 +44,22 @@ class Layers:
         if self.landlock and self.bubblewrap and not allow_weak:
             return (
                 "a model's programs are not run here, where they could read the user's files: "
-                f"Landlock is {self.landlock}; {self.bubblewrap}. Install bubblewrap, or "
-                "allow_weak_sandbox on a machine without anything to hide"
+                f"Landlock is {self.landlock}; {self.bubblewrap}. Install bubblewrap, "
+                "or set allow_weak_sandbox where there is nothing to hide"
             )
         return ""
 
 
-def layers(python: str | None = None) -> Layers:
-    """Looks at the machine; takes about 0.1 s."""
-    python = python or base_python()
+def layers(packages: Iterable[str] = ()) -> Layers:
+    """Looks at the machine; takes about 0.1 s. Programs may import these installed packages.
+
+    Raises ConfigError for a package that is not there.
+    """
+    python = base_python()
+    folders = package_paths(packages)
     try:
         paths = readable_paths(python)
     except RunError as error:
         return Layers(str(error), landlock.why_not(), str(error), landlock.version())
-    start, why = bubblewrap.working(paths, PACKAGE, python)
-    return Layers(seccomp.why_not(), landlock.why_not(), why, landlock.version(), start)
+    start, why = bubblewrap.working([*paths, *folders], PACKAGE, python)
+    return Layers(seccomp.why_not(), landlock.why_not(), why, landlock.version(), start, folders)

@@ -113,7 +113,8 @@ class Sandbox:
         settings = {
             "python": self._python,
             "scratch": SCRATCH if inside else self._scratch,
-            "readable": list(readable_paths(self._python)),
+            "readable": [*readable_paths(self._python), *self.layers.packages],
+            "packages": list(self.layers.packages),
             "landlock": not self.layers.landlock,
         }
         command = [self._python, *OPTIONS, server, root, json.dumps(settings)]

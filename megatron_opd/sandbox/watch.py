@@ -40,6 +40,7 @@ class Settings:
     python: str
     scratch: str  # a folder that exists, for this server alone
     readable: list[str]
+    packages: list[str]  # folders of what may be imported beside the library
     landlock: bool
 
     @property
@@ -50,6 +51,11 @@ class Settings:
     def work(self) -> str:
         """Where a program begins, and the only place where it may write."""
         return os.path.join(self.scratch, "work")
+
+    @property
+    def links(self) -> str:
+        """Where the packages are found, and none of those that lie beside them."""
+        return os.path.join(self.scratch, "packages")
 
 
 def trial(settings: Settings, caller: int) -> str:
@@ -69,6 +75,9 @@ def watched(
     `caller` is a pipe; raises CallerGone when its other end is closed.
     """
     os.mkdir(settings.work, mode=0o700)
+    os.mkdir(settings.links, mode=0o700)
+    for path in settings.packages:
+        os.symlink(path, os.path.join(settings.links, os.path.basename(path)))
     with open(settings.program, "wb") as file:
         file.write(source)
     started = time.monotonic()
@@ -126,7 +135,8 @@ class _Watch:
                 folder=settings.work,
                 pipes=[to_program, *writing],
                 trouble=trouble,
-                readable=settings.readable,
+                readable=[*settings.readable, settings.links],
+                packages=settings.links if settings.packages else "",
                 files_guarded=settings.landlock,
             )
         for descriptor in (to_program, *writing, trouble):

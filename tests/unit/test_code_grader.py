@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from megatron_opd.contracts.rows import Verdict
-from megatron_opd.contracts.suites import SuiteProtocol
+from megatron_opd.contracts.suites import Answer, SuiteProtocol
 from megatron_opd.errors import ConfigError
 from megatron_opd.recipe.keys import RewardConfig
 from megatron_opd.sandbox.layers import Layers
+from megatron_opd.suites.open import open_suites
 from megatron_opd.verify.graders import code_tests
 from megatron_opd.verify.graders.code import CodeGrader, CodeOptions, options_of
 from megatron_opd.verify.graders.code_answer import program_in, same_output, same_value
@@ -72,7 +73,7 @@ def test_a_verdict_has_its_program_and_equal_ones_are_judged_once(grader: CodeGr
         ("sum_of_a_line", "while True: print('x' * 10000)", "too_long"),
         ("sum_of_a_line", "def f(:", "exception"),
         ("sum_of_a_line", "import ctypes; ctypes.string_at(1)", "exception"),
-        ("sum_of_a_line", "import numpy", "exception"),
+        ("sum_of_a_line", "import torch", "exception"),
         ("sum_of_a_line", "(" * 5000, "exception"),
         ("sum_of_a_line", "x = " + "-" * 100000 + "1", "memory"),
         ("sum_of_a_line", "raise SystemExit", "wrong"),
@@ -222,6 +223,27 @@ def test_without_a_program_there_is_no_answer(grader: CodeGrader) -> None:
     verdicts = grader.grade(said_of)
     assert verdicts == [Verdict(0.0, False, "no_answer"), Verdict(0.0, False, "truncated")]
     assert grader.grade([]) == []
+
+
+def test_numpy_is_there_and_nothing_that_lies_beside_it(grader: CodeGrader) -> None:
+    code = "import numpy as np\nprint(np.array(input().split(), int).sum())"
+    assert reasons(grader.grade([answer("sum_of_a_line", code)])) == ["correct"]
+    beside = "import math_verify\nprint(sum(map(int, input().split())))"
+    assert reasons(grader.grade([answer("sum_of_a_line", beside)])) == ["exception"]
+    with pytest.raises(ConfigError, match="nowhere, is not installed"):
+        CodeGrader({"packages": ["nowhere"]})
+
+
+def test_a_suite_of_programs_is_read_and_graded(grader: CodeGrader, tmp_path: Path) -> None:
+    rows = [json.dumps(PROBLEMS[key]) + "\n" for key in SOLUTIONS]
+    (tmp_path / "test6.jsonl").write_text("".join(rows))
+    (suite,) = open_suites(["livecodebench_v6"], data={"livecodebench_v6": str(tmp_path)})
+    asked = [suite.asked(question, 0) for question in suite.questions]
+    assert [each.question.key for each in asked] == list(SOLUTIONS)
+    answers = [
+        Answer(each, f"```python\n{SOLUTIONS[each.question.key]}\n```", False) for each in asked
+    ]
+    assert reasons(grader.grade(answers)) == ["correct"] * 6
 
 
 def test_a_program_in_the_reasoning_is_no_answer(grader: CodeGrader) -> None:
@@ -391,6 +413,8 @@ def test_options_are_checked_by_name_and_type() -> None:
         ({"workers": -1}, "negative"),
         ({"memory_gib": float("nan")}, "negative"),
         ({"allow_weak_sandbox": 1}, "grading.allow_weak_sandbox"),
+        ({"packages": "numpy"}, "grading.packages"),
+        ({"packages": ["numpy.linalg"]}, "grading.packages"),
     ):
         with pytest.raises(ConfigError, match=words):
             options_of(grading)

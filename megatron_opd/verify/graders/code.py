@@ -45,12 +45,20 @@ class CodeOptions:
     memory_gib: float = 2.0  # of a test's address space; LiveCodeBench has no limit
     workers: int = 0  # tests at a time; 0: one on every core of this process
     allow_weak_sandbox: bool = False  # where a program could read the user's files
+    packages: Sequence[str] = ("numpy",)  # that a program may import; LiveCodeBench has this one
 
 
 def options_of(grading: Mapping[str, object]) -> CodeOptions:
     """Raises ConfigError."""
     kinds = {field.name: type(field.default) for field in fields(CodeOptions)}
+    packages = grading.get("packages", ())
+    if isinstance(packages, str) or not isinstance(packages, Sequence):
+        raise ConfigError(f"grading.packages: {packages!r} must be a list of names")
+    if not all(isinstance(name, str) and name.isidentifier() for name in packages):
+        raise ConfigError(f"grading.packages: {packages!r} must be names of packages")
     for name, value in grading.items():
+        if name == "packages":
+            continue
         kind = kinds.get(name)
         if kind is None:
             raise ConfigError(f"grading.{name}: the code grader has {', '.join(kinds)}")
@@ -64,7 +72,8 @@ def options_of(grading: Mapping[str, object]) -> CodeOptions:
 
 def refusal_of(grading: Mapping[str, object]) -> str:
     """Why this machine grades no programs; "" where it does. Raises ConfigError."""
-    return layers().refusal(allow_weak=options_of(grading).allow_weak_sandbox)
+    options = options_of(grading)
+    return layers(options.packages).refusal(allow_weak=options.allow_weak_sandbox)
 
 
 class CodeGrader:
@@ -78,7 +87,7 @@ class CodeGrader:
     def __init__(self, grading: Mapping[str, object], there: Layers | None = None) -> None:
         """Raises ConfigError where programs are not run; `there` is this machine's layers."""
         self.options = options_of(grading)
-        there = there or layers()
+        there = there or layers(self.options.packages)
         weak = self.options.allow_weak_sandbox
         if refusal := there.refusal(allow_weak=weak):
             raise ConfigError(refusal)
