@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import os
 import pickle
 import time
 import zlib
@@ -428,6 +429,14 @@ def test_without_a_sandbox_there_is_no_grader(grader: CodeGrader) -> None:
         key = "sum_of_a_line"
         assert reasons(weak.grade([answer(key, SOLUTIONS[key])])) == ["correct"]
         assert weak.versions["sandbox"] == "seccomp"
+
+
+def test_ranks_share_the_cores(grader: CodeGrader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(16))
+    for ranks, share in (("1", 16), ("8", 2), ("64", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        with CodeGrader({}, grader._sandboxes[0].layers) as other:  # none of its servers starts
+            assert len(other._sandboxes) == share
 
 
 def test_a_closed_grader_leaves_nothing(grader: CodeGrader) -> None:

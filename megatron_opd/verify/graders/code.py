@@ -43,7 +43,7 @@ class CodeOptions:
     cpu_seconds: float = 6.0  # of a test; LiveCodeBench's limit, which it takes of wall time
     wall_seconds: float = 24.0  # of a test, for a busy machine
     memory_gib: float = 2.0  # of a test's address space; LiveCodeBench has no limit
-    workers: int = 0  # tests at a time; 0: one on every core of this process
+    workers: int = 0  # tests at a time; 0: one on every core, shared by a machine's ranks
     allow_weak_sandbox: bool = False  # where a program could read the user's files
     packages: Sequence[str] = ("numpy",)  # that a program may import; LiveCodeBench has this one
 
@@ -91,9 +91,10 @@ class CodeGrader:
         weak = self.options.allow_weak_sandbox
         if refusal := there.refusal(allow_weak=weak):
             raise ConfigError(refusal)
-        count = self.options.workers or len(os.sched_getaffinity(0))
+        count = self.options.workers or _cores_of_this_process()
         self._sandboxes = [Sandbox(there, allow_weak=weak) for _ in range(count)]
-        self._idle: queue.SimpleQueue[Sandbox] = queue.SimpleQueue()
+        # those that have started come first
+        self._idle: queue.LifoQueue[Sandbox] = queue.LifoQueue()
         for sandbox in self._sandboxes:
             self._idle.put(sandbox)
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="code")
@@ -189,6 +190,12 @@ class _Problem:
             self._left -= 1
             if not self._left:
                 self._tests = None
+
+
+def _cores_of_this_process() -> int:
+    """Its share: every rank of a machine grades its own answers at the same time."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
 def _as_expected(finished: Finished, nonce: str, expected: str) -> bool:
