@@ -65,7 +65,7 @@ def simulated(
             cut = not right and rng.random() < 0.3
             reason = "correct" if right else "truncated" if cut else "wrong"
             order = tuple(map(int, np.random.default_rng([number, sample]).permutation(options)))
-            place = order.index(0) if order else -1
+            place = order.index(number % options) if order else -1
             gold = chr(ord("A") + place) if order else str(number)
             answer = gold if right else "" if cut else _other(gold, options, rng)
             tokens = 8192 if cut else int(rng.lognormal(7.0 if right else 7.5, 0.4))

@@ -62,7 +62,8 @@ class Options:
     places: dict[str, Place]  # by letter
     spread: float  # from the letter with the lowest score to that with the highest
     chance_spread: float  # what 95 % of shuffles of the places over the samples stay below
-    unmoved: Portion | None  # the right option stands where the data has it
+    # the right option stands where the data has it; None where the data has it first always
+    unmoved: Portion | None
     moved: Portion | None
 
 
@@ -200,8 +201,12 @@ def _options(samples: Sequence[GradedSample]) -> Options | None:
         places[chr(ord("A") + place)] = Place(len(here), score, chosen)
     gold_S = np.array([one.gold_place for one in asked])
     score_S = np.array([one.verdict.score for one in asked])
-    unmoved = [one for one in asked if one.order[one.gold_place] == one.gold_place]
-    moved = [one for one in asked if one.order[one.gold_place] != one.gold_place]
+    unmoved: list[GradedSample] = []
+    moved: list[GradedSample] = []
+    if len({one.order[one.gold_place] for one in asked}) > 1:  # not always first in the data
+        for one in asked:
+            stays = one.order[one.gold_place] == one.gold_place
+            (unmoved if stays else moved).append(one)
     return Options(
         places, _spread(gold_S, score_S), _chance_spread(asked), _portion(unmoved), _portion(moved)
     )

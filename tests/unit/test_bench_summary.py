@@ -40,22 +40,34 @@ def test_a_summary_by_hand() -> None:
 
 
 def test_options_are_counted_by_their_place_and_voted_for_by_their_text() -> None:
-    """Question a is right once where the data has it, once moved; b always answers B."""
+    """Question a is right in both orders, b in none."""
     summary = summarise(
         [
             graded("a", 0, gold="A", extracted="A", order=(0, 1, 2), gold_place=0),
             graded("a", 1, gold="C", extracted="C", order=(1, 2, 0), gold_place=2),
-            graded("b", 0, gold="A", extracted="B", order=(0, 1, 2), gold_place=0, reason="wrong"),
-            graded("b", 1, gold="C", extracted="B", order=(1, 2, 0), gold_place=2, reason="wrong"),
+            graded("b", 0, gold="B", extracted="A", order=(0, 1, 2), gold_place=1, reason="wrong"),
+            graded("b", 1, gold="A", extracted="B", order=(1, 2, 0), gold_place=0, reason="wrong"),
         ]
     )
     assert summary.options is not None
     assert summary.options.places == {
-        "A": Place(2, 0.5, 1), "B": Place(0, None, 2), "C": Place(2, 0.5, 1),
+        "A": Place(2, 0.5, 2), "B": Place(1, 0.0, 1), "C": Place(1, 1.0, 1),
     }  # fmt: skip
     assert (summary.options.unmoved, summary.options.moved) == (Portion(2, 0.5), Portion(2, 0.5))
-    # "A" and "C" of question a are one option; the two "B" of question b are two
+    # "A" and "C" of question a are one option
     assert summary.majority == 0.5
+
+
+def test_data_with_the_right_option_first_shows_no_memory_of_places() -> None:
+    """As GPQA's: what has not moved is A."""
+    summary = summarise(
+        [
+            graded("a", gold="A", extracted="A", order=(0, 1), gold_place=0),
+            graded("b", gold="B", extracted="B", order=(1, 0), gold_place=1),
+        ]
+    )
+    assert summary.options is not None
+    assert (summary.options.unmoved, summary.options.moved) == (None, None)
 
 
 def test_a_place_that_is_preferred_shows() -> None:
