@@ -97,7 +97,7 @@ def _instructions(values: Values) -> Question:
 def _code(values: Values) -> Question:
     text = _words(values, "problem")
     details = {
-        name: str(values.get(name) or "")
+        name: _as_text(values.get(name))
         for name in (*_CODE_COLUMNS, "contest_id", "difficulty")
         if name != "problem"
     }
@@ -230,6 +230,13 @@ def _gold(value: object) -> str:
     if value is None or isinstance(value, bool) or not str(value).strip():
         raise BadRow("no answer")
     return str(value).strip()
+
+
+def _as_text(value: object) -> str:
+    """A value as text, a list or a mapping as JSON; copies of data differ in which they hold."""
+    if isinstance(value, list | dict):
+        return json.dumps(value)
+    return "" if value is None else str(value)
 
 
 def _texts(value: object) -> list[str]:

@@ -12,6 +12,7 @@ _MAA = "the problems are the MAA's"
 _REDUX = "edinburgh-dawg/mmlu-redux-2.0"
 _LCB = "livecodebench/code_generation_lite"
 _ANY = ("*test*", "*")
+_BY_SUBJECT = ("*/data-*.arrow", *_ANY)  # a folder per subject
 _TOLERANCE = {"relative_tolerance": 1e-4}  # of numbers: that of the graders of LUFFY and Qwen
 
 _SUITES = (
@@ -71,13 +72,13 @@ _SUITES = (
         ),
     ),
     Suite(
-        "mmlu_redux", "MMLU-Redux 2.0, flawless questions", _REDUX, _ANY, "redux", "choice",
-        "CC BY 4.0", None, Only("error_type", equals="ok"),
+        "mmlu_redux", "MMLU-Redux 2.0, flawless questions", _REDUX, _BY_SUBJECT, "redux",
+        "choice", "CC BY 4.0", None, Only("error_type", equals="ok"),
         note="Questions with a marked error are left out, as its authors ask.",
     ),
     Suite(
-        "mmlu_redux_all", "MMLU-Redux 2.0, all questions, MMLU's labels", _REDUX, _ANY, "redux",
-        "choice", "CC BY 4.0", 5700,
+        "mmlu_redux_all", "MMLU-Redux 2.0, all questions, MMLU's labels", _REDUX, _BY_SUBJECT,
+        "redux", "choice", "CC BY 4.0", 5700,
         note="TrOPD's numbers fit these 5,700.",
     ),
     Suite(

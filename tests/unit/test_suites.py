@@ -136,6 +136,15 @@ def test_code_keeps_what_its_grader_reads(tmp_path: Path) -> None:
     assert json.loads(str(details["metadata"])) == {"func_name": "total"}
     assert json.loads(str(details["public_test_cases"]))[0]["testtype"] == "functional"
     assert details["private_test_cases"] and details["contest_date"] == "2025-02-08T00:00:00"
+    # a Parquet copy may hold lists where the data hold JSON
+    rows = [json.loads(line) for line in (tmp_path / "test6.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["public_test_cases"] = json.loads(row["public_test_cases"])
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "copy.parquet")
+    copied = {"livecodebench_v6": str(tmp_path / "copy.parquet")}
+    [copy] = open_suites([*copied], data=copied, warn=lambda line: None)
+    tests = json.loads(str(copy.questions[1].details["public_test_cases"]))
+    assert tests == json.loads(str(details["public_test_cases"]))
     assert "class Solution" in suite.asked(suite.questions[1], 0).words
     assert "standard input" in suite.asked(suite.questions[0], 0).words
     release = {"livecodebench_release_v6": str(tmp_path)}
