@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_opd import __version__
+from megatron_opd.bench.page import write_page
 from megatron_opd.bench.regrade import Changed, regrade
 from megatron_opd.bench.results import (
     GraderUsed,
@@ -52,7 +53,7 @@ def grade_again(
     new = replace(result, megatron_opd=__version__, suites=results)
     write_result(out, new, graded)
     print_result(new)
-    print(f"wrote {out}")
+    print(f"wrote {write_page(out)}")
 
 
 def _questions(

@@ -29,11 +29,11 @@ def identity_of(model_dir: str) -> dict[str, object]:
 def engine_of(config: RunConfig, server: str | None, processes: int) -> dict[str, object]:
     """What wrote the completions."""
     if server:
-        return {"kind": "server", "address": server, "seed": config.seed}
+        return {"name": "server", "address": server, "seed": config.seed}
     import vllm  # slow
 
     return {
-        "kind": "vllm",
+        "name": "vllm",
         "version": vllm.__version__,
         "precision": config.precision,
         "seed": config.seed,

@@ -9,6 +9,7 @@ from rich.table import Table
 from megatron_opd.bench.compare import Comparison, p_words
 from megatron_opd.bench.results import Result, SuiteResult
 from megatron_opd.contracts.rows import VERIFIER_FAILURES
+from megatron_opd.suites.listing import Listed
 
 _FAILURES = tuple(reason for reason in VERIFIER_FAILURES if reason != "bad_gold")
 
@@ -46,6 +47,23 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         _line(f"note: {note}", console)
     if comparison.left_out:
         _line(f"only one of the two has {', '.join(comparison.left_out)}", console)
+
+
+def print_suites(suites: Sequence[Listed], console: Console | None = None) -> None:
+    """What can be asked: numbers of questions and samples, graders, and where the data are."""
+    head = ("suite", "N", "k official", "luffy", "tropd", "grader", "data", "licence", "groups")
+    rows = []
+    for suite in suites:
+        samples = [str(suite.samples[name]) for name in ("official", "luffy", "tropd")]
+        questions = "any" if suite.questions is None else f"{suite.questions:,}"
+        groups = " ".join(suite.groups)
+        rows.append(
+            (suite.name, questions, *samples, suite.grader, suite.data, suite.licence, groups)
+        )
+    _print("suites: N questions, k samples of each by protocol", head, rows, console)
+    for suite in suites:
+        if suite.note:
+            _line(f"{suite.name}: {suite.note}", console)
 
 
 def percent(value: float | None) -> str:

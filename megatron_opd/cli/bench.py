@@ -68,11 +68,23 @@ def bench(arguments: argparse.Namespace) -> int:
     """Runs what the first word names, or else the suites."""
     words: list[str] = arguments.words
     match words[:1]:
+        case ["list"]:
+            return _list(words[1:])
         case ["compare"]:
             return _compare(words[1:], arguments.json)
         case ["regrade"]:
             return _regrade(words[1:], arguments)
     return _run(arguments)
+
+
+def _list(words: list[str]) -> int:
+    from megatron_opd.bench.table import print_suites
+    from megatron_opd.suites.listing import listed_suites
+
+    if words:
+        raise ConfigError(f"bench list: {words[0]!r} has no effect; it lists every suite")
+    print_suites(listed_suites())
+    return 0
 
 
 def _compare(words: list[str], json_file: Path | None) -> int:
@@ -129,11 +141,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def show(result: "Result", directory: Path) -> None:
-    """Prints the table, and where everything is."""
+    """Prints the table and writes the page."""
+    from megatron_opd.bench.page import write_page
     from megatron_opd.bench.table import print_result
 
     print_result(result)
-    print(f"wrote {directory}")
+    print(f"wrote {write_page(directory)}")
 
 
 def _opened(arguments: argparse.Namespace) -> "Bench":

@@ -64,6 +64,7 @@ class PlainConsole:
                 words.append(f"{word} {metrics[key]:{spec}}")
         if in_words:
             words.append(f"[{held_out_words(metrics)}]")
+        words += [f"[{text}]" for text in suite_words(metrics)]
         if _STEP_SECONDS in metrics:
             words.append(_seconds(metrics[_STEP_SECONDS]) + " s")
         phases = [f"{name} {_seconds(value)}" for name, value in _phase_seconds(metrics).items()]
@@ -96,6 +97,8 @@ class LiveConsole:
         self._rows.append((step, metrics))
         if "eval/accuracy/low" in metrics:
             self.note(held_out_words(metrics))
+        for text in suite_words(metrics):
+            self.note(text)
         # Started at the first step, so that lines of the start stay above. Later calls do nothing.
         self._live.start()
         self._live.update(Group(self._table(), self._progress()), refresh=True)
@@ -135,6 +138,18 @@ class LiveConsole:
         if not recent or not steps:
             return ""
         return f"{_clock(steps * sum(recent) / len(recent))} left"
+
+
+def suite_words(metrics: Metrics) -> list[str]:
+    """The score of every benchmark suite, with its interval."""
+    texts = []
+    for key, score in metrics.items():
+        if key.startswith("suite/") and key.endswith("/score"):
+            low = metrics[f"{key}/low"]
+            high = metrics[f"{key}/high"]
+            name = key.split("/")[1]
+            texts.append(f"{name} {score:.1%}, 95 % {low:.1%} to {high:.1%}")
+    return texts
 
 
 def held_out_words(metrics: Metrics) -> str:

@@ -35,6 +35,8 @@ def quieten_dependencies() -> None:
     warnings.filterwarnings("ignore", category=SyntaxWarning)
     for package in ("megatron", "torch"):
         warnings.filterwarnings("ignore", module=rf"{package}\b")
+    # vLLM looks at every name of torch, old ones too
+    warnings.filterwarnings("ignore", message=r".*torch\.distributed\.reduce_op")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
