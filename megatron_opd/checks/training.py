@@ -25,6 +25,7 @@ from megatron_opd.tasks.prompter import TemplatePrompter, WordsReader
 from megatron_opd.tasks.template import chat_template_of
 from megatron_opd.tasks.tokenizer import Tokenizer, tokenizer_for_checks
 from megatron_opd.verify.answer import read_gold
+from megatron_opd.verify.graders.open import check_grader
 
 _ANSWER_LINE = re.compile(r"\banswer\s*:\s*\S", re.IGNORECASE)
 # fraction of gold answers without a value to compare with, above which the data are refused
@@ -96,10 +97,12 @@ def check_data(config: RunConfig) -> list[str]:
 
 
 def _check_suites(config: RunConfig, tokenizer: Tokenizer) -> list[str]:
-    """The suites' data are there, and every prompt has room. Raises ConfigError, DataError."""
+    """The suites' data are there, every prompt has room, and answers can be judged here. Raises
+    ConfigError, DataError."""
     warnings: list[str] = []
     read = WordsReader(config.data.template, tokenizer)
     for suite, _ in suites_of(config, warnings.append):
+        check_grader(suite.protocol)
         prompts_of(suite, read, context=config.max_sequence_length, seed=config.seed)
     return warnings
 

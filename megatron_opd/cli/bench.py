@@ -154,6 +154,7 @@ def _opened(arguments: argparse.Namespace) -> "Bench":
     from megatron_opd.bench.configuration import configuration
     from megatron_opd.bench.run import Bench
     from megatron_opd.suites.open import open_suites
+    from megatron_opd.verify.graders.open import check_grader
 
     words: list[str] = arguments.words
     if words and "=" in words[0]:
@@ -171,6 +172,8 @@ def _opened(arguments: argparse.Namespace) -> "Bench":
         warn=warnings.append,
     )
     warn(warnings)
+    for suite in suites:
+        check_grader(suite.protocol)
     return Bench(config, suites, arguments.out, arguments.server)
 
 

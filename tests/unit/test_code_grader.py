@@ -8,23 +8,28 @@ import pickle
 import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from megatron_opd.checks.training import _check_suites
 from megatron_opd.contracts.rows import Verdict
 from megatron_opd.contracts.suites import Answer, SuiteProtocol
 from megatron_opd.errors import ConfigError
-from megatron_opd.recipe.keys import RewardConfig
+from megatron_opd.recipe.keys import EvalConfig, RewardConfig, SuiteConfig, TemplateConfig
+from megatron_opd.recipe.load import load_config
 from megatron_opd.sandbox.layers import Layers
 from megatron_opd.suites.open import open_suites
-from megatron_opd.verify.graders import code_tests
+from megatron_opd.tasks.tokenizer import load_tokenizer
+from megatron_opd.verify.graders import code, code_tests
 from megatron_opd.verify.graders.code import CodeGrader, CodeOptions, options_of
 from megatron_opd.verify.graders.code_answer import program_in, same_output, same_value
 from megatron_opd.verify.graders.code_program import MODULES, names_by_module
 from megatron_opd.verify.graders.code_tests import BadTests, read_tests, text_of_pickle
 from megatron_opd.verify.graders.open import open_grader
+from tests.unit.byte_tokenizer import write_byte_tokenizer
 from tests.unit.code_problems import PROBLEMS, SOLUTIONS, answer, packed, row, said
 from tests.unit.hostile_pickles import PICKLES
 
@@ -429,6 +434,30 @@ def test_without_a_sandbox_there_is_no_grader(grader: CodeGrader) -> None:
         key = "sum_of_a_line"
         assert reasons(weak.grade([answer(key, SOLUTIONS[key])])) == ["correct"]
         assert weak.versions["sandbox"] == "seccomp"
+
+
+def test_a_suite_without_a_sandbox_is_refused_before_an_engine_starts(
+    grader: CodeGrader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [json.dumps(PROBLEMS[key]) + "\n" for key in SOLUTIONS]
+    (tmp_path / "test6.jsonl").write_text("".join(rows))
+    bare = Layers("", "not in this kernel", "bwrap is not on PATH")
+    monkeypatch.setattr(code, "layers", lambda packages: bare)
+    settings = SuiteConfig(every=4, samples=1, max_tokens=20, data=str(tmp_path))
+    config = load_config("demo")
+    write_byte_tokenizer(tmp_path)
+    config = replace(
+        config,
+        student=replace(config.student, path=str(tmp_path)),
+        max_sequence_length=4096,
+        data=replace(config.data, template=TemplateConfig(kind="raw")),
+        eval=EvalConfig(suites={"livecodebench_v6": settings}),
+    )
+    tokenizer = load_tokenizer(str(tmp_path))
+    with pytest.raises(ConfigError, match="could read the user's files"):
+        _check_suites(config, tokenizer)
+    monkeypatch.undo()
+    assert any("6 questions" in line for line in _check_suites(config, tokenizer))
 
 
 def test_ranks_share_the_cores(grader: CodeGrader, monkeypatch: pytest.MonkeyPatch) -> None:

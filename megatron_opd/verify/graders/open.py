@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import assert_never
 
 from megatron_opd.contracts.suites import Grader, SuiteProtocol
+from megatron_opd.errors import ConfigError
 from megatron_opd.recipe.keys import RewardConfig
 from megatron_opd.verify.graders.choice import ChoiceGrader
-from megatron_opd.verify.graders.code import CodeGrader
+from megatron_opd.verify.graders.code import CodeGrader, refusal_of
 from megatron_opd.verify.graders.instructions import LONGEST, InstructionGrader, check_packages
 from megatron_opd.verify.graders.maths import Judges, MathGrader
 from megatron_opd.verify.open import open_judges
@@ -45,6 +46,14 @@ def open_graders(
                 assert_never(protocol.grader)
 
     return {name: grader(protocol) for name, protocol in protocols.items()}
+
+
+def check_grader(protocol: SuiteProtocol) -> None:
+    """Raises ConfigError, in one line, where `open_grader` would. Starts nothing that stays."""
+    if protocol.grader == "instructions":
+        check_packages()
+    if protocol.grader == "code" and (refusal := refusal_of(protocol.grading)):
+        raise ConfigError(refusal)
 
 
 def open_grader(
