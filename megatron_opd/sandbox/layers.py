@@ -8,6 +8,7 @@ from megatron_opd.errors import RunError
 from megatron_opd.sandbox import bubblewrap, landlock, seccomp
 from megatron_opd.sandbox.interpreter import base_python, package_paths, readable_paths
 
+ALLOW_WEAK = "MEGATRON_OPD_ALLOW_WEAK_SANDBOX"  # a variable of the environment
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -45,7 +46,7 @@ class Layers:
             return (
                 "a model's programs are not run here, where they could read the user's files: "
                 f"Landlock is {self.landlock}; {self.bubblewrap}. Install bubblewrap, "
-                "or set allow_weak_sandbox where there is nothing to hide"
+                f"or set {ALLOW_WEAK}=1 where there is nothing to hide"
             )
         return ""
 

@@ -20,7 +20,7 @@ from megatron_opd.contracts.suites import Answer, SuiteProtocol
 from megatron_opd.errors import ConfigError
 from megatron_opd.recipe.keys import EvalConfig, RewardConfig, SuiteConfig, TemplateConfig
 from megatron_opd.recipe.load import load_config
-from megatron_opd.sandbox.layers import Layers
+from megatron_opd.sandbox.layers import ALLOW_WEAK, Layers
 from megatron_opd.suites.open import open_suites
 from megatron_opd.tasks.tokenizer import load_tokenizer
 from megatron_opd.verify.graders import code, code_tests
@@ -418,7 +418,7 @@ def test_options_are_checked_by_name_and_type() -> None:
         ({"workers": 1.5}, "grading.workers"),
         ({"workers": -1}, "negative"),
         ({"memory_gib": float("nan")}, "negative"),
-        ({"allow_weak_sandbox": 1}, "grading.allow_weak_sandbox"),
+        ({"cpu_seconds": None}, "grading.cpu_seconds"),
         ({"packages": "numpy"}, "grading.packages"),
         ({"packages": ["numpy.linalg"]}, "grading.packages"),
     ):
@@ -426,11 +426,16 @@ def test_options_are_checked_by_name_and_type() -> None:
             options_of(grading)
 
 
-def test_without_a_sandbox_there_is_no_grader(grader: CodeGrader) -> None:
+def test_without_a_sandbox_there_is_no_grader(
+    grader: CodeGrader, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bare = Layers("", "not in this kernel", "bwrap is not on PATH")
-    with pytest.raises(ConfigError, match="allow_weak_sandbox"):
-        CodeGrader({}, bare)
-    with CodeGrader({"allow_weak_sandbox": True, "workers": 1}, bare) as weak:
+    for unset in ("", "0"):
+        monkeypatch.setenv(ALLOW_WEAK, unset)
+        with pytest.raises(ConfigError, match="MEGATRON_OPD_ALLOW_WEAK_SANDBOX=1"):
+            CodeGrader({}, bare)
+    monkeypatch.setenv(ALLOW_WEAK, "1")
+    with CodeGrader({"workers": 1}, bare) as weak:
         key = "sum_of_a_line"
         assert reasons(weak.grade([answer(key, SOLUTIONS[key])])) == ["correct"]
         assert weak.versions["sandbox"] == "seccomp"

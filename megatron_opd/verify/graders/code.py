@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from megatron_opd.contracts.rows import Verdict
 from megatron_opd.contracts.suites import Answer, Question
 from megatron_opd.errors import ConfigError
-from megatron_opd.sandbox.layers import Layers, layers
+from megatron_opd.sandbox.layers import ALLOW_WEAK, Layers, layers
 from megatron_opd.sandbox.limits import MIB, Finished, Limits
 from megatron_opd.sandbox.run import Sandbox
 from megatron_opd.verify.graders.code_answer import program_in, same_output, same_value
@@ -44,7 +44,6 @@ class CodeOptions:
     wall_seconds: float = 24.0  # of a test, for a busy machine
     memory_gib: float = 2.0  # of a test's address space; LiveCodeBench has no limit
     workers: int = 0  # tests at a time; 0: one on every core, shared by a machine's ranks
-    allow_weak_sandbox: bool = False  # where a program could read the user's files
     packages: Sequence[str] = ("numpy",)  # that a program may import; LiveCodeBench has this one
 
 
@@ -63,9 +62,9 @@ def options_of(grading: Mapping[str, object]) -> CodeOptions:
         if kind is None:
             raise ConfigError(f"grading.{name}: the code grader has {', '.join(kinds)}")
         allowed = (int, float) if kind is float else kind
-        if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
+        if not isinstance(value, allowed) or isinstance(value, bool):
             raise ConfigError(f"grading.{name}: {value!r} must be a {kind.__name__}")
-        if kind is not bool and not float(str(value)) >= 0:
+        if not float(str(value)) >= 0:
             raise ConfigError(f"grading.{name}: {value!r} must not be negative")
     return CodeOptions(**dict(grading))  # type: ignore[arg-type]  # checked above
 
@@ -73,7 +72,7 @@ def options_of(grading: Mapping[str, object]) -> CodeOptions:
 def refusal_of(grading: Mapping[str, object]) -> str:
     """Why this machine grades no programs; "" where it does. Raises ConfigError."""
     options = options_of(grading)
-    return layers(options.packages).refusal(allow_weak=options.allow_weak_sandbox)
+    return layers(options.packages).refusal(allow_weak=_weak_allowed())
 
 
 class CodeGrader:
@@ -88,7 +87,7 @@ class CodeGrader:
         """Raises ConfigError where programs are not run; `there` is this machine's layers."""
         self.options = options_of(grading)
         there = there or layers(self.options.packages)
-        weak = self.options.allow_weak_sandbox
+        weak = _weak_allowed()
         if refusal := there.refusal(allow_weak=weak):
             raise ConfigError(refusal)
         count = self.options.workers or _cores_of_this_process()
@@ -190,6 +189,11 @@ class _Problem:
             self._left -= 1
             if not self._left:
                 self._tests = None
+
+
+def _weak_allowed() -> bool:
+    """Of a machine, not of a protocol: scores do not depend on it."""
+    return os.environ.get(ALLOW_WEAK, "") not in ("", "0")
 
 
 def _cores_of_this_process() -> int:
