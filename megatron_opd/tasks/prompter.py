@@ -78,7 +78,9 @@ class TemplatePrompter:
         return system_message(self._template) if self._template.kind == "chat" else []
 
     def _encode(self, text: str, *, add_special_tokens: bool = False) -> np.ndarray:
-        return _encoded(self._tokenizer, text, add_special_tokens=add_special_tokens)
+        return _encoded(
+            self._tokenizer, text, "an environment", add_special_tokens=add_special_tokens
+        )
 
 
 class WordsReader:
@@ -103,17 +105,19 @@ class WordsReader:
         if prefill and not text.rstrip().endswith(prefill.strip()):
             text += prefill
         # A chat template writes the special tokens itself.
-        return text, _encoded(self._tokenizer, text, add_special_tokens=not is_chat)
+        return text, _encoded(self._tokenizer, text, "a suite", add_special_tokens=not is_chat)
 
 
-def _encoded(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> np.ndarray:
-    """The tokens, int32. Raises DataError."""
+def _encoded(
+    tokenizer: Tokenizer, text: str, source: str, *, add_special_tokens: bool
+) -> np.ndarray:
+    """The tokens, int32, of what `source` says. Raises DataError."""
     settings = {"return_attention_mask": False, "verbose": False}
     try:
         encoding = tokenizer([text], add_special_tokens=add_special_tokens, **settings)
     except Exception as error:  # a character that the vocabulary lacks
         raise DataError(
-            f"the tokenizer of {tokenizer.name_or_path} cannot read the text ({error}): "
+            f"the tokenizer of {tokenizer.name_or_path} cannot read what {source} says ({error}): "
             f"{text[:80]!r}"
         ) from error
     return np.asarray(encoding["input_ids"][0], dtype=np.int32)
