@@ -8,6 +8,7 @@ It reads requests on stdin and writes replies on stdout, as `wire` has them. Whe
 stdin ends, and so do the program that runs and the server.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -19,7 +20,7 @@ _PR_SET_DUMPABLE = 4
 
 def main() -> None:
     sys.path.insert(0, sys.argv[1])
-    from megatron_opd.sandbox import wire
+    from megatron_opd.sandbox import folder, wire
     from megatron_opd.sandbox.limits import Limits
     from megatron_opd.sandbox.watch import CallerGone, Settings, trial, watched
 
@@ -48,7 +49,10 @@ def main() -> None:
             }
             wire.send(replies, outcome, *streams)
     except (CallerGone, wire.Ended):
-        pass
+        # the caller may have been killed; bubblewrap's folder is gone with its namespace
+        with contextlib.suppress(OSError):
+            folder.empty(settings.scratch)
+            os.rmdir(settings.scratch)
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ def test_an_interrupted_sandbox_ends_at_once_and_refuses_more(sandbox: Sandbox) 
 
 
 def test_a_program_ends_with_its_caller(tmp_path: Path) -> None:
-    """Killed by SIGKILL, a trainer leaves no process behind."""
+    """Killed by SIGKILL, a trainer leaves no process and no folder behind."""
     code = (
         "from megatron_opd.sandbox.run import Sandbox\n"
         "from megatron_opd.sandbox.layers import Layers\n"
@@ -244,6 +244,7 @@ def test_a_program_ends_with_its_caller(tmp_path: Path) -> None:
         while _alive(server) or _alive(program):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+    assert list(tmp_path.iterdir()) == []
 
 
 def _wait_for_child(pid: int) -> int:
