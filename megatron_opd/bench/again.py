@@ -21,7 +21,7 @@ from megatron_opd.contracts.suites import GradedSample, Question
 from megatron_opd.errors import ConfigError
 from megatron_opd.recipe.keys import RewardConfig
 from megatron_opd.suites.open import open_suites
-from megatron_opd.verify.graders.open import open_grader
+from megatron_opd.verify.graders.open import open_graders
 
 SHOWN = 5  # changed verdicts of a suite
 
@@ -40,10 +40,12 @@ def grade_again(
     samples = read_samples(source, result)
     graded: list[GradedSample] = []
     results = {}
+    protocols = {name: suite.protocol for name, suite in result.suites.items()}
     with ExitStack() as closing:
+        graders = open_graders(protocols, RewardConfig(), closing)
         for name, suite in result.suites.items():
             questions = _questions(name, suite, data, suites)
-            grader = open_grader(suite.protocol, RewardConfig(), closing)
+            grader = graders[name]
             of_suite = [one for one in samples if one.suite == name]
             again, changed = regrade(of_suite, questions, grader)
             graded += again

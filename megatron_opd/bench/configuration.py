@@ -1,15 +1,18 @@
 """The configuration of an evaluation: a recipe's, or made for a model directory by itself."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.checks.hub import local_model
 from megatron_opd.checks.models import model_to_sample
-from megatron_opd.errors import ConfigError
+from megatron_opd.errors import ConfigError, DataError
+from megatron_opd.files.rows import BadRows
 from megatron_opd.files.typed import build
 from megatron_opd.recipe.keys import RunConfig, TemplateConfig
 from megatron_opd.recipe.load import load_config
+from megatron_opd.tasks.data_files import data_files
+from megatron_opd.tasks.examples import read_examples
 from megatron_opd.tasks.tokenizer import tokenizer_for_checks
 
 # What a model by itself is evaluated with. The keys that have no default train nothing here.
@@ -45,3 +48,18 @@ def configuration(
         template = TemplateConfig(kind="raw")
         config = replace(config, data=replace(config.data, template=template))
     return replace(config, student=student, seed=config.seed if seed is None else seed)
+
+
+def training_problems(config: RunConfig, warn: Callable[[str], None]) -> list[str] | None:
+    """The problems of a recipe's training data; None, and a warning, where they are not here."""
+    if not config.data.train:
+        return None
+    try:
+        files = data_files(config.data.train, "data.train")
+        examples = read_examples(
+            files, config.data, "data.train", BadRows("drop"), need_answer=False, need_trace=False
+        )
+        return [example.problem.text for example in examples]
+    except DataError as error:
+        warn(f"no question is looked for in the training data: {error}")
+        return None

@@ -76,7 +76,9 @@ class Grading:
         return batch
 
     def _grade(self, suite: str, pairs: list[tuple[SuitePrompt, Written]]) -> None:
-        answers = [Answer(prompt.asked, one.text, one.truncated) for prompt, one in pairs]
+        answers = []
+        for prompt, one in pairs:
+            answers.append(Answer.to(prompt.text, prompt.asked, one.text, truncated=one.truncated))
         verdicts = self._graders[suite].grade(answers)
         for (prompt, _), verdict in zip(pairs, verdicts, strict=True):
             self._keep(prompt.key, verdict)

@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from megatron_opd.contracts.suites import Answer, Asked, GradedSample, Grader, Question
 from megatron_opd.errors import DataError
 
-_OPENING = "<think>"  # at the end of a prompt it opens the reasoning
-
 
 @dataclass(frozen=True)
 class Changed:
@@ -44,4 +42,4 @@ def _answer(one: GradedSample, questions: Mapping[str, Question]) -> Answer:
             "that the samples were asked from"
         )
     asked = Asked(questions[one.key], one.sample, one.prompt, one.gold, one.order)
-    return Answer(asked, one.text, one.truncated, opened=one.prompt.rstrip().endswith(_OPENING))
+    return Answer.to(one.prompt, asked, one.text, truncated=one.truncated)

@@ -28,6 +28,15 @@ class GraderUsed:
 
 
 @dataclass(frozen=True)
+class Overlap:
+    """How many questions occur in the recipe's training problems."""
+
+    problems: int  # training problems compared
+    exact: int  # questions whose words are those of a problem
+    overlapping: int  # that share 13 words in a row with one, exact ones too
+
+
+@dataclass(frozen=True)
 class SuiteResult:
     """One suite's result."""
 
@@ -36,6 +45,7 @@ class SuiteResult:
     data: dict[str, object]  # where its questions are from: path or hub id, revision, sha256, rows
     grader: GraderUsed
     summary: SuiteSummary
+    overlap: Overlap | None = None  # None where no training data were given
 
 
 @dataclass(frozen=True)

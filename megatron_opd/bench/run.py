@@ -15,20 +15,21 @@ from megatron_opd import __version__
 from megatron_opd.architectures.architecture import architecture_of
 from megatron_opd.bench.grading import Grading
 from megatron_opd.bench.identity import engine_of, identity_of
-from megatron_opd.bench.results import GraderUsed, Result, SuiteResult, write_result
+from megatron_opd.bench.results import GraderUsed, Overlap, Result, SuiteResult, write_result
 from megatron_opd.bench.store import Store, check_request
 from megatron_opd.bench.summary import summarise
 from megatron_opd.contracts.rows import Verdict
-from megatron_opd.contracts.suites import GradedSample, Grader
+from megatron_opd.contracts.suites import GradedSample
 from megatron_opd.errors import ConfigError
 from megatron_opd.evaluation.writers import EngineWriter, ServerWriter, Writer, Written
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.rollout.open import start_vllm_engine
 from megatron_opd.suites.asking import SuitePrompt, prompts_of
+from megatron_opd.suites.contamination import contamination
 from megatron_opd.suites.open import OpenSuite
 from megatron_opd.tasks.prompter import WordsReader
 from megatron_opd.tasks.tokenizer import Tokenizer, load_tokenizer
-from megatron_opd.verify.graders.open import open_grader
+from megatron_opd.verify.graders.open import open_graders
 from megatron_opd.world.processes import from_rank_0
 from megatron_opd.world.queue import shared_items
 
@@ -43,6 +44,7 @@ class Bench:
     suites: Sequence[OpenSuite]
     out: Path
     server: str | None = None  # the address of one that holds the model
+    problems: Sequence[str] | None = None  # of the training data, in which questions are looked for
 
 
 def run(bench: Bench) -> Result | None:
@@ -61,7 +63,8 @@ def run(bench: Bench) -> Result | None:
     _together()  # all have read before one writes
     with ExitStack() as closing:
         closing.enter_context(store)
-        graders = open_graders(bench, closing)
+        protocols = {suite.name: suite.protocol for suite in bench.suites}
+        graders = open_graders(protocols, config.reward, closing)
         todo = [prompt for prompt in prompts if prompt.key not in completions]
         with Grading(graders, store.keep_verdict) as grading:
             for prompt in prompts[_rank() :: _processes()]:
@@ -103,14 +106,6 @@ def request_of(bench: Bench) -> dict[str, object]:
         "server": bench.server is not None,
         "suites": suites,
     }
-
-
-def open_graders(bench: Bench, closing: ExitStack) -> dict[str, Grader]:
-    """The grader of every suite."""
-    graders = {}
-    for suite in bench.suites:
-        graders[suite.name] = open_grader(suite.protocol, bench.config.reward, closing)
-    return graders
 
 
 def open_writer(
@@ -184,6 +179,7 @@ def finish(
             dict(suite.provenance),
             GraderUsed(suite.protocol.grader, dict(versions[suite.name])),
             summarise(samples[suite.name]),
+            overlap_of(suite, bench.problems),
         )
     result = Result(
         __version__,
@@ -194,6 +190,14 @@ def finish(
     write_result(bench.out, result, [one for rows in samples.values() for one in rows])
     store.remove()
     return result
+
+
+def overlap_of(suite: OpenSuite, problems: Sequence[str] | None) -> Overlap | None:
+    """The suite's questions that training problems have; None without training problems."""
+    if problems is None:
+        return None
+    both = contamination(suite.questions, problems)
+    return Overlap(both.problems, len(both.exact), len(both.overlapping))
 
 
 def graded(prompt: SuitePrompt, written: Written, verdict: Verdict) -> GradedSample:

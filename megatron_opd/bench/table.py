@@ -76,6 +76,12 @@ def notes_of(name: str, suite: SuiteResult) -> list[str]:
     summary = suite.summary
     samples = summary.questions * summary.samples
     notes = []
+    if suite.overlap and suite.overlap.overlapping:
+        notes.append(
+            f"{name}: {suite.overlap.overlapping} of {summary.questions} questions share 13 words "
+            f"in a row with one of {suite.overlap.problems:,} training problems, "
+            f"{suite.overlap.exact} have all their words; the score may be of memory"
+        )
     if summary.truncated > 0.05:
         notes.append(
             f"{name}: {percent(summary.truncated)} % of the completions were cut at "

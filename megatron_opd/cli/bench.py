@@ -51,6 +51,9 @@ def add(added: Commands) -> None:
         "--max-tokens", metavar="N", type=positive, help="of a completion, not the protocol's"
     )
     parser.add_argument(
+        "--limit", metavar="N", type=positive, help="ask a share of N questions, by their groups"
+    )
+    parser.add_argument(
         "--data",
         metavar="SUITE=PATH",
         action="append",

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 from megatron_opd.contracts.rows import Verdict
 
+REASONING_TAG = "<think>"  # opens a model's reasoning
 GraderName = Literal["math", "math_legacy", "choice", "instructions", "code"]
 
 
@@ -70,6 +71,11 @@ class Answer:
     text: str
     truncated: bool  # by the limit of tokens
     opened: bool = False  # the prompt ends with the tag that opens the reasoning
+
+    @classmethod
+    def to(cls, prompt: str, asked: Asked, text: str, *, truncated: bool) -> "Answer":
+        """A completion of a prompt, given as the text after the template."""
+        return cls(asked, text, truncated, opened=prompt.rstrip().endswith(REASONING_TAG))
 
 
 @dataclass(frozen=True)

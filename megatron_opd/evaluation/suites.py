@@ -17,7 +17,7 @@ from megatron_opd.suites.asking import SUITE_STREAM, SuitePrompt, prompts_of, su
 from megatron_opd.suites.open import OpenSuite
 from megatron_opd.tasks.prompter import WordsReader
 from megatron_opd.tasks.tokenizer import Tokenizer
-from megatron_opd.verify.graders.open import open_grader
+from megatron_opd.verify.graders.open import open_graders
 from megatron_opd.world.processes import gather_shares, share
 
 
@@ -78,14 +78,16 @@ def open_in_run(config: RunConfig, tokenizer: Tokenizer, closing: ExitStack) -> 
         """Drops a warning: the checks before the run passed it on."""
 
     opened = []
+    suites = suites_of(config, warned_before)
+    protocols = {suite.name: suite.protocol for suite, _ in suites}
+    graders = open_graders(protocols, config.reward, closing)
     reader = WordsReader(config.data.template, tokenizer)
-    for suite, settings in suites_of(config, warned_before):
+    for suite, settings in suites:
         context = config.max_sequence_length
         prompts = prompts_of(suite, reader, context=context, seed=config.seed)
-        grader = open_grader(suite.protocol, config.reward, closing)
-        opened.append(SuiteInRun(suite, settings, prompts, grader))
+        opened.append(SuiteInRun(suite, settings, prompts, graders[suite.name]))
     return opened
 
 
 def _answer(prompt: SuitePrompt, row: Row) -> Answer:
-    return Answer(prompt.asked, row.text, row.truncated)
+    return Answer.to(prompt.text, prompt.asked, row.text, truncated=row.truncated)

@@ -1,7 +1,7 @@
 """Confidence intervals over questions of the same kind.
 
 Over 1,000 simulated evaluations, of 30 questions with 32 samples each to 198 with 1, `interval_95`
-covers the truth at least as often as the percentile bootstrap, and near 0 and 1 much more often,
+covers the truth about as often as the better bootstrap, or more, and near 0 and 1 much more often,
 so it is the interval of a score. The bootstrap is for what has no formula.
 """
 

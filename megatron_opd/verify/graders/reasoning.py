@@ -1,8 +1,7 @@
 """What a completion says behind its reasoning."""
 
-from megatron_opd.contracts.suites import Answer
+from megatron_opd.contracts.suites import REASONING_TAG, Answer
 
-_OPENING = "<think>"
 _CLOSING = "</think>"
 
 
@@ -14,7 +13,7 @@ def said(answer: Answer) -> str | None:
     """
     if _CLOSING in answer.text:
         return answer.text.rpartition(_CLOSING)[2]
-    if _OPENING in answer.text or (answer.opened and answer.truncated):
+    if REASONING_TAG in answer.text or (answer.opened and answer.truncated):
         return None
     return answer.text
 
