@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_opd import __version__
+from megatron_opd.bench.compare import check_sums
 from megatron_opd.bench.page import write_page
 from megatron_opd.bench.regrade import Changed, regrade
 from megatron_opd.bench.results import (
@@ -15,12 +16,14 @@ from megatron_opd.bench.results import (
     read_samples,
     write_result,
 )
+from megatron_opd.bench.run import without_budget
 from megatron_opd.bench.summary import summarise
 from megatron_opd.bench.table import print_result
 from megatron_opd.contracts.suites import GradedSample, Question
-from megatron_opd.errors import ConfigError
+from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.recipe.keys import RewardConfig
 from megatron_opd.suites.open import open_suites
+from megatron_opd.suites.table import SUITES
 from megatron_opd.verify.graders.open import open_graders
 
 SHOWN = 5  # changed verdicts of a suite
@@ -42,7 +45,7 @@ def grade_again(
     results = {}
     protocols = {name: suite.protocol for name, suite in result.suites.items()}
     with ExitStack() as closing:
-        graders = open_graders(protocols, RewardConfig(), closing)
+        graders = open_graders(protocols, without_budget(RewardConfig()), closing)
         for name, suite in result.suites.items():
             questions = _questions(name, suite, data, suites)
             grader = graders[name]
@@ -62,12 +65,22 @@ def _questions(
     name: str, suite: SuiteResult, data: Mapping[str, str], suites: Sequence[str]
 ) -> Mapping[str, Question]:
     """The questions of a suite by key."""
-    names = [*suites] or [name]
-    given = {name: data[name]} if name in data else _where(name, suite)
-    for opened in open_suites(names, data=given, warn=lambda _: None):
-        if opened.name == name:
-            return {question.key: question for question in opened.questions}
-    raise ConfigError(f"bench regrade: {name} is a suite of yours; give --suites and its YAML file")
+    packaged = name.partition(":")[0] in SUITES
+    if not packaged and not suites:
+        raise ConfigError(
+            f"bench regrade: {name} is a suite of yours; give --suites and its YAML file"
+        )
+    names = [name] if packaged else [*suites]
+    given = {name: data[name]} if name in data else _where(name, suite) if packaged else {}
+    opened = {one.name: one for one in open_suites(names, data=given, warn=lambda _: None)}
+    if name not in opened:
+        raise ConfigError(f"bench regrade: {name} is none of the suites of {', '.join(suites)}")
+    if check_sums(opened[name].provenance) != check_sums(suite.data):
+        raise DataError(
+            f"{name}: its data are not those of the result (another sha256); name them as --data "
+            f"{name}=PATH"
+        )
+    return {question.key: question for question in opened[name].questions}
 
 
 def _where(name: str, suite: SuiteResult) -> dict[str, str]:

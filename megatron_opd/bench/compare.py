@@ -83,7 +83,7 @@ def _check_same(name: str, first: SuiteResult, second: SuiteResult, directory: P
                 f"{directory}: {name} was asked with {field.name} {_shown(other)}, the first with "
                 f"{_shown(one)}; run both with one protocol"
             )
-    sums = [_sums(suite.data) for suite in (first, second)]
+    sums = [check_sums(suite.data) for suite in (first, second)]
     if sums[0] != sums[1]:
         raise DataError(
             f"{directory}: {name} is of other data (sha256 {_short(sums[1])}, the first has "
@@ -91,7 +91,7 @@ def _check_same(name: str, first: SuiteResult, second: SuiteResult, directory: P
         )
 
 
-def _sums(data: Mapping[str, object]) -> list[str]:
+def check_sums(data: Mapping[str, object]) -> list[str]:
     """The check sums of the data's files, whatever their names."""
     sums = data.get("sha256")
     return sorted(map(str, sums.values() if isinstance(sums, Mapping) else [sums]))

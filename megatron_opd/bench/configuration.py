@@ -60,6 +60,6 @@ def training_problems(config: RunConfig, warn: Callable[[str], None]) -> list[st
             files, config.data, "data.train", BadRows("drop"), need_answer=False, need_trace=False
         )
         return [example.problem.text for example in examples]
-    except DataError as error:
+    except (ConfigError, DataError) as error:
         warn(f"no question is looked for in the training data: {error}")
         return None

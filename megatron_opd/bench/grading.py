@@ -27,6 +27,7 @@ class Grading:
         self._keep = keep
         self._given: queue.Queue[tuple[SuitePrompt, Written] | None] = queue.Queue()
         self._failure: BaseException | None = None
+        self._abandoned = False
         self._thread = threading.Thread(target=self._work, name="grading", daemon=True)
 
     def __enter__(self) -> Self:
@@ -34,6 +35,7 @@ class Grading:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._abandoned = kind is not None
         self._given.put(None)
         if kind is None:  # an interrupted evaluation does not wait: the next one grades the rest
             self._thread.join()
@@ -80,5 +82,7 @@ class Grading:
         for prompt, one in pairs:
             answers.append(Answer.to(prompt.text, prompt.asked, one.text, truncated=one.truncated))
         verdicts = self._graders[suite].grade(answers)
+        if self._abandoned:  # graders that were closed meanwhile give verdicts that mean nothing
+            return
         for (prompt, _), verdict in zip(pairs, verdicts, strict=True):
             self._keep(prompt.key, verdict)

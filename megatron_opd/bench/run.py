@@ -3,6 +3,7 @@
 With several processes each has an engine, and takes the next sample when there is room for it.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,14 +16,23 @@ from megatron_opd import __version__
 from megatron_opd.architectures.architecture import architecture_of
 from megatron_opd.bench.grading import Grading
 from megatron_opd.bench.identity import engine_of, identity_of
-from megatron_opd.bench.results import GraderUsed, Overlap, Result, SuiteResult, write_result
+from megatron_opd.bench.results import (
+    RESULTS,
+    GraderUsed,
+    Overlap,
+    Result,
+    SuiteResult,
+    read_result,
+    write_result,
+)
 from megatron_opd.bench.store import Store, check_request
 from megatron_opd.bench.summary import summarise
 from megatron_opd.contracts.rows import Verdict
 from megatron_opd.contracts.suites import GradedSample
 from megatron_opd.errors import ConfigError
-from megatron_opd.evaluation.writers import EngineWriter, ServerWriter, Writer, Written
-from megatron_opd.recipe.keys import RunConfig
+from megatron_opd.evaluation.server import ServerWriter
+from megatron_opd.evaluation.writers import EngineWriter, Writer, Written
+from megatron_opd.recipe.keys import RewardConfig, RunConfig
 from megatron_opd.rollout.open import start_vllm_engine
 from megatron_opd.suites.asking import SuitePrompt, prompts_of
 from megatron_opd.suites.contamination import contamination
@@ -60,11 +70,13 @@ def run(bench: Bench) -> Result | None:
     store = Store(bench.out, _rank())
     completions = store.completions()
     verdicts = store.verdicts()
+    if (bench.out / RESULTS).exists() and not completions:  # done, and its lines removed
+        return read_result(bench.out) if _rank() == 0 else None
     _together()  # all have read before one writes
     with ExitStack() as closing:
         closing.enter_context(store)
         protocols = {suite.name: suite.protocol for suite in bench.suites}
-        graders = open_graders(protocols, config.reward, closing)
+        graders = open_graders(protocols, without_budget(config.reward), closing)
         todo = [prompt for prompt in prompts if prompt.key not in completions]
         with Grading(graders, store.keep_verdict) as grading:
             for prompt in prompts[_rank() :: _processes()]:
@@ -105,7 +117,14 @@ def request_of(bench: Bench) -> dict[str, object]:
         "seed": bench.config.seed,
         "server": bench.server is not None,
         "suites": suites,
+        "megatron_opd": __version__,  # whose graders judge
     }
+
+
+def without_budget(config: RewardConfig) -> RewardConfig:
+    """Every answer has the same limit, whatever was graded beside it: a training step's budget
+    would make verdicts depend on the time."""
+    return replace(config, budget_seconds=math.inf)
 
 
 def open_writer(
@@ -126,6 +145,7 @@ def write(
 ) -> None:
     """Writes what this process takes of `todo`, with a line of progress now and then."""
     progress = _Progress(len(todo), total)
+    _together()  # every engine is ready before one takes a sample
     for prompt, written in writer.write(shared_items("bench", list(todo))):
         store.keep_completion(prompt, written)
         grading.give(prompt, written)

@@ -61,7 +61,7 @@ class Store:
 
     def remove(self) -> None:
         """Deletes the lines, which a result holds."""
-        for name in ("completions", "verdicts"):
+        for name in ("verdicts", "completions"):  # none is left without its completion
             for path in self._directory.glob(f"{name}.*.jsonl"):
                 path.unlink()
 
@@ -71,7 +71,7 @@ class Store:
             end_torn_line(path)
             self._files[name] = path.open("a", encoding="utf-8")
         # flushed to the system: a killed process loses nothing that it wrote here
-        self._files[name].write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._files[name].write(json.dumps(line) + "\n")
         self._files[name].flush()
 
     def _lines(self, name: str) -> Iterator[tuple[Key, dict[str, object]]]:
@@ -105,7 +105,8 @@ def check_request(directory: Path, request: Mapping[str, object]) -> None:
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"--out {directory}: is a file; give a new directory")
     if not path.exists():
-        if directory.is_dir() and any(directory.iterdir()):
+        begun = (path.name, f"{path.name}.tmp")  # the second one after a kill
+        if directory.is_dir() and any(one.name not in begun for one in directory.iterdir()):
             raise ConfigError(f"--out {directory}: it holds other files; give a new directory")
         directory.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(wanted, indent=1) + "\n").encode())

@@ -17,7 +17,7 @@ from megatron_opd.methods.needs import needs_of
 from megatron_opd.recipe.agents import EnvironmentConfig
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.recipe.load import load_config
-from megatron_opd.suites.asking import prompts_of, suites_of
+from megatron_opd.suites.asking import prompts_of, suites_in
 from megatron_opd.tasks.data import load_heldout, load_training
 from megatron_opd.tasks.data_files import shown
 from megatron_opd.tasks.pin import check_unchanged
@@ -101,7 +101,7 @@ def _check_suites(config: RunConfig, tokenizer: Tokenizer) -> list[str]:
     ConfigError, DataError."""
     warnings: list[str] = []
     read = WordsReader(config.data.template, tokenizer)
-    for suite, _ in suites_of(config, warnings.append):
+    for suite, _ in suites_in(config, warnings.append):
         check_grader(suite.protocol)
         prompts_of(suite, read, context=config.max_sequence_length, seed=config.seed)
     return warnings

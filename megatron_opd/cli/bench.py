@@ -7,14 +7,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_opd.cli.adding import Commands, positive
+from megatron_opd.cli.adding import Commands, natural, positive
 from megatron_opd.errors import ConfigError
+from megatron_opd.files.atomic import write_atomically
 from megatron_opd.start import warn
 from megatron_opd.world.worker import say
 
 if TYPE_CHECKING:
     from megatron_opd.bench.results import Result
     from megatron_opd.bench.run import Bench
+
+ONE_DAY = 24 * 60.0  # minutes
 
 
 def add(added: Commands) -> None:
@@ -59,7 +62,7 @@ def add(added: Commands) -> None:
         action="append",
         help="a file or folder with a suite's data; without it they come from the Hub",
     )
-    parser.add_argument("--seed", metavar="N", type=int, help="default: the recipe's, or 0")
+    parser.add_argument("--seed", metavar="N", type=natural, help="default: the recipe's, or 0")
     parser.add_argument(
         "--server", metavar="URL", help="one that holds the model, and speaks the completions API"
     )
@@ -98,9 +101,17 @@ def _compare(words: list[str], json_file: Path | None) -> int:
         raise ConfigError("bench compare: give two directories, A and B, of `bench --out`")
     comparison = compare_results(Path(words[0]), Path(words[1]))
     if json_file:
-        json_file.write_text(as_json(comparison) + "\n")
+        write_json(json_file, as_json(comparison))
     print_comparison(comparison)
     return 0
+
+
+def write_json(path: Path, text: str) -> None:
+    """Writes a file that the user named. Raises ConfigError."""
+    try:
+        write_atomically(path, (text + "\n").encode())
+    except OSError as error:
+        raise ConfigError(f"--json {path}: cannot be written ({error.strerror})") from None
 
 
 def _regrade(words: list[str], arguments: argparse.Namespace) -> int:
@@ -117,7 +128,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if torchrun.is_worker():
         torchrun.die_with_parent(signal.SIGKILL)
-    if not arguments.suites or arguments.out is None:
+    if not _names(arguments) or arguments.out is None:
         raise ConfigError(
             "bench: --suites and --out are missing; `megatron-opd bench list` has the suites"
         )
@@ -133,7 +144,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from megatron_opd.world import processes
 
     if launched:
-        processes.start()
+        processes.start(timeout_minutes=ONE_DAY)  # one may have nothing left long before another
     try:
         result = run(bench)
     finally:
@@ -154,7 +165,7 @@ def show(result: "Result", directory: Path) -> None:
 
 def _opened(arguments: argparse.Namespace) -> "Bench":
     """Every check that needs no engine."""
-    from megatron_opd.bench.configuration import configuration
+    from megatron_opd.bench.configuration import configuration, training_problems
     from megatron_opd.bench.run import Bench
     from megatron_opd.suites.open import open_suites
     from megatron_opd.verify.graders.open import check_grader
@@ -171,13 +182,15 @@ def _opened(arguments: argparse.Namespace) -> "Bench":
         data=_data(arguments),
         samples=arguments.samples,
         max_tokens=arguments.max_tokens,
+        limit=arguments.limit,
         seed=config.seed,
         warn=warnings.append,
     )
+    problems = training_problems(config, warnings.append)
     warn(warnings)
     for suite in suites:
         check_grader(suite.protocol)
-    return Bench(config, suites, arguments.out, arguments.server)
+    return Bench(config, suites, arguments.out, arguments.server, problems)
 
 
 def _names(arguments: argparse.Namespace) -> list[str]:

@@ -10,10 +10,11 @@ from megatron_opd.contracts.rows import Row, Verdict
 from megatron_opd.contracts.sampling import Draw
 from megatron_opd.contracts.stations import Sampler
 from megatron_opd.contracts.suites import Answer, Grader
+from megatron_opd.metrics.summary import UNANSWERED
 from megatron_opd.recipe.keys import RunConfig, SuiteConfig
 from megatron_opd.statistics.intervals import interval_95
 from megatron_opd.statistics.scores import seed_error
-from megatron_opd.suites.asking import SUITE_STREAM, SuitePrompt, prompts_of, suites_of
+from megatron_opd.suites.asking import SUITE_STREAM, SuitePrompt, prompts_of, suites_in
 from megatron_opd.suites.open import OpenSuite
 from megatron_opd.tasks.prompter import WordsReader
 from megatron_opd.tasks.tokenizer import Tokenizer
@@ -64,7 +65,7 @@ class SuiteInRun:
             "questions": len(scores_NK),
             "truncated/mean": float(np.mean([cut for _, _, cut in results])),
             "completion_tokens/mean": float(np.mean([tokens for _, tokens, _ in results])),
-            "unanswered/mean": float(np.mean([v.reason == "no_answer" for v, _, _ in results])),
+            "unanswered/mean": float(np.mean([v.reason in UNANSWERED for v, _, _ in results])),
         }
         error = seed_error(scores_NK)
         metrics |= {} if error is None else {"score/seed_error": error}
@@ -78,7 +79,7 @@ def open_in_run(config: RunConfig, tokenizer: Tokenizer, closing: ExitStack) -> 
         """Drops a warning: the checks before the run passed it on."""
 
     opened = []
-    suites = suites_of(config, warned_before)
+    suites = suites_in(config, warned_before)
     protocols = {suite.name: suite.protocol for suite, _ in suites}
     graders = open_graders(protocols, config.reward, closing)
     reader = WordsReader(config.data.template, tokenizer)

@@ -14,6 +14,7 @@ from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.recipe.keys import RunConfig, SuiteConfig
 from megatron_opd.suites.open import OpenSuite, open_suites
 from megatron_opd.suites.questions import Warn
+from megatron_opd.suites.table import SUITES
 
 # as the step of draws: steps never reach it, nor does the evaluation of held-out tasks
 SUITE_STREAM = 1 << 21
@@ -83,10 +84,15 @@ def _read(read: Reader, asked: Asked, suite: OpenSuite) -> tuple[str, np.ndarray
         raise DataError(f"suite {suite.name}: question {asked.question.key}: {error}") from error
 
 
-def suites_of(config: RunConfig, warn: Warn) -> list[tuple[OpenSuite, SuiteConfig]]:
-    """The suites of a recipe, with their data. Raises ConfigError, DataError."""
-    opened = []
+def suites_in(config: RunConfig, warn: Warn) -> list[tuple[OpenSuite, SuiteConfig]]:
+    """The suites of a recipe's `eval.suites`, with their data. Raises ConfigError, DataError."""
+    opened: dict[str, tuple[OpenSuite, SuiteConfig]] = {}
     for name, settings in (config.eval.suites if config.eval else {}).items():
+        if settings.data is not None and name not in SUITES:
+            raise ConfigError(
+                f"eval.suites.{name}.data: is of one suite of the list; name it, or give the data "
+                "in its YAML file"
+            )
         suites = open_suites(
             [name],
             protocol=settings.protocol,
@@ -96,5 +102,8 @@ def suites_of(config: RunConfig, warn: Warn) -> list[tuple[OpenSuite, SuiteConfi
             seed=config.seed,
             warn=warn,
         )
-        opened += [(suite, settings) for suite in suites]
-    return opened
+        for suite in suites:
+            if suite.name in opened:
+                raise ConfigError(f"eval.suites.{name}: {suite.name} is there twice; remove one")
+            opened[suite.name] = (suite, settings)
+    return list(opened.values())

@@ -188,7 +188,7 @@ def _place(answer: object, options: list[str]) -> int:
     """The place of the right option from 0, given as that, as a letter or as the option."""
     place = -1
     text = str(answer).strip()
-    if isinstance(answer, int) or (text.isdigit() and text not in options):
+    if isinstance(answer, int) or (text.isdecimal() and text not in options):
         place = int(text)
     elif len(text) == 1 and text in LETTERS:
         place = LETTERS.index(text)

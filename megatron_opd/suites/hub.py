@@ -43,6 +43,8 @@ def fetched(suite: Suite, data: HubData, choose: Choose) -> Fetched:
 
     try:
         return _downloaded(data, choose)
+    except DataError:  # it was reached, and has other files
+        raise
     except Exception as error:  # the network, the Hub and the disk fail in many types
         if cached := _cached(data, choose):
             return cached

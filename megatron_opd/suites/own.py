@@ -97,6 +97,10 @@ def _check(own: OwnSuite) -> None:
     for name in own.columns:
         if name not in known:
             raise InvalidKey(f"columns.{name}", f"unknown; this grader reads {', '.join(known)}")
+    if own.temperature == 0 and own.samples > 1:
+        raise InvalidKey("samples", "a greedy sample would only be repeated; set temperature")
+    if own.top_p == 0:
+        raise InvalidKey("top_p", "must be above 0")
     if own.prompt and "{problem}" not in own.prompt:
         raise InvalidKey("prompt", "has no {problem}, so every prompt would be the same; put it in")
     if own.prompt and own.grader == "choice" and "{options}" not in own.prompt:

@@ -69,23 +69,33 @@ PRESETS: Mapping[str, Preset] = {
         ),
     ),
 }
+
+
 # Of single suites, in the place of the preset's: (protocol, suite) -> values and a note.
+@dataclass(frozen=True)
+class Authors:
+    """What the authors of a suite say of its sampling."""
+
+    temperature: float
+    top_p: float
+    samples: int
+    note: str
+
+
 _AUTHORS_OF = {
-    "ifbench": (0.0, 1.0, 1, "IFBench's authors: greedy, 32k tokens."),
-    "livecodebench": (0.2, 0.95, 10, "LiveCodeBench's authors: ten samples at temperature 0.2."),
-    "mmlu_pro": (
-        0.0,
-        1.0,
-        1,
-        "Greedy, as its authors; without their five examples.",
+    "ifbench": Authors(0.0, 1.0, 1, "IFBench's authors: greedy, 32k tokens."),
+    "livecodebench": Authors(
+        0.2, 0.95, 10, "LiveCodeBench's authors: ten samples at temperature 0.2."
     ),
+    "mmlu_pro": Authors(0.0, 1.0, 1, "Greedy, as its authors; without their five examples."),
 }
 
 
 def protocol_of(
     suite: Suite, name: str, *, samples: int | None = None, max_tokens: int | None = None
 ) -> SuiteProtocol:
-    """How `suite` is asked under a protocol; `samples` and `max_tokens` replace its own.
+    """How `suite` is asked under a protocol; `samples`, unless it is greedy, and `max_tokens`
+    replace its own.
 
     Raises ConfigError for an unknown name.
     """
@@ -93,17 +103,18 @@ def protocol_of(
         raise ConfigError(f"--protocol {name}: {unknown('protocol', name, PRESETS)}")
     preset = PRESETS[name]
     base = suite.name.partition(":")[0]
-    temperature, top_p, number = preset.temperature, preset.top_p, preset.samples.get(base, 1)
-    note = preset.note
+    sampled = Authors(preset.temperature, preset.top_p, preset.samples.get(base, 1), preset.note)
     if name == "official":
         for start, authors in _AUTHORS_OF.items():
             if base.startswith(start):
-                temperature, top_p, number, note = authors
+                sampled = authors
+    # a greedy sample would only be repeated
+    number = 1 if sampled.temperature == 0 else samples or sampled.samples
     return SuiteProtocol(
         name=name,
-        samples=samples or number,
-        temperature=temperature,
-        top_p=top_p,
+        samples=number,
+        temperature=sampled.temperature,
+        top_p=sampled.top_p,
         max_tokens=max_tokens or preset.max_tokens,
         prompt=prompts.usual(suite.grader, plain=preset.plain),
         system=preset.system,
@@ -111,7 +122,7 @@ def protocol_of(
         shuffle=_shuffle(suite, preset),
         grader=suite.grader,
         grading=suite.grading,
-        note=note,
+        note=sampled.note,
     )
 
 

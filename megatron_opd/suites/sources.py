@@ -70,7 +70,7 @@ def find_files(suite: Suite, given: str | None) -> SuiteFiles:
                 f"{file.path}: unknown kind of file '{file.path.suffix}'; give one of "
                 f"{', '.join(KINDS)}"
             )
-    return SuiteFiles(files, {"path": text, "sha256": _hashes(files)})
+    return SuiteFiles(files, {"path": str(path.resolve()), "sha256": _hashes(files)})
 
 
 def choose_files(suite: Suite, names: Sequence[str], where: str) -> list[str]:

@@ -225,6 +225,8 @@ class _Worker:
                 return self._ask(answer, gold, limit_seconds)
             except _WorkerDied:
                 self.end()
+        if self.closed:
+            raise RunError("the reward workers were closed while they graded")
         return "crashed"
 
     def interrupt(self) -> None:

@@ -149,7 +149,9 @@ def address(folder: Path) -> Iterator[str]:
     }  # fmt: skip
     log = (folder / "server.log").open("w")
     server = subprocess.Popen(
-        [*command, "--enforce-eager"], env=environment, stdout=log, stderr=log,
+        # as the engine of a run works
+        [*command, "--enforce-eager", "--no-async-scheduling", "--no-enable-chunked-prefill"],
+        env=environment, stdout=log, stderr=log,
         start_new_session=True,
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"

@@ -149,8 +149,10 @@ def test_the_engine_sleeps_while_models_work_also_in_a_step_without_samples(
         copy=None,
     )
     stations: Any = SimpleNamespace(
+        config=SimpleNamespace(num_steps=1),
         engine=engine,
         heldout=None,
+        suites=(),
         learner=learner,
         needs=learner.needs,
         rows=lambda step, clock, note: [],

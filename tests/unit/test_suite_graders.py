@@ -7,7 +7,7 @@ import pytest
 from megatron_opd.contracts.suites import Answer, Asked, Question
 from megatron_opd.verify.graders.choice import chosen_option
 from megatron_opd.verify.graders.items import judge_item, judge_legacy
-from megatron_opd.verify.graders.reasoning import no_answer, said
+from megatron_opd.verify.graders.reasoning import conclusion, no_answer
 
 FOUR = Question("k", "?", "B", ("red", "5 km", "blue sky", r"$\frac{1}{2}$"))
 TEN = Question("k", "?", "B", tuple(f"option {n}" for n in range(10)))
@@ -83,7 +83,7 @@ def test_a_cut_text_has_no_last_line() -> None:
 
 def test_reasoning_is_no_answer() -> None:
     def text(words: str, truncated: bool = False, opened: bool = False) -> str | None:
-        return said(Answer(asked(FOUR), words, truncated, opened))
+        return conclusion(Answer(asked(FOUR), words, truncated, opened))
 
     assert text("<think>A</think>B</think> C") == " C"
     assert text("no tags") == "no tags"

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams, TokensPrompt
     from vllm.v1.engine.llm_engine import LLMEngine
 
+# requests between two steps: engines that share a queue fill alike
+TAKEN_AT_ONCE = 16
+
 
 def sampling_params(request: Request, ends: Sequence[int], sampling: Sampling) -> "SamplingParams":
     """vLLM's parameters of one request, which stops at any of `ends`."""
@@ -78,7 +81,7 @@ def stream_requests(
     internal_ids: list[str] = []
     try:
         while True:
-            for request, params in islice(waiting, places - len(asked)):
+            for request, params in islice(waiting, min(places - len(asked), TAKEN_AT_ONCE)):
                 asked[str(llm.request_counter.counter)] = request
                 prompt: TokensPrompt = {"prompt_token_ids": request.prompt_ids.tolist()}
                 internal_ids += llm.enqueue([prompt], [params], use_tqdm=False)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from megatron_opd.contracts.rows import Verdict
 from megatron_opd.contracts.suites import Answer, Asked
 from megatron_opd.verify.answer import content_of, final_answer
-from megatron_opd.verify.graders.reasoning import no_answer, said
+from megatron_opd.verify.graders.reasoning import conclusion, no_answer
 
 RULES = "1"  # of this grader; another number is another grader
 _TAIL = 4000  # characters in which a statement without a box is looked for
@@ -49,7 +49,7 @@ class ChoiceGrader:
 
 
 def _verdict(answer: Answer) -> Verdict:
-    text = said(answer)
+    text = conclusion(answer)
     chosen = None if text is None else chosen_option(text, answer.asked, cut=answer.truncated)
     if chosen is None:
         return Verdict(0.0, False, no_answer(answer))

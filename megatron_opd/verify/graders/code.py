@@ -22,7 +22,7 @@ from megatron_opd.sandbox.run import Sandbox
 from megatron_opd.verify.graders.code_answer import program_in, same_output, same_value
 from megatron_opd.verify.graders.code_program import program_of
 from megatron_opd.verify.graders.code_tests import BadTests, CodeTests, read_tests
-from megatron_opd.verify.graders.reasoning import no_answer, said
+from megatron_opd.verify.graders.reasoning import conclusion, no_answer
 
 # What a verdict says where a test's process did not end by itself with an answer.
 REASONS = {
@@ -104,7 +104,7 @@ class CodeGrader:
 
     def grade(self, answers: Sequence[Answer]) -> list[Verdict]:
         """The verdicts in their order. Raises RunError when a sandbox does not start."""
-        programs = [program_in(said(answer) or "") for answer in answers]
+        programs = [program_in(conclusion(answer) or "") for answer in answers]
         keys = [answer.asked.question.key for answer in answers]
         judged = dict.fromkeys(pair for pair in zip(keys, programs, strict=True) if pair[1])
         open_pairs = Counter(key for key, _ in judged)

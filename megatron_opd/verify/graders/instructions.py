@@ -12,7 +12,7 @@ from megatron_opd.contracts.rows import VERIFIER_FAILURES, Verdict
 from megatron_opd.contracts.suites import Answer
 from megatron_opd.errors import ConfigError
 from megatron_opd.verify.graders.maths import Judges
-from megatron_opd.verify.graders.reasoning import no_answer, said
+from megatron_opd.verify.graders.reasoning import conclusion, no_answer
 
 RULES = "1"  # of this grader; another number is another grader
 LONGEST = 200_000  # characters of a response that is checked
@@ -44,7 +44,7 @@ class InstructionGrader:
         instruction that the package does not know), too_long, timeout, over_budget, crashed, error.
         Raises RunError where no worker starts.
         """
-        texts = [(said(answer) or "").strip() for answer in answers]
+        texts = [(conclusion(answer) or "").strip() for answer in answers]
         pairs = [
             (text, _wanted(answer)) for answer, text in zip(answers, texts, strict=True) if text
         ]

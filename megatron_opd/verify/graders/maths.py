@@ -8,7 +8,7 @@ from typing import Protocol
 from megatron_opd.contracts.rows import VERIFIER_FAILURES, Verdict
 from megatron_opd.contracts.suites import Answer, Question
 from megatron_opd.verify.answer import content_of, final_answer
-from megatron_opd.verify.graders.reasoning import no_answer, said
+from megatron_opd.verify.graders.reasoning import conclusion, no_answer
 
 RULES = "1"  # of this grader; another number is another grader
 _NOT_JUDGED = (*VERIFIER_FAILURES, "over_budget")
@@ -60,6 +60,6 @@ class MathGrader:
 
 def _extracted(answer: Answer) -> str | None:
     """The content of the last box, or of boxes that are one answer; None without an answer."""
-    text = said(answer)
+    text = conclusion(answer)
     boxed = None if text is None else final_answer(text, truncated=answer.truncated)
     return None if boxed is None else content_of(boxed)

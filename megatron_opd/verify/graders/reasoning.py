@@ -5,7 +5,7 @@ from megatron_opd.contracts.suites import REASONING_TAG, Answer
 _CLOSING = "</think>"
 
 
-def said(answer: Answer) -> str | None:
+def conclusion(answer: Answer) -> str | None:
     """The text behind the last `</think>`, all of it where there is none.
 
     None where the reasoning never ended: it was opened in the text, or by the prompt and then cut
