@@ -15,9 +15,9 @@ def command(paths: Sequence[str], package: Path, *, proc: bool) -> list[str]:
     """The beginning of a command that bubblewrap runs with nothing but `paths`, to be read.
 
     No network, no other process, no user's files; the package's folder is in PACKAGE, and what is
-    in SCRATCH can be written, up to SCRATCH_BYTES. Without `proc` there is no /proc, which some
-    containers do not allow to mount. The command is process 1 of its namespace, so that everything
-    in it ends with it.
+    in SCRATCH can be written, up to SCRATCH_BYTES, and nothing in /dev/shm. Without `proc` there is
+    no /proc, which some containers do not allow to mount. The command is process 1 of its
+    namespace, so that everything in it ends with it.
     """
     bound = [part for path in paths for part in ("--ro-bind-try", path, path)]
     return [
@@ -25,7 +25,7 @@ def command(paths: Sequence[str], package: Path, *, proc: bool) -> list[str]:
         *(("--proc", "/proc") if proc else ()),
         *("--ro-bind", str(package), f"{PACKAGE}/{package.name}"),
         *("--size", str(SCRATCH_BYTES), "--tmpfs", SCRATCH),
-        *("--remount-ro", "/", "--chdir", "/", "--"),
+        *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--"),
     ]
 
 

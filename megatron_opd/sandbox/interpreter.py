@@ -66,8 +66,9 @@ def readable_paths(python: str) -> tuple[str, ...]:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RunError(f"sandbox: the interpreter {python} does not start: {error}") from None
     if looked.returncode:
-        lines = looked.stderr.decode(errors="replace").split("\n")
-        raise RunError(f"sandbox: the interpreter {python} does not start: {lines[-1]}")
+        lines = looked.stderr.decode(errors="replace").strip().splitlines()
+        why = lines[-1] if lines else f"exit code {looked.returncode}"
+        raise RunError(f"sandbox: the interpreter {python} does not start: {why}")
     paths = [*_SYSTEM, *sorted(json.loads(looked.stdout))]
     return tuple(path for path in _outermost(paths) if os.path.exists(path))
 

@@ -47,6 +47,8 @@ def why_not() -> str:
     code = ctypes.get_errno()
     if code == errno.EOPNOTSUPP:
         return "not among the kernel's security modules (boot option lsm=)"
+    if code == errno.EPERM:
+        return "refused here, by a container's filter"
     return f"not in this kernel, which needs 5.13: {os.strerror(code)}"
 
 

@@ -5,7 +5,9 @@ from typing import Literal
 
 MIB = 2**20
 
-Reason = Literal["ok", "failed", "crashed", "timeout", "memory", "output", "files", "lost"]
+Reason = Literal[
+    "ok", "failed", "crashed", "timeout", "memory", "output", "files", "threads", "lost"
+]
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Finished:
     """A program that has ended.
 
     ok: exit code 0. failed: another one. crashed: by a signal. timeout: at a limit of time. memory:
-    failed, and the last that it wrote to stderr is a MemoryError. output, files: more than allowed.
-    lost: what watched it was ended from outside, twice.
+    failed, and the last that it wrote to stderr is a MemoryError. output, files, threads: more than
+    allowed. lost: the sandbox's fault; what watched it was ended from outside, twice, or it did not
+    begin.
     """
 
     reason: Reason
@@ -41,4 +44,5 @@ class Finished:
 
 
 ERROR_BYTES = 4096
+MOST_THREADS = 128  # of a program
 HANDED_BACK = 3  # a descriptor beside stdout, for what a program's prints must not reach

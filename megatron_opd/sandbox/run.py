@@ -89,11 +89,12 @@ class Sandbox:
         )
 
     def _start(self) -> None:
-        if self._server is not None:
-            return
         if self._closed:
             raise RunError("the sandbox is closed")
-        self._scratch = tempfile.mkdtemp(prefix="megatron-opd-sandbox-")
+        if self._server is not None:
+            return
+        if not self.layers.command:  # bubblewrap makes one, which no other process sees
+            self._scratch = tempfile.mkdtemp(prefix="megatron-opd-sandbox-")
         self._server = self._started()
         assert self._server.stdout is not None
         replies = self._server.stdout.fileno()
@@ -152,6 +153,8 @@ class Sandbox:
             server.stdout.close()
             self._server = None
         if self._scratch:
+            with contextlib.suppress(OSError):
+                os.chmod(self._scratch, 0o700)  # a killed server has left it as a program sees it
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = ""
 

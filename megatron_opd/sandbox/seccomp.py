@@ -90,6 +90,9 @@ def filter_of(machine: str, pid: int) -> list[Instruction]:
     own = [(_LOAD, 0, 0, _low(0)), (_EQUAL, 1, 0, pid)]
     for numbers in (calls.KILL, calls.TGKILL):
         program += _rule(machine, numbers, [*own, *_END])
+    # a file's owner gets signals that no call sends: F_SETOWN, F_SETOWN_EX, F_SETSIG
+    owner = [(_LOAD, 0, 0, _low(1)), (_EQUAL, 2, 0, 8), (_EQUAL, 1, 0, 15), (_EQUAL, 0, 1, 10)]
+    program += _rule(machine, calls.FCNTL, [*owner, *_END])
     # limits may be read: the pointer to new ones is null, in both of its halves
     no_limit = [
         (_LOAD, 0, 0, _low(2)),
@@ -98,12 +101,15 @@ def filter_of(machine: str, pid: int) -> list[Instruction]:
         (_EQUAL, 1, 0, 0),
     ]
     program += _rule(machine, calls.PRLIMIT64, [*no_limit, *_END])
-    # Landlock's first versions let a file that may only be read be cut while it is opened
+    # Landlock's first versions let a file that may only be read be cut while it is opened, and
+    # none asks for a right where the mode of access is the fourth, for ioctl alone
     for numbers, argument in ((calls.OPEN, 1), (calls.OPENAT, 2)):
         cut = [
             (_LOAD, 0, 0, _low(argument)),
             (_AND, 0, 0, os.O_ACCMODE | os.O_TRUNC),
-            (_EQUAL, 0, 1, os.O_RDONLY | os.O_TRUNC),
+            (_EQUAL, 2, 0, os.O_RDONLY | os.O_TRUNC),
+            (_EQUAL, 1, 0, os.O_ACCMODE),
+            (_EQUAL, 0, 1, os.O_ACCMODE | os.O_TRUNC),
         ]
         program += _rule(machine, numbers, [*cut, *_END])
     return [*program, (_RETURN, 0, 0, _ALLOW)]

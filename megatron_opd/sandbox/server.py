@@ -28,6 +28,9 @@ def main() -> None:
     # Slurm sends these to all processes, and the trainer still finishes its step.
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    # Where the machine's memory ends, a program is killed before the trainer.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
     # A program in the same namespace must not read or write this process's memory.
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     requests, replies = 0, os.dup(1)

@@ -61,6 +61,7 @@ DENIED: dict[str, Numbers] = {
     "io_uring_setup": (425, 425),
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
+    "io_setup": (206, 0),
     # no keys; no change of the filter
     "add_key": (248, 217),
     "request_key": (249, 218),
@@ -114,6 +115,10 @@ DENIED: dict[str, Numbers] = {
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
     "fanotify_init": (300, 262),
+    "inotify_add_watch": (254, 27),
+    # no waiting for the disks of everybody
+    "sync": (162, 81),
+    "syncfs": (306, 267),
     # no other user or session
     "setuid": (105, 146),
     "setgid": (106, 144),
@@ -178,6 +183,7 @@ CLONE: Numbers = (56, 220)
 KILL: Numbers = (62, 129)
 TGKILL: Numbers = (234, 131)
 PRLIMIT64: Numbers = (302, 261)
+FCNTL: Numbers = (72, 25)
 OPEN: Numbers = (2, None)
 OPENAT: Numbers = (257, 56)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from megatron_opd.sandbox import folder
 from megatron_opd.sandbox.child import become
-from megatron_opd.sandbox.limits import ERROR_BYTES, Finished, Limits, Reason
+from megatron_opd.sandbox.limits import ERROR_BYTES, MOST_THREADS, Finished, Limits, Reason
 
 # How often a program's processor time is read, and how often a folder that it can write to is
 # looked at: between two looks it makes some hundred files.
@@ -80,12 +80,18 @@ def watched(
         os.symlink(path, os.path.join(settings.links, os.path.basename(path)))
     with open(settings.program, "wb") as file:
         file.write(source)
+    # a program of root's has no right left to go round a mode
+    os.chmod(settings.program, 0o400)
+    closed = [settings.links, settings.scratch, *([] if limits.files else [settings.work])]
+    for path in closed:
+        os.chmod(path, 0o500)
     started = time.monotonic()
     watch = _Watch(stdin, limits, settings, caller)
     try:
         reason = watch.wait(started + limits.wall_seconds)
     finally:
         status, usage = watch.end()
+        os.chmod(settings.scratch, 0o700)
         folder.empty(settings.scratch)
     finished = Finished(
         reason="ok",
@@ -96,6 +102,8 @@ def watched(
         cpu_seconds=usage.ru_utime + usage.ru_stime,
         wall_seconds=time.monotonic() - started,
     )
+    if watch.received["trouble"]:  # the program has not begun
+        return replace(finished, reason="lost")
     return replace(finished, reason=reason or _reason(finished))
 
 
@@ -162,6 +170,8 @@ class _Watch:
                 return "output"
             if self.counted and folder.more_than(self.settings.work, self.limits.files):
                 return "files"
+            if self._threads() > MOST_THREADS:
+                return "threads"
         return None
 
     def end(self) -> tuple[int, resource.struct_rusage]:
@@ -218,6 +228,11 @@ class _Watch:
         with contextlib.suppress(OSError):  # it has ended
             return time.clock_gettime(~self.pid << 3 | _PROCESS_CLOCK)
         return 0.0
+
+    def _threads(self) -> int:
+        with contextlib.suppress(OSError):  # it has ended, or there is no /proc
+            return os.stat(f"/proc/{self.pid}/task").st_nlink - 2
+        return 0
 
     def _ended(self) -> bool:
         options = os.WEXITED | os.WNOHANG | os.WNOWAIT

@@ -74,6 +74,12 @@ ATTACKS: dict[str, Attack] = {
         "    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
         {"memory_bytes": 512 * MIB, **SHORT},
     ),
+    "many threads": Attack(
+        "import threading\n"
+        "threading.stack_size(1 << 15)\n"
+        "while True:\n"
+        "    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
+    ),
     # ------------------------------------------------------------------------------------- memory
     "memory bomb": Attack(
         "held = []\nwhile True:\n    held.append(bytes(16 << 20))\n    print(16 * len(held))\n",
@@ -100,6 +106,10 @@ ATTACKS: dict[str, Attack] = {
     "append to the victim": Attack("tried(open, W['secret'], 'a')"),
     "cut the victim": Attack("tried(os.truncate, W['secret'], 0)"),
     "cut while reading": Attack("tried(os.open, W['secret'], os.O_RDONLY | os.O_TRUNC)"),
+    "open for ioctl alone": Attack(
+        "tried(os.open, W['secret'], os.O_ACCMODE)\n"
+        "tried(os.open, W['secret'], os.O_ACCMODE | os.O_TRUNC)"
+    ),
     "cut the library": Attack("tried(os.open, W['library'], os.O_RDONLY | os.O_TRUNC)"),
     "remove the victim": Attack("tried(os.unlink, W['secret'])"),
     "rename the victim": Attack("tried(os.rename, W['secret'], W['secret'] + '2')"),
@@ -153,6 +163,15 @@ ATTACKS: dict[str, Attack] = {
     "kill everybody": Attack("tried(os.kill, -1, signal.SIGKILL)\ntried(os.killpg, 0, 9)"),
     "queue a signal": Attack(
         "called(on(129, 138), W['victim'], 9, ctypes.create_string_buffer(128))"
+    ),
+    "signal by a descriptor": Attack(
+        "import fcntl\n"
+        "read, write = os.pipe()\n"
+        "fcntl.fcntl(read, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)\n"
+        "tried(fcntl.fcntl, read, fcntl.F_SETSIG, signal.SIGKILL)\n"
+        "tried(fcntl.fcntl, read, fcntl.F_SETOWN, W['victim'])\n"
+        "tried(fcntl.fcntl, read, 15, bytes([1, 0, 0, 0]) + W['victim'].to_bytes(4, 'little'))\n"
+        "os.write(write, b'x')"
     ),
     "pidfd": Attack("tried(os.pidfd_open, W['victim'])"),
     "ptrace": Attack("called(on(101, 117), 16, W['victim'], 0, 0)"),

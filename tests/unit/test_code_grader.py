@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import pickle
+import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from megatron_opd.errors import ConfigError
 from megatron_opd.recipe.keys import EvalConfig, RewardConfig, SuiteConfig, TemplateConfig
 from megatron_opd.recipe.load import load_config
 from megatron_opd.sandbox.layers import ALLOW_WEAK, Layers
+from megatron_opd.sandbox.limits import Limits
 from megatron_opd.suites.open import open_suites
 from megatron_opd.tasks.tokenizer import load_tokenizer
 from megatron_opd.verify.graders import code, code_tests
@@ -67,6 +69,53 @@ def test_a_verdict_has_its_program_and_equal_ones_are_judged_once(grader: CodeGr
     assert verdicts == [Verdict(1.0, True, "correct", slow)] * 40
 
 
+@pytest.mark.parametrize(
+    ("key", "code"),
+    [
+        ("pairs_with_sum", "return np.int64({value})"),
+        ("pairs_with_sum", "return type('Whole', (int,), {{}})({value})"),
+        ("running_means", "return [np.float64(mean) for mean in {value}]"),
+        ("running_means", "return [np.float32(0) + 1.5 if m == 1.5 else m for m in {value}]"),
+        ("first_words", "return Counter({value})"),
+        ("first_words", "return {{np.str_(k): np.int8(n) for k, n in {value}.items()}}"),
+    ],
+)
+def test_a_value_may_be_of_a_subclass_or_of_numpy(grader: CodeGrader, key: str, code: str) -> None:
+    problem = PROBLEMS[key]
+    function = json.loads(problem["metadata"])["func_name"]
+    solved = SOLUTIONS[key]
+    call = f"Solution().{function}" if "class Solution" in solved else function
+    body = code.format(value="solved(*arguments)")
+    program = (
+        f"import numpy as np\n{solved}\nsolved = {call}\n"
+        f"class Solution:\n    def {function}(self, *arguments):\n        {body}"
+    )
+    assert reasons(grader.grade([answer(key, program)])) == ["correct"]
+
+
+def test_names_that_only_the_grader_has_do_no_harm(
+    grader: CodeGrader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "last_value", 1, raising=False)
+    names_by_module.cache_clear()
+    try:
+        assert names_by_module()["last_value"] == "sys"
+        code = "last_value = sum(map(int, input().split()))\nprint(last_value)"
+        assert reasons(grader.grade([answer("sum_of_a_line", code)])) == ["correct"]
+    finally:
+        names_by_module.cache_clear()
+
+
+def test_a_program_that_did_not_begin_is_nobodys_verdict(
+    grader: CodeGrader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if grader._sandboxes[0].layers.landlock:
+        pytest.skip("needs Landlock, whose descriptors are too many for the limit")
+    monkeypatch.setattr(grader, "_limits", lambda expected: Limits(open_files=3))
+    (verdict,) = grader.grade([answer("sum_of_a_line", "print(6)")])
+    assert (verdict.score, verdict.correct, verdict.reason) == (0.0, None, "crashed")
+
+
 # ------------------------------------------------------------------------------------ wrong answers
 @pytest.mark.parametrize(
     ("key", "code", "reason"),
@@ -88,6 +137,21 @@ def test_a_verdict_has_its_program_and_equal_ones_are_judged_once(grader: CodeGr
         ("pairs_with_sum", "class Solution:\n    def other(self): pass", "exception"),
         ("pairs_with_sum", "class Solution:\n    def countPairs(self): pass", "exception"),
         ("pairs_with_sum", "x = 1", "exception"),
+        (
+            "running_means",
+            "class Solution:\n    def means(self, nums):\n        return [(1.0, 2.0)]",
+            "exception",
+        ),
+        (
+            "running_means",
+            "class Solution:\n    def means(self, nums):\n        return np.array(nums)",
+            "exception",
+        ),
+        (
+            "first_words",
+            "def first_words(lines):\n    return {1: 2}",
+            "exception",
+        ),
         (
             "running_means",
             "class Solution:\n    def means(self, nums):\n        return nums",
@@ -215,6 +279,12 @@ def test_no_state_goes_from_one_test_to_the_next(grader: CodeGrader) -> None:
         ("```python\nprint(1)\n```\nand\n```python\nprint(2", "print(1)"),  # cut off
         ("```python\nprint(1)\n```python\nprint(2)\n```", "print(2)"),
         ("  ```python\n  if x:\n      y\n  ```", "if x:\n    y"),
+        ("````python\nprint(1)\n````", "print(1)"),
+        ("````markdown\n```python\nprint(1)\n```\n````", "print(1)"),
+        ("Answer: ```python\nprint(1)\n```", "print(1)"),
+        ("Answer: ```\nprint(1)\n```", ""),
+        ("```py\nx = 'not: ```python'\ny = x\n```", "x = 'not: ```python'\ny = x"),
+        ("```py\nprint(1)\n```\nIt is ```print(2)```.\n```3```", "print(1)"),
         ("print(1)", ""),
         ("```python\n\n```", ""),
         ("", ""),
@@ -304,6 +374,11 @@ def test_output_is_compared_line_by_line(printed: str, expected: str, same: bool
         (b"n\ntrue\n", "1", True),  # as Python compares
         (b"n\nNaN\n", "NaN", False),
         (b"n\n" + b"9" * 6000 + b"\n", "9" * 6000, True),
+        (b"n\n-" + b"9" * 50000 + b"\n", "-" + "9" * 50000, False),
+        (b"n\n" + b"9" * 50000 + b"\n", "9" * 50000, True),
+        (b"n\n" + b"9" * 50000 + b"\n", "9" * 49999 + "8", False),
+        (b"n\n" + b"9" * 4000 + b"\n", "9" * 4001, False),
+        (b"n\n" + b"1" + b"0" * 5000 + b"\n", "1e5000", False),  # a float, and infinite
         (b"n\n" + b"9" * 60000 + b"\n", "9" * 60000, False),
         (b"n\n" + b"[" * 100000 + b"\n", "1", False),
         (b"n\n\xff\n", "1", False),
@@ -465,9 +540,22 @@ def test_a_suite_without_a_sandbox_is_refused_before_an_engine_starts(
     assert any("6 questions" in line for line in _check_suites(config, tokenizer))
 
 
-def test_ranks_share_the_cores(grader: CodeGrader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_share_the_cores(
+    grader: CodeGrader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(16))
-    for ranks, share in (("1", 16), ("8", 2), ("64", 1)):
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr(code, "CPU_QUOTA", quota)
+    for written, ranks, share in (
+        ("", "1", 16),
+        ("max 100000\n", "8", 2),
+        ("max 100000\n", "64", 1),
+        ("350000 100000\n", "1", 4),
+        ("350000 100000\n", "2", 2),
+        ("20000 100000\n", "1", 1),
+        ("6400000 100000\n", "1", 16),
+    ):
+        quota.write_text(written)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
         with CodeGrader({}, grader._sandboxes[0].layers) as other:  # none of its servers starts
             assert len(other._sandboxes) == share
@@ -477,12 +565,14 @@ def test_a_closed_grader_leaves_nothing(grader: CodeGrader) -> None:
     other = CodeGrader({"workers": 1, "cpu_seconds": 1})
     other.grade([answer("sum_of_a_line", SOLUTIONS["sum_of_a_line"])])
     server = other._sandboxes[0]._server
-    scratch = Path(other._sandboxes[0]._scratch)
-    assert server is not None and scratch.is_dir()
+    scratch = other._sandboxes[0]._scratch
+    # bubblewrap's is in its own namespace
+    assert server is not None
+    assert os.path.isdir(scratch) == (not other._sandboxes[0].layers.command)
     other.close()
     other.close()
     assert server.poll() is not None
-    assert not scratch.exists()
+    assert not os.path.exists(scratch)
 
 
 def test_rows_are_in_the_published_format() -> None:

@@ -1,6 +1,7 @@
 """Programs of a model, and what they cannot do; seen from outside, with every layer and user."""
 
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from megatron_opd.errors import RunError
 from megatron_opd.sandbox import folder, landlock, seccomp, system_calls
 from megatron_opd.sandbox.interpreter import base_python
 from megatron_opd.sandbox.layers import Layers, layers
+from megatron_opd.sandbox.limits import Limits
 from megatron_opd.sandbox.run import Sandbox
 from tests.unit.sandbox_attacks import ATTACKS, MIB, ORDINARY, SECRET
 
@@ -100,6 +103,7 @@ def test_the_world_is_as_it_was(report: Report) -> None:
 REASONS = {
     "memory bomb": ("memory",),
     "thread bomb": ("memory", "failed", "timeout"),
+    "many threads": ("threads",),
     "daemon": ("failed",),
     "many files": ("files",),
     "deep folders": ("files",),
@@ -115,16 +119,10 @@ REASONS = {
     "wrong address": ("crashed",),
     "calls of x32": ("crashed",),
     "calls of 32 bits": ("crashed",),
-    # seen where files are not guarded by Landlock
-    "a file though none is allowed": ("ok", "files"),
-    "own folder": ("ok", "files"),
 }
 # What may have been done, and did no harm: within a folder or namespaces of the program's own.
 HARMLESS = {
     "symbolic link",
-    "own program",
-    "own folder",
-    "a file though none is allowed",
     "list the root",
     "environment of others",
     "write into tmp",
@@ -205,6 +203,40 @@ def test_a_lost_server_is_replaced_and_its_program_ends(sandbox: Sandbox) -> Non
     finished = sandbox.run("import time; time.sleep(2.0); print('done')")
     assert (finished.reason, finished.stdout) == ("ok", b"done\n")
     assert sandbox._server is not server
+
+
+def test_a_server_is_killed_before_the_trainer_and_a_program_that_did_not_begin_is_lost(
+    sandbox: Sandbox,
+) -> None:
+    too_few = sandbox.run("print('ran')", limits=Limits(open_files=3))  # for Landlock's own
+    assert (too_few.reason, too_few.stdout) == ("lost", b"")
+    assert b"Too many open files" in too_few.stderr
+    assert sandbox.run("print('ran')").stdout == b"ran\n"
+    assert sandbox._server is not None
+    assert Path(f"/proc/{sandbox._server.pid}/oom_score_adj").read_text() == "1000\n"
+
+
+def test_a_program_finds_nothing_of_the_one_before_it() -> None:
+    """Where bubblewrap alone guards files."""
+    there = layers()
+    if there.bubblewrap:
+        pytest.skip(there.bubblewrap)
+    looks = (
+        "import os\n"
+        "for folder in ('/dev/shm', '/dev', '/scratch', '/scratch/packages', '/scratch/work'):\n"
+        "    path = folder + '/left'\n"
+        "    try:\n"
+        "        print(os.path.exists(path), open(path, 'w').close())\n"
+        "    except OSError as error:\n"
+        "        print(type(error).__name__)\n"
+    )
+    with Sandbox(replace(there, landlock="left out by the test")) as alone:
+        assert alone._scratch == ""
+        for files, own in ((4, "False None"), (0, "PermissionError"), (4, "False None")):
+            finished = alone.run(looks, limits=Limits(files=files))
+            first, *closed, last = finished.stdout.decode().splitlines()
+            assert {first, *closed} <= {"OSError", "PermissionError"}, finished
+            assert last == own
 
 
 def test_an_interrupted_sandbox_ends_at_once_and_refuses_more(sandbox: Sandbox) -> None:
@@ -295,7 +327,9 @@ def test_without_a_filter_or_without_guarded_files_nothing_is_run() -> None:
     with Sandbox(bare, allow_weak=True) as weak:
         assert weak.run("print(1)").stdout == b"1\n"
         assert weak.run("import os; os.fork()").reason == "failed"
-        assert weak.run("open('a', 'w'); import time; time.sleep(9)").reason == "files"
+        writes = "open('a', 'w'); open('b', 'w'); import time; time.sleep(9)"
+        assert weak.run(writes).reason == "failed"
+        assert weak.run(writes, limits=Limits(files=1)).reason == "files"
 
 
 def test_a_server_that_cannot_confine_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,7 +367,7 @@ def test_numbers_of_calls_are_those_of_the_headers(machine: str) -> None:
     pattern = re.compile(r"#define __NR(?:3264)?_(\w+)\s+(\d+)")
     known = {name: int(value) for name, value in pattern.findall(HEADERS[machine].read_text())}
     ours = system_calls.DENIED | system_calls.UNKNOWN
-    for name in ("CLONE", "KILL", "TGKILL", "PRLIMIT64", "OPEN", "OPENAT"):
+    for name in ("CLONE", "KILL", "TGKILL", "PRLIMIT64", "FCNTL", "OPEN", "OPENAT"):
         ours[name.lower()] = getattr(system_calls, name)
     numbers = {name: system_calls.number(pair, machine) for name, pair in ours.items()}
     different = {n: v for n, v in numbers.items() if n in known and known[n] != v}
@@ -372,9 +406,15 @@ def test_a_filter_is_what_the_kernel_takes_and_does_what_it_says(machine: str) -
     assert answer(limit, 0, 7, 0, 2**40) == "allow"
     assert answer(limit, 0, 7, 16, 0) == answer(limit, 0, 7, 2**40, 0) == "EPERM"
     opened = number(system_calls.OPENAT)
-    assert answer(opened, 3, 0, os.O_RDONLY | os.O_TRUNC) == "EPERM"
+    for flags in (os.O_RDONLY | os.O_TRUNC, os.O_ACCMODE, os.O_ACCMODE | os.O_TRUNC):
+        assert answer(opened, 3, 0, flags | os.O_CLOEXEC) == "EPERM"
     assert answer(opened, 3, 0, os.O_WRONLY | os.O_TRUNC | os.O_CREAT) == "allow"
     assert answer(opened, 3, 0, os.O_RDONLY | os.O_CLOEXEC) == "allow"
+    control = number(system_calls.FCNTL)
+    for command in (fcntl.F_SETOWN, 15, fcntl.F_SETSIG, 2**32 + fcntl.F_SETOWN):
+        assert answer(control, 3, command, 1) == "EPERM"
+    for command in (fcntl.F_GETFL, fcntl.F_SETFL, fcntl.F_GETOWN, fcntl.F_DUPFD_CLOEXEC):
+        assert answer(control, 3, command, 1) == "allow"
 
 
 def interpreted(

@@ -3,6 +3,8 @@
 The process only computes: what it printed or returned is compared here, with what it never saw.
 """
 
+import contextlib
+import math
 import os
 import platform
 import queue
@@ -12,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from megatron_opd.contracts.rows import Verdict
 from megatron_opd.contracts.suites import Answer, Question
@@ -32,8 +35,10 @@ REASONS = {
     "memory": "memory",
     "output": "too_long",
     "files": "exception",
+    "threads": "exception",
     "lost": "crashed",  # the sandbox's fault, not the answer's
 }
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # a container's microseconds in a period, and the period
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,8 @@ class CodeGrader:
     """Judges programs by a problem's tests; the first one that fails decides.
 
     Reasons: correct, wrong, exception, timeout, memory, too_long (its output), no_answer, truncated
-    (before a closed block), bad_gold (no tests that can be run), crashed (its sandbox was lost
-    twice). Equal programs of a problem are judged once.
+    (before a closed block), bad_gold (no tests that can be run), crashed (its sandbox failed).
+    Equal programs of a problem are judged once.
     """
 
     def __init__(self, grading: Mapping[str, object], there: Layers | None = None) -> None:
@@ -199,7 +204,11 @@ def _weak_allowed() -> bool:
 def _cores_of_this_process() -> int:
     """Its share: every rank of a machine grades its own answers at the same time."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, len(os.sched_getaffinity(0)) // ranks)
+    cores = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):  # no file, or no quota ("max")
+        quota, period = map(int, CPU_QUOTA.read_text().split())
+        cores = min(cores, math.ceil(quota / period))
+    return max(1, cores // ranks)
 
 
 def _as_expected(finished: Finished, nonce: str, expected: str) -> bool:

@@ -6,14 +6,18 @@ import textwrap
 from decimal import Decimal, InvalidOperation
 
 MOST_DIGITS = 50_000  # of a number that a function returns
+FEW_DIGITS = 4000
 
-_FENCE = re.compile(r"\s*```(?P<words>.*)")
+_FENCE = re.compile(r"\s*`{3,}(?P<words>[^`]*)")
+# it opens a block outside of one: within, it may be a part of the code
+_FENCE_BEHIND_WORDS = re.compile(r"[^`]*`{3,}\s*\w+\s*")
 
 
 def program_in(text: str) -> str:
-    """The last closed block between lines of ```; "" where there is none.
+    """The last closed block between lines of ``` or longer; "" where there is none.
 
-    A fence that nothing closes is passed over, so that one too many at the end loses nothing.
+    The first fence may stand behind words ("Answer: ```python"). One that nothing closes is passed
+    over, so that one too many at the end loses nothing.
     """
     program = ""
     block: list[str] | None = None
@@ -22,6 +26,8 @@ def program_in(text: str) -> str:
         if fence is None:
             if block is not None:
                 block.append(line)
+            elif _FENCE_BEHIND_WORDS.fullmatch(line):
+                block = []
         elif block is None or fence["words"].strip():
             block = []
         else:
@@ -69,8 +75,8 @@ def _value(text: str) -> object:
     return json.loads(text, parse_int=_integer)
 
 
-def _integer(digits: str) -> int:
-    """Python itself reads no more than some thousand digits from a text."""
+def _integer(digits: str) -> int | Decimal:
+    """Python itself reads no more than some thousand digits from a text, and slowly."""
     if len(digits) > MOST_DIGITS:
         raise ValueError("too long a number")
-    return int(Decimal(digits))
+    return int(digits) if len(digits) <= FEW_DIGITS else Decimal(digits)

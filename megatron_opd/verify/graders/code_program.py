@@ -53,7 +53,10 @@ def _opd_ready(source, of_names, modules, own_name):
     space = {{"__name__": own_name, "__builtins__": __builtins__}}
     used = _opd_names(code)
     for name in used & of_names.keys():
-        space[name] = getattr(__import__(of_names[name]), name)
+        module = __import__(of_names[name])
+        # the grader's own process may have more names, such as sys.last_value
+        if hasattr(module, name):
+            space[name] = getattr(module, name)
     for name in used.intersection(modules):
         space[name] = __import__(name)
     sys.modules[own_name].__dict__.update(space)
@@ -80,18 +83,21 @@ def _opd_call():
     holder = space["Solution"]() if "Solution" in space else None
     function = getattr(holder, {function!r}) if holder is not None else space[{function!r}]
     value = function(*arguments)
-    if type(value) is tuple:
+    if isinstance(value, tuple):
         value = list(value)
+    numpy_scalar = getattr(sys.modules.get("numpy"), "generic", ())
     waiting = [value]
     while waiting:
         part = waiting.pop()
-        if type(part) is list:
+        if isinstance(part, numpy_scalar):
+            part = part.item()
+        if isinstance(part, list):
             waiting.extend(part)
-        elif type(part) is dict and all(type(key) is str for key in part):
+        elif isinstance(part, dict) and all(isinstance(key, str) for key in part):
             waiting.extend(part.values())
-        elif type(part) not in (int, float, str, bool, type(None)):
+        elif not isinstance(part, (int, float, str, bool, type(None))):
             raise TypeError(f"the value has a part of the type {{type(part).__name__}}")
-    rest = (nonce + "\\n" + dumps(value) + "\\n").encode()
+    rest = (nonce + "\\n" + dumps(value, default=lambda part: part.item()) + "\\n").encode()
     while rest:
         rest = rest[write(3, rest):]
 
@@ -105,7 +111,7 @@ def names_by_module() -> dict[str, str]:
     of_names: dict[str, str] = {}
     for name in MODULES:
         module = importlib.import_module(name)
-        public = [each for each in vars(module) if not each.startswith("_")]
+        public = [public_name for public_name in vars(module) if not public_name.startswith("_")]
         of_names.update(dict.fromkeys(getattr(module, "__all__", public), name))
     return {name: module for name, module in of_names.items() if not hasattr(builtins, name)}
 
@@ -114,7 +120,8 @@ def program_of(code: str, function: str) -> str:
     """A program that reads stdin, or calls `function`, by name or as a method of `Solution`.
 
     Such a call reads a nonce and then an argument a line, in JSON. It writes the nonce and the
-    value, in JSON, to descriptor 3; no value that is not of plain types.
+    value, in JSON, to descriptor 3; no value that is not of plain types, their
+    subclasses or numpy's scalars.
     """
     words = set(re.findall(r"\w+", code))
     of_names = names_by_module()
