@@ -44,7 +44,6 @@ LONG_SAMPLES, SHORT_SAMPLES = 8, 512
 PLACES = 64  # of an engine
 PROCESSES = 2
 SAMPLING = Sampling(0, 1.0)
-NEVER = 95  # an id that ends a completion, and is never drawn
 
 
 def requests(lengths: Iterable[int]) -> list[Request]:
@@ -80,6 +79,7 @@ def work(model: str, repeat: int) -> None:
         seed=0,
         sleeps=False,
     )
+    engine._ends = []  # lengths are those that are asked for
     engine._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs = PLACES
 
     def drawn(items: Iterable[Request]) -> None:
@@ -116,10 +116,7 @@ def queue(repeat: int) -> dict[str, Any]:
     from tests.e2e import tiny_hf
 
     with tempfile.TemporaryDirectory() as folder:
-        model = tiny_hf.build("qwen3", seed=0)
-        model.get_output_embeddings().weight.data[tiny_hf.EOS_ID] = 0
-        tiny_hf.write(model, Path(folder))
-        tiny_hf.set_ends(Path(folder), [NEVER])
+        tiny_hf.write(tiny_hf.build("qwen3", seed=0), Path(folder))
         command = [sys.executable, "-m", "megatron_opd.world.torchrun", str(PROCESSES), __file__]
         ended = subprocess.run(
             [*command, "--model", folder, "--repeat", str(repeat)],
