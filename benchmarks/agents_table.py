@@ -71,9 +71,9 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--together", type=int, default=2, help="processes; default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/agents_table"))
-    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.worker is not None:
+    if arguments.worker:
         for variant in arguments.variants:
             one_run(arguments.out, arguments.seeds[0], variant)
         return
@@ -105,7 +105,7 @@ def prepare(out: Path, seed: int) -> None:
 
 
 def start(out: Path, seed: int, variants: Sequence[str]) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, __file__, "--worker", "0", "--seeds", str(seed), "--out", str(out)]
+    command = [sys.executable, __file__, "--worker", "--seeds", str(seed), "--out", str(out)]
     environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*command, "--variants", *variants], env=environment)
 

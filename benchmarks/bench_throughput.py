@@ -37,7 +37,7 @@ from megatron_opd.contracts.rows import Task  # noqa: E402
 from megatron_opd.contracts.sampling import Request, Sampling  # noqa: E402
 from megatron_opd.contracts.suites import Answer, Asked, Question, SuiteProtocol  # noqa: E402
 from megatron_opd.recipe.keys import RewardConfig, RolloutConfig  # noqa: E402
-from megatron_opd.verify.graders.open import open_grader  # noqa: E402
+from megatron_opd.verify.graders.open import open_graders  # noqa: E402
 
 LONG, SHORT = 400, 16  # tokens of a sample
 LONG_SAMPLES, SHORT_SAMPLES = 8, 512
@@ -165,7 +165,8 @@ def grading(count: int, repeat: int) -> dict[str, Any]:
     given = answers(count)
     seconds = []
     with ExitStack() as closing:
-        grader = open_grader(protocol, RewardConfig(workers=PROCESSES), closing)
+        config = RewardConfig(workers=PROCESSES)
+        grader = open_graders({"own": protocol}, config, closing)["own"]
         grader.grade(given[:100])
         for _ in range(repeat):
             start = time.perf_counter()

@@ -52,7 +52,7 @@ def variants() -> dict[str, Layers]:
 
 
 def processor_seconds() -> float:
-    """Of processes that have ended."""
+    """The processor time of processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 

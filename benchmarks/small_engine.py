@@ -50,7 +50,7 @@ class SmallEngine:
         return [Completion(one.ids, one.logprobs, one.finish_reason or "length") for one in drawn]
 
     def _next_logprobs(self, open_: "Sequence[_Drawn]", temperature: float) -> np.ndarray:
-        """Of every sequence's next token, float64 [B, V]."""
+        """The logprobs of every sequence's next token, float64 [B, V]."""
         lengths = torch.tensor([len(one.sequence) for one in open_])
         width = int(lengths.max())
         ids = [one.sequence + [0] * (width - len(one.sequence)) for one in open_]

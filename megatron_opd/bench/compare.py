@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_opd.bench.results import SAMPLES, Result, SuiteResult, read_result, read_samples
+from megatron_opd.bench.results import SAMPLES, SuiteResult, read_result, read_samples_by_suite
 from megatron_opd.bench.summary import by_question, scores_of
 from megatron_opd.contracts.suites import GradedSample
 from megatron_opd.errors import DataError
@@ -53,7 +53,10 @@ def compare_results(first: Path, second: Path) -> Comparison:
         raise DataError(f"{second}: has no suite of {first}; they have {listed}")
     for name in names:
         _check_same(name, results[0].suites[name], results[1].suites[name], second)
-    samples = (_by_suite(first, results[0]), _by_suite(second, results[1]))
+    samples = (
+        read_samples_by_suite(first, results[0]),
+        read_samples_by_suite(second, results[1]),
+    )
     differences = {}
     for name in names:
         pair = _aligned(name, samples[0][name], samples[1][name], second)
@@ -125,13 +128,6 @@ def _order_notes(
         f"{name}: {others:,} samples saw their options in another order; with one seed for both "
         "the difference has a smaller error"
     ]
-
-
-def _by_suite(directory: Path, result: Result) -> dict[str, list[GradedSample]]:
-    samples: dict[str, list[GradedSample]] = {name: [] for name in result.suites}
-    for one in read_samples(directory, result):
-        samples[one.suite].append(one)
-    return samples
 
 
 def _aligned(

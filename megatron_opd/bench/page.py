@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_opd.bench import plots
 from megatron_opd.bench.papers import PaperRow, read_papers
-from megatron_opd.bench.results import Result, SuiteResult, read_result, read_samples
+from megatron_opd.bench.results import Result, SuiteResult, read_result, read_samples_by_suite
 from megatron_opd.bench.table import notes_of, percent
 from megatron_opd.contracts.suites import GradedSample
 from megatron_opd.errors import DataError
@@ -71,9 +71,7 @@ def write_page(directory: Path) -> Path:
     Raises DataError, which names the file, where one is not what bench writes.
     """
     result = read_result(directory)
-    by_suite: dict[str, list[GradedSample]] = {name: [] for name in result.suites}
-    for one in read_samples(directory, result):
-        by_suite[one.suite].append(one)
+    by_suite = read_samples_by_suite(directory, result)
     sections = [_section(name, result, samples) for name, samples in by_suite.items()]
     same = {one.name: [line.row for line in one.papers if not line.apart] for one in sections}
     page = page_template(Path(__file__).parent, "report.html.j2").render(

@@ -1,10 +1,30 @@
-"""Stored samples graded anew, without sampling again."""
+"""A result graded again: its completions stay, its verdicts are those of today's graders."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from megatron_opd import __version__
+from megatron_opd.bench.compare import check_sums
+from megatron_opd.bench.page import write_page
+from megatron_opd.bench.results import (
+    GraderUsed,
+    SuiteResult,
+    read_result,
+    read_samples_by_suite,
+    write_result,
+)
+from megatron_opd.bench.summary import summarise
+from megatron_opd.bench.table import print_result
 from megatron_opd.contracts.suites import Answer, Asked, GradedSample, Grader, Question
-from megatron_opd.errors import DataError
+from megatron_opd.errors import ConfigError, DataError
+from megatron_opd.recipe.keys import RewardConfig
+from megatron_opd.suites.open import open_suites
+from megatron_opd.suites.table import SUITES
+from megatron_opd.verify.graders.open import open_graders
+
+SHOWN = 5  # changed verdicts of a suite
 
 
 @dataclass(frozen=True)
@@ -13,6 +33,36 @@ class Changed:
 
     before: GradedSample
     after: GradedSample
+
+
+def regrade_directory(
+    source: Path, out: Path, data: Mapping[str, str], suites: Sequence[str] = ()
+) -> None:
+    """Writes a new result in `out`, and prints which verdicts changed.
+
+    The questions are read again, from `data` or from where they were: `suites` names the YAML files
+    of a user's own. Raises ConfigError, DataError, RunError.
+    """
+    if out.exists():
+        raise ConfigError(f"--out {out}: exists already; give a new directory")
+    result = read_result(source)
+    samples = read_samples_by_suite(source, result)
+    graded: list[GradedSample] = []
+    results = {}
+    protocols = {name: suite.protocol for name, suite in result.suites.items()}
+    with ExitStack() as closing:
+        graders = open_graders(protocols, RewardConfig(), closing)
+        for name, suite in result.suites.items():
+            questions = _questions(name, suite, data, suites)
+            again, changed = regrade(samples[name], questions, graders[name])
+            graded += again
+            used = GraderUsed(suite.protocol.grader, dict(graders[name].versions))
+            results[name] = replace(suite, grader=used, summary=summarise(again))
+            _say(name, len(again), changed)
+    new = replace(result, megatron_opd=__version__, suites=results)
+    write_result(out, new, graded)
+    print_result(new)
+    print(f"wrote {write_page(out)}")
 
 
 def regrade(
@@ -43,3 +93,46 @@ def _answer(one: GradedSample, questions: Mapping[str, Question]) -> Answer:
         )
     asked = Asked(questions[one.key], one.sample, one.prompt, one.gold, one.order)
     return Answer.to(one.prompt, asked, one.text, truncated=one.truncated)
+
+
+def _questions(
+    name: str, suite: SuiteResult, data: Mapping[str, str], suites: Sequence[str]
+) -> Mapping[str, Question]:
+    """The questions of a suite by key."""
+    packaged = name.partition(":")[0] in SUITES
+    if not packaged and not suites:
+        raise ConfigError(
+            f"bench regrade: {name} is a suite of yours; give --suites and its YAML file"
+        )
+    names = [name] if packaged else [*suites]
+    given = {name: data[name]} if name in data else _where(name, suite) if packaged else {}
+    opened = {one.name: one for one in open_suites(names, data=given, warn=lambda _: None)}
+    if name not in opened:
+        raise ConfigError(f"bench regrade: {name} is none of the suites of {', '.join(suites)}")
+    if check_sums(opened[name].provenance) != check_sums(suite.data):
+        raise DataError(
+            f"{name}: its data are not those of the result (another sha256); name them as --data "
+            f"{name}=PATH"
+        )
+    return {question.key: question for question in opened[name].questions}
+
+
+def _where(name: str, suite: SuiteResult) -> dict[str, str]:
+    """The data that a result was made of, for `open_suites`; {} where a suite knows its own."""
+    path = suite.data.get("path")
+    if isinstance(path, str):
+        return {name: path}
+    hub = suite.data.get("hub")
+    return {name: f"{hub}@{suite.data['revision']}"} if isinstance(hub, str) else {}
+
+
+def _say(name: str, samples: int, changed: Sequence[Changed]) -> None:
+    print(f"{name}: {len(changed)} of {samples} verdicts changed")
+    for change in changed[:SHOWN]:
+        before = change.before.verdict
+        after = change.after.verdict
+        print(
+            f"  question {change.after.key}, sample {change.after.sample}: {before.reason} "
+            f"({before.score:g}) is now {after.reason} ({after.score:g}); its answer: "
+            f"{after.extracted[:60]!r}, gold {change.after.gold[:60]!r}"
+        )

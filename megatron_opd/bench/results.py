@@ -114,6 +114,14 @@ def read_samples(directory: Path, result: Result) -> list[GradedSample]:
     return samples
 
 
+def read_samples_by_suite(directory: Path, result: Result) -> dict[str, list[GradedSample]]:
+    """The samples of every suite of a result, by its name. Raises as `read_samples` does."""
+    samples: dict[str, list[GradedSample]] = {name: [] for name in result.suites}
+    for one in read_samples(directory, result):
+        samples[one.suite].append(one)
+    return samples
+
+
 # ------------------------------------------------------------------------------------------ parquet
 def write_samples(path: Path, samples: Sequence[GradedSample]) -> None:
     """One row for every sample: its fields, with those of its verdict beside them."""

@@ -3,7 +3,6 @@
 With several processes each has an engine, and takes the next sample when there is room for it.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -32,7 +31,7 @@ from megatron_opd.contracts.suites import GradedSample
 from megatron_opd.errors import ConfigError
 from megatron_opd.evaluation.server import ServerWriter
 from megatron_opd.evaluation.writers import EngineWriter, Writer, Written
-from megatron_opd.recipe.keys import RewardConfig, RunConfig
+from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.rollout.open import start_vllm_engine
 from megatron_opd.suites.asking import SuitePrompt, prompts_of
 from megatron_opd.suites.contamination import contamination
@@ -54,7 +53,8 @@ class Bench:
     suites: Sequence[OpenSuite]
     out: Path
     server: str | None = None  # the address of one that holds the model
-    problems: Sequence[str] | None = None  # of the training data, in which questions are looked for
+    # reads the training problems in which questions are looked for; None where there are none
+    problems: Callable[[], Sequence[str] | None] = lambda: None
 
 
 def run(bench: Bench) -> Result | None:
@@ -65,35 +65,34 @@ def run(bench: Bench) -> Result | None:
     config = bench.config
     tokenizer = load_tokenizer(config.student.path)
     prompts = all_prompts(bench, tokenizer)
-    request = request_of(bench)
-    _on_first(lambda: check_request(bench.out, request))
-    store = Store(bench.out, _rank())
+    from_rank_0(lambda: check_request(bench.out, request_of(bench)))
+    store = Store(bench.out, dist.get_rank())
     completions = store.completions()
     verdicts = store.verdicts()
     if (bench.out / RESULTS).exists() and not completions:  # done, and its lines removed
-        return read_result(bench.out) if _rank() == 0 else None
-    _together()  # all have read before one writes
+        return read_result(bench.out) if dist.get_rank() == 0 else None
+    dist.barrier()  # all have read before one writes
     with ExitStack() as closing:
         closing.enter_context(store)
         protocols = {suite.name: suite.protocol for suite in bench.suites}
-        graders = open_graders(protocols, without_budget(config.reward), closing)
+        graders = open_graders(protocols, config.reward, closing)
         todo = [prompt for prompt in prompts if prompt.key not in completions]
         with Grading(graders, store.keep_verdict) as grading:
-            for prompt in prompts[_rank() :: _processes()]:
+            for prompt in prompts[dist.get_rank() :: dist.get_world_size()]:
                 if prompt.key in completions and prompt.key not in verdicts:
                     grading.give(prompt, completions[prompt.key])
             if todo:
                 writer = open_writer(bench, prompts, tokenizer, closing)
                 write(writer, todo, store, grading, len(prompts))
         versions = {name: dict(grader.versions) for name, grader in graders.items()}
-    _together()  # all lines are written
-    if _rank() != 0:
+    dist.barrier()  # all lines are written
+    if dist.get_rank() != 0:
         return None
     return finish(bench, prompts, store, versions)
 
 
 def all_prompts(bench: Bench, tokenizer: Tokenizer) -> list[SuitePrompt]:
-    """Those of all suites, the longest completions first, so that none begins at the very end."""
+    """The prompts of all suites, the longest completions first, so that none begins at the end."""
     context = architecture_of(bench.config.student).max_position_embeddings
     read = WordsReader(bench.config.data.template, tokenizer)
     prompts: list[SuitePrompt] = []
@@ -121,12 +120,6 @@ def request_of(bench: Bench) -> dict[str, object]:
     }
 
 
-def without_budget(config: RewardConfig) -> RewardConfig:
-    """Every answer has the same limit, whatever was graded beside it: a training step's budget
-    would make verdicts depend on the time."""
-    return replace(config, budget_seconds=math.inf)
-
-
 def open_writer(
     bench: Bench, prompts: Sequence[SuitePrompt], tokenizer: Tokenizer, closing: ExitStack
 ) -> Writer:
@@ -145,8 +138,8 @@ def write(
 ) -> None:
     """Writes what this process takes of `todo`, with a line of progress now and then."""
     progress = _Progress(len(todo), total)
-    _together()  # every engine is ready before one takes a sample
-    for prompt, written in writer.write(shared_items("bench", list(todo))):
+    dist.barrier()  # every engine is ready before one takes a sample
+    for prompt, written in writer.write(shared_items("bench", todo)):
         store.keep_completion(prompt, written)
         grading.give(prompt, written)
         progress.count(written.tokens, grading.waiting)
@@ -168,10 +161,10 @@ class _Progress:
         self._samples += 1
         self._tokens += tokens
         now = time.monotonic()
-        if _rank() == 0 and now - self._last_line > PROGRESS_SECONDS:
+        if dist.get_rank() == 0 and now - self._last_line > PROGRESS_SECONDS:
             self._last_line = now
-            done = min(self._before + self._samples * _processes(), self._total)
-            rate = self._tokens * _processes() / (now - self._started)
+            done = min(self._before + self._samples * dist.get_world_size(), self._total)
+            rate = self._tokens * dist.get_world_size() / (now - self._started)
             print(
                 f"{done} of {self._total} samples, {rate:.0f} tokens/s, {to_grade} to grade",
                 flush=True,
@@ -191,6 +184,7 @@ def finish(
     for prompt in prompts:
         written = completions[prompt.key]
         samples[prompt.suite].append(graded(prompt, written, verdicts[prompt.key]))
+    problems = bench.problems()
     suites = {}
     for suite in bench.suites:
         suites[suite.name] = SuiteResult(
@@ -199,12 +193,12 @@ def finish(
             dict(suite.provenance),
             GraderUsed(suite.protocol.grader, dict(versions[suite.name])),
             summarise(samples[suite.name]),
-            overlap_of(suite, bench.problems),
+            overlap_of(suite, problems),
         )
     result = Result(
         __version__,
         identity_of(bench.config.student.path),
-        engine_of(bench.config, bench.server, _processes()),
+        engine_of(bench.config, bench.server, dist.get_world_size()),
         suites,
     )
     write_result(bench.out, result, [one for rows in samples.values() for one in rows])
@@ -237,20 +231,3 @@ def graded(prompt: SuitePrompt, written: Written, verdict: Verdict) -> GradedSam
         truncated=written.truncated,
         verdict=verdict,
     )
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _processes() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _together() -> None:
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def _on_first[T](work: Callable[[], T]) -> T:
-    return from_rank_0(work) if dist.is_initialized() else work()

@@ -47,11 +47,11 @@ class Store:
         self._append("verdicts", {"key": key, **asdict(verdict)})
 
     def completions(self) -> dict[Key, Written]:
-        """Of all processes."""
+        """What all processes have written so far."""
         return {key: build(Written, fields) for key, fields in self._lines("completions")}
 
     def verdicts(self) -> dict[Key, Verdict]:
-        """Of all processes."""
+        """What all processes have graded so far."""
         graded = {}
         for key, fields in self._lines("verdicts"):
             pairs = cast(list[tuple[str, float]], fields.pop("parts"))
@@ -68,7 +68,7 @@ class Store:
     def _append(self, name: str, line: Mapping[str, object]) -> None:
         if name not in self._files:
             path = self._directory / f"{name}.{self._process}.jsonl"
-            end_torn_line(path)
+            _end_torn_line(path)
             self._files[name] = path.open("a", encoding="utf-8")
         # flushed to the system: a killed process loses nothing that it wrote here
         self._files[name].write(json.dumps(line) + "\n")
@@ -85,7 +85,7 @@ class Store:
                 yield (suite, question, sample), fields
 
 
-def end_torn_line(path: Path) -> None:
+def _end_torn_line(path: Path) -> None:
     """Ends a last line that a kill cut short, so that the next one begins on its own."""
     if not path.exists() or path.stat().st_size == 0:
         return

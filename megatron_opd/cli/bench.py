@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,11 +116,11 @@ def write_json(path: Path, text: str) -> None:
 
 
 def _regrade(words: list[str], arguments: argparse.Namespace) -> int:
-    from megatron_opd.bench.again import grade_again
+    from megatron_opd.bench.regrade import regrade_directory
 
     if len(words) != 1 or arguments.out is None:
         raise ConfigError("bench regrade: give a result's directory, and --out for the new one")
-    grade_again(Path(words[0]), arguments.out, _data(arguments), _names(arguments))
+    regrade_directory(Path(words[0]), arguments.out, _data(arguments), _names(arguments))
     return 0
 
 
@@ -135,16 +136,16 @@ def _run(arguments: argparse.Namespace) -> int:
     launched = "WORLD_SIZE" in os.environ
     if arguments.server and (arguments.nproc or launched):
         raise ConfigError("--nproc: no effect with --server, which has processes of its own")
-    bench = _opened(arguments)
     if arguments.nproc and arguments.nproc > 1 and not launched:
+        _opened(arguments)  # what is wrong is said once, before processes start
         code, message = torchrun.run_workers(arguments.nproc, ["-m", "megatron_opd", *sys.argv[1:]])
         say(code, message)
         return code
     from megatron_opd.bench.run import run
     from megatron_opd.world import processes
 
-    if launched:
-        processes.start(timeout_minutes=ONE_DAY)  # one may have nothing left long before another
+    bench = _opened(arguments)
+    processes.start(timeout_minutes=ONE_DAY)  # one may have nothing left long before another
     try:
         result = run(bench)
     finally:
@@ -169,6 +170,7 @@ def _opened(arguments: argparse.Namespace) -> "Bench":
     from megatron_opd.bench.run import Bench
     from megatron_opd.suites.open import open_suites
     from megatron_opd.verify.graders.open import check_grader
+    from megatron_opd.world import torchrun
 
     words: list[str] = arguments.words
     if words and "=" in words[0]:
@@ -186,10 +188,11 @@ def _opened(arguments: argparse.Namespace) -> "Bench":
         seed=config.seed,
         warn=warnings.append,
     )
-    problems = training_problems(config, warnings.append)
-    warn(warnings)
+    if not os.environ.get(torchrun.PREFLIGHT_DONE):
+        warn(warnings)
     for suite in suites:
         check_grader(suite.protocol)
+    problems = partial(training_problems, config, lambda text: warn([text]))
     return Bench(config, suites, arguments.out, arguments.server, problems)
 
 

@@ -55,6 +55,8 @@ class Verdict:
 UNSCORED = Verdict(0.0, None, "unscored")
 # Reasons that are the verifier's fault or the data's, whatever the answer.
 VERIFIER_FAILURES = ("bad_gold", "crashed", "error")
+# Reasons of verdicts that do not tell right from wrong.
+NOT_JUDGED = (*VERIFIER_FAILURES, "over_budget")
 
 
 @dataclass(frozen=True)

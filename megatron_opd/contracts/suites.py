@@ -101,7 +101,7 @@ class Grader(Protocol):
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Of what judges, by package; stored with the results."""
+        """The versions of what judges, by package; stored with the results."""
 
     def grade(self, answers: Sequence[Answer]) -> list[Verdict]:
         """The verdicts in their order. An answer never raises; RunError where no judge starts."""

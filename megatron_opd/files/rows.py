@@ -116,18 +116,7 @@ def read_parquet(path: Path, columns: list[str]) -> Iterator[NumberedRow]:
 
     Raises DataError when the file is damaged.
     """
-    import pyarrow
-
-    number = 0
-    try:
-        for batch in _open_parquet(path).iter_batches(columns=columns):
-            for row in _python_rows(path, number, batch):
-                number += 1
-                yield number, row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path}: damaged after row {number} ({_first_line(error)}); write it again"
-        ) from error
+    return _numbered(path, _parquet_batches(path, columns))
 
 
 def read_csv(path: Path) -> Iterator[NumberedRow]:
@@ -159,24 +148,7 @@ def read_csv(path: Path) -> Iterator[NumberedRow]:
 
 def read_arrow(path: Path) -> Iterator[NumberedRow]:
     """The rows of an Arrow file, as Hugging Face's `datasets` saves them; see `read_parquet`."""
-    import pyarrow
-
-    number = 0
-    try:
-        with pyarrow.memory_map(str(path)) as source:
-            try:
-                batches = iter(pyarrow.ipc.open_stream(source))
-            except pyarrow.ArrowInvalid:
-                file = pyarrow.ipc.open_file(source)
-                batches = map(file.get_batch, range(file.num_record_batches))
-            for batch in batches:
-                for row in _python_rows(path, number, batch):
-                    number += 1
-                    yield number, row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path}: damaged after row {number} ({_first_line(error)}); write it again"
-        ) from error
+    return _numbered(path, _arrow_batches(path))
 
 
 @contextmanager
@@ -249,6 +221,38 @@ def _python_rows(path: Path, before: int, batch: Any) -> Iterator[Row | RowError
             yield RowError(
                 path, before + index + 1, f"cannot be read ({_first_line(error)}); remove the row"
             )
+
+
+def _numbered(path: Path, batches: Iterable[Any]) -> Iterator[NumberedRow]:
+    """The rows of Arrow's batches. Raises DataError where one of them cannot be read."""
+    import pyarrow
+
+    number = 0
+    try:
+        for batch in batches:
+            for row in _python_rows(path, number, batch):
+                number += 1
+                yield number, row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path}: damaged after row {number} ({_first_line(error)}); write it again"
+        ) from error
+
+
+def _parquet_batches(path: Path, columns: list[str]) -> Iterator[Any]:
+    yield from _open_parquet(path).iter_batches(columns=columns)
+
+
+def _arrow_batches(path: Path) -> Iterator[Any]:
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as source:
+        try:
+            batches = iter(pyarrow.ipc.open_stream(source))
+        except pyarrow.ArrowInvalid:
+            file = pyarrow.ipc.open_file(source)
+            batches = map(file.get_batch, range(file.num_record_batches))
+        yield from batches
 
 
 def _open_parquet(path: Path) -> Any:

@@ -96,8 +96,8 @@ def _limit(limits: Limits) -> None:
 
 
 def _drop_capabilities(libc: ctypes.CDLL) -> None:
-    """Of root's rights, leaves that to read. They do not come back with an exec, because of
-    no_new_privs."""
+    """Gives up root's rights, but for that to read files. They do not come back with an exec,
+    because of no_new_privs."""
     header = struct.pack("Ii", _CAPABILITY_VERSION, 0)
     sets = ctypes.create_string_buffer(24)  # effective, permitted, inheritable, low and then high
     if libc.capget(header, sets):

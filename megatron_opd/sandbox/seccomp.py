@@ -122,7 +122,7 @@ def _rule(machine: str, numbers: Numbers, body: list[Instruction]) -> list[Instr
 
 
 def _low(argument: int) -> int:
-    """Where the low half of an argument is, on a little-endian machine."""
+    """The offset of an argument's low half, on a little-endian machine."""
     return 16 + 8 * argument
 
 

@@ -49,12 +49,12 @@ class Settings:
 
     @property
     def work(self) -> str:
-        """Where a program begins, and the only place where it may write."""
+        """The folder where a program begins, the only one where it may write."""
         return os.path.join(self.scratch, "work")
 
     @property
     def links(self) -> str:
-        """Where the packages are found, and none of those that lie beside them."""
+        """The folder where the packages are found, and none of those that lie beside them."""
         return os.path.join(self.scratch, "packages")
 
 

@@ -1,6 +1,5 @@
 """The questions of suites as a model reads them: rendered, tokenised, each sample with a seed."""
 
-import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +11,7 @@ from megatron_opd.contracts.sampling import Request, Sampling
 from megatron_opd.contracts.suites import Asked, SuiteProtocol
 from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.recipe.keys import RunConfig, SuiteConfig
+from megatron_opd.suites.forms import digest
 from megatron_opd.suites.open import OpenSuite, open_suites
 from megatron_opd.suites.questions import Warn
 from megatron_opd.suites.table import SUITES
@@ -56,6 +56,8 @@ def prompts_of(suite: OpenSuite, read: Reader, *, context: int, seed: int) -> li
     prompts = []
     known: dict[str, tuple[str, np.ndarray]] = {}
     for question in suite.questions:
+        # 48 bits, which name the question in seeds
+        number = int(digest(f"{suite.name}\n{question.key}")[:12], 16)
         for sample in range(protocol.samples):
             asked = suite.asked(question, sample)
             if asked.words not in known:
@@ -67,9 +69,6 @@ def prompts_of(suite: OpenSuite, read: Reader, *, context: int, seed: int) -> li
                     f"suite {suite.name}: the prompt of question {question.key} has {len(ids)} "
                     f"tokens and leaves no room of {context}; use a model with more positions"
                 )
-            number = int.from_bytes(
-                hashlib.sha256(f"{suite.name}\n{question.key}".encode()).digest()[:6]
-            )
             task = Task(number, asked.words, asked.gold, text, ids, first_sample=sample)
             drawn = request_seed(seed, SUITE_STREAM, number, sample)
             request = Request(task, ids, room, drawn)

@@ -46,7 +46,6 @@ def _olympiad(values: Values) -> Question:
     gold = _gold(values["answer"])
     details = {
         "several": bool(values.get("is_multiple_answer")),
-        "unit": str(values.get("unit") or ""),
         "kind": str(values.get("answer_type") or ""),
         "error": str(values.get("error") or ""),
     }
@@ -130,7 +129,7 @@ FORMS: Mapping[FormName, Form] = {
         _olympiad,
         {
             "id": _ID, "group": _GROUP, "is_multiple_answer": ("is_multiple_answer",),
-            "unit": ("unit",), "answer_type": ("answer_type",), "error": ("error",),
+            "answer_type": ("answer_type",), "error": ("error",),
         },
     ),
     "choice": Form(

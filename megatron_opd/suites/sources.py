@@ -74,7 +74,7 @@ def find_files(suite: Suite, given: str | None) -> SuiteFiles:
 
 
 def choose_files(suite: Suite, names: Sequence[str], where: str) -> list[str]:
-    """Those of a folder's files that are the suite's: all that match its first pattern that any
+    """The files of a folder that are the suite's: all that match its first pattern that any
     matches. Raises DataError where there are none, or two kinds of file."""
     data = [
         name

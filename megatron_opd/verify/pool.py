@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from megatron_opd.contracts.rows import VERIFIER_FAILURES, Row, Verdict
+from megatron_opd.contracts.rows import NOT_JUDGED, Row, Verdict
 from megatron_opd.errors import RunError
 from megatron_opd.recipe.keys import RewardConfig
 from megatron_opd.verify.answer import content_of, final_answer, read_gold
@@ -34,8 +34,6 @@ SHARE_OF_BUDGET = 0.2  # the next answer's fraction of what is left of a step's 
 # The time of an answer when nothing is left; math-verify takes 1 to 50 ms, 150 for a first of its
 # kind.
 LEAST_SECONDS = 0.2
-# Reasons of verdicts that do not tell right from wrong.
-NOT_JUDGED = (*VERIFIER_FAILURES, "over_budget")
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 

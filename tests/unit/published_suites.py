@@ -243,7 +243,7 @@ def _parquet(path: Path, rows: list[dict[str, object]]) -> None:
 
 
 def _arrow(path: Path, rows: list[dict[str, object]]) -> None:
-    """As `datasets` saves a table."""
+    """Writes a table as `datasets` saves it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pyarrow.Table.from_pylist(rows)
     with pyarrow.ipc.new_stream(str(path), table.schema) as writer:

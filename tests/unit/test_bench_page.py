@@ -40,7 +40,7 @@ def test_the_page_says_what_was_measured_and_how(tmp_path: Path) -> None:
 
 
 def test_a_row_that_measures_something_else_has_no_difference(tmp_path: Path) -> None:
-    """Of a result that says nothing of its model and engine."""
+    """The result says nothing of its model and engine either."""
     samples = simulated(questions=9, samples=2)
     result = replace(result_of(samples, protocol=replace(PROTOCOL, samples=2)), model={}, engine={})
     write_result(tmp_path, result, samples)

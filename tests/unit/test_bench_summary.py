@@ -59,7 +59,7 @@ def test_options_are_counted_by_their_place_and_voted_for_by_their_text() -> Non
 
 
 def test_data_with_the_right_option_first_shows_no_memory_of_places() -> None:
-    """As GPQA's: what has not moved is A."""
+    """GPQA's are so: what has not moved is A."""
     summary = summarise(
         [
             graded("a", gold="A", extracted="A", order=(0, 1), gold_place=0),

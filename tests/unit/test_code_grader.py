@@ -30,7 +30,7 @@ from megatron_opd.verify.graders.code import CodeGrader, CodeOptions, options_of
 from megatron_opd.verify.graders.code_answer import program_in, same_output, same_value
 from megatron_opd.verify.graders.code_program import MODULES, names_by_module
 from megatron_opd.verify.graders.code_tests import BadTests, read_tests, text_of_pickle
-from megatron_opd.verify.graders.open import open_grader
+from megatron_opd.verify.graders.open import open_graders
 from tests.unit.byte_tokenizer import write_byte_tokenizer
 from tests.unit.code_problems import PROBLEMS, SOLUTIONS, answer, packed, row, said
 from tests.unit.hostile_pickles import PICKLES
@@ -332,7 +332,7 @@ def test_a_program_in_the_reasoning_is_no_answer(grader: CodeGrader) -> None:
 def test_the_code_grader_is_opened_by_its_name(grader: CodeGrader) -> None:
     with contextlib.ExitStack() as closing:
         protocol = SuiteProtocol("own", 1, 0.0, 1.0, 512, "{problem}", grader="code")
-        opened = open_grader(protocol, RewardConfig(), closing)
+        opened = open_graders({"": protocol}, RewardConfig(), closing)[""]
         assert isinstance(opened, CodeGrader)
         assert opened.options == CodeOptions()
 
@@ -391,7 +391,7 @@ def test_values_are_compared_exactly(written: bytes, expected: str, same: bool) 
 
 
 def test_names_are_those_of_the_star_imports() -> None:
-    """Of the last module that has a name, as `from ... import *` of all of them leaves it."""
+    """The last module that has a name gives it, as `from ... import *` of all of them does."""
     space: dict[str, Any] = {}
     for name in MODULES:
         exec(f"from {name} import *", space)

@@ -217,7 +217,7 @@ def test_a_server_is_killed_before_the_trainer_and_a_program_that_did_not_begin_
 
 
 def test_a_program_finds_nothing_of_the_one_before_it() -> None:
-    """Where bubblewrap alone guards files."""
+    """Bubblewrap alone guards files here."""
     there = layers()
     if there.bubblewrap:
         pytest.skip(there.bubblewrap)

@@ -62,7 +62,7 @@ def test_the_majority_is_the_most_frequent_answer(
 
 
 def test_errors_against_the_spread_of_many_evaluations() -> None:
-    """Of new questions, and of the same questions with new seeds."""
+    """New questions are drawn, and the same questions with new seeds."""
     rng = np.random.default_rng(0)
     fixed_N = rng.beta(0.5, 0.8, 30)
     new = [drawn(rng, rng.beta(0.5, 0.8, 30), 8) for _ in range(1000)]

@@ -22,7 +22,7 @@ from megatron_opd.suites.table import GROUPS, SUITES
 from megatron_opd.verify.graders import instructions
 from megatron_opd.verify.graders.code import refusal_of
 from megatron_opd.verify.graders.maths import Judges, MathGrader
-from megatron_opd.verify.graders.open import open_grader, open_graders
+from megatron_opd.verify.graders.open import open_graders
 from megatron_opd.verify.open import open_judges
 from tests.unit.published_suites import (
     CHOICE,
@@ -63,7 +63,7 @@ def graded(grader: Grader, suite: OpenSuite, truncated: bool = False) -> list[tu
 
 
 def grader_of(suite: OpenSuite, closing: contextlib.ExitStack) -> Grader:
-    return open_grader(suite.protocol, RewardConfig(), closing)
+    return open_graders({"": suite.protocol}, RewardConfig(), closing)[""]
 
 
 @pytest.mark.parametrize("name", IN_MATHS)

@@ -197,7 +197,7 @@ class _Problem:
 
 
 def _weak_allowed() -> bool:
-    """Of a machine, not of a protocol: scores do not depend on it."""
+    """Whether this machine allows a weak sandbox; no protocol does, as no score depends on it."""
     return os.environ.get(ALLOW_WEAK, "") not in ("", "0")
 
 

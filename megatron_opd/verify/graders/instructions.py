@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from megatron_opd.contracts.rows import VERIFIER_FAILURES, Verdict
+from megatron_opd.contracts.rows import NOT_JUDGED, Verdict
 from megatron_opd.contracts.suites import Answer
 from megatron_opd.errors import ConfigError
 from megatron_opd.verify.graders.maths import Judges
@@ -24,7 +24,6 @@ NLTK_DATA = (
     "taggers/averaged_perceptron_tagger_eng",
 )
 SCORES = ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose")
-_NOT_JUDGED = (*VERIFIER_FAILURES, "over_budget")
 
 
 class InstructionGrader:
@@ -91,7 +90,7 @@ def _verdict(reply: str) -> Verdict:
     """The verdict of a worker's reply: a reason, or "checked" and a number per score."""
     word, *numbers = reply.split(" ")
     if word != "checked":
-        return Verdict(0.0, None if word in _NOT_JUDGED else False, word)
+        return Verdict(0.0, None if word in NOT_JUDGED else False, word)
     parts = dict(zip(SCORES, map(float, numbers), strict=True))
     followed = parts["prompt_loose"] == 1
     return Verdict(

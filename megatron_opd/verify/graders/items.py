@@ -43,7 +43,6 @@ class Wanted:
     several: bool = False
     kind: str = ""
     error: str = ""
-    unit: str = ""
 
     @property
     def errors(self) -> list[float]:
@@ -61,8 +60,8 @@ def judge_item(answer: str, wanted: str) -> str:
 
 
 def judge_legacy(answer: str, wanted: str) -> str:
-    """As the graders behind the papers' numbers: plain numbers within the relative tolerance, the
-    rest by math-verify, for which 4.5e33 holds Euler's number."""
+    """Judges as the graders behind the papers' numbers do: plain numbers within the relative
+    tolerance, the rest by math-verify, for which 4.5e33 holds Euler's number."""
     try:
         item = Wanted(**json.loads(wanted))
         values = [_float(answer), _float(item.gold)]

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Protocol
 
-from megatron_opd.contracts.rows import VERIFIER_FAILURES, Verdict
+from megatron_opd.contracts.rows import NOT_JUDGED, Verdict
 from megatron_opd.contracts.suites import Answer, Question
 from megatron_opd.verify.answer import content_of, final_answer
 from megatron_opd.verify.graders.reasoning import conclusion, no_answer
 
 RULES = "1"  # of this grader; another number is another grader
-_NOT_JUDGED = (*VERIFIER_FAILURES, "over_budget")
 
 
 class Judges(Protocol):
@@ -49,7 +48,7 @@ class MathGrader:
         verdicts = []
         for answer, text in zip(answers, extracted, strict=True):
             reason = no_answer(answer) if text is None else next(replies)
-            correct = None if reason in _NOT_JUDGED else reason == "correct"
+            correct = None if reason in NOT_JUDGED else reason == "correct"
             verdicts.append(Verdict(float(reason == "correct"), correct, reason, text or ""))
         return verdicts
 

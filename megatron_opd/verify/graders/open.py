@@ -1,7 +1,8 @@
-"""The grader that a suite's protocol asks for."""
+"""The graders that the protocols of suites ask for."""
 
 import contextlib
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import assert_never
@@ -20,11 +21,17 @@ def open_graders(
     protocols: Mapping[str, SuiteProtocol], config: RewardConfig, closing: contextlib.ExitStack
 ) -> dict[str, Grader]:
     """The graders of suites by name. Those of a kind share their workers, which take seconds to
-    start. See `open_grader`."""
+    start, in the background; `closing` ends them.
+
+    `config` has the limits of time and length of one answer, and the number of workers. Its budget
+    of a step is not used: a verdict would depend on what is graded beside it. Raises ConfigError,
+    in one line, where something that a grader needs is not there.
+    """
 
     @functools.cache
     def judges(name: str, longest: int) -> Judges:
-        return open_judges(replace(config, max_characters=longest), name, closing)
+        of_suites = replace(config, max_characters=longest, budget_seconds=math.inf)
+        return open_judges(of_suites, name, closing)
 
     def grader(protocol: SuiteProtocol) -> Grader:
         longest = config.max_characters
@@ -49,19 +56,8 @@ def open_graders(
 
 
 def check_grader(protocol: SuiteProtocol) -> None:
-    """Raises ConfigError, in one line, where `open_grader` would. Starts nothing that stays."""
+    """Raises ConfigError, in one line, where `open_graders` would. Starts nothing that stays."""
     if protocol.grader == "instructions":
         check_packages()
     if protocol.grader == "code" and (refusal := refusal_of(protocol.grading)):
         raise ConfigError(refusal)
-
-
-def open_grader(
-    protocol: SuiteProtocol, config: RewardConfig, closing: contextlib.ExitStack
-) -> Grader:
-    """The protocol's grader. Its workers start in the background; `closing` ends them.
-
-    `config` has the limits of time and length, and the number of workers. Raises ConfigError, in
-    one line, where something that the grader needs is not there.
-    """
-    return open_graders({"": protocol}, config, closing)[""]
