@@ -5,6 +5,11 @@ traceback.
 """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for a message of ours; its kind where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class OpdError(Exception):
     """Base of every error this package raises on purpose."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megatron_opd.architectures.config import ModelConfig
-from megatron_opd.errors import DataError
+from megatron_opd.errors import DataError, first_line
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.weights.headers import weights_are_there
 
@@ -55,7 +55,7 @@ def local_model(path: str) -> str:
             pass
         return snapshot_download(name, revision=revision, allow_patterns=files)
     except Exception as error:  # the network, the Hub and the disk fail in many types
-        cause = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        cause = first_line(error)
         option = f" --revision {revision}" if revision else ""
         raise DataError(
             f"{path}: no such directory, and it cannot be had from the Hugging Face Hub "

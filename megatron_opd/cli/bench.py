@@ -4,10 +4,12 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_opd.cli import harness
 from megatron_opd.cli.adding import Commands, natural, positive
 from megatron_opd.errors import ConfigError
 from megatron_opd.files.atomic import write_atomically
@@ -69,6 +71,7 @@ def add(added: Commands) -> None:
     )
     parser.add_argument("--nproc", metavar="N", type=positive, help="engines to start, one each")
     parser.add_argument("--json", metavar="FILE", type=Path, help="compare: write it there too")
+    harness.add_options(parser)
 
 
 def bench(arguments: argparse.Namespace) -> int:
@@ -125,34 +128,39 @@ def _regrade(words: list[str], arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from megatron_opd.world import torchrun
+    from megatron_opd.world import processes, torchrun
 
     if torchrun.is_worker():
         torchrun.die_with_parent(signal.SIGKILL)
-    if not _names(arguments) or arguments.out is None:
+    harness.check_options(arguments)
+    if not (_names(arguments) or arguments.lm_eval) or arguments.out is None:
         raise ConfigError(
             "bench: --suites and --out are missing; `megatron-opd bench list` has the suites"
         )
     launched = "WORLD_SIZE" in os.environ
     if arguments.server and (arguments.nproc or launched):
         raise ConfigError("--nproc: no effect with --server, which has processes of its own")
+    opened = harness.opened if arguments.lm_eval else _opened
     if arguments.nproc and arguments.nproc > 1 and not launched:
-        _opened(arguments)  # what is wrong is said once, before processes start
+        opened(arguments)  # what is wrong is said once, before processes start
         code, message = torchrun.run_workers(arguments.nproc, ["-m", "megatron_opd", *sys.argv[1:]])
         say(code, message)
         return code
-    from megatron_opd.bench.run import run
-    from megatron_opd.world import processes
-
-    bench = _opened(arguments)
+    work = opened(arguments)
     processes.start(timeout_minutes=ONE_DAY)  # one may have nothing left long before another
     try:
-        result = run(bench)
+        work()
     finally:
         processes.stop()
+    return 0
+
+
+def _run_and_show(bench: "Bench") -> None:
+    from megatron_opd.bench.run import run
+
+    result = run(bench)
     if result is not None:
         show(result, bench.out)
-    return 0
 
 
 def show(result: "Result", directory: Path) -> None:
@@ -164,8 +172,8 @@ def show(result: "Result", directory: Path) -> None:
     print(f"wrote {write_page(directory)}")
 
 
-def _opened(arguments: argparse.Namespace) -> "Bench":
-    """Every check that needs no engine."""
+def _opened(arguments: argparse.Namespace) -> Callable[[], None]:
+    """Suites to ask, after every check that needs no engine."""
     from megatron_opd.bench.configuration import configuration, training_problems
     from megatron_opd.bench.run import Bench
     from megatron_opd.suites.open import open_suites
@@ -193,7 +201,7 @@ def _opened(arguments: argparse.Namespace) -> "Bench":
     for suite in suites:
         check_grader(suite.protocol)
     problems = partial(training_problems, config, lambda text: warn([text]))
-    return Bench(config, suites, arguments.out, arguments.server, problems)
+    return partial(_run_and_show, Bench(config, suites, arguments.out, arguments.server, problems))
 
 
 def _names(arguments: argparse.Namespace) -> list[str]:

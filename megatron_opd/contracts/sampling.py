@@ -27,6 +27,7 @@ class Sampling:
     temperature: float  # 0 is greedy
     top_p: float = 1.0
     keep_cache: bool = False  # keys and values of the call before may be used again
+    stop: tuple[str, ...] = ()  # words that end a completion where they are written
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,18 @@ class Completion:
 
     token_ids: list[int]
     logprobs: list[float]  # nats, of the distribution sampled from: after temperature and top_p
-    finish_reason: str  # "stop" (the last token is an end) | "length"
+    finish_reason: str  # "stop" (the last token is an end, or completes a stop word) | "length"
+
+
+@dataclass(frozen=True)
+class ContextLogprobs:
+    """What an engine's model makes of a context: of every token but the first, given those before.
+
+    At temperature 1, whatever it samples with.
+    """
+
+    logprobs: list[float]  # nats
+    ranks: list[int]  # of the token among all of the vocabulary; 1 is the likeliest
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from megatron_opd.errors import DataError
+from megatron_opd.errors import DataError, first_line
 
 Row = dict[str, Any]
 
@@ -141,7 +141,7 @@ def read_csv(path: Path) -> Iterator[NumberedRow]:
                 else:
                     yield number, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({_first_line(error)}); write it again") from error
+        raise DataError(f"{path}: cannot be read ({first_line(error)}); write it again") from error
     finally:
         csv.field_size_limit(longest)
 
@@ -157,7 +157,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
         with cast(BinaryIO, gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
             yield file
     except (OSError, EOFError, zlib.error) as error:  # BadGzipFile is an OSError
-        raise DataError(f"{path}: cannot be read ({_first_line(error)}); write it again") from error
+        raise DataError(f"{path}: cannot be read ({first_line(error)}); write it again") from error
 
 
 def _first_character(file: BinaryIO) -> bytes:
@@ -219,7 +219,7 @@ def _python_rows(path: Path, before: int, batch: Any) -> Iterator[Row | RowError
             yield batch.slice(index, 1).to_pylist()[0]
         except (ValueError, OverflowError) as error:
             yield RowError(
-                path, before + index + 1, f"cannot be read ({_first_line(error)}); remove the row"
+                path, before + index + 1, f"cannot be read ({first_line(error)}); remove the row"
             )
 
 
@@ -235,7 +235,7 @@ def _numbered(path: Path, batches: Iterable[Any]) -> Iterator[NumberedRow]:
                 yield number, row
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
-            f"{path}: damaged after row {number} ({_first_line(error)}); write it again"
+            f"{path}: damaged after row {number} ({first_line(error)}); write it again"
         ) from error
 
 
@@ -263,12 +263,8 @@ def _open_parquet(path: Path) -> Any:
         file = pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
-            f"{path}: not a Parquet file ({_first_line(error)}); write it again"
+            f"{path}: not a Parquet file ({first_line(error)}); write it again"
         ) from error
     if file.metadata.num_rows == 0:
         raise DataError(f"{path}: the file has no rows; give it at least one")
     return file
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from megatron_opd.errors import DataError
+from megatron_opd.errors import DataError, first_line
 from megatron_opd.suites.suite import Suite
 
 _ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -54,7 +54,7 @@ def fetched(suite: Suite, data: HubData, choose: Choose) -> Fetched:
                 f"{suite.name}: {data.name} is gated; accept its terms on its page and set "
                 f"HF_TOKEN, or {here}"
             ) from None
-        cause = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        cause = first_line(error)
         option = f" --revision {data.revision}" if data.revision else ""
         gated = " (gated: it needs HF_TOKEN)" if suite.gated else ""
         raise DataError(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_opd.architectures.ends import Ends, read_ends
-from megatron_opd.errors import DataError
+from megatron_opd.errors import DataError, first_line
 from megatron_opd.tasks.light_tokenizer import read_light_tokenizer
 
 Tokenizer = Any  # transformers.PreTrainedTokenizerBase, which would be a slow import
@@ -27,7 +27,7 @@ def load_tokenizer(model_dir: str | Path) -> Tokenizer:
             str(model_dir), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # OSError, ValueError, KeyError ... by kind of damage
-        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        cause = first_line(error)
         raise DataError(
             f"{model_dir}: cannot load a tokenizer ({cause}); copy tokenizer.json and "
             "tokenizer_config.json there"

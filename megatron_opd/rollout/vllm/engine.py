@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.architectures.ends import read_ends
-from megatron_opd.contracts.sampling import Completion, Request, Sampling
+from megatron_opd.contracts.sampling import Completion, ContextLogprobs, Request, Sampling
 from megatron_opd.contracts.stations import Probes
 from megatron_opd.errors import OpdError, RunError
 from megatron_opd.recipe.keys import RolloutConfig
@@ -31,6 +31,8 @@ from megatron_opd.rollout.vllm.host_process import (
 from megatron_opd.rollout.vllm.sampling import (
     completion_of,
     forget_prefixes,
+    logprobs_of,
+    reading_params,
     run_requests,
     sampling_params,
     stream_requests,
@@ -143,6 +145,18 @@ class VllmEngine:
                     yield request, completion_of(request, output)
             finally:
                 self.sleep()
+
+    def logprobs(self, contexts: Sequence[np.ndarray]) -> list[ContextLogprobs]:
+        """What the model makes of every context, of at least two tokens and with room for one more.
+
+        Not collective. Raises RunError.
+        """
+        with self._awake(lambda: "reading contexts"):
+            try:
+                outputs = self._run(list(contexts), [reading_params() for _ in contexts], False)
+            finally:
+                self.sleep()
+        return [logprobs_of(output) for output in outputs]
 
     def _with_params(
         self, drawn: Iterable[tuple[Request, Sampling]]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from megatron_opd.contracts.sampling import Completion, Request, Sampling
+from megatron_opd.contracts.sampling import Completion, ContextLogprobs, Request, Sampling
 from megatron_opd.errors import RunError
 
 if TYPE_CHECKING:
@@ -31,7 +31,18 @@ def sampling_params(request: Request, ends: Sequence[int], sampling: Sampling) -
         # These replace the ends that vLLM reads from the model's files.
         stop_token_ids=list(ends),
         ignore_eos=True,
-        detokenize=False,  # text is decoded once, at the end
+        stop=list(sampling.stop),
+        detokenize=bool(sampling.stop),  # otherwise text is decoded once, at the end
+    )
+
+
+def reading_params() -> "SamplingParams":
+    """vLLM's parameters of a context that is read alone: logprobs of its tokens."""
+    from vllm import SamplingParams
+
+    # vLLM always draws a token behind it
+    return SamplingParams(
+        temperature=0.0, max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False
     )
 
 
@@ -93,6 +104,12 @@ def stream_requests(
     finally:
         if asked:  # an error, or a caller that needs no more
             engine.abort_request(internal_ids, internal=True)
+
+
+def logprobs_of(output: "RequestOutput") -> ContextLogprobs:
+    """The logprobs of a context in vLLM's output."""
+    read = output.prompt_logprobs
+    return ContextLogprobs(list(read.logprobs), list(read.ranks))
 
 
 def completion_of(request: Request, output: "RequestOutput") -> Completion:
