@@ -4,19 +4,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import batched
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch.distributed as dist
 from tqdm import tqdm
 
 from megatron_opd.contracts.sampling import Completion, ContextLogprobs, Request, Sampling
+from megatron_opd.contracts.stations import ReadingEngine
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.rollout.open import start_vllm_engine
 from megatron_opd.world.queue import shared_items
-
-if TYPE_CHECKING:
-    from megatron_opd.rollout.vllm.engine import VllmEngine
 
 CONTEXTS_AT_ONCE = 64
 
@@ -32,7 +30,7 @@ class Work[R](Protocol):
     def length(self) -> int:
         """The number of tokens for which an engine needs room."""
 
-    def results(self, engine: "VllmEngine", taken: Iterator[int]) -> Iterator[tuple[int, R]]:
+    def results(self, engine: ReadingEngine, taken: Iterator[int]) -> Iterator[tuple[int, R]]:
         """The results of the items whose numbers are in `taken`. Raises RunError."""
 
 
@@ -51,7 +49,7 @@ class Completing:
         return max(len(request.prompt_ids) + request.max_tokens for request, _ in self.drawn)
 
     def results(
-        self, engine: "VllmEngine", taken: Iterator[int]
+        self, engine: ReadingEngine, taken: Iterator[int]
     ) -> Iterator[tuple[int, Completion]]:
         """See `Work.results`."""
         numbers: dict[int, int] = {}  # by the identity of the request
@@ -80,7 +78,7 @@ class Reading:
         return max(len(context) for context in self.contexts) + 1  # a token is always drawn
 
     def results(
-        self, engine: "VllmEngine", taken: Iterator[int]
+        self, engine: ReadingEngine, taken: Iterator[int]
     ) -> Iterator[tuple[int, ContextLogprobs]]:
         """See `Work.results`."""
         for numbers in batched(taken, CONTEXTS_AT_ONCE):
@@ -94,7 +92,7 @@ class Engines:
     def __init__(self, config: RunConfig, closing: ExitStack) -> None:
         self._config = config
         self._closing = closing
-        self._engine: VllmEngine | None = None
+        self._engine: ReadingEngine | None = None
         self._queues = 0
         self._failed = False  # in work that the others still wait for
 
@@ -133,13 +131,14 @@ class Engines:
         results = tqdm(work.results(engine, taken), total=total, disable=dist.get_rank() != 0)
         return dict(results)
 
-    def _with_room(self, length: int) -> "VllmEngine":
+    def _with_room(self, length: int) -> ReadingEngine:
         """The engine; a new one, on all processes together, if it has too little room."""
         if self._engine and self._engine.max_sequence_length < length:
             self._closing.close()
             self._engine = None
         if self._engine is None:
             config = replace(self._config, max_sequence_length=length)
-            self._engine = start_vllm_engine(config, config.student, sleeps=False)
-            self._closing.callback(self._engine.close)
+            engine = start_vllm_engine(config, config.student, sleeps=False)
+            self._closing.callback(engine.close)
+            self._engine = engine
         return self._engine

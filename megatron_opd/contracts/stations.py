@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from megatron_opd.contracts.rows import Row, Task
-from megatron_opd.contracts.sampling import Completion, Draw, Request, Sampling
+from megatron_opd.contracts.sampling import Completion, ContextLogprobs, Draw, Request, Sampling
 from megatron_opd.contracts.signals import TeacherSignals
 
 if TYPE_CHECKING:
@@ -78,6 +80,14 @@ class StreamingEngine(Protocol):
         Requests are taken as there is room for them, so that several engines may draw from one
         queue. Raises RunError as `Engine.complete`.
         """
+
+
+class ReadingEngine(StreamingEngine, Protocol):
+    """One that also reads contexts. Its calls are not collective."""
+
+    def logprobs(self, contexts: Sequence[np.ndarray]) -> list[ContextLogprobs]:
+        """What the model makes of every context, int32 [T], of at least two tokens and with room
+        for one more. Raises RunError."""
 
 
 class Sampler(Protocol):

@@ -147,10 +147,7 @@ class VllmEngine:
                 self.sleep()
 
     def logprobs(self, contexts: Sequence[np.ndarray]) -> list[ContextLogprobs]:
-        """What the model makes of every context, of at least two tokens and with room for one more.
-
-        Not collective. Raises RunError.
-        """
+        """What the model makes of contexts: see `contracts.stations.ReadingEngine.logprobs`."""
         with self._awake(lambda: "reading contexts"):
             try:
                 outputs = self._run(list(contexts), [reading_params() for _ in contexts], False)
