@@ -54,7 +54,7 @@ bench: setup  ## every benchmark, one after the other (hours on a small machine)
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(PYTHON_BIN) $$file; done
 
 lock: setup  ## resolve constraints/*.txt from pyproject.toml (LOCK_ARGS=--upgrade for newer versions)
-	$(PYTHON_BIN) -m uv pip compile pyproject.toml --quiet --python $(PYTHON_BIN) --extra cpu --extra dev --extra agents \
+	$(PYTHON_BIN) -m uv pip compile pyproject.toml --quiet --python $(PYTHON_BIN) --extra cpu --extra dev --extra agents --extra ifbench \
 	    --override constraints/overrides.txt --custom-compile-command "make lock" $(LOCK_ARGS) -o constraints/cpu.txt
 	$(PYTHON_BIN) -m uv pip compile --group pyproject.toml:launch --quiet --python $(PYTHON_BIN) \
 	    --custom-compile-command "make lock" $(LOCK_ARGS) -o constraints/launch.txt

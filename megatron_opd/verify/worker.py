@@ -20,6 +20,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from types import ModuleType
 from typing import Any
 
 # The signals that end an evaluator: at its processor time, and at its wall time.
@@ -75,6 +76,10 @@ def following_judge() -> Judge:
 
     # The package downloads what it misses when it is imported; what it needs was checked before.
     nltk.download = lambda *_, **__: False
+    # It imports a library with which it would read its questions. We read them, and need none.
+    reading = ModuleType("datasets")
+    vars(reading)["load_dataset"] = None
+    sys.modules.setdefault("datasets", reading)
     from megatron_opd.verify.graders.following import judge_following
 
     return judge_following

@@ -189,7 +189,6 @@ def test_ifbench_needs_its_package_and_data(
 
 
 def test_ifbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("if_verifiable", reason="if-verifiable is not installed: extra `ifbench`")
     for name in instructions.NLTK_DATA:  # these items need none of them
         (tmp_path / "nltk" / name).mkdir(parents=True)
     monkeypatch.setenv("NLTK_DATA", str(tmp_path / "nltk"))
