@@ -36,7 +36,7 @@ def run(
     """
     from megatron_opd.checks.recipe import check_run_directory
     from megatron_opd.checks.training import check_data
-    from megatron_opd.runs import lock
+    from megatron_opd.files import lock
 
     if torchrun.is_worker():
         torchrun.die_with_parent(signal.SIGKILL)

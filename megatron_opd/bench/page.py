@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_opd.bench import plots
 from megatron_opd.bench.papers import PaperRow, read_papers
 from megatron_opd.bench.results import Result, SuiteResult, read_result, read_samples_by_suite
-from megatron_opd.bench.table import notes_of, percent
+from megatron_opd.bench.table import notes_of, over_seeds, percent
 from megatron_opd.contracts.suites import GradedSample
 from megatron_opd.errors import DataError
 from megatron_opd.files.atomic import write_atomically
@@ -62,6 +62,7 @@ class Section:
     parts: list[tuple[str, str]]
     excerpts: list[Excerpt]
     withheld: bool  # its questions are not printed
+    how: str  # how it was asked, in a sentence
     settings: list[tuple[str, str]]
 
 
@@ -86,6 +87,7 @@ def write_page(directory: Path) -> Path:
         ],
         provenance=[("model", list(_flat(result.model))), ("engine", list(_flat(result.engine)))],
         pct=percent,
+        over_seeds=over_seeds,
     )
     path = directory / "report.html"
     try:
@@ -99,7 +101,9 @@ def write_page(directory: Path) -> Path:
 
 def _section(name: str, result: Result, samples: Sequence[GradedSample]) -> Section:
     suite = result.suites[name]
-    pictures = [plots.questions(samples), plots.lengths(samples, suite.protocol.max_tokens)]
+    pictures = [plots.lengths(samples, suite.protocol.max_tokens)]
+    if suite.summary.samples > 1:  # one sample of a question is right or wrong
+        pictures.insert(0, plots.questions(samples))
     of_groups = plots.groups(samples, result)
     withheld = any(_NOT_SHOWN in str(one).lower() for one in (name, suite.data.get("hub")))
     return Section(
@@ -111,7 +115,31 @@ def _section(name: str, result: Result, samples: Sequence[GradedSample]) -> Sect
         parts=[(part.replace("_", " "), percent(v)) for part, v in suite.summary.parts.items()],
         excerpts=[] if withheld else _excerpts(samples),
         withheld=withheld,
+        how=_how(suite),
         settings=_settings(suite),
+    )
+
+
+def _how(suite: SuiteResult) -> str:
+    """How the questions were asked and graded, and where they are from."""
+    protocol = suite.protocol
+    drawn = f"at temperature {protocol.temperature:g}, top_p {protocol.top_p:g}"
+    words = [
+        f"{suite.summary.samples} of every question"
+        if suite.summary.samples > 1
+        else "every question once",
+        "greedily" if protocol.temperature == 0 else drawn,
+        f"at most {protocol.max_tokens:,} tokens",
+    ]
+    if protocol.shuffle != "none":
+        words.append(f"options shuffled for every {protocol.shuffle}")
+    versions = ", ".join(
+        f"{package} {version}" for package, version in suite.grader.versions.items()
+    )
+    data = suite.data.get("hub") or suite.data.get("path") or "data that are not named"
+    return (
+        f"Protocol {protocol.name}: {', '.join(words)}. Graded by {suite.grader.name}"
+        f"{f' ({versions})' if versions else ''}. Questions: {data}."
     )
 
 

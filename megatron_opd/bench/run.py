@@ -24,7 +24,7 @@ from megatron_opd.bench.results import (
     read_result,
     write_result,
 )
-from megatron_opd.bench.store import Store, check_request
+from megatron_opd.bench.store import Store, alone_in, check_request
 from megatron_opd.bench.summary import summarise
 from megatron_opd.contracts.rows import Verdict
 from megatron_opd.contracts.suites import GradedSample
@@ -62,6 +62,12 @@ def run(bench: Bench) -> Result | None:
 
     Goes on where an evaluation was stopped. Raises ConfigError, RunError.
     """
+    with ExitStack() as alone:
+        from_rank_0(lambda: alone.enter_context(alone_in(bench.out)))
+        return _run(bench)
+
+
+def _run(bench: Bench) -> Result | None:
     config = bench.config
     tokenizer = load_tokenizer(config.student.path)
     prompts = all_prompts(bench, tokenizer)
@@ -82,6 +88,12 @@ def run(bench: Bench) -> Result | None:
                 if prompt.key in completions and prompt.key not in verdicts:
                     grading.give(prompt, completions[prompt.key])
             if todo:
+                if dist.get_rank() == 0:
+                    print(
+                        f"{len(prompts)} samples of {', '.join(graders)}; "
+                        f"{len(prompts) - len(todo)} are there already",
+                        flush=True,
+                    )
                 writer = open_writer(bench, prompts, tokenizer, closing)
                 write(writer, todo, store, grading, len(prompts))
         versions = {name: dict(grader.versions) for name, grader in graders.items()}

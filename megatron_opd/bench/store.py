@@ -8,6 +8,7 @@ twice.
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Self, cast
@@ -16,6 +17,7 @@ from megatron_opd.contracts.rows import Verdict
 from megatron_opd.errors import ConfigError
 from megatron_opd.evaluation.writers import Written
 from megatron_opd.files.atomic import write_atomically
+from megatron_opd.files.lock import RUN_LOCK, locked
 from megatron_opd.files.typed import build, differences
 from megatron_opd.suites.asking import SuitePrompt
 
@@ -95,6 +97,17 @@ def _end_torn_line(path: Path) -> None:
             file.write(b"\n")
 
 
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """One evaluation at a time in a directory. Raises ConfigError, naming who is there."""
+    with locked(directory, named="--out ", option="--out "):
+        try:
+            yield
+        finally:
+            if len(list(directory.iterdir())) > 1:  # an empty directory goes with its lock
+                (directory / RUN_LOCK).unlink(missing_ok=True)
+
+
 def check_request(directory: Path, request: Mapping[str, object]) -> None:
     """Says what is asked in a new directory; in one that is begun, that it is the same.
 
@@ -105,7 +118,7 @@ def check_request(directory: Path, request: Mapping[str, object]) -> None:
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"--out {directory}: is a file; give a new directory")
     if not path.exists():
-        begun = (path.name, f"{path.name}.tmp")  # the second one after a kill
+        begun = (RUN_LOCK, path.name, f"{path.name}.tmp")  # the last one after a kill
         if directory.is_dir() and any(one.name not in begun for one in directory.iterdir()):
             raise ConfigError(f"--out {directory}: it holds other files; give a new directory")
         directory.mkdir(parents=True, exist_ok=True)

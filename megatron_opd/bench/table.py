@@ -16,8 +16,8 @@ _FAILURES = tuple(reason for reason in VERIFIER_FAILURES if reason != "bad_gold"
 
 def print_result(result: Result, console: Console | None = None) -> None:
     """The scores of all suites with their interval over questions and their error over seeds."""
-    head = ("suite", "N x k", "avg@k", "95 %", "seed ±", "pass@k", "maj@k", "cut", "no answer",
-            "tokens")  # fmt: skip
+    head = ("suite", "N x k", "avg@k", "95 %, questions", "95 %, seeds", "pass@k", "maj@k", "cut",
+            "no answer", "tokens")  # fmt: skip
     rows = [_row(name, suite) for name, suite in result.suites.items()]
     _print(f"{result.model.get('path', 'model')}, in percent", head, rows, console)
     for name, suite in result.suites.items():
@@ -71,11 +71,23 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
+def over_seeds(seed_error: float | None) -> str:
+    """How far another seed's score is from this one in 19 cases of 20, "± 2.5"; "-" where one
+    sample of every question does not show it."""
+    return "-" if seed_error is None else f"± {percent(1.96 * seed_error)}"
+
+
 def notes_of(name: str, suite: SuiteResult) -> list[str]:
     """What a reader of the score must know beside it."""
     summary = suite.summary
     samples = summary.questions * summary.samples
     notes = []
+    expected = suite.data.get("questions_expected")
+    if isinstance(expected, int) and expected != summary.questions:
+        notes.append(
+            f"{name}: {summary.questions:,} questions, the published data have {expected:,}; "
+            "compare its score with none of another number"
+        )
     if suite.overlap and suite.overlap.overlapping:
         notes.append(
             f"{name}: {suite.overlap.overlapping} of {summary.questions} questions share 13 words "
@@ -110,7 +122,7 @@ def _row(name: str, suite: SuiteResult) -> tuple[str, ...]:
     most = str(of.samples)
     return (
         name, f"{of.questions} x {of.samples}", percent(of.score),
-        f"{percent(of.low)} to {percent(of.high)}", percent(of.seed_error),
+        f"{percent(of.low)} to {percent(of.high)}", over_seeds(of.seed_error),
         percent(of.pass_at[most]) if of.samples > 1 else "-",
         percent(of.majority) if of.samples > 1 else "-", percent(of.truncated),
         percent(of.unanswered), f"{of.tokens.mean:,.0f}",

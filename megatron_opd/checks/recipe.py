@@ -16,6 +16,7 @@ from megatron_opd.checks.environment import check_tasks
 from megatron_opd.checks.method import check_method
 from megatron_opd.checks.sizes import check_sizes
 from megatron_opd.errors import ConfigError
+from megatron_opd.files.lock import RUN_LOCK
 from megatron_opd.files.own_code import checked_own
 from megatron_opd.methods.needs import needs_of
 from megatron_opd.recipe.keys import (
@@ -27,7 +28,6 @@ from megatron_opd.recipe.keys import (
 )
 from megatron_opd.weights.check import check_weights
 
-RUN_LOCK = ".lock"
 # files that a process may leave when it is killed before its run begins
 _NOTHING_YET = {RUN_LOCK, "config.yaml.tmp"}
 

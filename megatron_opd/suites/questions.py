@@ -43,10 +43,10 @@ def read_questions(suite: Suite, given: str | None, warn: Warn = logger.warning)
         only = f" with {suite.only}" if suite.only else ""
         raise DataError(f"{files.files[0].path}: has no question of {suite.name}{only}")
     kept = _named(_without_repetitions(suite, questions, warn))
-    if suite.questions not in (None, len(kept)):
+    if suite.questions is not None and suite.questions != len(kept):
         warn(
-            f"{suite.name}: {len(kept)} questions, where {suite.questions} are expected; compare "
-            "its result with none of another number"
+            f"{suite.name}: {len(kept):,} questions, where {suite.questions:,} are expected; "
+            "compare its result with none of another number"
         )
     provenance = {
         **files.origin,

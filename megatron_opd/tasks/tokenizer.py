@@ -23,7 +23,7 @@ def load_tokenizer(model_dir: str | Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             str(model_dir), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # OSError, ValueError, KeyError ... by kind of damage
@@ -32,6 +32,13 @@ def load_tokenizer(model_dir: str | Path) -> Tokenizer:
             f"{model_dir}: cannot load a tokenizer ({cause}); copy tokenizer.json and "
             "tokenizer_config.json there"
         ) from error
+    # Of some models' class transformers makes an empty tokenizer where there is none.
+    files = tokenizer.vocab_files_names.values()
+    if files and not any((Path(model_dir) / name).is_file() for name in files):
+        raise DataError(
+            f"{model_dir}: holds no tokenizer; copy tokenizer.json and tokenizer_config.json there"
+        )
+    return tokenizer
 
 
 def ends_of(tokenizer: Tokenizer) -> Ends:

@@ -106,6 +106,7 @@ def test_a_killed_evaluation_goes_on_with_two_engines_and_writes_no_sample_twice
     torn.write_text(torn.read_text() + '{"key": ["math_500", "cut sho')
     ended = forked.run(WORKER, 2, 0, counts, *asked)
     assert ended.returncode == 0, ended.stderr
+    assert "48 samples of math_500; 17 are there already\n" in ended.stdout
     kept = counts.read_text().splitlines()
     assert len(kept) == len(set(kept)) == QUESTIONS * SAMPLES
     expected = samples_of(whole)

@@ -24,7 +24,9 @@ def test_the_page_says_what_was_measured_and_how(tmp_path: Path) -> None:
         "math-verify",
         "abababab",
         "8,192 tokens",
-        "seeds ±",
+        "seeds ± 2.6",  # 1.96 standard errors, as the interval beside it
+        "Protocol official: 32 of every question, at temperature 0.6, top_p 0.95, at most 8,192 "
+        "tokens. Graded by math (math-verify 0.9.0). Questions: data/aime24.jsonl.",
     ):
         assert words in page
     assert page.count("data:image/png") == 1 + 2 + 3
@@ -47,6 +49,19 @@ def test_a_row_that_measures_something_else_has_no_difference(tmp_path: Path) ->
     page = write_page(tmp_path).read_text(encoding="utf-8")
     assert page.count('class="apart"') == 4
     assert "30 x 32, ours 9 x 2" in page
+
+
+def test_one_sample_of_a_question_has_no_picture_of_its_luck(tmp_path: Path) -> None:
+    """It is right or wrong. Another number of questions than the published one is said."""
+    samples = simulated("math_500", questions=9, samples=1)
+    result = result_of(samples, protocol=replace(PROTOCOL, samples=1, temperature=0.0))
+    suite = result.suites["math_500"]
+    fewer = replace(suite, data={**suite.data, "questions": 9, "questions_expected": 500})
+    write_result(tmp_path, replace(result, suites={"math_500": fewer}), samples)
+    page = write_page(tmp_path).read_text(encoding="utf-8")
+    assert page.count("data:image/png") == 1 + 1 and "sometimes" not in page
+    assert "math_500: 9 questions, the published data have 500; compare its score with" in page
+    assert "Protocol official: every question once, greedily, at most 8,192 tokens" in page
 
 
 def test_a_directory_without_results_has_no_page(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from megatron_opd.bench.grading import Grading
-from megatron_opd.bench.store import Store, check_request
+from megatron_opd.bench.store import Store, alone_in, check_request
 from megatron_opd.contracts.rows import Task, Verdict
 from megatron_opd.contracts.sampling import Request, Sampling
 from megatron_opd.contracts.suites import Answer, Asked, Question
@@ -47,7 +47,9 @@ def test_lines_of_all_processes_are_read_and_a_torn_one_is_not(tmp_path: Path) -
 
 def test_a_directory_is_of_one_request(tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
-    check_request(out, {"seed": 0, "suites": {"a": {"protocol": {"samples": 4}}}})
+    with alone_in(out):
+        check_request(out, {"seed": 0, "suites": {"a": {"protocol": {"samples": 4}}}})
+    assert [path.name for path in out.iterdir()] == ["request.json"]
     check_request(out, {"seed": 0, "suites": {"a": {"protocol": {"samples": 4}}}})
     with pytest.raises(ConfigError, match=r"another suites\.a\.protocol\.samples; give the same"):
         check_request(out, {"seed": 0, "suites": {"a": {"protocol": {"samples": 8}}}})

@@ -76,6 +76,11 @@ def test_a_missing_or_broken_model_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"{tmp_path}: cannot load a tokenizer") as caught:
         load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
+    # of this class transformers makes an empty tokenizer, which reads every text as no token
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    with pytest.raises(DataError, match=f"{tmp_path}: holds no tokenizer; copy tokenizer.json"):
+        load_tokenizer(tmp_path)
 
 
 def test_rendering(tokenizer: Any) -> None:

@@ -14,13 +14,13 @@ import pytest
 
 from megatron_opd.cli import main as cli
 from megatron_opd.errors import ConfigError
-from megatron_opd.runs import lock
+from megatron_opd.files import lock
 from tests.unit.tiny_model_files import write_recipe
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from megatron_opd.runs import lock
+from megatron_opd.files import lock
 with lock.locked(Path(sys.argv[1])):
     if os.fork() == 0:  # a worker may outlive the run
         os.close(1)
@@ -51,6 +51,11 @@ def test_a_second_process_is_refused_and_told_of_the_first(
         f"run_dir: {tmp_path / 'run'} is in use by process {holder.pid} on {host}; wait for its "
         "end or stop it, or give run_dir=..."
     )
+    with (
+        pytest.raises(ConfigError, match=r"^--out .*run is in use by .* or give --out \.\.\.$"),
+        lock.locked(tmp_path / "run", 0.2, named="--out ", option="--out "),
+    ):
+        pass
 
 
 def test_train_is_refused_before_it_starts_anything(

@@ -1,4 +1,5 @@
-"""The lock of a run directory, which rank 0 holds, so that one run at a time works there.
+"""The lock of a run directory, which rank 0 holds, so that one run at a time works there. That of
+an evaluation has one, too.
 
 The lock is POSIX's (`fcntl.lockf`). The kernel takes it back at any end of the process, and no
 process that it starts inherits it. Between nodes it is as good as the file system's locks: NFS 4
@@ -18,28 +19,31 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_opd.checks.recipe import RUN_LOCK
 from megatron_opd.errors import ConfigError
 
+RUN_LOCK = ".lock"
 SECONDS = 120.0 if "SLURM_JOB_ID" in os.environ else 3.0
 _TAKEN = (errno.EACCES, errno.EAGAIN)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
-def locked(directory: Path, seconds: float = SECONDS) -> Iterator[None]:
+def locked(
+    directory: Path, seconds: float = SECONDS, *, named: str = "run_dir: ", option: str = "run_dir="
+) -> Iterator[None]:
     """Makes the directory and holds its lock; removes the directory at the end if it is empty.
 
-    Raises ConfigError when another process has the lock for longer than `seconds`. Warns and goes
-    on if the file system has no locks.
+    Raises ConfigError when another process has the lock for longer than `seconds`; its line begins
+    with `named`, and `option` is how another directory is given. Warns and goes on if the file
+    system has no locks.
     """
     path = directory / RUN_LOCK
     deadline = time.monotonic() + seconds
-    while (descriptor := _take(path)) is None:
+    while (descriptor := _take(path, named, option)) is None:
         if time.monotonic() > deadline:
             raise ConfigError(
-                f"run_dir: {directory} is in use by {_holder(path)}; wait for its end or stop it, "
-                "or give run_dir=..."
+                f"{named}{directory} is in use by {_holder(path)}; wait for its end or stop it, "
+                f"or give {option}..."
             )
         time.sleep(0.1)
     try:
@@ -56,14 +60,14 @@ def locked(directory: Path, seconds: float = SECONDS) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take(path: Path) -> int | None:
+def _take(path: Path, named: str, option: str) -> int | None:
     """The descriptor of the locked file, or None while another process has the lock."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise ConfigError(
-            f"run_dir: cannot write {path} ({error.strerror}); choose another run_dir=..."
+            f"{named}cannot write {path} ({error.strerror}); choose another {option}..."
         ) from None
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,7 +83,7 @@ def _take(path: Path) -> int | None:
     if path.is_file() and os.path.samestat(os.fstat(descriptor), path.stat()):
         return descriptor
     os.close(descriptor)  # its holder has removed it meanwhile
-    return _take(path)
+    return _take(path, named, option)
 
 
 def _holder(path: Path) -> str:
