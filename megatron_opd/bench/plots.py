@@ -102,7 +102,8 @@ def lengths(samples: Sequence[GradedSample], limit: int) -> Picture:
                 "#8c96a3"),
     }  # fmt: skip
     most = max(one.tokens for one in samples)
-    edges = np.linspace(0, max(most, 1), 41)
+    width = -(-(most + 1) // 40)  # whole tokens, at most 40 bars
+    edges = np.arange(0, most + 1 + width, width) - 0.5
     figure = Figure(figsize=(4.0, 2.3), dpi=180, layout="constrained")
     axes = figure.add_subplot()
     axes.hist(

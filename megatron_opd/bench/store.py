@@ -100,7 +100,7 @@ def _end_torn_line(path: Path) -> None:
 @contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
     """One evaluation at a time in a directory. Raises ConfigError, naming who is there."""
-    with locked(directory, named="--out ", option="--out "):
+    with locked(directory, named="--out: ", option="--out "):
         try:
             yield
         finally:

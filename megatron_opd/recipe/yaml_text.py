@@ -21,7 +21,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The YAML 1.2 mapping in `path`. Raises ConfigError with the line of a syntax error."""
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     except InvalidYaml as error:
         raise ConfigError(f"{path}: {error}") from None

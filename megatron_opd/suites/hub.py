@@ -9,6 +9,8 @@ from megatron_opd.errors import DataError, first_line
 from megatron_opd.suites.suite import Suite
 
 _ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+# Files that are read. No data set is called so.
+KINDS = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".arrow")
 Choose = Callable[[Sequence[str]], list[str]]  # a suite's files among names
 
 
@@ -29,7 +31,7 @@ class Fetched(NamedTuple):
 def parse_id(text: str) -> HubData | None:
     """The data set that a text may mean on the Hub; None where it can only be a path."""
     match = _ID.fullmatch(text)
-    if match is None or Path(text).exists() or Path(text).parent.exists():
+    if match is None or text.endswith(KINDS) or Path(text).exists() or Path(text).parent.exists():
         return None
     return HubData(match["name"], match["revision"])
 

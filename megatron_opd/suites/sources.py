@@ -18,10 +18,9 @@ from megatron_opd.files.rows import (
     read_json,
     read_parquet,
 )
-from megatron_opd.suites.hub import HubData, fetched, parse_id
+from megatron_opd.suites.hub import KINDS, HubData, fetched, parse_id
 from megatron_opd.suites.suite import Suite
 
-KINDS = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".arrow")
 # Descriptions that Hugging Face's `datasets` writes beside data.
 _BESIDE = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 _LONGEST_LINE = 2**30  # bytes: a problem's hidden tests are one value

@@ -52,8 +52,8 @@ def test_a_second_process_is_refused_and_told_of_the_first(
         "end or stop it, or give run_dir=..."
     )
     with (
-        pytest.raises(ConfigError, match=r"^--out .*run is in use by .* or give --out \.\.\.$"),
-        lock.locked(tmp_path / "run", 0.2, named="--out ", option="--out "),
+        pytest.raises(ConfigError, match=r"^--out: .*run is in use by .* or give --out \.\.\.$"),
+        lock.locked(tmp_path / "run", 0.2, named="--out: ", option="--out "),
     ):
         pass
 

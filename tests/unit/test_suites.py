@@ -306,6 +306,7 @@ def test_wrong_data_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert f"{path}: {wants}" in error(aime24=str(path))
     assert error(aime24=str(path)).endswith("; there are Question, solution")
     assert "no such file or folder; give --data aime24=PATH" in error(aime24=str(tmp_path / "x/y"))
+    assert "no such file or folder" in error(aime24="no_folder/aime24.jsonl")  # no Hub id
     assert "--data aime25: is none of the suites" in error(aime25=str(path))
     path.write_text('{"problem": "1 + 1?", "answer": null}\n')
     assert error(aime24=str(path)) == f"{path}:1: no answer; correct the row"
