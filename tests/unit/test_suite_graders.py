@@ -53,6 +53,10 @@ def asked(question: Question) -> Asked:
         ("I guess\nB", "B"),
         ("hm\n**C**", "C"),
         ("hm\nB. 5 km", "B"),
+        ("A. 4 km\n\nB. 5 km", "B"),  # the first line is no option
+        ("B. 5 km\nB. 5 km", "B"),
+        ("B. 5 km\nC. Blue sky", None),  # the options said again, none chosen
+        ("A\nB\n\nC\nD\n", None),
         ("I do not know", None),
         ("", None),
     ],

@@ -12,7 +12,7 @@ from megatron_opd.contracts.suites import Answer, Asked
 from megatron_opd.verify.answer import content_of, final_answer
 from megatron_opd.verify.graders.reasoning import conclusion, no_answer
 
-RULES = "1"  # of this grader; another number is another grader
+RULES = "2"  # of this grader; another number is another grader
 _TAIL = 4000  # characters in which a statement without a box is looked for
 _TEXT = re.compile(
     r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname|rm|bf)\s*\{([^{}]*)\}"
@@ -72,8 +72,13 @@ def chosen_option(text: str, asked: Asked, *, cut: bool = False) -> str | None:
     stated = [match for match in _STATED.finditer(tail) if _is_letter(tail, match, letters)]
     if stated:
         return (stated[-1]["enclosed"] or stated[-1]["bare"]).upper()
-    lines = tail.strip().splitlines()
-    return None if cut or not lines else _in_line(lines[-1], letters, options)
+    lines = [line for line in tail.splitlines() if line.strip()]
+    if cut or not lines:
+        return None
+    chosen = _in_line(lines[-1], letters, options)
+    before = _in_line(lines[-2], letters, options) if len(lines) > 1 else None
+    # the options said again end with the last one, which nobody chose
+    return None if before and before != chosen else chosen
 
 
 def _in_box(content: str, letters: Sequence[str], options: Sequence[str]) -> str:
