@@ -53,10 +53,6 @@ def check(bench: HarnessBench) -> None:
     for path in (bench.out / RESULTS, bench.out / SAMPLES):
         if path.exists():
             raise ConfigError(f"--out: {path} exists already; give another directory")
-    try:
-        bench.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {bench.out}: {error.strerror}; give another directory") from None
     tokenizer = load_tokenizer(bench.config.student.path)
     if bench.chat_template and not tokenizer.chat_template:
         raise ConfigError(
@@ -64,6 +60,10 @@ def check(bench: HarnessBench) -> None:
             "the option out"
         )
     _known_tasks(bench)
+    try:
+        bench.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {bench.out}: {error.strerror}; give another directory") from None
 
 
 def _known_tasks(bench: HarnessBench) -> "tuple[TaskManager, list[str | dict[str, object]]]":
