@@ -169,7 +169,7 @@ def _check_nothing_sampled(config: RunConfig) -> None:
 
 
 def _check_eval(evaluation: EvalConfig, *, has_heldout: bool) -> None:
-    if not has_heldout and not evaluation.suites:
+    if not has_heldout and not any(evaluation.suites.values()):
         raise ConfigError(
             "eval: needs data.heldout, the file of held-out prompts, or eval.suites; give one, or "
             "set eval=null"

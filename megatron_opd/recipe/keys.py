@@ -196,8 +196,8 @@ class EvalConfig:
     top_p: Fraction = 1.0
     # of an environment's tasks: the student reads no skills, or reads them, or is measured twice
     skills: Literal["without", "with", "both"] = "without"
-    # by name, or by the path of a YAML file with one of yours
-    suites: dict[str, SuiteConfig] = field(default_factory=dict)
+    # by name, or by the path of a YAML file with one of yours; null leaves one of the base out
+    suites: dict[str, SuiteConfig | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

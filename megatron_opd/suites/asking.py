@@ -87,7 +87,9 @@ def suites_in(config: RunConfig, warn: Warn) -> list[tuple[OpenSuite, SuiteConfi
     """The suites of a recipe's `eval.suites`, with their data. Raises ConfigError, DataError."""
     opened: dict[str, tuple[OpenSuite, SuiteConfig]] = {}
     for name, settings in (config.eval.suites if config.eval else {}).items():
-        if settings.data is not None and name not in SUITES:
+        if settings is None:
+            continue
+        if settings.data is not None and not _is_listed(name):
             raise ConfigError(
                 f"eval.suites.{name}.data: is of one suite of the list; name it, or give the data "
                 "in its YAML file"
@@ -100,9 +102,25 @@ def suites_in(config: RunConfig, warn: Warn) -> list[tuple[OpenSuite, SuiteConfi
             max_tokens=settings.max_tokens,
             seed=config.seed,
             warn=warn,
+            own_data=_own_data(name),
         )
         for suite in suites:
             if suite.name in opened:
                 raise ConfigError(f"eval.suites.{name}: {suite.name} is there twice; remove one")
             opened[suite.name] = (suite, settings)
     return list(opened.values())
+
+
+def _is_listed(name: str) -> bool:
+    """True for a suite of the list, or its questions of a date window."""
+    return name.partition(":")[0] in SUITES
+
+
+def _own_data(name: str) -> str:
+    """How a recipe names the data of a suite of `eval.suites`, or does without it."""
+    without = f"or eval.suites.{name}=null to leave it out"
+    if _is_listed(name):
+        return f"eval.suites.{name}.data=PATH ({without})"
+    if name.endswith((".yaml", ".yml")):
+        return f"data in {name}"
+    return f"eval.suites.{{name}}.data=PATH in the place of {name} ({without})"

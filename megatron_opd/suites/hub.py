@@ -50,7 +50,7 @@ def fetched(suite: Suite, data: HubData, choose: Choose) -> Fetched:
     except Exception as error:  # the network, the Hub and the disk fail in many types
         if cached := _cached(data, choose):
             return cached
-        here = f"give its file or folder as --data {suite.name}=PATH"
+        here = f"give its file or folder as {suite.own_data}"
         if isinstance(error, GatedRepoError):
             raise DataError(
                 f"{suite.name}: {data.name} is gated; accept its terms on its page and set "

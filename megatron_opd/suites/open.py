@@ -53,6 +53,7 @@ def open_suites(
     limit: int | None = None,
     seed: int = 0,
     warn: Warn = logger.warning,
+    own_data: str = "--data {name}=PATH",
 ) -> list[OpenSuite]:
     """The suites of these names, groups and a user's own YAML files, every one once, with their
     questions read.
@@ -60,7 +61,8 @@ def open_suites(
     `data` has a file, folder or Hub id by suite, where they are not the suite's own of the Hub.
     `samples` of every question, and `max_tokens` of a completion, replace the protocol's. `limit`
     takes that many questions of every suite, spread over its groups. `seed` draws the order of
-    options. `warn` gets a line for what is odd and not wrong.
+    options. `warn` gets a line for what is odd and not wrong. `own_data` is how an error tells
+    the user to name a suite's data.
 
     Raises ConfigError for names, DataError for data, in one line.
     """
@@ -74,7 +76,8 @@ def open_suites(
             )
     opened = []
     for suite, asked_as, path in by_name.values():
-        read = read_questions(suite, given.get(suite.name, path), warn)
+        told = replace(suite, own_data=own_data.format(name=suite.name))
+        read = read_questions(told, given.get(suite.name, path), warn)
         questions = first_of(read.questions, limit)
         provenance = {**read.provenance, "shuffle_seed": seed, "asked": len(questions)}
         opened.append(OpenSuite(suite, asked_as, questions, provenance, seed))

@@ -60,9 +60,7 @@ def find_files(suite: Suite, given: str | None) -> SuiteFiles:
         names = choose_files(suite, [str(file.relative_to(path)) for file in inside], text)
         files = [DataFile(name, path / name) for name in names]
     else:
-        raise DataError(
-            f"{suite.name}: {text}: no such file or folder; give --data {suite.name}=PATH"
-        )
+        raise DataError(f"{suite.name}: {text}: no such file or folder; give {suite.own_data}")
     for file in files:
         if not file.name.endswith(KINDS):
             raise DataError(
@@ -95,7 +93,7 @@ def choose_files(suite: Suite, names: Sequence[str], where: str) -> list[str]:
         more = f" and {len(chosen) - _MOST_LISTED} more" if len(chosen) > _MOST_LISTED else ""
         raise DataError(
             f"{suite.name}: {where}: has files of several kinds "
-            f"({', '.join(chosen[:_MOST_LISTED])}{more}); give one as --data {suite.name}=PATH"
+            f"({', '.join(chosen[:_MOST_LISTED])}{more}); give one as {suite.own_data}"
         )
     return chosen
 

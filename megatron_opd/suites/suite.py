@@ -58,3 +58,4 @@ class Suite:
     grading: Mapping[str, object] = field(default_factory=dict)  # the grader's options
     gated: bool = False  # to be had with a token and accepted terms alone
     note: str = ""  # what a reader of its numbers must know
+    own_data: str = ""  # how a user names other data: an option, or a recipe's key

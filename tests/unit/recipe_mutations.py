@@ -52,6 +52,8 @@ def whole_recipes(paths: dict[str, str]) -> list[dict[str, Any]]:
                 tree[role].get("layout", {}).pop("expert_model_parallel_size", None)
         data = tree.get("data") or {}
         data |= {key: paths["data"] for key in ("train", "heldout") if data.get(key)}
+        for name, suite in (tree.get("eval") or {}).get("suites", {}).items():
+            suite["data"] = f"{paths['suites']}/{name}"
         recipes.append(tree | {"run_dir": paths["run_dir"]})
     return recipes
 

@@ -4,19 +4,31 @@ fixed seeds."""
 import io
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from ruamel.yaml import YAML
 
 from megatron_opd.cli.main import main
 from megatron_opd.recipe.load import dump_config, load_config
+from megatron_opd.suites.table import SUITES
+from tests.unit.published_suites import write_suite
 from tests.unit.recipe_mutations import BOMB, TEXTS, mangle, mutate, whole_recipes
 from tests.unit.tiny_model_files import write_model, write_recipe
 
 PER_SEED = 100
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def offline() -> Iterator[None]:
+    """No fault sends a suite's data to be looked for on the Hub."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     skill = {"title": "Look", "principle": "Look first.", "when_to_apply": "Always."}
     bank = {"general_skills": [{"skill_id": "gen_001", **skill}], "task_specific_skills": {}}
     (folder / "bank.json").write_text(json.dumps(bank))
+    for name in SUITES:
+        write_suite(name, folder / "suites" / name)
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -47,6 +61,7 @@ def recipes(folder: Path) -> list[dict[str, Any]]:
         | {
             "data": str(folder / "data.jsonl"),
             "bank": str(folder / "bank.json"),
+            "suites": str(folder / "suites"),
             "run_dir": str(folder / "run"),
         }
     )
