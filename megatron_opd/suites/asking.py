@@ -118,7 +118,7 @@ def _is_listed(name: str) -> bool:
 
 def _own_data(name: str) -> str:
     """How a recipe names the data of a suite of `eval.suites`, or does without it."""
-    without = f"or eval.suites.{name}=null to leave it out"
+    without = f"or eval.suites.{name}=null to leave it out, eval=null all of them"
     if _is_listed(name):
         return f"eval.suites.{name}.data=PATH ({without})"
     if name.endswith((".yaml", ".yml")):

@@ -97,7 +97,7 @@ def test_without_the_data_a_line_says_what_to_set(
         opened(*local)
     assert (
         "give its file or folder as eval.suites.aime24.data=PATH (or eval.suites.aime24=null to "
-        "leave it out)" in str(error.value)
+        "leave it out, eval=null all of them)" in str(error.value)
     )
     assert "\n" not in str(error.value)
     assert opened(*local, f"eval.suites.aime24.data={published / 'aime24'}") == [
