@@ -20,7 +20,7 @@ from megatron_opd.bench.table import print_result
 from megatron_opd.contracts.suites import Answer, Asked, GradedSample, Grader, Question
 from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.recipe.keys import RewardConfig
-from megatron_opd.suites.open import open_suites
+from megatron_opd.suites.open import OpenSuite, open_suites
 from megatron_opd.suites.table import SUITES
 from megatron_opd.verify.graders.open import open_graders
 
@@ -53,7 +53,8 @@ def regrade_directory(
     with ExitStack() as closing:
         graders = open_graders(protocols, RewardConfig(), closing)
         for name, suite in result.suites.items():
-            questions = _questions(name, suite, data, suites)
+            opened = open_again(name, suite, data, suites)
+            questions = {question.key: question for question in opened.questions}
             again, changed = regrade(samples[name], questions, graders[name])
             graded += again
             used = GraderUsed(suite.protocol.grader, dict(graders[name].versions))
@@ -95,26 +96,27 @@ def _answer(one: GradedSample, questions: Mapping[str, Question]) -> Answer:
     return Answer.to(one.prompt, asked, one.text, truncated=one.truncated)
 
 
-def _questions(
+def open_again(
     name: str, suite: SuiteResult, data: Mapping[str, str], suites: Sequence[str]
-) -> Mapping[str, Question]:
-    """The questions of a suite by key."""
+) -> OpenSuite:
+    """A suite of a result with its questions, as it was asked: from `data`, or from where they
+    were. `suites` names the YAML files of a user's own. Raises ConfigError, DataError."""
     packaged = name.partition(":")[0] in SUITES
     if not packaged and not suites:
-        raise ConfigError(
-            f"bench regrade: {name} is a suite of yours; give --suites and its YAML file"
-        )
+        raise ConfigError(f"bench: {name} is a suite of yours; give --suites and its YAML file")
     names = [name] if packaged else [*suites]
     given = {name: data[name]} if name in data else _where(name, suite) if packaged else {}
     opened = {one.name: one for one in open_suites(names, data=given, warn=lambda _: None)}
     if name not in opened:
-        raise ConfigError(f"bench regrade: {name} is none of the suites of {', '.join(suites)}")
+        raise ConfigError(f"bench: {name} is none of the suites of {', '.join(suites)}")
     if check_sums(opened[name].provenance) != check_sums(suite.data):
         raise DataError(
             f"{name}: its data are not those of the result (another sha256); name them as --data "
             f"{name}=PATH"
         )
-    return {question.key: question for question in opened[name].questions}
+    seed = suite.data.get("shuffle_seed", 0)
+    assert isinstance(seed, int), "a result keeps the seed of its options' order"
+    return replace(opened[name], protocol=suite.protocol, seed=seed)
 
 
 def _where(name: str, suite: SuiteResult) -> dict[str, str]:

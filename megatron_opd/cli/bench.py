@@ -32,7 +32,7 @@ def add(added: Commands) -> None:
     )
     parser.add_argument(
         "words",
-        metavar="[RECIPE [KEY=VALUE ...]] | list | compare A B | regrade DIR",
+        metavar="[RECIPE [KEY=VALUE ...]] | list | compare A B | regrade DIR | traces DIR",
         nargs="*",
         help="a recipe, whose student, template and engine are used; without one give --model",
     )
@@ -71,6 +71,12 @@ def add(added: Commands) -> None:
     )
     parser.add_argument("--nproc", metavar="N", type=positive, help="engines to start, one each")
     parser.add_argument("--json", metavar="FILE", type=Path, help="compare: write it there too")
+    parser.add_argument(
+        "--keep",
+        choices=["first", "shortest", "all"],
+        default="first",
+        help="traces: which right samples of a question; default first",
+    )
     harness.add_options(parser)
 
 
@@ -84,6 +90,8 @@ def bench(arguments: argparse.Namespace) -> int:
             return _compare(words[1:], arguments.json)
         case ["regrade"]:
             return _regrade(words[1:], arguments)
+        case ["traces"]:
+            return _traces(words[1:], arguments)
     return _run(arguments)
 
 
@@ -124,6 +132,17 @@ def _regrade(words: list[str], arguments: argparse.Namespace) -> int:
     if len(words) != 1 or arguments.out is None:
         raise ConfigError("bench regrade: give a result's directory, and --out for the new one")
     regrade_directory(Path(words[0]), arguments.out, _data(arguments), _names(arguments))
+    return 0
+
+
+def _traces(words: list[str], arguments: argparse.Namespace) -> int:
+    from megatron_opd.bench.traces import traces_of_result
+
+    if len(words) != 1 or arguments.out is None:
+        raise ConfigError("bench traces: give a result's directory, and --out FILE.parquet")
+    traces_of_result(
+        Path(words[0]), arguments.out, arguments.keep, _data(arguments), _names(arguments)
+    )
     return 0
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -167,11 +168,7 @@ def _sha256(path: Path) -> str:
 
 
 def _write(out: Path, kept: list[Row], provenance: dict[str, Any], *, with_tokens: bool) -> None:
-    """Writes the file whole or not at all."""
-    import pyarrow
-    import pyarrow.parquet
-
-    columns = {
+    columns: dict[str, list[Any]] = {
         "problem": [r.task.problem for r in kept],
         "answer": [r.task.answer for r in kept],
         "response": [r.text for r in kept],
@@ -179,7 +176,17 @@ def _write(out: Path, kept: list[Row], provenance: dict[str, Any], *, with_token
     }
     if with_tokens:
         columns["token_ids"] = [r.token_ids.tolist() for r in kept]
-    table = pyarrow.table(columns).replace_schema_metadata(
+    write_columns(out, columns, provenance)
+
+
+def write_columns(
+    out: Path, columns: Mapping[str, list[Any]], provenance: Mapping[str, object]
+) -> None:
+    """Writes a file of traces whole or not at all, with where it comes from in its metadata."""
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table(dict(columns)).replace_schema_metadata(
         {"megatron-opd": json.dumps(provenance, default=str)}
     )
     partial = out.with_name(f".{out.name}.partial")
