@@ -51,14 +51,18 @@ class SmallEngine:
 
     def _next_logprobs(self, open_: "Sequence[_Drawn]", temperature: float) -> np.ndarray:
         """The logprobs of every sequence's next token, float64 [B, V]."""
-        lengths = torch.tensor([len(one.sequence) for one in open_])
+        # samples of one prompt that say the same so far are read once
+        sequences = [tuple(one.sequence) for one in open_]
+        place = {sequence: n for n, sequence in enumerate(dict.fromkeys(sequences))}
+        lengths = torch.tensor([len(sequence) for sequence in place])
         width = int(lengths.max())
-        ids = [one.sequence + [0] * (width - len(one.sequence)) for one in open_]
+        ids = [sequence + (0,) * (width - len(sequence)) for sequence in place]
         # padding stands behind, where a causal model does not look
         hidden_BTD = self._model.model(input_ids=torch.tensor(ids)).last_hidden_state
         last_BD = hidden_BTD[torch.arange(len(ids)), lengths - 1]
         logits_BV = self._model.lm_head(last_BD).double() / (temperature or 1.0)
-        return torch.log_softmax(logits_BV, dim=-1).numpy()
+        logprobs_BV = torch.log_softmax(logits_BV, dim=-1).numpy()
+        return logprobs_BV[[place[sequence] for sequence in sequences]]
 
     def reload(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replaces all weights: see `contracts.stations.Engine.reload`."""
