@@ -7,6 +7,7 @@ import importlib.util
 import json
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from megatron_opd.bench.identity import engine_of, identity_of
 from megatron_opd.errors import ConfigError, OpdError, RunError, first_line
 from megatron_opd.files.atomic import write_atomically
 from megatron_opd.recipe.keys import RunConfig
-from megatron_opd.tasks.tokenizer import Tokenizer, load_tokenizer
+from megatron_opd.tasks.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from lm_eval.result_schema import EvalResults
@@ -41,9 +42,32 @@ class HarnessBench:
     limit: int | None = None  # documents of every task, the first ones
     max_tokens: int | None = None  # of a completion; None: every task's own
 
-    @property
-    def names(self) -> str:
-        return ",".join(map(str, self.tasks))
+    @cached_property
+    def known_tasks(self) -> "tuple[TaskManager, list[str | dict[str, object]]]":
+        """The tasks as `lm-eval` takes them. Raises ConfigError.
+
+        Reading the index of that package's own tasks takes seconds.
+        """
+        from lm_eval.tasks import TaskManager
+        from lm_eval.tasks._yaml_loader import load_yaml
+
+        manager = TaskManager(include_defaults=any(isinstance(task, str) for task in self.tasks))
+        tasks: list[str | dict[str, object]] = []
+        for task in self.tasks:
+            if isinstance(task, str):
+                names = manager.match_tasks([task])
+                if not names:
+                    raise ConfigError(
+                        f"--lm-eval {task}: no such task; `python -m lm_eval ls tasks` has the "
+                        "names, and a task of your own is a .yaml file"
+                    )
+                tasks += names
+                continue
+            try:
+                tasks.append(load_yaml(task, resolve_func=True))
+            except Exception as error:  # OSError, yaml's errors, what a function in it raises
+                raise ConfigError(f"--lm-eval {task}: {first_line(error)}") from error
+        return manager, tasks
 
 
 def check(bench: HarnessBench) -> None:
@@ -59,37 +83,11 @@ def check(bench: HarnessBench) -> None:
             f"--apply-chat-template: the tokenizer of {bench.config.student.path} has none; leave "
             "the option out"
         )
-    _known_tasks(bench)
+    _ = bench.known_tasks
     try:
         bench.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {bench.out}: {error.strerror}; give another directory") from None
-
-
-def _known_tasks(bench: HarnessBench) -> "tuple[TaskManager, list[str | dict[str, object]]]":
-    """The tasks as `lm-eval` takes them. Raises ConfigError."""
-    from lm_eval.tasks import TaskManager
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    # reading the index of its own tasks takes seconds
-    of_package = any(isinstance(task, str) for task in bench.tasks)
-    manager = TaskManager(include_defaults=of_package)
-    tasks: list[str | dict[str, object]] = []
-    for task in bench.tasks:
-        if isinstance(task, str):
-            names = manager.match_tasks([task])
-            if not names:
-                raise ConfigError(
-                    f"--lm-eval {task}: no such task; `python -m lm_eval ls tasks` has the names, "
-                    "and a task of your own is a .yaml file"
-                )
-            tasks += names
-            continue
-        try:
-            tasks.append(load_yaml(task, resolve_func=True))
-        except Exception as error:  # OSError, yaml's errors, what a function in it raises
-            raise ConfigError(f"--lm-eval {task}: {first_line(error)}") from error
-    return manager, tasks
 
 
 def run_harness(bench: HarnessBench) -> str | None:
@@ -97,26 +95,25 @@ def run_harness(bench: HarnessBench) -> str | None:
 
     Raises ConfigError, RunError.
     """
-    tokenizer = load_tokenizer(bench.config.student.path)
     with ExitStack() as closing:
         engines = Engines(bench.config, closing.enter_context(ExitStack()))
         if dist.get_rank() != 0:
             engines.serve()
             return None
         try:
-            results = _evaluate(bench, engines, tokenizer)
+            results = _evaluate(bench, engines)
         finally:
             engines.dismiss()
     return _write(bench.out, results)
 
 
-def _evaluate(bench: HarnessBench, engines: Engines, tokenizer: Tokenizer) -> "EvalResults":
+def _evaluate(bench: HarnessBench, engines: Engines) -> "EvalResults":
     from lm_eval import simple_evaluate
 
     from megatron_opd.bench.harness_model import HarnessModel
 
     config = bench.config
-    manager, tasks = _known_tasks(bench)
+    manager, tasks = bench.known_tasks
     about = {
         "megatron_opd": __version__,
         "student": identity_of(config.student.path),
@@ -124,6 +121,7 @@ def _evaluate(bench: HarnessBench, engines: Engines, tokenizer: Tokenizer) -> "E
         "apply_chat_template": bench.chat_template,
         "num_fewshot": bench.num_fewshot,
     }
+    tokenizer = load_tokenizer(config.student.path)
     context = architecture_of(config.student).max_position_embeddings
     model = HarnessModel(engines, tokenizer, context=context, seed=config.seed, about=about)
     tokens = {"max_gen_toks": bench.max_tokens} if bench.max_tokens else None
@@ -140,8 +138,9 @@ def _evaluate(bench: HarnessBench, engines: Engines, tokenizer: Tokenizer) -> "E
     except OpdError:
         raise
     except Exception as error:  # data that are not here, metrics without their package, ...
+        names = ",".join(map(str, bench.tasks))
         raise RunError(
-            f"lm-eval failed in {bench.names}: {type(error).__name__}: {first_line(error)}"
+            f"lm-eval failed in {names}: {type(error).__name__}: {first_line(error)}"
         ) from error
     assert results is not None, "the first process has the results"
     return results

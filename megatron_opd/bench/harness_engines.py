@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from megatron_opd.contracts.sampling import Completion, ContextLogprobs, Request, Sampling
 from megatron_opd.contracts.stations import ReadingEngine
+from megatron_opd.evaluation.writers import named_stream
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.rollout.open import start_vllm_engine
 from megatron_opd.world.queue import shared_items
@@ -52,15 +53,7 @@ class Completing:
         self, engine: ReadingEngine, taken: Iterator[int]
     ) -> Iterator[tuple[int, Completion]]:
         """See `Work.results`."""
-        numbers: dict[int, int] = {}  # by the identity of the request
-
-        def drawn() -> Iterator[tuple[Request, Sampling]]:
-            for number in taken:
-                numbers[id(self.drawn[number][0])] = number
-                yield self.drawn[number]
-
-        for request, completion in engine.stream(drawn()):
-            yield numbers[id(request)], completion
+        return named_stream(engine, ((number, *self.drawn[number]) for number in taken))
 
 
 @dataclass(frozen=True)
@@ -94,17 +87,17 @@ class Engines:
         self._closing = closing
         self._engine: ReadingEngine | None = None
         self._queues = 0
-        self._failed = False  # in work that the others still wait for
+        self._working = False  # on what the others share; still so after an error in it
 
     def results[R](self, work: Work[R]) -> list[R]:
         """The results of all items, in order; on the first process. Raises RunError."""
         if work.size == 0:
             return []
-        self._failed = True
+        self._working = True
         dist.broadcast_object_list([work])
         shares: list[dict[int, R]] = [{} for _ in range(dist.get_world_size())]
         dist.gather_object(self._share(work), shares)
-        self._failed = False
+        self._working = False
         of_number = {number: result for share in shares for number, result in share.items()}
         return [of_number[number] for number in range(work.size)]
 
@@ -119,7 +112,7 @@ class Engines:
 
     def dismiss(self) -> None:
         """Ends `serve` on the other processes; after a failure they are ended with this one."""
-        if not self._failed:
+        if not self._working:
             dist.broadcast_object_list([None])
 
     def _share[R](self, work: Work[R]) -> dict[int, R]:

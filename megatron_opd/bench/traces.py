@@ -9,7 +9,7 @@ from megatron_opd.bench.regrade import open_again
 from megatron_opd.bench.results import read_result, read_samples_by_suite
 from megatron_opd.contracts.suites import GradedSample
 from megatron_opd.errors import RunError
-from megatron_opd.evaluation.traces import Keep, check_out, write_columns
+from megatron_opd.evaluation.traces import Keep, check_out, chosen, write_columns
 
 
 def traces_of_result(
@@ -53,14 +53,8 @@ def kept(samples: Sequence[GradedSample], keep: Keep) -> list[GradedSample]:
     for one in samples:
         if one.verdict.correct and not one.truncated:
             right.setdefault(one.key, []).append(one)
-    chosen = []
+    traces: list[GradedSample] = []
     for of_question in right.values():
         of_question.sort(key=lambda one: one.sample)
-        match keep:
-            case "all":
-                chosen += of_question
-            case "first":
-                chosen.append(of_question[0])
-            case "shortest":  # the first of equal length
-                chosen.append(min(of_question, key=lambda one: one.tokens))
-    return chosen
+        traces += chosen(of_question, keep, lambda one: one.tokens)
+    return traces

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -129,11 +129,19 @@ def traces_of(
             )
     traces: list[Row] = []
     for task in tasks:
-        of_task = kept.get(task.index, [])
-        if keep == "shortest":  # the first of equal length
-            of_task = sorted(of_task, key=lambda row: row.num_tokens)[:1]
-        traces += of_task
+        traces += chosen(kept.get(task.index, []), keep, lambda row: row.num_tokens)
     return traces
+
+
+def chosen[T](right: Sequence[T], keep: Keep, length: Callable[[T], int]) -> list[T]:
+    """Which right responses to a question are kept, of all in the order of their samples."""
+    match keep:
+        case "all":
+            return list(right)
+        case "first":
+            return list(right[:1])
+        case "shortest":  # the first of equal length
+            return sorted(right, key=length)[:1]
 
 
 def with_students_end(token_ids: np.ndarray, merged: MergedIds) -> np.ndarray:

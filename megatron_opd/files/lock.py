@@ -1,5 +1,5 @@
-"""The lock of a run directory, which rank 0 holds, so that one run at a time works there. That of
-an evaluation has one, too.
+"""The lock of the directory of a run or an evaluation. Rank 0 holds it, so that one at a time works
+there.
 
 The lock is POSIX's (`fcntl.lockf`). The kernel takes it back at any end of the process, and no
 process that it starts inherits it. Between nodes it is as good as the file system's locks: NFS 4
