@@ -96,9 +96,9 @@ def result(out: Path, seed: int, variant: str) -> Path:
 
 def prepare(out: Path, seed: int) -> None:
     """The demo's world and start, of this seed."""
-    from tools.demo_agents import stages
+    from tools.demo_agents import preparations
 
-    for title, command in stages(out, seed)[:2]:
+    for title, command in preparations(out, seed):
         if isinstance(command, list):
             print(f"seed {seed}: {title}", flush=True)
             execute(command)

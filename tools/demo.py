@@ -1,10 +1,9 @@
 """The whole project on one machine: make a task, train a teacher and a student on it, distil, and
 look at the result.
 
-    python tools/demo.py                              # runs/demo_assets, runs/demo_teacher, ...,
-    runs/demo python tools/demo.py --seed 1 --out runs/seed1    # another split, other initial
-    weights python tools/demo.py --moe                        # a teacher with experts:
-    runs/demo_moe_teacher, runs/demo_moe
+    python tools/demo.py                              # runs/demo_assets, runs/demo_teacher, ...
+    python tools/demo.py --seed 1 --out runs/seed1    # another split, other initial weights
+    python tools/demo.py --moe                        # a teacher with experts, runs/demo_moe
 
 Every stage is a `megatron-opd` command that is printed before it runs. A stage that is done is
 skipped, one that was stopped goes on from its last checkpoint.
@@ -17,6 +16,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,9 @@ def stages(out: Path, seed: int, moe: bool = False) -> list[tuple[str, list[str]
     ]
 
 
-def train(recipe: str, out: Path, seed: int, overrides: list[str]) -> list[str] | str:
+def train(
+    recipe: str, out: Path, seed: int, overrides: list[str], processes: int = PROCESSES
+) -> list[str] | str:
     """The command that begins or continues a run, or why none is needed."""
     directory = out / recipe
     if (directory / "report.html").exists():
@@ -133,7 +136,7 @@ def train(recipe: str, out: Path, seed: int, overrides: list[str]) -> list[str] 
         str(ROOT / "recipes" / f"{recipe}.yaml"),
         *settings,
     ]
-    return [*command, "--nproc", str(PROCESSES), *resume]
+    return [*command, "--nproc", str(processes), *resume]
 
 
 def run(command: list[str] | str) -> None:
@@ -142,17 +145,32 @@ def run(command: list[str] | str) -> None:
         return
     print(f"$ {shlex.join(command)}", flush=True)
     process = subprocess.Popen(command)
-    # The stage ends by itself, after it has saved: a terminal's Ctrl-C reaches it too, another
-    # signal is passed on.
-    before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
-    }
-    code = process.wait()
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    with signals_passed_on([process]):
+        code = process.wait()
     if code:
         raise subprocess.CalledProcessError(code, command)
+
+
+@contextmanager
+def signals_passed_on(processes: "Sequence[subprocess.Popen[Any]]") -> Iterator[None]:
+    """Leaves the end of the block to the processes, which save first.
+
+    A terminal's Ctrl-C reaches them too; SIGTERM is passed on.
+    """
+
+    def terminate(*_: object) -> None:
+        for process in processes:
+            process.terminate()
+
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, terminate),
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def summarise(directory: Path, seconds: float) -> None:
