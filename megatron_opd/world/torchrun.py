@@ -151,8 +151,10 @@ def _agent(nproc: int, argv: Sequence[str]) -> int:
         "--rdzv-endpoint=127.0.0.1:0",
         "--local-addr=127.0.0.1",
     ]
+    # Behind "--" torchrun reads no option: it would take `--nproc` of ours for one of its own.
+    program = ["--module", "--", *argv[1:]] if argv[0] == "-m" else ["--", *argv]
     try:
-        torchrun.main([*rendezvous, f"--nproc-per-node={nproc}", *argv])
+        torchrun.main([*rendezvous, f"--nproc-per-node={nproc}", *program])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         path = Path(os.environ[OUTCOMES], str(rank))

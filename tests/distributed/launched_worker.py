@@ -15,6 +15,7 @@ def main(ending: str, folder: Path) -> int:
     signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
     (folder / f"pid{rank}").write_text(str(os.getpid()))
     if ending == "ok":
+        (folder / f"options{rank}").write_text(" ".join(sys.argv[3:]))
         return record_outcome(0, "")
     if ending == "rank1" and rank == "1":
         return record_outcome(2, "rank 1 cannot read its data")

@@ -62,8 +62,16 @@ def workers_gone(folder: Path) -> bool:
     return not any(Path(f"/proc/{path.read_text()}").exists() for path in folder.glob("pid*"))
 
 
-def test_success(tmp_path: Path) -> None:
-    assert run_workers(2, [WORKER, "ok", str(tmp_path)]) == (0, "")
+MODULE = "tests.distributed.launched_worker"
+
+
+@pytest.mark.parametrize("program", [[WORKER], ["-m", MODULE]], ids=["file", "module"])
+def test_options_reach_the_program_and_not_torchrun(program: list[str], tmp_path: Path) -> None:
+    """Torchrun has options that begin with --n, --log and -m itself."""
+    options = ["--nproc", "2", "--log", "x", "-m", "y"]
+    assert run_workers(2, [*program, "ok", str(tmp_path), *options]) == (0, "")
+    assert {path.read_text() for path in tmp_path.glob("options*")} == {" ".join(options)}
+    assert len(list(tmp_path.glob("options*"))) == 2
 
 
 def test_the_failing_rank_is_the_one_reported(tmp_path: Path) -> None:
