@@ -60,6 +60,7 @@ SUPPORTED: dict[str, tuple[bool, bool]] = {
     "qwen3": (False, True),
     "qwen3_moe": (False, True),
     "llama": (False, False),
+    "mistral": (False, False),
 }
 
 

@@ -1,6 +1,6 @@
 """The keys of a `config.json` that are read, that are harmless, and that are refused.
 
-The four supported model types read a fixed set of keys in transformers, so any other key has no
+The supported model types read a fixed set of keys in transformers, so any other key has no
 effect there. A later version may give it one, so it gets a warning; not an error, since that would
 refuse models with harmless new keys. A key that is known to change results in transformers, in
 vLLM or in a model's own code is an error.
@@ -62,6 +62,9 @@ _NEUTRAL = {
     "scale_emb": 1,
     "position_embedding_type": "rope",
 }
+
+# model_type -> its window where config.json has no sliding_window, as transformers reads it
+WINDOWS = {"mistral": 4096}
 
 READ = frozenset(
     {
@@ -188,6 +191,13 @@ def refuse_what_is_not_computed(config: Mapping[str, Any], path: Path) -> None:
         value = config.get(key)
         if value not in _OFF and value != _NEUTRAL.get(key):
             raise DataError(f"{path}: {key} is not supported: {why}")
+    window = config.get("sliding_window", WINDOWS.get(config["model_type"]))
+    if config["model_type"] in WINDOWS and window is not None:
+        raise DataError(
+            f"{path}: sliding_window={window} (4096 where the key is missing) is not supported: "
+            "tokens see all those before them. For sequences that are no longer, write "
+            "sliding_window: null into a copy"
+        )
     if config.get("is_causal") is False:
         raise DataError(
             f"{path}: is_causal=false is not supported: tokens would see those after them"

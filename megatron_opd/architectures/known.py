@@ -13,7 +13,7 @@ from megatron_opd.architectures.architecture import (
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.errors import DataError
 
-# config.json's sizes of the models that our recipes name
+# config.json's sizes of the models that our recipes name, and of others that are often used
 TABLE = Path(__file__).with_name("known.json")
 
 

@@ -132,6 +132,8 @@ def read_light_tokenizer(model_dir: Path) -> LightTokenizer | None:
 
 def _is_qwen2(kind: str, model_type: str) -> bool | None:
     """True if transformers takes its class for Qwen2; None for a class that is not known here."""
+    if model_type == "mistral":  # transformers mends some tokenizers of this family
+        return None
     if kind in _QWEN2 or (model_type == "qwen2" and kind):
         return True
     return False if kind in _AS_STORED else None

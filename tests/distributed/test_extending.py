@@ -112,7 +112,7 @@ def test_an_environment_is_trained_on(folder: Path) -> None:
 
 
 def test_an_architecture_is_a_row(tmp_path: Path) -> None:
-    """Mistral's weights in Megatron give the logits of transformers."""
+    """Seed-OSS's weights in Megatron give the logits of transformers."""
     done = forked.run(Path(__file__), 1, tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
@@ -130,14 +130,14 @@ def main(directory: Path) -> None:
     architecture.SUPPORTED |= ast.literal_eval(EXAMPLES["architecture row"])
     processes.start()
     torch.manual_seed(0)
-    config = transformers.MistralConfig(
+    config = transformers.SeedOssConfig(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-        sliding_window=None, tie_word_embeddings=False,
+        head_dim=8, tie_word_embeddings=False, attention_dropout=0.0, residual_dropout=0.0,
     )  # fmt: skip
-    theirs = transformers.MistralForCausalLM(config).float().eval()
-    theirs.save_pretrained(directory / "mistral")
-    model = ModelConfig(str(directory / "mistral"))
+    theirs = transformers.SeedOssForCausalLM(config).float().eval()
+    theirs.save_pretrained(directory / "seed_oss")
+    model = ModelConfig(str(directory / "seed_oss"))
     arch = architecture.architecture_of(model)
     parallel = groups.create(LayoutConfig())
     chunks = build_model(arch, parallel, precision="float32")

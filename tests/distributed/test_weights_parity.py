@@ -32,6 +32,7 @@ MODELS = {
     "qwen3_moe-tied": ("qwen3_moe", True, 4, 2, 2, "yarn-mscale"),
     "llama": ("llama", False, 4, 2, 2, "llama3"),
     "llama-tied": ("llama", True, 8, 2, 4, "default"),
+    "mistral": ("mistral", False, 4, 2, 2, "default"),
 }
 # The fixed tokens are more than the original context; between the types, frequencies are kept,
 # divided and mixed.
@@ -130,6 +131,7 @@ def make_config(
         initializer_range=0.15,
         rope_parameters={"rope_type": rope.partition("-")[0], "rope_theta": 10000.0} | ROPES[rope],
         **({"head_dim": 24} if model_type != "qwen2" else {}),
+        **({"sliding_window": None} if model_type == "mistral" else {}),
         **(EXPERTS | {"norm_topk_prob": not tied} if model_type == "qwen3_moe" else {}),
     )
 

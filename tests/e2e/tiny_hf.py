@@ -4,6 +4,7 @@ read."""
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ SPECIAL_IDS = (0, EOS_ID)
 MAX_POSITIONS = 512
 # Heads of 32: vLLM's attention on the host wants at least that. Qwen2's heads are hidden_size /
 # heads wide.
-HEADS = {
+HEADS: dict[str, dict[str, Any]] = {
     "qwen2": {"num_attention_heads": 2, "num_key_value_heads": 1},
     "qwen3": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
     "qwen3_moe": {
@@ -31,6 +32,12 @@ HEADS = {
         "norm_topk_prob": True,
     },
     "llama": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
+    "mistral": {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "sliding_window": None,
+    },
 }
 
 

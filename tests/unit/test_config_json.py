@@ -66,6 +66,14 @@ QWEN3 = QWEN2 | {
     "rope_scaling": None,
     "sliding_window": None,
 }
+MISTRAL = DENSE | {
+    "architectures": ["MistralForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "model_type": "mistral",
+    "rms_norm_eps": 1e-05,
+    "sliding_window": None,
+}
 # The keys of each model's own file, as its authors wrote them; sizes are of no interest here.
 REAL: dict[str, dict[str, Any]] = {
     "Qwen2-1.5B": QWEN2,
@@ -91,6 +99,9 @@ REAL: dict[str, dict[str, Any]] = {
     "Llama-3.1-8B": LLAMA3,
     "Llama-3.2-1B": LLAMA3 | {"head_dim": 64, "hidden_size": 768},
     "Llama-3-8B": LLAMA3 | {"rope_scaling": None},
+    "Llama-3.3-70B-Instruct": LLAMA3 | {"head_dim": 128},
+    "Mistral-7B-Instruct-v0.3": MISTRAL,
+    "Mistral-Nemo-Instruct-2407": MISTRAL | {"head_dim": 128, "rope_theta": 1000000.0},
     "R1-Distill-Qwen-1.5B": QWEN2
     | {"use_mrope": False, "sliding_window": 4096, "rope_theta": 10000},
     "R1-Distill-Llama-8B": LLAMA3 | {"_name_or_path": "x"},
@@ -197,6 +208,8 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("norm_topk_prob", EXPERTS | {"norm_topk_prob": "yes"}),
     ("decoder_sparse_step", EXPERTS | {"decoder_sparse_step": 2}),
     *((key, {key: {"a": 1}}) for key in REFUSED),
+    ("sliding_window=4096", {"model_type": "mistral"}),  # transformers' default
+    *(("sliding_window", MISTRAL | {"sliding_window": value}) for value in (0, 4096, "none")),
     ("is_causal=false", {"is_causal": False}),
     ("sliding_attention", {"layer_types": ["full_attention", "sliding_attention"]}),
     ("layer_types", {"layer_types": "sliding_attention"}),

@@ -341,6 +341,18 @@ PUBLISHED = {
     "Qwen2.5-Math-1.5B": 1.54,
     "Qwen3-8B": 8.2,
     "Qwen3-30B-A3B": 30.5,
+    "Qwen2.5-0.5B-Instruct": 0.49,
+    "Qwen2.5-1.5B-Instruct": 1.54,
+    "Qwen2.5-14B-Instruct": 14.8,  # its card says 14.7
+    "Qwen2.5-32B-Instruct": 32.8,  # its card says 32.5
+    "Qwen3-0.6B": 0.6,
+    "Qwen3-4B": 4.0,
+    "Qwen3-14B": 14.8,
+    "Qwen3-32B": 32.8,
+    "Llama-3.2-1B-Instruct": 1.24,
+    "Llama-3.2-3B-Instruct": 3.21,
+    "Llama-3.1-8B-Instruct": 8.03,
+    "Mistral-7B-Instruct-v0.3": 7.25,
 }
 
 

@@ -43,7 +43,10 @@ def start_vllm(
         platform = _on_gpu(config, sleeps)
     llm = LLM(
         model=model.path,
-        load_format=EMPTY if empty else "auto",
+        load_format=EMPTY if empty else "hf",
+        # Beside these files Mistral's directories hold others, which vLLM would prefer.
+        config_format="hf",
+        tokenizer_mode="hf",
         hf_overrides=engine_changes(model),
         dtype=precision,
         max_model_len=max_sequence_length,
