@@ -36,7 +36,8 @@ from benchmarks.turns import report  # noqa: E402
 from megatron_opd.contracts.rows import Task  # noqa: E402
 from megatron_opd.contracts.sampling import Request, Sampling  # noqa: E402
 from megatron_opd.contracts.suites import Answer, Asked, Question, SuiteProtocol  # noqa: E402
-from megatron_opd.recipe.keys import RewardConfig, RolloutConfig  # noqa: E402
+from megatron_opd.recipe.keys import RolloutConfig  # noqa: E402
+from megatron_opd.recipe.rewards import RewardConfig  # noqa: E402
 from megatron_opd.verify.graders.open import open_graders  # noqa: E402
 
 LONG, SHORT = 400, 16  # tokens of a sample

@@ -36,6 +36,7 @@ from megatron_opd.methods.advantages import rewards, student, teacher  # noqa: E
 from megatron_opd.methods.method import MethodConfig  # noqa: E402
 from megatron_opd.methods.schedules import CosineDecay, LinearDecay, Switch  # noqa: E402
 from megatron_opd.recipe import agents, keys  # noqa: E402
+from megatron_opd.recipe import rewards as recipe_rewards  # noqa: E402
 from megatron_opd.recipe.keys import RunConfig  # noqa: E402
 from megatron_opd.suites.listing import listed_suites  # noqa: E402
 from tools.methods_table import catalogue_table, parts_table  # noqa: E402
@@ -139,7 +140,7 @@ class SchemaSource:
 
 # ----------------------------------------------------------------------------------- docs/config.md
 def config_page() -> str:
-    source = SchemaSource(config, keys, agents, *METHOD_MODULES)
+    source = SchemaSource(config, keys, agents, recipe_rewards, *METHOD_MODULES)
     sections = [section(source, "", RunConfig)]
     for path, kind in nested(RunConfig):
         sections.append(section(source, path, kind))
@@ -150,6 +151,9 @@ def config_page() -> str:
                 for where, kinds in METHOD_PARTS.items()
                 for kind in kinds
             ]
+        if path == "reward":
+            kinds = get_args(recipe_rewards.Reward)
+            sections += [section(source, "reward.rewards.NAME", kind) for kind in kinds]
     return "\n".join([CONFIG_HEAD, *sections])
 
 
@@ -175,7 +179,7 @@ def section(source: SchemaSource, path: str, kind: Any) -> str:
         title += " and `teacher`"
     if path == "teacher":
         title += ", further keys"
-    if path in METHOD_PARTS:
+    if path in METHOD_PARTS or path == "reward.rewards.NAME":
         title += f": {kind.__name__}"
     written = source.fields(kind.__name__) | {"kind": SourceField(" | ".join(kinds_of(kind)), "")}
     rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
@@ -221,6 +225,9 @@ RANGES = {
     "Weight": "float >= 0, or a weight over steps",
     "SignedWeight": "float, or a weight over steps",
     "Ratio": "a ratio",
+    "Annotated[float, Gt(0), Le(1)]": "float, above 0 to 1",
+    "Annotated[float, Gt(0)]": "float > 0",
+    "dict[str, Reward | None]": "rewards by name",
     "dict[str, Advantage]": "advantages by name",
     "dict[str, Gate]": "gates by name",
 }
@@ -237,7 +244,8 @@ def default(each: Any) -> str:
     if each.default is MISSING and each.default_factory is MISSING:
         return "required"
     if each.default is MISSING:
-        return "none" if not each.default_factory() else "GRPO's"
+        made = each.default_factory()
+        return (f"`{json.dumps(made)}`" if isinstance(made, list) else "GRPO's") if made else "none"
     return "see below" if is_dataclass(each.default) else f"`{json.dumps(each.default)}`"
 
 

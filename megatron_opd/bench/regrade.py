@@ -19,7 +19,7 @@ from megatron_opd.bench.summary import summarise
 from megatron_opd.bench.table import print_result
 from megatron_opd.contracts.suites import Answer, Asked, GradedSample, Grader, Question
 from megatron_opd.errors import ConfigError, DataError
-from megatron_opd.recipe.keys import RewardConfig
+from megatron_opd.recipe.rewards import RewardConfig
 from megatron_opd.suites.open import OpenSuite, open_suites
 from megatron_opd.suites.table import SUITES
 from megatron_opd.verify.graders.open import open_graders

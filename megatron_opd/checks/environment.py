@@ -6,7 +6,8 @@ from megatron_opd.environments.check import check_environment
 from megatron_opd.errors import ConfigError
 from megatron_opd.methods.needs import needs_of
 from megatron_opd.recipe.agents import EnvironmentConfig, HistoryConfig, SkillsConfig
-from megatron_opd.recipe.keys import DataConfig, RewardConfig, RunConfig
+from megatron_opd.recipe.keys import DataConfig, RunConfig
+from megatron_opd.recipe.rewards import RewardConfig
 
 # Keys of data that shape an environment's prompts, or say nothing of files.
 _SHARED_KEYS = ("template", "shuffle", "sha256")
@@ -54,8 +55,9 @@ def _check_no_data(config: RunConfig, environment: EnvironmentConfig) -> None:
                 f"data.{field.name}: no effect, the tasks are those of environment "
                 f"{environment.kind}; remove it"
             )
+    usual_reward = RewardConfig()
     for field in fields(RewardConfig):
-        if getattr(config.reward, field.name) != field.default:
+        if getattr(config.reward, field.name) != getattr(usual_reward, field.name):
             raise ConfigError(
                 f"reward.{field.name}: no effect, the environment {environment.kind} gives the "
                 "rewards; set environment.reward, or remove it"

@@ -14,6 +14,7 @@ from megatron_opd.architectures.ends import read_ends, student_ends_note, teache
 from megatron_opd.checks.data import check_data_keys
 from megatron_opd.checks.environment import check_tasks
 from megatron_opd.checks.method import check_method
+from megatron_opd.checks.rewards import check_reward_keys
 from megatron_opd.checks.sizes import check_sizes
 from megatron_opd.errors import ConfigError
 from megatron_opd.files.lock import RUN_LOCK
@@ -22,10 +23,10 @@ from megatron_opd.methods.needs import needs_of
 from megatron_opd.recipe.keys import (
     EvalConfig,
     LossScaleConfig,
-    RewardConfig,
     RolloutConfig,
     RunConfig,
 )
+from megatron_opd.recipe.rewards import RewardConfig
 from megatron_opd.weights.check import check_weights
 
 # files that a process may leave when it is killed before its run begins
@@ -112,25 +113,12 @@ def _check_settings_have_effect(config: RunConfig) -> None:
     for key in ("adam_beta1", "adam_beta2"):
         if getattr(optimizer, key) == 1:
             raise ConfigError(f"train.optimizer.{key}: must be below 1")
-    if config.reward.function:
-        _check_function(config.reward)
+    check_reward_keys(config)
     if config.rollout.engine != "vllm":
         checked_own("rollout.engine", config.rollout.engine, "Class", beside="vllm or ")
     if config.eval:
         has_heldout = config.data.heldout is not None or config.environment is not None
         _check_eval(config.eval, has_heldout=has_heldout)
-
-
-def _check_function(reward: RewardConfig) -> None:
-    """The user's function exists; nothing is set that math-verify alone reads."""
-    assert reward.function is not None
-    for name in ("answer", "max_characters"):
-        if getattr(reward, name) != getattr(RewardConfig(), name):
-            raise ConfigError(
-                f"reward.{name}: no effect with reward.function, which gets whole completions; "
-                "remove it"
-            )
-    checked_own("reward.function", reward.function, "function")
 
 
 def _check_loss_scale(config: RunConfig) -> None:
@@ -161,7 +149,7 @@ def _check_nothing_sampled(config: RunConfig) -> None:
         section, name = key.split(".")
         value = getattr(getattr(config, section), name)
         one_trace_per_prompt = key == "rollout.samples_per_prompt" and value == 1
-        default = getattr(RolloutConfig if section == "rollout" else RewardConfig, name)
+        default = getattr(RolloutConfig() if section == "rollout" else RewardConfig(), name)
         if name != "num_prompts" and value != default and not one_trace_per_prompt:
             raise ConfigError(
                 f"{key}: no effect, method {config.method.name} samples nothing; remove it"

@@ -3,11 +3,11 @@
 Imports no torch itself.
 """
 
-import re
 from pathlib import Path
 
 from megatron_opd.checks.hub import with_local_models
 from megatron_opd.checks.recipe import check_run_directory, preflight
+from megatron_opd.checks.rewards import check_rewarded, unknown_sources
 from megatron_opd.checks.skill_texts import check_skill_texts
 from megatron_opd.contracts.rows import Task
 from megatron_opd.errors import ConfigError, DataError
@@ -24,12 +24,8 @@ from megatron_opd.tasks.pin import check_unchanged
 from megatron_opd.tasks.prompter import TemplatePrompter, WordsReader
 from megatron_opd.tasks.template import chat_template_of
 from megatron_opd.tasks.tokenizer import Tokenizer, tokenizer_for_checks
-from megatron_opd.verify.answer import read_gold
 from megatron_opd.verify.graders.open import check_grader
 
-_ANSWER_LINE = re.compile(r"\banswer\s*:\s*\S", re.IGNORECASE)
-# fraction of gold answers without a value to compare with, above which the data are refused
-MOST_BAD_GOLDS = 0.05
 # Keys that a resumed run may change.
 RESUMABLE = (
     "num_steps",
@@ -79,8 +75,9 @@ def check_data(config: RunConfig) -> list[str]:
         warnings += _room_for_completions(config, heldout, "data.heldout")
         warnings += _check_suites(config, tokenizer)
     if needs.rewards:
-        warnings += _check_answers(config, tasks, "data.train")
-    warnings += _check_answers(config, heldout, "data.heldout")
+        warnings += check_rewarded(config, tasks, "data.train")
+    warnings += check_rewarded(config, heldout, "data.heldout")
+    warnings += unknown_sources(config, [*tasks, *heldout])
     warnings += _in_both(tasks, heldout)
     if len(tasks) < config.rollout.num_prompts:
         train = shown(config.data.train)
@@ -129,44 +126,6 @@ def _room_for_completions(config: RunConfig, tasks: list[Task], key: str) -> lis
         f"max_sequence_length={config.max_sequence_length}; the longest has {max(lengths)} tokens "
         f"and leaves {config.max_sequence_length - max(lengths)}"
     ]
-
-
-def _asked_for_unread_answers(config: RunConfig, tasks: list[Task], key: str) -> list[str]:
-    """Counts the prompts that ask for "Answer: ..." and no box, where only a box is read."""
-    asked = [task for task in tasks if _ANSWER_LINE.search(task.text) and "boxed" not in task.text]
-    if config.reward.answer != "boxed" or not asked:
-        return []
-    return [
-        f"reward.answer: {len(asked)} of {len(tasks)} prompts of {key} ask for an answer after "
-        '"Answer:" and none in a box, which alone is read; set reward.answer=boxed_or_last'
-    ]
-
-
-def _check_answers(config: RunConfig, tasks: list[Task], key: str) -> list[str]:
-    """Checks that math-verify can judge; a user's function may read anything."""
-    if config.reward.function:
-        return []
-    return _bad_golds(tasks, key) + _asked_for_unread_answers(config, tasks, key)
-
-
-def _bad_golds(tasks: list[Task], key: str) -> list[str]:
-    """Counts the gold answers that nothing can be compared with.
-
-    Reads them all as the verifier will, without computer algebra: microseconds each. Raises
-    DataError when more than MOST_BAD_GOLDS of them are such.
-    """
-    readable = {gold: read_gold(gold) is not None for gold in {task.answer for task in tasks}}
-    bad = [task for task in tasks if not readable[task.answer]]
-    if not bad:
-        return []
-    first = f"row {bad[0].index + 1} ({bad[0].answer[:60]!r})"
-    line = (
-        f"{key}: bad_gold: {len(bad)} of {len(tasks)} gold answers state no value to compare "
-        f"with, first {first}"
-    )
-    if len(bad) > MOST_BAD_GOLDS * len(tasks):
-        raise DataError(f"{line}; mend or remove them, or name another answer_column")
-    return [f"{line}; every answer to them scores 0"]
 
 
 def _in_both(tasks: list[Task], heldout: list[Task]) -> list[str]:

@@ -4,7 +4,7 @@ Suffixes: T completion tokens, flat in the order of the rows; C prompt tokens. A
 is one behind the prompt, whoever wrote it; every per-token array covers completion tokens only.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Literal
@@ -37,6 +37,8 @@ class Task:
     trace: str | None = None  # a worked completion, for supervised methods
     trace_ids: np.ndarray | None = None  # int32, the last one is an end
     source: str = ""  # where its row of the data is from
+    # of its row of the data, by name, where a reward reads them; left out of rows that are gathered
+    columns: Mapping[str, object] = field(default_factory=dict)
     # number of its first sample: a task that a step draws again gets further samples
     first_sample: int = 0
 
@@ -45,7 +47,8 @@ class Task:
 class Verdict:
     """A verifier's or an environment's finding about an answer."""
 
-    score: float  # from 0, wrong, to 1, right
+    # from 0, wrong, to 1, right; that of a user's function may be any finite number
+    score: float
     correct: bool | None  # None: nobody judged it, or it cannot be judged
     reason: str  # "correct", "wrong", "no_answer", "timeout", ...
     extracted: str = ""  # the answer that was read from the completion, where there is one
@@ -69,6 +72,8 @@ class Episode:
     group: int = 0
     verdict: Verdict = UNSCORED
     reward: float = 0.0  # what the verdict is worth in training
+    # of the recipe's rewards and the length penalty, by name, where the reward is a sum of them
+    verdicts: tuple[tuple[str, Verdict], ...] = ()
     turns: int = 1  # completions of the model in it
     # failed: its environment broke; it is left out of every statistic, and counted
     ended: Literal["stop", "length", "turns", "budget", "failed"] = "stop"
@@ -227,6 +232,16 @@ def with_episodes(rows: Sequence[Row], change: Callable[[Episode], Episode]) -> 
     episodes = {row.episode.key: row.episode for row in rows}
     changed = {key: change(episode) for key, episode in episodes.items()}
     return [replace(row, episode=changed[row.episode.key]) for row in rows]
+
+
+def without_columns(rows: Iterable[Row]) -> list[Row]:
+    """The rows without their tasks' columns, which only a verifier reads and which can be large."""
+    return [
+        replace(row, episode=replace(row.episode, task=replace(row.task, columns={})))
+        if row.task.columns
+        else row
+        for row in rows
+    ]
 
 
 @dataclass

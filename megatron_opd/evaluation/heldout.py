@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from megatron_opd.architectures.config import ModelConfig
-from megatron_opd.contracts.rows import Row, Task, episodes_of
+from megatron_opd.contracts.rows import Row, Task, episodes_of, without_columns
 from megatron_opd.contracts.sampling import Draw
 from megatron_opd.contracts.stations import Sampler, Verifier
 from megatron_opd.errors import RunError
 from megatron_opd.evaluation.sampler import open_model
 from megatron_opd.metrics.console import held_out_words
-from megatron_opd.metrics.summary import bad_golds, unanswered
+from megatron_opd.metrics.summary import bad_golds, by_reward, by_source, unanswered
 from megatron_opd.metrics.turns import episode_metrics
 from megatron_opd.recipe.keys import EvalConfig, RunConfig
 from megatron_opd.statistics.intervals import difference_95, interval_95
@@ -69,7 +69,7 @@ def answers(
     """The judged rows of every task, one list per task."""
     rows = sampler.sample(tasks, draw)
     groups: list[list[Row]] = [[] for _ in tasks]
-    for row in verifier.score(rows) if verifier else rows:
+    for row in without_columns(verifier.score(rows)) if verifier else rows:
         groups[row.group].append(row)
     return groups
 
@@ -128,7 +128,22 @@ def accuracy(groups: list[list[Row]], settings: EvalConfig) -> dict[str, float]:
         metrics[f"eval/pass@{settings.samples_per_prompt}"] = float(best_N.mean())
     failed = int(np.isnan(all_NK).sum())
     metrics |= episode_metrics(rows, "eval") | ({"eval/failed": failed} if failed else {})
+    metrics |= by_reward(episodes_of(rows), "eval") | _by_source(groups, all_NK)
     return metrics | _by_type([group[0].episode.task_type for group in groups], all_NK)
+
+
+def _by_source(groups: list[list[Row]], all_NK: np.ndarray) -> dict[str, float]:
+    """The accuracy and interval of every source of the data; {} where rows name none."""
+    metrics = {}
+    places = by_source(range(len(groups)), lambda place: groups[place][0].task.source)
+    for source, own in places.items():
+        there_NK = all_NK[own][~np.isnan(all_NK[own]).all(axis=1)]
+        if len(there_NK):
+            low, high = interval_95(there_NK)
+            prefix = f"eval/source/{source}/accuracy"
+            metrics |= {prefix: float(np.nanmean(there_NK)), f"{prefix}/low": low}
+            metrics |= {f"{prefix}/high": high, f"eval/source/{source}/prompts": len(there_NK)}
+    return metrics
 
 
 def _by_type(task_types: Sequence[str], correct_NK: np.ndarray) -> dict[str, float]:

@@ -49,7 +49,7 @@ def open_model(config: RunConfig, model: ModelConfig, tokenizer: Tokenizer) -> I
     """Samples from `model`; what it opens is closed again whatever happens."""
     with ExitStack() as closing:
         agents = open_agents(config, tokenizer, closing)
-        verifier = None if agents else open_verifier(config.reward, closing)
+        verifier = None if agents else open_verifier(config, closing)
         engine = start_vllm_engine(config, model)
         closing.callback(engine.close)
         yield OpenModel(config, engine, tokenizer, verifier, agents)

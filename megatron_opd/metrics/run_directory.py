@@ -117,11 +117,21 @@ def sample_line(step: int, row: Row, tokens: list[str] | None) -> Line:
         "prompt_token_ids": row.prompt_ids.tolist(),
         "given": row.num_given,
         **({"by_teacher": by_teacher_T.astype(int).tolist()} if by_teacher_T.any() else {}),
+        **_of_rewards(row),
         **_of_turns(row),
         "token_ids": row.token_ids.tolist(),
         "tokens": tokens,
         "logprobs": _floats(row.logprobs),
     }
+
+
+def _of_rewards(row: Row) -> Line:
+    """Keys of a row whose data name sources, or whose reward is a sum."""
+    keys: Line = {"source": row.task.source} if row.task.source else {}
+    if row.episode.verdicts:
+        verdicts = row.episode.verdicts
+        keys["rewards"] = {name: {"score": v.score, "reason": v.reason} for name, v in verdicts}
+    return keys
 
 
 def _of_turns(row: Row) -> Line:

@@ -2,12 +2,19 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
-from megatron_opd.contracts.rows import Row, Source, episodes_of
+from megatron_opd.contracts.rows import (
+    NOT_JUDGED,
+    Episode,
+    Row,
+    Source,
+    Verdict,
+    episodes_of,
+)
 from megatron_opd.contracts.signals import TeacherSignals
 from megatron_opd.metrics.gaps import gap_metrics
 from megatron_opd.metrics.turns import episode_metrics
@@ -65,6 +72,8 @@ def summarise(
 
 
 UNANSWERED = ("no_answer", "truncated")
+MOST_SOURCES = 50  # with metrics of their own
+_LOST = (*NOT_JUDGED, "timeout")  # reasons of a score of 0 that says nothing of the answer
 
 
 def reward_metrics(rows: Sequence[Row]) -> dict[str, float]:
@@ -90,6 +99,39 @@ def reward_metrics(rows: Sequence[Row]) -> dict[str, float]:
     if "unscored" not in reasons:
         metrics["reward/unanswered/mean"] = unanswered(rows)
         metrics["reward/bad_gold"] = bad_golds(rows)
+    return metrics | by_reward(episodes, "reward") | _by_source(episodes)
+
+
+def by_reward(episodes: Sequence[Episode], prefix: str) -> dict[str, float]:
+    """Of a sum of rewards, the mean of each and how many answers it could not judge."""
+    verdicts: dict[str, list[Verdict]] = {}
+    for episode in episodes:
+        for name, verdict in episode.verdicts:
+            verdicts.setdefault(name, []).append(verdict)
+    metrics: dict[str, float] = {}
+    for name, of_reward in verdicts.items():
+        metrics[f"{prefix}/of/{name}/mean"] = float(np.mean([v.score for v in of_reward]))
+        lost = sum(v.reason in _LOST for v in of_reward)
+        metrics[f"{prefix}/of/{name}/failed"] = lost
+    return metrics
+
+
+def by_source[T](items: Sequence[T], source_of: Callable[[T], str]) -> dict[str, list[T]]:
+    """The items of every source of the data, by name; {} where rows name none, or very many."""
+    sources: dict[str, list[T]] = {}
+    for item in items:
+        sources.setdefault(source_of(item), []).append(item)
+    sources.pop("", None)
+    return dict(sorted(sources.items())) if len(sources) <= MOST_SOURCES else {}
+
+
+def _by_source(episodes: Sequence[Episode]) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for source, own in by_source(episodes, lambda episode: episode.task.source).items():
+        metrics[f"reward/source/{source}/mean"] = float(np.mean([e.reward for e in own]))
+        right = [bool(e.verdict.correct) for e in own]
+        metrics[f"reward/source/{source}/correct/mean"] = float(np.mean(right))
+        metrics[f"reward/source/{source}/episodes"] = len(own)
     return metrics
 
 

@@ -16,12 +16,12 @@ from megatron_opd.contracts.ranges import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    Seconds,
     Seed,
     Temperature,
 )
 from megatron_opd.methods.method import MethodConfig
 from megatron_opd.recipe.agents import EnvironmentConfig, SelfTeacherConfig, SkillsConfig
+from megatron_opd.recipe.rewards import RewardConfig
 
 # ------------------------------------------------------------------------------- models and layouts
 
@@ -71,7 +71,7 @@ class DataConfig:
     answer_column: str = "auto"  # answer | reward_model.ground_truth | solution
     # response | generations[0] ...; read by methods that learn from traces
     trace_column: str = "auto"
-    # says where a row is from, for gates that weigh sources; null: all rows are of one source
+    # says where a row is from, for gates and rewards; null: all rows are of one source
     source_column: str | None = None
     template: TemplateConfig = TemplateConfig()
     # null: as many as max_sequence_length leaves, 1 less than it
@@ -113,22 +113,6 @@ class RolloutConfig:
     gpu_memory_utilization: Fraction = 0.4  # CUDA: the engine's share of the device
     # N of the run hold an engine alone; null: the student's hold one each
     processes: PositiveInt | None = None
-
-
-@dataclass(frozen=True)
-class RewardConfig:
-    """The verifier: math-verify, or a function of yours, in processes with a time limit."""
-
-    # "module:function" of (completion, gold answer) in math-verify's place -> a number from 0,
-    # wrong, to 1, right, or whether it is right
-    function: str | None = None
-    # a box or <answer> tag; or_last: else the end of the text
-    answer: Literal["boxed", "boxed_or_last"] = "boxed"
-    timeout_seconds: Seconds = 5.0  # of one answer
-    # of a step's answers that hit their limit: what they use shortens the next's
-    budget_seconds: Seconds = 30.0
-    max_characters: PositiveInt = 2000  # a final answer longer than this scores 0 unparsed
-    workers: PositiveInt = 1  # per training process
 
 
 @dataclass(frozen=True)

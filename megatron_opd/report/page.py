@@ -17,6 +17,7 @@ from megatron_opd.report.drawing import series
 from megatron_opd.report.episodes import read_episodes
 from megatron_opd.report.plots import draw_plots
 from megatron_opd.report.samples import read_groups
+from megatron_opd.report.sources import read_rewards, read_sources
 from megatron_opd.report.template import page_template, percent_of
 
 _STEP_SECONDS = "timing/step_seconds"
@@ -56,6 +57,8 @@ def write_report(run_dir: str | Path) -> Path:
         headlines=_headlines(config, rows),
         warnings=_warnings(rows),
         reward_warnings=_reward_warnings(rows),
+        rewards=read_rewards(rows),
+        sources=read_sources(rows),
         plots=[(plot, base64.b64encode(plot.png).decode()) for plot in plots],
         groups=groups,
         steps_of_episodes=read_episodes(run_dir),

@@ -12,6 +12,7 @@ from megatron_opd.contracts.rows import (
     Task,
     episodes_of,
     with_episodes,
+    without_columns,
 )
 from megatron_opd.contracts.sampling import Draw
 from megatron_opd.contracts.stations import Sampler, Verifier
@@ -110,8 +111,9 @@ def _verified(
     with clock("reward"):
         # A method that reads no rewards runs on tasks without gold answers too, which need no
         # verdict.
-        if verifier and any(task.answer for task in tasks):
+        if verifier and any(task.answer or task.columns for task in tasks):
             rows = verifier.score(rows)
+        rows = without_columns(rows)
     with clock("gather"):
         return sorted(gather_shares(rows), key=lambda row: (row.group, row.sample, row.turn))
 
@@ -131,13 +133,25 @@ def check_verdicts(rows: Sequence[Row], step: int) -> str | None:
     Raises RunError when it fails on most of them. Answers that take too long do not count, because
     a model may write them.
     """
-    reasons = [episode.verdict.reason for episode in episodes_of(rows)]
+    reasons: dict[str, list[str]] = {}  # by reward; "" where there is one
+    for episode in episodes_of(rows):
+        for name, verdict in episode.verdicts or (("", episode.verdict),):
+            reasons.setdefault(name, []).append(verdict.reason)
+    warnings = [_failures(name, of_reward, step) for name, of_reward in reasons.items()]
+    return "; ".join(warning for warning in warnings if warning) or None
+
+
+def _failures(name: str, reasons: Sequence[str], step: int) -> str | None:
+    """What `check_verdicts` says of one reward."""
     failures = Counter(reason for reason in reasons if reason in VERIFIER_FAILURES)
     count = sum(failures.values())
     if count <= WARNED_SHARE * len(reasons):
         return None
     listed = ", ".join(f"{number} {reason}" for reason, number in failures.most_common())
-    text = f"step {step}: {count} of {len(reasons)} answers could not be judged ({listed})"
+    by_reward = f" by reward.rewards.{name}" if name else ""
+    text = (
+        f"step {step}: {count} of {len(reasons)} answers could not be judged{by_reward} ({listed})"
+    )
     if count > LARGEST_SHARE * len(reasons):
         raise RunError(f"{text}; mend the gold answers of data.train, or what ends the verifier")
     return f"warning: {text}; they count as wrong"

@@ -86,7 +86,7 @@ def _assemble(
     config = processes.from_rank_0(lambda: pin(config))  # clock and data files of rank 0
     needs = needs_of(config.method, config.train.updates_per_step)
     judged = (needs.rewards or config.eval) and config.environment is None
-    verifier = open_verifier(config.reward, closing) if judged else None
+    verifier = open_verifier(config, closing) if judged else None
     tokenizer: Tokenizer = load_tokenizer(config.student.path)
     agents = open_agents(config, tokenizer, closing)
     learner = assemble(config)

@@ -37,8 +37,9 @@ def load_training(
         tokenizer,
         max_prompt_tokens=_max_prompt_tokens(config),
         max_sequence_length=config.max_sequence_length,
-        need_answer=need_answer,
+        need_answer=need_answer and config.reward.needs_answers,
         need_trace=need_trace,
+        need_columns=config.reward.reads_rows,
         warn=warn,
     )
 
@@ -59,8 +60,9 @@ def load_heldout(
         key="data.heldout",
         max_prompt_tokens=_max_prompt_tokens(config),
         max_sequence_length=config.max_sequence_length,
-        need_answer=True,
+        need_answer=config.reward.needs_answers,
         need_trace=False,
+        need_columns=config.reward.reads_rows,
         warn=warn,
     )
     count = config.eval.num_prompts if config.eval else 0
@@ -77,6 +79,7 @@ def load_tasks(
     max_sequence_length: int,
     need_answer: bool,
     need_trace: bool,
+    need_columns: bool = False,
     warn: Callable[[str], None] = logger.warning,
 ) -> list[Task]:
     """Reads, checks, renders and tokenises data files. Imports no torch: checks call it too.
@@ -98,7 +101,13 @@ def load_tasks(
     notes = Notes(config.template)
     files = data_files(paths if isinstance(paths, list) else str(paths), key)
     examples = read_examples(
-        files, config, key, bad_rows, need_answer=need_answer, need_trace=need_trace
+        files,
+        config,
+        key,
+        bad_rows,
+        need_answer=need_answer,
+        need_trace=need_trace,
+        need_columns=need_columns,
     )
     tasks = []
     too_long = 0

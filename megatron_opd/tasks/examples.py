@@ -1,7 +1,7 @@
 """The examples of data files: the fields of a row, checked and not yet rendered."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -47,6 +47,7 @@ class Example:
     trace: str | None
     trace_ids: object  # the trace's own tokens, from a file of `megatron-opd traces`
     source: str = ""
+    columns: Row = field(default_factory=dict)  # all of them, where a reward reads them
 
     def error(self, problem: str) -> RowError:
         """The error of this row."""
@@ -61,13 +62,22 @@ def read_examples(
     *,
     need_answer: bool,
     need_trace: bool,
+    need_columns: bool = False,
 ) -> Iterator[Example]:
-    """The examples of the files, in order; rows that cannot be read go to `bad_rows`."""
+    """The examples of the files, in order; rows that cannot be read go to `bad_rows`.
+
+    With `need_columns` they have all columns of their rows.
+    """
     before = 0  # rows of the files ahead
     for path in files:
         last = 0
         columns, names, rows = _open(
-            path, config, key, need_answer=need_answer, need_trace=need_trace
+            path,
+            config,
+            key,
+            need_answer=need_answer,
+            need_trace=need_trace,
+            need_columns=need_columns,
         )
         own_tokens = columns.trace == TRACE_IDS_OF and TRACE_IDS_COLUMN in names
         for number, row in rows:
@@ -77,9 +87,9 @@ def read_examples(
                     raise row
                 trace_ids = row.get(TRACE_IDS_COLUMN, ()) if own_tokens else None
                 fields = _read_fields(row, columns, need_answer=need_answer, need_trace=need_trace)
-                yield Example(
-                    path, number, before + number - 1, *fields, trace_ids, read_source(row, columns)
-                )
+                source = read_source(row, columns)
+                kept = row if need_columns else {}
+                yield Example(path, number, before + number - 1, *fields, trace_ids, source, kept)
             except RowError as error:
                 bad_rows.add(error)
             except BadField as error:
@@ -88,7 +98,13 @@ def read_examples(
 
 
 def _open(
-    path: Path, config: DataConfig, key: str, *, need_answer: bool, need_trace: bool
+    path: Path,
+    config: DataConfig,
+    key: str,
+    *,
+    need_answer: bool,
+    need_trace: bool,
+    need_columns: bool,
 ) -> tuple[Fields, list[str], Iterator[NumberedRow]]:
     """The columns to read of a file, the names of all its columns, and its rows."""
     choose = partial(choose_columns, need_answer=need_answer, need_trace=need_trace)
@@ -98,7 +114,12 @@ def _open(
         has_own_tokens = columns.trace == TRACE_IDS_OF and TRACE_IDS_COLUMN in names
         further = [TRACE_IDS_COLUMN] if has_own_tokens else []
         further += verified_columns(names) if need_trace else []
-        return columns, names, read_parquet(path, [*columns.to_read(names), *further])
+        read = [*columns.to_read(names), *further]
+        if need_columns:
+            read = [
+                name for name in names if name.partition(".")[0] not in names or "." not in name
+            ]
+        return columns, names, read_parquet(path, read)
     rows = read_json(path)
     first = list(islice(rows, _ROWS_WITH_ALL_COLUMNS))
     names = json_columns(path, first)

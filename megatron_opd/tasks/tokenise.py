@@ -36,8 +36,9 @@ def tokenise(examples: tuple[Example, ...], config: DataConfig, tokenizer: Token
                 f"the prompt has no token in {tokenizer.name_or_path}'s tokenizer; remove the row"
             )
         task = Task(
-            example.index, example.problem.text, example.answer, text, ids, source=example.source
-        )
+            example.index, example.problem.text, example.answer, text, ids,
+            source=example.source, columns=example.columns,
+        )  # fmt: skip
         if example.trace is not None and example.trace_ids is not None:
             own_ids = _own_tokens(example, tokenizer, ends)
             task = replace(task, trace=example.trace, trace_ids=_ended(own_ids, ends))

@@ -1,40 +1,26 @@
 """The verifier's workers, seen from the training process."""
 
-import contextlib
-import json
 import logging
-import os
 import queue
-import select
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-from megatron_opd.contracts.rows import NOT_JUDGED, Row, Verdict
-from megatron_opd.errors import RunError
-from megatron_opd.recipe.keys import RewardConfig
+from megatron_opd.contracts.rows import Row
+from megatron_opd.recipe.rewards import RewardConfig
 from megatron_opd.verify.answer import content_of, final_answer, read_gold
 from megatron_opd.verify.plain import compare_plain
-from megatron_opd.verify.worker import wall_seconds
+from megatron_opd.verify.process import WorkerProcess
+from megatron_opd.verify.replies import verdict_of, warn_of_errors
 
 logger = logging.getLogger(__name__)
 
-WORKER_MEMORY_BYTES = 2 * 1024**3
-START_SECONDS = 120  # importing math-verify takes 1 to 4 s on an idle machine
-GRACE_SECONDS = 10  # beyond the worker's own time limit, after which it counts as hung
 SHARE_OF_BUDGET = 0.2  # the next answer's fraction of what is left of a step's budget
 # The time of an answer when nothing is left; math-verify takes 1 to 50 ms, 150 for a first of its
 # kind.
 LEAST_SECONDS = 0.2
-PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 class VerifierPool:
@@ -46,11 +32,13 @@ class VerifierPool:
     second each; other answers are not affected.
     """
 
-    def __init__(self, config: RewardConfig, judge: str = "math") -> None:
-        # one of verify/worker.py's, or the recipe's own
+    def __init__(self, config: RewardConfig, *judge: str) -> None:
+        """`judge`: one of verify/worker.py's, and its function; without one, the recipe's."""
         self.config = config
-        self._workers = [_Worker(config.function or judge) for _ in range(config.workers)]
-        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        if not judge:
+            judge = ("texts", config.function) if config.function else ("math",)
+        self._workers = [WorkerProcess(*judge) for _ in range(config.workers)]
+        self._idle: queue.SimpleQueue[WorkerProcess] = queue.SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
         self._threads = ThreadPoolExecutor(config.workers, thread_name_prefix="reward")
@@ -73,6 +61,7 @@ class VerifierPool:
         unique = dict.fromkeys((answer, gold) for answer, gold in pairs if answer is not None)
         grade = partial(self._grade, budget=_Budget(self.config))
         reasons = dict(zip(unique, self._threads.map(grade, unique), strict=True))
+        warn_of_errors(list(reasons.values()))
         scored = []
         for row, (answer, gold) in zip(rows, pairs, strict=True):
             reason = _without_answer(row) if answer is None else reasons[answer, gold]
@@ -152,7 +141,7 @@ class _Budget:
         self._left = config.budget_seconds
         self._lock = threading.Lock()
 
-    def charge(self, worker: "_Worker", answer: str, gold: str) -> str:
+    def charge(self, worker: WorkerProcess, answer: str, gold: str) -> str:
         with self._lock:
             limit = min(self._timeout_seconds, max(SHARE_OF_BUDGET * self._left, LEAST_SECONDS))
         reason = worker.grade(answer, gold, limit)
@@ -168,131 +157,5 @@ def _without_answer(row: Row) -> str:
 
 
 def _scored(row: Row, reply: str) -> Row:
-    reason, _, score_text = reply.partition(" ")
-    score = float(score_text) if score_text else float(reason == "correct")
-    if reason == "scored":
-        reason = {1.0: "correct", 0.0: "wrong"}.get(score, "partly")
-    correct = None if reason in NOT_JUDGED else score == 1
-    verdict = Verdict(score, correct, reason)
+    verdict = verdict_of(reply)
     return replace(row, episode=replace(row.episode, verdict=verdict, reward=verdict.score))
-
-
-class _WorkerDied(Exception):
-    """The worker closed its pipe or stayed silent."""
-
-
-class _Worker:
-    """A `megatron_opd.verify.worker` process, started at the first need and again when it dies."""
-
-    def __init__(self, judge: str) -> None:
-        self.judge = judge
-        self.process: subprocess.Popen[bytes] | None = None
-        self.ready = False
-        self.closed = False
-
-    def start(self) -> None:
-        if self.process is not None or self.closed:
-            return
-        search_path = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        # A fixed hash seed fixes the order in which sympy walks its sets, so that the same answer
-        # gets the same verdict.
-        environment = dict(os.environ)
-        environment["PYTHONPATH"] = os.pathsep.join(search_path)
-        environment["PYTHONHASHSEED"] = "0"
-        module = ["-P", "-m", "megatron_opd.verify.worker", str(WORKER_MEMORY_BYTES), self.judge]
-        self.ready = False
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by end)
-        self.process = subprocess.Popen(
-            [sys.executable, *module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            env=environment,
-            # Ctrl-C reaches the training process alone, and its close() ends the group.
-            start_new_session=True,
-        )
-
-    def grade(self, answer: str, gold: str, limit_seconds: float) -> str:
-        """The reason of the verdict, "timeout" at the limit.
-
-        A worker that dies is replaced and asked once more.
-        """
-        for _ in range(2):
-            try:
-                self._wait_until_ready()
-                return self._ask(answer, gold, limit_seconds)
-            except _WorkerDied:
-                self.end()
-        if self.closed:
-            raise RunError("the reward workers were closed while they graded")
-        return "crashed"
-
-    def interrupt(self) -> None:
-        """Makes a `grade` that waits in another thread return, and refuses new ones."""
-        self.closed = True
-        self._signal_kill()
-
-    def _ask(self, answer: str, gold: str, limit_seconds: float) -> str:
-        process = self.process
-        if process is None or process.stdin is None:
-            raise _WorkerDied
-        try:
-            process.stdin.write(json.dumps([answer, gold, limit_seconds]).encode() + b"\n")
-            process.stdin.flush()
-        except OSError as error:
-            raise _WorkerDied from error
-        # The worker evaluates a request twice if its first evaluator was killed from outside.
-        return self._read_line(2 * wall_seconds(limit_seconds) + GRACE_SECONDS)
-
-    def _wait_until_ready(self) -> None:
-        self.start()
-        if self.ready or self.closed:
-            return
-        try:
-            self.ready = self._read_line(START_SECONDS) == "ready"
-        except _WorkerDied as error:
-            if self.closed:
-                raise
-            self.log.seek(0)
-            lines = self.log.read().decode(errors="replace").strip().splitlines()
-            self.end()
-            raise RunError(
-                f"a reward worker did not start: {lines[-1] if lines else 'no output'}"
-            ) from error
-
-    def _read_line(self, seconds: float) -> str:
-        process = self.process
-        if process is None or process.stdout is None:
-            raise _WorkerDied
-        poll = select.poll()
-        poll.register(process.stdout, select.POLLIN)
-        deadline = time.monotonic() + seconds
-        line = b""
-        while not line.endswith(b"\n"):
-            remaining = deadline - time.monotonic()
-            if remaining <= 0 or not poll.poll(remaining * 1000):
-                raise _WorkerDied
-            received = os.read(process.stdout.fileno(), 4096)
-            if not received:
-                raise _WorkerDied
-            line += received
-        return line.decode().strip()
-
-    def end(self) -> None:
-        """Kills the process and its evaluator, and collects them."""
-        self._signal_kill()
-        process = self.process
-        self.process = None
-        if process is None:
-            return
-        process.wait()
-        for file in (process.stdin, process.stdout, self.log):
-            if file is not None:
-                with contextlib.suppress(OSError):
-                    file.close()
-
-    def _signal_kill(self) -> None:
-        process = self.process  # another thread may clear it
-        if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)

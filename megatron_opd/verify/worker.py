@@ -1,7 +1,8 @@
-"""A verifier's worker: `python -m megatron_opd.verify.worker MEMORY_BYTES [JUDGE]`.
+"""A verifier's worker: `python -m megatron_opd.verify.worker MEMORY_BYTES JUDGE [FUNCTION]`.
 
-JUDGE is "math", the usual one, "items", "legacy" or "following" of suites' graders, or a user's
-MODULE:FUNCTION.
+JUDGE is "math", "items", "legacy" or "following" of suites' graders, "pattern" for a regular
+expression, or "texts" or "row" for a user's FUNCTION, "module:function", of an answer and its gold
+answer, or of a completion with its prompt, row and tokens.
 
 It reads a JSON list [answer, gold, time limit in seconds] per line on stdin and writes one reason
 per line on stdout, followed by the score if a user's function gives one. This process only imports
@@ -11,15 +12,19 @@ milliseconds, while a new process would need seconds for its imports. The limit 
 time, so that a busy machine does not change rewards.
 """
 
+import functools
 import gc
 import json
+import math
 import os
+import re
 import resource
 import signal
 import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -85,26 +90,85 @@ def following_judge() -> Judge:
     return judge_following
 
 
+def pattern_judge() -> Judge:
+    """Whether a regular expression matches all of a text; it may take for ever."""
+    compiled = functools.cache(partial(re.compile, flags=re.DOTALL))
+
+    def judge(text: str, pattern: str) -> str:
+        return "correct" if compiled(pattern).fullmatch(text) else "wrong"
+
+    return judge
+
+
 JUDGES = {
-    "math": math_judge, "items": item_judge, "legacy": legacy_judge, "following": following_judge
-}  # fmt: skip
+    "math": math_judge,
+    "items": item_judge,
+    "legacy": legacy_judge,
+    "following": following_judge,
+    "pattern": pattern_judge,
+}
 
 
-def own_judge(reference: str) -> Judge:
-    """The user's function: "scored" and its number; "error" where it raises or gives no number."""
-    from megatron_opd.files.own_code import load_own
-
-    function = load_own(reference)
-    assert callable(function), "checked before the run"
+def texts_judge(reference: str) -> Judge:
+    """The user's function of two texts: "scored" and its number; "error" and why there is none."""
+    function = _own(reference)
 
     def judge(completion: str, gold: str) -> str:
         try:
             score = float(function(completion, gold))
-        except Exception:  # a hostile completion may make it raise anything
-            return "error"
-        return f"scored {score!r}" if 0 <= score <= 1 else "error"
+        except Exception as error:  # a hostile completion may make it raise anything
+            return _error(error)
+        return f"scored {score!r}" if 0 <= score <= 1 else f"error {score!r} is not from 0 to 1"
 
     return judge
+
+
+def row_judge(reference: str) -> Judge:
+    """The user's function of (prompt, completion, row, tokens), which stand in the first text as
+    JSON: "scored" and its number, "judged" and its verdict as JSON, or "error" and why not."""
+    function = _own(reference)
+
+    def judge(arguments: str, _: str) -> str:
+        try:
+            return _reply(function(*json.loads(arguments)))
+        except Exception as error:
+            return _error(error)
+
+    return judge
+
+
+FUNCTION_JUDGES = {"texts": texts_judge, "row": row_judge}
+_LONGEST_ERROR = 200  # characters of an exception's text
+_REASON = re.compile(r"[\w.-]{1,40}")  # it becomes a part of a metric's name
+
+
+def _own(reference: str) -> Callable[..., Any]:
+    from megatron_opd.files.own_code import load_own
+
+    function = load_own(reference)
+    assert callable(function), "checked before the run"
+    return function
+
+
+def _reply(value: Any) -> str:
+    """The reply to what a user's function returns: a number, or a verdict."""
+    if not hasattr(value, "score"):
+        score = float(value)
+        finite = math.isfinite(score)
+        return f"scored {score!r}" if finite else f"error {score!r} is no finite number"
+    score = float(value.score)
+    if not math.isfinite(score):
+        return f"error a verdict's score {score!r} is no finite number"
+    if not isinstance(value.reason, str) or not _REASON.fullmatch(value.reason):
+        return f"error a verdict's reason must be a word, got {value.reason!a:.60}"
+    correct = None if value.correct is None else bool(value.correct)
+    extracted = str(value.extracted)
+    return f"judged {json.dumps([score, correct, value.reason, extracted])}"
+
+
+def _error(error: Exception) -> str:
+    text = " ".join(ascii(str(error))[1:-1].replace("\\n", " ").split())
+    return f"error {type(error).__name__}: {text[:_LONGEST_ERROR]}"
 
 
 class Evaluator:
@@ -171,8 +235,8 @@ def main() -> None:
     # Slurm sends these to all processes, and the trainer still finishes its step.
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    name = sys.argv[2] if len(sys.argv) > 2 else "math"
-    judge = JUDGES[name]() if name in JUDGES else own_judge(name)
+    name, *functions = sys.argv[2:]
+    judge = FUNCTION_JUDGES[name](*functions) if functions else JUDGES[name]()
     # A collection in an evaluator would touch, and so copy, every page that it inherited.
     gc.freeze()
     replies = sys.stdout.buffer

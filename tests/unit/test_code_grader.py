@@ -19,8 +19,9 @@ from megatron_opd.checks.training import _check_suites
 from megatron_opd.contracts.rows import Verdict
 from megatron_opd.contracts.suites import Answer, SuiteProtocol
 from megatron_opd.errors import ConfigError
-from megatron_opd.recipe.keys import EvalConfig, RewardConfig, SuiteConfig, TemplateConfig
+from megatron_opd.recipe.keys import EvalConfig, SuiteConfig, TemplateConfig
 from megatron_opd.recipe.load import load_config
+from megatron_opd.recipe.rewards import RewardConfig
 from megatron_opd.sandbox.layers import ALLOW_WEAK, Layers
 from megatron_opd.sandbox.limits import Limits
 from megatron_opd.suites.open import open_suites

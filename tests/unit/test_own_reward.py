@@ -7,7 +7,7 @@ import pytest
 
 from megatron_opd.cli.main import main
 from megatron_opd.contracts.rows import Row
-from megatron_opd.recipe.keys import RewardConfig
+from megatron_opd.recipe.rewards import RewardConfig
 from megatron_opd.verify.pool import VerifierPool
 from tests.rows import row, task
 from tests.unit.tiny_model_files import write_recipe

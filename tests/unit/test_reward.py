@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from megatron_opd.contracts.rows import Row
 from megatron_opd.errors import RunError
-from megatron_opd.recipe.keys import RewardConfig
+from megatron_opd.recipe.rewards import RewardConfig
 from megatron_opd.verify import pool as pool_module
 from megatron_opd.verify.answer import boxed, final_answer, read_gold
 from megatron_opd.verify.math import grade, math_verdict
@@ -334,7 +334,7 @@ def test_workers_end_with_a_killed_trainer_and_do_not_run_its_script(tmp_path: P
     script = tmp_path / "trainer.py"  # without a __main__ guard
     script.write_text(
         "import time\n"
-        "from megatron_opd.recipe.keys import RewardConfig\n"
+        "from megatron_opd.recipe.rewards import RewardConfig\n"
         "from megatron_opd.verify.pool import VerifierPool\n"
         "pool = VerifierPool(RewardConfig())\n"
         "pool.warm_up()\n"

@@ -13,7 +13,7 @@ import pytest
 
 from megatron_opd.contracts.suites import Answer, Grader, Question
 from megatron_opd.errors import ConfigError, DataError
-from megatron_opd.recipe.keys import RewardConfig
+from megatron_opd.recipe.rewards import RewardConfig
 from megatron_opd.suites.contamination import contamination
 from megatron_opd.suites.listing import listed_suites
 from megatron_opd.suites.open import OpenSuite, open_suites

@@ -9,7 +9,7 @@ from typing import assert_never
 
 from megatron_opd.contracts.suites import Grader, SuiteProtocol
 from megatron_opd.errors import ConfigError
-from megatron_opd.recipe.keys import RewardConfig
+from megatron_opd.recipe.rewards import RewardConfig
 from megatron_opd.verify.graders.choice import ChoiceGrader
 from megatron_opd.verify.graders.code import CodeGrader, refusal_of
 from megatron_opd.verify.graders.instructions import LONGEST, InstructionGrader, check_packages
