@@ -72,13 +72,13 @@ class Episode:
     group: int = 0
     verdict: Verdict = UNSCORED
     reward: float = 0.0  # what the verdict is worth in training
-    # of the recipe's rewards and the length penalty, by name, where the reward is a sum of them
-    verdicts: tuple[tuple[str, Verdict], ...] = ()
     turns: int = 1  # completions of the model in it
     # failed: its environment broke; it is left out of every statistic, and counted
     ended: Literal["stop", "length", "turns", "budget", "failed"] = "stop"
     task_type: str = ""  # the kind of task, as its environment says
     skill: str = ""  # the name of the privileged text that was retrieved for it
+    # of the recipe's rewards and the length penalty, by name, where the reward is a sum of them
+    verdicts: tuple[tuple[str, Verdict], ...] = ()
 
     @property
     def key(self) -> tuple[int, int, int]:
