@@ -134,7 +134,7 @@ def accuracy(groups: list[list[Row]], settings: EvalConfig) -> dict[str, float]:
 
 def _by_source(groups: list[list[Row]], all_NK: np.ndarray) -> dict[str, float]:
     """The accuracy and interval of every source of the data; {} where rows name none."""
-    metrics = {}
+    metrics: dict[str, float] = {}
     places = by_source(range(len(groups)), lambda place: groups[place][0].task.source)
     for source, own in places.items():
         there_NK = all_NK[own][~np.isnan(all_NK[own]).all(axis=1)]
