@@ -22,7 +22,7 @@ from megatron_opd.tasks.data import load_heldout, load_training
 from megatron_opd.tasks.data_files import shown
 from megatron_opd.tasks.pin import check_unchanged
 from megatron_opd.tasks.prompter import TemplatePrompter, WordsReader
-from megatron_opd.tasks.template import chat_template_of
+from megatron_opd.tasks.template import check_chat_template
 from megatron_opd.tasks.tokenizer import Tokenizer, tokenizer_for_checks
 from megatron_opd.verify.graders.open import check_grader
 
@@ -107,7 +107,7 @@ def _check_suites(config: RunConfig, tokenizer: Tokenizer) -> list[str]:
 def _check_prompts(config: RunConfig, environment: EnvironmentConfig, tokenizer: Tokenizer) -> None:
     """The template suits an environment's prompts. Raises ConfigError, DataError."""
     if config.data.template.kind == "chat":
-        chat_template_of(tokenizer)
+        check_chat_template(config.data.template, tokenizer)
     bare = environment.history.observations == "text"
     if environment.grows:
         TemplatePrompter(config.data.template, tokenizer, "user", bare=bare).check_growing()

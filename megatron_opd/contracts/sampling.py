@@ -37,6 +37,7 @@ class Completion:
     token_ids: list[int]
     logprobs: list[float]  # nats, of the distribution sampled from: after temperature and top_p
     finish_reason: str  # "stop" (the last token is an end, or completes a stop word) | "length"
+    by_word: bool = False  # a stop word ended it: the last token is one of its text
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,11 @@ class Draw:
     max_tokens: int  # of a completion
     temperature: float  # 0 is greedy
     top_p: float = 1.0
+    stop: tuple[str, ...] = ()  # words that end a completion where they are written
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.version, self.temperature, self.top_p)
+        return Sampling(self.version, self.temperature, self.top_p, stop=self.stop)
 
 
 class Prompter(Protocol):

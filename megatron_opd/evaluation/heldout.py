@@ -60,6 +60,7 @@ def draw_of(config: RunConfig, settings: EvalConfig, version: int) -> Draw:
         max_tokens=config.rollout.max_completion_tokens,
         temperature=settings.temperature,
         top_p=settings.top_p,
+        stop=tuple(config.rollout.stop),
     )
 
 

@@ -113,6 +113,7 @@ def traces_of(
                 samples=1,
                 max_tokens=config.rollout.max_completion_tokens,
                 temperature=temperature,
+                stop=tuple(config.rollout.stop),
             )
             answers = sampler.sample(open_[first : first + size], draw)
             ended = [row for row in answers if row.finish_reason == "stop"]

@@ -47,6 +47,9 @@ class TemplateConfig:
     text: str = "{problem}"  # raw: the whole prompt; chat: the user's message
     # appended after the template: the first characters of the response, such as "<think>\n"
     prefill: str = ""
+    # chat: what the template reads beside the messages, such as {enable_thinking: false}
+    chat_template_kwargs: dict[str, str | int | float | bool] = field(default_factory=dict)
+    chat_template: str | None = None  # chat: a file with the template; null: the tokenizer's own
     # what a chat template takes for today; null: the day on which the run starts
     date: datetime.date | None = None
 
@@ -95,7 +98,8 @@ class DataConfig:
     def paths(self) -> list[str]:
         """Every path and pattern, as the recipe writes them."""
         sets = [self.train] + ([self.heldout_set.path] if self.heldout_set else [])
-        return [path for paths in sets for path in ([paths] if isinstance(paths, str) else paths)]
+        paths = [path for one in sets for path in ([one] if isinstance(one, str) else one)]
+        return paths + ([self.template.chat_template] if self.template.chat_template else [])
 
 
 # ----------------------------------------------------------------------------------------- stations
@@ -109,6 +113,8 @@ class RolloutConfig:
     samples_per_prompt: PositiveInt = 8  # the group size
     max_completion_tokens: PositiveInt = 1024
     temperature: Temperature = 1.0
+    # words that end a completion where they are written; their tokens are a part of it
+    stop: list[str] = field(default_factory=list)
     kv_cache_gib: Gibibytes = 1.0  # CPU: key-value cache per engine
     gpu_memory_utilization: Fraction = 0.4  # CUDA: the engine's share of the device
     # N of the run hold an engine alone; null: the student's hold one each

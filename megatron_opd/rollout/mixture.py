@@ -111,6 +111,7 @@ class Mixture:
             draft.logprobs,
             draft.by_teacher_L[: len(draft.token_ids)],  # Source.STUDENT or Source.TEACHER
             draft.finish_reason,
+            has_end=draft.finish_reason == "stop",
             version=draw.version,
             tokenizer=self._tokenizer,
         )

@@ -43,6 +43,7 @@ class SingleTurn:
                 [0.0] * len(given_ids) + completion.logprobs,
                 [Source.TRACE] * len(given_ids) + student,
                 completion.finish_reason,
+                has_end=completion.finish_reason == "stop" and not completion.by_word,
                 version=draw.version,
                 tokenizer=self._tokenizer,
             )
@@ -72,12 +73,16 @@ def completed_row(
     sources: Sequence[int] | np.ndarray,
     finish_reason: str,
     *,
+    has_end: bool,
     version: int,
     tokenizer: Tokenizer,
 ) -> Row:
-    """The row of a completion of a task's prompt; `version` drew all tokens but the data's."""
+    """The row of a completion of a task's prompt; `version` drew all tokens but the data's.
+
+    `has_end`: the last token is an end, and no text.
+    """
     # The end is left out of the text: it need not be a special token.
-    written = token_ids[:-1] if finish_reason == "stop" else token_ids
+    written = token_ids[:-1] if has_end else token_ids
     sources_T = np.array(sources, np.int8)
     versions_T = np.where(sources_T <= Source.TEACHER, version, -1).astype(np.int32)
     return Row(

@@ -57,6 +57,7 @@ class Stations:
             samples=settings.samples_per_prompt,
             max_tokens=settings.max_completion_tokens,
             temperature=settings.temperature,
+            stop=tuple(settings.stop),
         )
         rows = collect(
             self.sampler,

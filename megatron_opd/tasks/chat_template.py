@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from types import FrameType
 from typing import Any
@@ -22,6 +22,10 @@ from megatron_opd.tasks.messages import Message
 MAX_SECONDS = 10.0  # of one prompt; real templates take less than a millisecond
 MAX_CHARACTERS = 2**24
 _MAX_BITS = 2**16  # of a power
+# What every template is given.
+OWN_VARIABLES = frozenset(
+    ("messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now")
+)
 _REMEDY = "set data.template.kind=raw, or mend the template"
 
 
@@ -32,6 +36,16 @@ class ChatTemplate:
     source: str
     text: str
     special_tokens: Mapping[str, str]
+    arguments: Mapping[str, object] = field(default_factory=dict)  # that it reads beside
+
+    def variables(self) -> set[str]:
+        """The names that the template reads and does not set itself. Raises DataError."""
+        from jinja2.meta import find_undeclared_variables
+
+        try:
+            return find_undeclared_variables(_environment(date.min).parse(self.text))
+        except Exception as error:
+            raise self._failure(error) from error
 
     def render(self, messages: Sequence[Message], day: date) -> str:
         """The prompt text, which ends where the model's completion starts.
@@ -41,7 +55,7 @@ class ChatTemplate:
         try:
             with _time_limit(MAX_SECONDS):
                 texts = _compiled(self.text, day).generate(
-                    **self.special_tokens,
+                    **{**self.special_tokens, **self.arguments},
                     messages=list(messages),
                     tools=None,
                     documents=None,
@@ -49,10 +63,11 @@ class ChatTemplate:
                 )
                 return _joined(texts)
         except Exception as error:  # a program of others can raise anything
-            cause = " ".join(f"{type(error).__name__}: {error}".split())
-            raise DataError(
-                f"{self.source}: the chat template fails ({cause:.200}); {_REMEDY}"
-            ) from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> DataError:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        return DataError(f"{self.source}: the chat template fails ({cause:.200}); {_REMEDY}")
 
 
 def only_template(templates: object, source: str) -> str:
@@ -79,7 +94,11 @@ def only_template(templates: object, source: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _compiled(text: str, day: date) -> Any:
-    """The template in an environment with transformers' settings, filters and functions."""
+    return _environment(day).from_string(text)
+
+
+def _environment(day: date) -> Any:
+    """An environment with transformers' settings, filters and functions."""
     from jinja2 import TemplateError
     from jinja2.ext import loopcontrols
 
@@ -96,7 +115,7 @@ def _compiled(text: str, day: date) -> Any:
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = strftime_now
-    return environment.from_string(text)
+    return environment
 
 
 def _limited_environment() -> Any:

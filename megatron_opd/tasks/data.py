@@ -13,7 +13,7 @@ from megatron_opd.recipe.keys import DataConfig, RunConfig
 from megatron_opd.tasks.data_files import data_files
 from megatron_opd.tasks.examples import read_examples
 from megatron_opd.tasks.notes import Notes
-from megatron_opd.tasks.template import chat_template_of
+from megatron_opd.tasks.template import check_chat_template
 from megatron_opd.tasks.tokenise import tokenise
 from megatron_opd.tasks.tokenizer import Tokenizer
 
@@ -96,7 +96,9 @@ def load_tasks(
             "data.template.text: has no {problem}, so every prompt would be the same; put it in"
         )
     if config.template.kind == "chat":
-        chat_template_of(tokenizer)  # checked first: if there is none, no row is to blame
+        check_chat_template(
+            config.template, tokenizer
+        )  # checked first: if there is none, no row is to blame
     bad_rows = BadRows(config.bad_rows)
     notes = Notes(config.template)
     files = data_files(paths if isinstance(paths, list) else str(paths), key)

@@ -30,13 +30,15 @@ def shown(paths: str | list[str]) -> str:
 
 
 def data_sha256(data: DataConfig) -> dict[str, str]:
-    """The SHA-256 of every file of the training and the held-out data, by name.
+    """The SHA-256 of every file of the data, and of a chat template, by name.
 
     Reads the files whole, which takes little time compared with parsing them. Raises DataError.
     """
     files = data_files(data.train, "data.train") if data.train else []  # an environment has none
     if data.heldout_set is not None:
         files += data_files(data.heldout_set.path, "data.heldout")
+    if data.template.chat_template:
+        files.append(Path(data.template.chat_template))
     return {str(path): _sha256(path) for path in files}
 
 

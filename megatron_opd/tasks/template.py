@@ -1,13 +1,15 @@
 """The text that a model reads, made of a problem."""
 
+import functools
 import re
 from collections.abc import Sequence
 from datetime import date
+from pathlib import Path
 
 from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.recipe.keys import TemplateConfig
 from megatron_opd.recipe.system_messages import SYSTEM_MESSAGES
-from megatron_opd.tasks.chat_template import ChatTemplate, only_template
+from megatron_opd.tasks.chat_template import OWN_VARIABLES, ChatTemplate, only_template
 from megatron_opd.tasks.messages import Message
 from megatron_opd.tasks.tokenizer import Tokenizer
 
@@ -43,18 +45,47 @@ def render_messages(
     template: TemplateConfig, tokenizer: Tokenizer, messages: Sequence[Message]
 ) -> str:
     """The text of a conversation in a chat, as `render` gives it. Raises what that raises."""
-    chat_template = chat_template_of(tokenizer)
+    chat_template = chat_template_of(template, tokenizer)
     text = chat_template.render(messages, template.date or date.today())
     _check_prefill(template.prefill, text, chat_template.source)
     _check_characters(text, chat_template.source)
     return text + template.prefill
 
 
-def chat_template_of(tokenizer: Tokenizer) -> ChatTemplate:
-    """The chat template of a tokenizer. Raises DataError when it has none."""
-    source = tokenizer.name_or_path
-    text = only_template(tokenizer.chat_template, source)
-    return ChatTemplate(source, text, tokenizer.special_tokens_map)
+def chat_template_of(template: TemplateConfig, tokenizer: Tokenizer) -> ChatTemplate:
+    """The recipe's chat template, or that of a tokenizer. Raises DataError when there is none."""
+    source = template.chat_template or tokenizer.name_or_path
+    if template.chat_template:
+        text = _read_template(template.chat_template)
+    else:
+        text = only_template(tokenizer.chat_template, source)
+    special_tokens = tokenizer.special_tokens_map
+    return ChatTemplate(source, text, special_tokens, template.chat_template_kwargs)
+
+
+def check_chat_template(template: TemplateConfig, tokenizer: Tokenizer) -> None:
+    """The chat template is there, and reads what the recipe hands it. Raises ConfigError,
+    DataError."""
+    chat_template = chat_template_of(template, tokenizer)
+    read = chat_template.variables()
+    for name in template.chat_template_kwargs:
+        if name not in read:
+            others = ", ".join(sorted(read - OWN_VARIABLES - chat_template.special_tokens.keys()))
+            raise ConfigError(
+                f"data.template.chat_template_kwargs.{name}: no effect, the chat template of "
+                f"{chat_template.source} does not read it; it reads {others or 'nothing beside'}"
+            )
+
+
+@functools.lru_cache(maxsize=8)
+def _read_template(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or "not UTF-8"
+        raise ConfigError(
+            f"data.template.chat_template: {path} cannot be read ({cause}); name a Jinja file"
+        ) from None
 
 
 def system_text(template: TemplateConfig) -> str | None:

@@ -125,6 +125,28 @@ def test_a_completion_ends_with_eos_or_at_the_limit(student: Student) -> None:
         assert len(row.logprobs) == row.num_tokens and row.version == student.version
 
 
+def test_a_stop_word_ends_a_completion_and_is_a_part_of_it(student: Student) -> None:
+    """Tokens and logprobs are those without stop words, up to the one that completes a word."""
+    tasks = tiny_hf.tasks(4, 9)
+    whole = student.generate(tasks, samples=32)
+    stop = ("w5", "w7")  # w50 begins with a stop word: the text decides, not the token
+    rows = student.generate(tasks, samples=32, stop=stop)
+    stopped = 0
+    for row, other in zip(rows, whole, strict=True):
+        here = [any(word in f"w{i}" for word in stop) for i in other.token_ids]
+        if any(here):
+            stopped += 1
+            last = here.index(True)
+            assert row.token_ids.tolist() == other.token_ids[: last + 1].tolist()
+            assert row.finish_reason == "stop" and row.text.endswith(f"w{row.token_ids[-1]}")
+            assert row.end_T[-1] and not row.truncated
+        else:
+            assert row.token_ids.tolist() == other.token_ids.tolist()
+            assert (row.finish_reason, row.text) == (other.finish_reason, other.text)
+    assert stopped > 10
+    assert_logprobs_of(student.model, rows)
+
+
 def test_sampling_stops_at_every_end_of_the_model(tmp_path: Path) -> None:
     """The tokenizer's, which vLLM knows by itself, those of the generation config, and further
     ones."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from megatron_opd.cli.main import main
 from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.recipe.keys import DataConfig, TemplateConfig
 from megatron_opd.recipe.load import dump_config, load_config
@@ -18,11 +19,13 @@ from megatron_opd.tasks import chat_template as module
 from megatron_opd.tasks import pin as pin_module
 from megatron_opd.tasks.chat_template import ChatTemplate
 from megatron_opd.tasks.data import load_tasks
+from megatron_opd.tasks.data_files import changed_data, data_sha256
 from megatron_opd.tasks.pin import keep_pins, pin
-from megatron_opd.tasks.template import render
+from megatron_opd.tasks.template import check_chat_template, render
 from megatron_opd.tasks.tokenizer import load_tokenizer
 from tests.tiny_config import tiny_config
 from tests.unit.byte_tokenizer import CHAT_TEMPLATE, write_byte_tokenizer
+from tests.unit.tiny_model_files import write_recipe
 
 DAY = date(2026, 1, 31)
 CONVERSATION = [
@@ -240,6 +243,68 @@ def test_a_trace_goes_on_after_the_tag_of_the_template(tmp_path: Path, tokenizer
         tokenizer.decode(prompt.trace_ids) for prompt in prompts if prompt.trace_ids is not None
     ]
     assert traces == ["hm</s>", "hm</s>", "hm</s>", "<thinker>hm</s>"]
+
+
+# ----------------------------------------------------- the recipe's template, and what it is handed
+def test_a_template_reads_what_the_recipe_hands_it(tokenizer: Any) -> None:
+    """As transformers hands it on."""
+    tokenizer.chat_template = (
+        "{% if enable_thinking is defined and enable_thinking is false %}no {% endif %}"
+        "{{ date_string }}{{ messages[0].content }}{% set own = level %}{{ own }}"
+    )
+    kwargs = {"enable_thinking": False, "date_string": "26 Jul 2024", "level": 3}
+    template = TemplateConfig(chat_template_kwargs=dict(kwargs))
+    messages = [{"role": "user", "content": "q"}]
+    expected = tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+    assert render(template, tokenizer, "q") == expected == "no 26 Jul 2024q3"
+    check_chat_template(template, tokenizer)
+    with pytest.raises(ConfigError, match=r"kwargs\.thinking: no effect.* reads date_string, ena"):
+        check_chat_template(TemplateConfig(chat_template_kwargs={"thinking": True}), tokenizer)
+
+
+def test_a_template_may_be_a_file(tmp_path: Path, tokenizer: Any) -> None:
+    """A run pins it beside its data."""
+    tokenizer.chat_template = None
+    path = tmp_path / "mine.jinja"
+    path.write_text("<{{ messages[0].content }}>{{ eos_token }}")
+    template = TemplateConfig(chat_template=str(path))
+    assert render(template, tokenizer, "q") == "<q></s>"
+    (tmp_path / "a.jsonl").write_text('{"problem": "q"}\n')
+    data = DataConfig(str(tmp_path / "a.jsonl"), template=template)
+    stored = data_sha256(data)
+    assert set(stored) == set(data.paths) == {str(tmp_path / "a.jsonl"), str(path)}
+    path.write_text("{{ messages[0].content }")
+    assert changed_data(stored, data) == str(path)
+    for text, message in (
+        ("{% x", "mine.jinja: the chat template fails"),
+        (None, "cannot be read"),
+    ):
+        other = tmp_path / f"other{message[:2]}" / "mine.jinja"
+        other.parent.mkdir()
+        if text:
+            other.write_text(text)
+        with pytest.raises((ConfigError, DataError), match=message):
+            check_chat_template(TemplateConfig(chat_template=str(other)), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.template.chat_template_kwargs={a: 1}"], "kwargs: no effect with kind=raw"),
+        (
+            ["data.template.kind=chat", "data.template.chat_template_kwargs={messages: 1}"],
+            "kwargs.messages: every template is given it",
+        ),
+        (["rollout.stop=['']"], "rollout.stop: an empty text"),
+        (["rollout.stop=x"], "'rollout.stop=x': must be a list"),
+        (["rollout.stop=[x]", "method.teacher_share=0.5"], "rollout.stop: does not go with"),
+    ],
+)
+def test_keys_of_prompts_and_ends_that_cannot_work_are_one_line(
+    tmp_path: Path, overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(write_recipe(tmp_path)), *overrides]) == 2
+    assert message in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------------------- the date

@@ -121,5 +121,8 @@ def completion_of(request: Request, output: "RequestOutput") -> Completion:
             f"{sampled.finish_reason!r}"
         )
     return Completion(
-        list(sampled.token_ids), list(sampled.logprobs.logprobs), sampled.finish_reason
+        list(sampled.token_ids),
+        list(sampled.logprobs.logprobs),
+        sampled.finish_reason,
+        by_word=isinstance(sampled.stop_reason, str),
     )
