@@ -16,7 +16,7 @@ the remedy, where a command would end with that line.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["convert", "evaluate", "load_recipe", "plan", "train"]
 
 if TYPE_CHECKING:  # importing the package stays quick

@@ -13,10 +13,11 @@ from ruamel.yaml.error import YAMLError
 
 from megatron_opd.contracts.ranges import NonNegativeInt, PositiveInt
 from megatron_opd.errors import ConfigError
+from megatron_opd.files.shipped import shipped
 from megatron_opd.files.typed import InvalidKey, build, unknown
 from megatron_opd.recipe.load import parse_override, set_key
 
-PROFILES = Path(__file__).resolve().parents[2] / "slurm"
+PROFILES = shipped("slurm")
 PREFIX = "cluster."  # of an override that sets a key of the profile
 
 

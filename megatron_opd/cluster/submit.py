@@ -24,12 +24,13 @@ from megatron_opd.cluster.profile import (
     load_profile,
 )
 from megatron_opd.errors import ConfigError
+from megatron_opd.files.shipped import PACKAGE
 from megatron_opd.metrics.run_directory import disk_may_be_full
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.recipe.load import dump_config, load_config
 from megatron_opd.start import load_run, to_resume
 
-LAUNCHER = Path(__file__).resolve().parents[2] / ".venv-launch" / "bin" / "python"
+LAUNCHER = Path(".venv-launch") / "bin" / "python"  # in the checkout, or in the working directory
 
 
 def launch(
@@ -46,11 +47,8 @@ def launch(
     # At the other end of a tunnel a directory of this machine is no run.
     load = load_config if profile.tunnel else load_run
     config = load(recipe, of_recipe)
-    if not prepare and not LAUNCHER.exists():
-        raise ConfigError(
-            f"launch: nemo-run is not installed, {LAUNCHER} does not exist; run: make launch-env, "
-            "or see --prepare"
-        )
+    if not prepare:
+        _launcher()
     job = jobs.make(config, profile, sys.executable)
     with (
         disk_may_be_full(job.directory, "launch it again"),
@@ -79,6 +77,21 @@ def launch(
     again = ["megatron-opd", "launch", recipe, *overrides, "--cluster", cluster]
     _say_what_next(job, job_id, again)
     return 0
+
+
+def _launcher() -> Path:
+    """The interpreter that has nemo-run. Raises ConfigError."""
+    paths = [folder / LAUNCHER for folder in (PACKAGE.parent, Path.cwd())]
+    for path in paths:
+        if path.exists():
+            return path
+    if (PACKAGE.parent / "Makefile").is_file():
+        remedy = "run: make launch-env"
+    else:
+        remedy = "run: python3.12 -m venv .venv-launch && .venv-launch/bin/pip install nemo-run"
+    raise ConfigError(
+        f"launch: nemo-run is not installed, {paths[-1]} does not exist; {remedy}, or see --prepare"
+    )
 
 
 def _say_what_next(job: Job, job_id: str, again: Sequence[str]) -> None:
@@ -209,7 +222,7 @@ def _nemo_run(job: Job, folder: Path, *, dry_run: bool) -> str:
     written.write_text(json.dumps(spec, indent=1))
     environment = dict(os.environ) | {"NEMORUN_HOME": str(home)}
     command = [
-        str(LAUNCHER),
+        str(_launcher()),
         str(PROFILES / "submit.py"),
         str(written),
         *(["--dry-run"] if dry_run else []),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_opd.errors import ConfigError
+from megatron_opd.files.shipped import shipped
 from megatron_opd.files.typed import InvalidKey, build, join, unknown
 from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.methods.method import MethodConfig
@@ -19,7 +20,7 @@ from megatron_opd.recipe.yaml_text import InvalidYaml, parse_yaml, read_yaml, wr
 
 _KEYS_OF_METHOD = tuple(field.name for field in fields(MethodConfig))
 _BESIDE_TERMS = tuple(key for key in _KEYS_OF_METHOD if key not in ("name", "terms"))
-PACKAGED_RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+PACKAGED_RECIPES = shipped("recipes")
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
