@@ -7,6 +7,7 @@ from megatron_opd.architectures.architecture import Architecture
 from megatron_opd.architectures.directory import holds_megatron_weights
 from megatron_opd.errors import DataError
 from megatron_opd.files.manifest import find_damage
+from megatron_opd.weights.fused import single_experts
 from megatron_opd.weights.headers import TensorHeader, check_unambiguous, read_headers
 from megatron_opd.weights.table import hf_shapes, weight_table
 
@@ -48,7 +49,7 @@ def check_headers(model_dir: Path, arch: Architecture) -> dict[str, TensorHeader
     quantised tensor, or an output layer whose first numbers are not the embedding's although the
     config ties them.
     """
-    headers = read_headers(model_dir)
+    headers = single_experts(read_headers(model_dir))
     if adapter := next((name for name in headers if ".lora_" in name), None):
         raise DataError(
             f"{model_dir}: tensor {adapter} is of a LoRA adapter; merge it with its base and save "

@@ -13,6 +13,7 @@ from torch import Tensor
 from megatron_opd.errors import DataError
 from megatron_opd.files.manifest import MANIFEST, NewFile, sync
 from megatron_opd.weights.blocks import Extent, blocks_of
+from megatron_opd.weights.fused import single_experts
 from megatron_opd.weights.headers import INDEX, SINGLE, Shape, TensorHeader, read_headers
 from megatron_opd.weights.safetensors_file import dtype_of, extent, write_safetensors
 
@@ -37,7 +38,9 @@ class HfCheckpoint:
         self, model_dir: str | Path, headers: Mapping[str, TensorHeader] | None = None
     ) -> None:
         self.model_dir = Path(model_dir)
-        self._headers = read_headers(self.model_dir) if headers is None else headers
+        if headers is None:
+            headers = single_experts(read_headers(self.model_dir))
+        self._headers = headers
         self.shapes = {name: header.shape for name, header in self._headers.items()}
         self.dtypes = {name: dtype_of(header) for name, header in self._headers.items()}
 
