@@ -11,7 +11,7 @@ from megatron_opd.bench.results import SAMPLES, SuiteResult, read_result, read_s
 from megatron_opd.bench.summary import by_question, scores_of
 from megatron_opd.contracts.suites import GradedSample
 from megatron_opd.errors import DataError
-from megatron_opd.statistics.paired import Difference, compare, holm
+from megatron_opd.statistics.paired import Difference, compare, holm, p_words
 from megatron_opd.statistics.scores import seed_error
 
 _LEVEL = 0.05
@@ -193,8 +193,3 @@ def _need(pair: tuple[np.ndarray, np.ndarray], difference: Difference) -> str:
     if by_chance > difference.error**2 / 2:
         return f"more than {pair[0].shape[1]} samples of every question"
     return "more questions"
-
-
-def p_words(p: float) -> str:
-    """A p-value behind the letter."""
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from megatron_opd.bench.compare import Comparison, p_words
+from megatron_opd.bench.compare import Comparison
 from megatron_opd.bench.results import Result, SuiteResult
 from megatron_opd.contracts.rows import VERIFIER_FAILURES
+from megatron_opd.statistics.paired import p_words
 from megatron_opd.suites.listing import Listed
 
 _FAILURES = tuple(reason for reason in VERIFIER_FAILURES if reason != "bad_gold")

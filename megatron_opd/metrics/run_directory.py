@@ -112,6 +112,7 @@ def sample_line(step: int, row: Row, tokens: list[str] | None) -> Line:
         "completion": row.text,
         "reward": float(row.reward),
         "reward_reason": row.verdict.reason,
+        "correct": row.verdict.correct,
         "finish_reason": row.finish_reason,
         "policy_version": row.version,
         "prompt_token_ids": row.prompt_ids.tolist(),

@@ -1,6 +1,6 @@
 """How the report draws: colours, lines of a metric, bars, axes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,6 +8,8 @@ from matplotlib.ticker import MaxNLocator
 
 from megatron_opd.metrics.run_directory import Line
 
+# Draws into the axes; False where the run has nothing to draw.
+Draw = Callable[[Axes, Sequence[Line]], bool]
 STUDENT = "#2f6fdb"
 TEACHER = "#d9822b"
 HELDOUT = "#0f8a5f"
@@ -28,13 +30,23 @@ def series(rows: Sequence[Line], key: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64)
 
 
-def line(axes: Axes, rows: Sequence[Line], key: str, colour: str, label: str | None = None) -> bool:
+def line(
+    axes: Axes,
+    rows: Sequence[Line],
+    key: str,
+    colour: str,
+    label: str | None = None,
+    *,
+    smoothed: bool = True,
+) -> bool:
     """Draws a metric; True if the run has it.
 
     Many values are pale under their moving average. A cross marks a value that was not finite.
     """
     steps, values = series(rows, key)
-    window = len(steps) // 15
+    if not len(steps):
+        return False
+    window = len(steps) // 15 if smoothed else 0
     smooth = window >= 2
     axes.plot(
         steps, values, color=colour, linewidth=1 if smooth else 1.8, alpha=0.3 if smooth else 1,
@@ -51,7 +63,7 @@ def line(axes: Axes, rows: Sequence[Line], key: str, colour: str, label: str | N
         markersize=6,
         transform=axes.get_xaxis_transform(),
     )
-    return bool(len(steps))
+    return True
 
 
 def moving_average(values: np.ndarray, window: int) -> np.ndarray:
@@ -89,10 +101,14 @@ def style(axes: Axes, label: str = "step") -> None:
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes.set_xlabel(label, fontsize=8, color=INK)
-    if axes.get_legend_handles_labels()[1]:
+    labels = axes.get_legend_handles_labels()[1]
+    if labels:
+        # Characters of 8 points are about 4.6 points wide, and a line's sample 22.
+        widest = max(map(len, labels)) * 4.6 + 22
+        points = 72 * axes.figure.get_figwidth()
         axes.figure.legend(
             loc="outside upper left",
-            ncols=8,
+            ncols=max(1, min(len(labels), int(points / widest))),
             fontsize=8,
             frameon=False,
             labelcolor=INK,

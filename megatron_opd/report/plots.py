@@ -4,7 +4,7 @@ A plot whose metrics the run does not have is left out.
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +18,14 @@ from megatron_opd.report.drawing import (
     INK,
     STUDENT,
     TEACHER,
+    Draw,
     line,
-    marker,
     plain_text,
     series,
     stacked_bars,
     style,
 )
+from megatron_opd.report.terms import term_plots
 
 _PHASES = {
     "generate": "#2f6fdb",
@@ -57,16 +58,24 @@ class Plot:
 def draw_plots(rows: Sequence[Line]) -> list[Plot]:
     """One plot per quantity the run measured, in reading order."""
     plots = []
-    for name, title, draw in _PLOTS:
-        wide = name in _WIDE
-        figure = Figure(figsize=(8.2 if wide else 4.0, 2.3), dpi=180, layout="constrained")
-        axes = figure.add_subplot()
-        if draw(axes, rows):
-            style(axes)
+    for name, title, draw in PLOTS[:-_BEHIND] + tuple(term_plots(rows)) + PLOTS[-_BEHIND:]:
+        wide = name in WIDE
+        figure = figure_of(draw, rows, wide=wide)
+        if figure:
             buffer = io.BytesIO()
             FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
             plots.append(Plot(name, title, wide, buffer.getvalue()))
     return plots
+
+
+def figure_of(draw: Draw, rows: Sequence[Line], *, wide: bool = False) -> Figure | None:
+    """A figure with one plot; None where there is nothing to draw."""
+    figure = Figure(figsize=(8.2 if wide else 4.0, 2.3), dpi=180, layout="constrained")
+    axes = figure.add_subplot()
+    if not draw(axes, rows):
+        return None
+    style(axes)
+    return figure
 
 
 # ---------------------------------------------------------------------------- one function per plot
@@ -81,22 +90,16 @@ def _reward(axes: Axes, rows: Sequence[Line]) -> bool:
             color=HELDOUT,
             markersize=5,
             linewidth=1.2,
-            label="held-out accuracy",
+            label=_with_ends("held-out accuracy", accuracy),
         )
-        for index in {0, len(steps) - 1}:
-            axes.annotate(
-                f"{accuracy[index]:.1%}",
-                (steps[index], accuracy[index]),
-                xytext=(0, 6),
-                textcoords="offset points",
-                ha="left" if index == 0 else "right",
-                fontsize=8,
-                color=HELDOUT,
-                weight="bold",
-            )
-        axes.margins(y=0.18)
     skilled = line(axes, rows, "eval/with_skills/accuracy", TEACHER, "held out, with skills")
     return drawn or skilled or bool(len(steps))
+
+
+def _with_ends(name: str, values: np.ndarray) -> str:
+    """A curve's name with its first and last value, which beside the curve would cover it."""
+    ends = f"{values[0]:.1%}" if len(values) == 1 else f"{values[0]:.1%} to {values[-1]:.1%}"
+    return f"{name}, {ends}"
 
 
 def _loss(axes: Axes, rows: Sequence[Line]) -> bool:
@@ -119,13 +122,6 @@ def _entropy(axes: Axes, rows: Sequence[Line]) -> bool:
 
 def _agreement(axes: Axes, rows: Sequence[Line]) -> bool:
     return line(axes, rows, "teacher/agreement/mean", TEACHER)
-
-
-def _guidance(axes: Axes, rows: Sequence[Line]) -> bool:
-    steps, weights = series(rows, "objective/guidance/weight")
-    axes.plot(steps, weights, color=TEACHER, linewidth=2, marker=marker(len(steps)), markersize=4)
-    axes.set_ylim(bottom=0)
-    return bool(len(steps))
 
 
 def _mismatch(axes: Axes, rows: Sequence[Line]) -> bool:
@@ -211,19 +207,13 @@ def _time(axes: Axes, rows: Sequence[Line]) -> bool:
     if height.max() > usual:  # a slow first step must not flatten the others
         axes.set_ylim(0, usual)
         slowest = int(height.argmax())
-        axes.annotate(
-            f"step {steps[slowest]}: {height[slowest]:.1f} s",
-            (0.99, 0.97),
-            xycoords="axes fraction",
-            ha="right",
-            va="top",
-            fontsize=8,
-            color=INK,
-        )
+        # Over the axes: within them it would cover the bars.
+        words = f"step {steps[slowest]}: {height[slowest]:.1f} s"
+        axes.set_title(words, loc="right", fontsize=8, color=INK)
     return True
 
 
-_PLOTS: tuple[tuple[str, str, Callable[[Axes, Sequence[Line]], bool]], ...] = (
+PLOTS: tuple[tuple[str, str, Draw], ...] = (
     ("reward", "Reward", _reward),
     ("suites", "Benchmark suites, with 95 % intervals over questions", _suites),
     ("reasons", "Why answers score as they do", _reasons),
@@ -235,8 +225,8 @@ _PLOTS: tuple[tuple[str, str, Callable[[Axes, Sequence[Line]], bool]], ...] = (
     ("agreement", "Agreement with the teacher's argmax", _agreement),
     ("loss", "Loss", _loss),
     ("grad_norm", "Gradient norm", _grad_norm),
-    ("guidance_weight", "Guidance weight", _guidance),
     ("mismatch", "Engine vs trainer, mean |Δ logprob|", _mismatch),
     ("time", "Time per phase", _time),
 )
-_WIDE = ("reward", "time")
+WIDE = ("reward", "time")
+_BEHIND = 2  # plots behind those of the terms

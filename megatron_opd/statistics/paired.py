@@ -142,3 +142,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
         corrected[index] = largest
     return corrected
+
+
+def p_words(p: float) -> str:
+    """A p-value behind the letter."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"

@@ -289,7 +289,7 @@ def test_report_of_a_finished_run(finished_run: Path, page: str) -> None:
         "agreement",
         "loss",
         "grad_norm",
-        "guidance_weight",
+        "term_weight",
         "mismatch",
         "time",
     }
