@@ -1,5 +1,5 @@
-"""Writes docs/config.md from the schema, the tables of docs/methods.md, docs/benchmarks.md and
-docs/vocab_parallel.md, and slurm/examples.
+"""Writes docs/config.md and docs/cluster_keys.md from the schemas, the tables of docs/methods.md,
+docs/benchmarks.md and docs/vocab_parallel.md, and slurm/examples.
 
 python tools/make_docs.py           write them
 python tools/make_docs.py --check   write nothing; exit 1 when one is stale
@@ -18,9 +18,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from megatron_opd.architectures import config  # noqa: E402
-from megatron_opd.cluster import script  # noqa: E402
+from megatron_opd.cluster import profile, script  # noqa: E402
 from megatron_opd.cluster.job import Job  # noqa: E402
-from megatron_opd.cluster.profile import load_profile  # noqa: E402
+from megatron_opd.cluster.profile import (  # noqa: E402
+    ClusterConfig,
+    ContainerConfig,
+    TunnelConfig,
+    load_profile,
+)
 from megatron_opd.methods import (  # noqa: E402
     advantages,
     corrections,
@@ -42,6 +47,7 @@ from megatron_opd.suites.listing import listed_suites  # noqa: E402
 from tools.methods_table import catalogue_table, parts_table  # noqa: E402
 
 CONFIG_PAGE = REPOSITORY / "docs" / "config.md"
+CLUSTER_PAGE = REPOSITORY / "docs" / "cluster_keys.md"
 METHODS_PAGE = REPOSITORY / "docs" / "methods.md"
 BENCHMARKS_PAGE = REPOSITORY / "docs" / "benchmarks.md"
 VOCAB_PAGE = REPOSITORY / "docs" / "vocab_parallel.md"
@@ -59,6 +65,15 @@ filled in.
 
 A recipe may say `base: NAME`, the file of another one beside it or its name: it then holds what
 differs. Mappings are merged key by key, `method` is replaced, and `name` is its own.
+"""
+
+CLUSTER_HEAD = """\
+<!-- Written by tools/make_docs.py from megatron_opd/cluster/profile.py; edit that file. -->
+# Keys of a cluster profile
+
+A profile is a YAML file that says what a Slurm cluster has, such as `slurm/a100.yaml`.
+`megatron-opd launch RECIPE --cluster PROFILE` takes its name or its path, and `cluster.KEY=VALUE`
+changes a key. [cluster.md](cluster.md) leads to a running job.
 """
 
 METHOD_MODULES = (
@@ -160,14 +175,7 @@ def config_page() -> str:
 def nested(kind: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Sections in the order of the schema. The teacher has the keys of the student, and its own."""
     for name, hint in get_type_hints(kind, include_extras=True).items():
-        below = next(
-            (
-                each
-                for each in (hint, *get_args(hint))
-                if isinstance(each, type) and is_dataclass(each)
-            ),
-            None,
-        )
+        below = next((each for each in (hint, *get_args(hint)) if is_section(each)), None)
         if below is not None:
             yield f"{path}{name}", below
             yield from nested(below, f"{path}{name}.") if name != "teacher" else ()
@@ -181,7 +189,9 @@ def section(source: SchemaSource, path: str, kind: Any) -> str:
         title += ", further keys"
     if path in METHOD_PARTS or path == "reward.rewards.NAME":
         title += f": {kind.__name__}"
-    written = source.fields(kind.__name__) | {"kind": SourceField(" | ".join(kinds_of(kind)), "")}
+    written = source.fields(kind.__name__) | {
+        "kind": SourceField(" | ".join(kinds_of(kind)) or "str", "")
+    }
     rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for each in fields(kind):
         if kind is MethodConfig and each.name == "terms":
@@ -189,14 +199,42 @@ def section(source: SchemaSource, path: str, kind: Any) -> str:
         if each.name not in written:
             continue  # of the class below it, which has a section
         field = written[each.name]
-        cells = [f"`{each.name}`", readable(source, field.annotation), default(each), field.comment]
-        rows.append(
-            "| "
-            + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells)
-            + " |"
-        )
+        explained = meaning(source, kind, each.name)
+        cells = [f"`{each.name}`", readable(source, field.annotation), default(each), explained]
+        rows.append(table_row(cells))
     about = source.docstring(kind.__name__)
     return "\n".join([title, "", *([about, ""] if about else []), *rows, ""])
+
+
+def table_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '\\|').replace('<', '&lt;') for cell in cells)} |"
+
+
+def meaning(source: SchemaSource, kind: Any, name: str) -> str:
+    """The comment of a key, that of the same key in a class above, or what its section says."""
+    for owner in kind.__mro__:
+        if owner.__name__ in source.classes:
+            field = source.fields(owner.__name__).get(name)
+            if field and field.comment:
+                return field.comment
+    if name == "kind":
+        return "names this one"
+    hint = get_type_hints(kind)[name]
+    about = [
+        source.docstring(each.__name__) for each in (hint, *get_args(hint)) if is_section(each)
+    ]
+    return about[0].split(". ")[0].rstrip(".") if about else ""
+
+
+def is_section(hint: Any) -> bool:
+    return isinstance(hint, type) and is_dataclass(hint)
+
+
+# ----------------------------------------------------------------------------- docs/cluster_keys.md
+def cluster_page() -> str:
+    source = SchemaSource(profile)
+    below = {"": ClusterConfig, "container": ContainerConfig, "tunnel": TunnelConfig}
+    return "\n".join([CLUSTER_HEAD, *(section(source, path, kind) for path, kind in below.items())])
 
 
 def kinds_of(kind: Any) -> tuple[str, ...]:
@@ -361,6 +399,7 @@ def main() -> int:
     stale = False
     pages = {
         CONFIG_PAGE: config_page(),
+        CLUSTER_PAGE: cluster_page(),
         METHODS_PAGE: methods_page(),
         EXAMPLE_SCRIPT: example_script(),
         BENCHMARKS_PAGE: with_table(BENCHMARKS_PAGE.read_text(), "suites", suites_table()),

@@ -9,8 +9,8 @@ from megatron_opd.contracts.ranges import PositiveFloat, PositiveInt
 class LayoutConfig:
     """The sizes by which a model is split over a world; the data-parallel size is what remains."""
 
-    tensor_model_parallel_size: PositiveInt = 1
-    pipeline_model_parallel_size: PositiveInt = 1
+    tensor_model_parallel_size: PositiveInt = 1  # ranks among which every layer is sliced
+    pipeline_model_parallel_size: PositiveInt = 1  # stages among which the layers are shared out
     # shard activations between tensor-parallel regions; needs TP > 1
     sequence_parallel: bool = False
     # ranks of a pipeline stage among which whole experts are shared out
@@ -69,4 +69,4 @@ class ModelConfig:
     # base of the rotary embedding, for longer contexts; null: config.json's
     rope_theta: PositiveFloat | None = None
     max_position_embeddings: PositiveInt | None = None  # the longest sequence; null: config.json's
-    layout: LayoutConfig = LayoutConfig()
+    layout: LayoutConfig = LayoutConfig()  # how it is split over processes

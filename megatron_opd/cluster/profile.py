@@ -35,12 +35,12 @@ class ContainerConfig:
 class TunnelConfig:
     """The cluster's login node, for launching from a machine outside: SSH with keys."""
 
-    host: str
-    user: str
+    host: str  # name or address of the login node
+    user: str  # your name there
     # on the cluster: a checkout with its .venv, in which the recipe's relative paths hold
     directory: str
     identity: str = ""  # file of the private key; "": what ssh finds by itself
-    port: PositiveInt = 22
+    port: PositiveInt = 22  # of its SSH server
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,17 @@ class ClusterConfig:
 
     gpu: Literal["a100", "h100", "h800", "cpu"]  # whose memory the recipe's plan must fit
     processes_per_node: PositiveInt  # one for each GPU
-    gpus_per_node: NonNegativeInt = 0
-    nodes: PositiveInt = 1
-    cpus_per_process: PositiveInt | None = None
+    gpus_per_node: NonNegativeInt = 0  # asked of Slurm; 0 with gpu=cpu
+    nodes: PositiveInt = 1  # of the job
+    cpus_per_process: PositiveInt | None = None  # cores; null: what Slurm gives
     memory: str | None = None  # of a node, such as 900G; "0": all of it
     exclusive: bool = False  # whole nodes
-    account: str = ""
-    partition: str = ""
-    qos: str = ""
-    reservation: str = ""
-    constraint: str = ""
-    exclude: str = ""  # nodes
+    account: str = ""  # whose hours the job uses
+    partition: str = ""  # that the job waits in
+    qos: str = ""  # quality of service
+    reservation: str = ""  # nodes that were set aside
+    constraint: str = ""  # features that a node must have
+    exclude: str = ""  # nodes that the job must not get, as Slurm writes lists
     time: str = "04:00:00"  # wall-clock limit of one job; the run is continued by the next one
     # ahead of that limit: a step and a checkpoint must be done by then
     save_before_seconds: PositiveInt = 300
@@ -67,7 +67,7 @@ class ClusterConfig:
     max_failures: NonNegativeInt = 3
     start_minutes: PositiveInt = 10  # for all nodes to report, and for an all-reduce over them
     node_check: str = ""  # shell command that a node must pass, such as a site's GPU diagnosis
-    environment: dict[str, str] = field(default_factory=dict)  # of the processes
+    environment: dict[str, str] = field(default_factory=dict)  # variables of the processes
     # names of variables that come with you and are written nowhere
     secrets: list[str] = field(default_factory=list)
     # shell lines before the processes start: module load ...

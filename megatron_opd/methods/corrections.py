@@ -23,9 +23,10 @@ class Correction(CorrectionPart):
     of w is outside.
     """
 
+    # what becomes of w, as above
     kind: Literal["truncated", "masked", "sequence_truncated", "sequence_masked", "geometric"]
-    high: PositiveFloat
-    low: NonNegativeFloat = 0.0
+    high: PositiveFloat  # the largest w that is kept, or what it is cut to
+    low: NonNegativeFloat = 0.0  # the smallest w that is kept; not with the truncated kinds
 
     formula = "a function of `w = e^(O - B)` of the token, or of its whole response"
 

@@ -26,7 +26,7 @@ class EntropyQuantileGate(GatePart):
     """The tokens with the highest student entropy of the update's whole batch."""
 
     kind: Literal["entropy_quantile"]
-    top: Annotated[float, Gt(0), Le(1)] = 0.2
+    top: Annotated[float, Gt(0), Le(1)] = 0.2  # share of the tokens that count
     invert: bool = False
 
     formula = "`1[H_S among the top share of the update]`"
@@ -43,7 +43,7 @@ class LogprobQuantileGate(GatePart):
     """The tokens to which the student gave the lowest probability, of the update's whole batch."""
 
     kind: Literal["logprob_quantile"]
-    bottom: Annotated[float, Gt(0), Le(1)] = 0.2
+    bottom: Annotated[float, Gt(0), Le(1)] = 0.2  # share of the tokens that count
     invert: bool = False
 
     formula = "`1[O among the bottom share of the update]`"
@@ -60,8 +60,8 @@ class EntropyGate(GatePart):
     """Entropy above a threshold, in nats."""
 
     kind: Literal["entropy"]
-    above: NonNegativeFloat
-    model: Literal["student", "teacher"] = "teacher"
+    above: NonNegativeFloat  # nats; below the logarithm of the vocabulary size
+    model: Literal["student", "teacher"] = "teacher"  # whose entropy
     invert: bool = False
 
     formula = "`1[H_T > above]`, or of `H_S`"
@@ -87,7 +87,7 @@ class LogRatioGate(GatePart):
     """log p_teacher - log p_student of the token is at least a threshold."""
 
     kind: Literal["log_ratio"]
-    at_least: float
+    at_least: float  # nats; 0: what the teacher finds no less likely
     invert: bool = False
 
     formula = "`1[T - O >= at_least]`"
@@ -107,7 +107,7 @@ class ProbabilityGapGate(GatePart):
     """p_teacher - p_student of the token is at most a threshold: AOPD."""
 
     kind: Literal["probability_gap"]
-    at_most: float = 0.0
+    at_most: float = 0.0  # a difference of probabilities, between -1 and 1
     invert: bool = False
 
     formula = "`1[e^T - e^O <= at_most]`"
@@ -158,8 +158,8 @@ class SigmoidGate(GatePart):
     student's entropy, or either of them (soft_or), each brought to the range from 0 to 1."""
 
     kind: Literal["sigmoid"]
-    beta: NonNegativeFloat = 5.0
-    signal: Literal["log_ratio", "student_entropy", "soft_or"] = "log_ratio"
+    beta: NonNegativeFloat = 5.0  # how steep; 0: a half everywhere
+    signal: Literal["log_ratio", "student_entropy", "soft_or"] = "log_ratio"  # what is judged by
     # the student before the step's first update, or as it is now: SDAR as released
     anchor: Literal["old", "current"] = "old"
     invert: bool = False
@@ -200,6 +200,7 @@ class WrongGate(GatePart):
     """Responses with a reward of 0, or those of groups in which every reward is 0."""
 
     kind: Literal["wrong"]
+    # a response counts by its own reward, or by those of its group
     scope: Literal["response", "group"] = "response"
     invert: bool = False
 

@@ -24,7 +24,7 @@ class PrefixConfig:
     step `steps` on.
     """
 
-    steps: PositiveInt
+    steps: PositiveInt  # the step from which on no response has a prefix
     # of the length: uniform on 0..L(k) | L(k), where the trace has as many
     law: Literal["uniform", "full"] = "uniform"
 
@@ -33,9 +33,10 @@ class PrefixConfig:
 class MethodConfig:
     """A name for the logs, the terms of the loss, and what the student's samples are mixed with."""
 
-    name: str
+    name: str  # of the catalogue, or any other for a method in full: for the logs
     terms: Terms
     traces_per_group: NonNegativeInt = 0  # traces that join the samples of each prompt (LUFFY)
+    # responses that begin with the start of a trace; null: none do
     prefix: PrefixConfig | None = None
     # of the steps; the others are on traces in the place of samples (GKD's lambda)
     on_policy_fraction: Fraction = 1.0

@@ -147,7 +147,7 @@ class CorrectionPart(Part):
 class AdvantagePart(Part):
     """The worth of a sampled token. The weighted advantages of a term are added up."""
 
-    weight: SignedWeight
+    weight: SignedWeight  # of its number in the sum of advantages
     last: ClassVar[bool] = False  # combined with the sum of all others
     # the same for all tokens that could stand at a place: alone, and without a gate, a term of it
     # has an expected gradient of 0
@@ -186,10 +186,16 @@ class RatioPart(Part):
 class TermPart(Part):
     """A summand of the loss. What a term is averaged over, and its gates, are said here."""
 
-    weight: Weight
+    weight: Weight  # of the term in the loss; at a step where it is 0 nothing of it is computed
+    # by name: which tokens count, and how much; they are multiplied
     gates: Mapping[str, GatePart] = MappingProxyType({})
+    # for sampler and trainer disagreeing on a token; null: none
     correction: CorrectionPart | None = None
+    # how its tokens are averaged: over all of them, within a sequence and then over sequences, or
+    # added up; -norm divides by rollout.max_completion_tokens in the length's place
     aggregate: Aggregate
+    # what it is averaged over: its own tokens, the sum of its gates, or every token of the
+    # responses, given ones too
     denominator: Denominator = "tokens"
     whiten: bool = False
 

@@ -26,7 +26,7 @@ class ClippedRatio(RatioPart):
     # sequence: the geometric mean over the sequence (GSPO)
     kind: Literal["old", "rollout", "sequence"]
     clip_low: PositiveFloat | None = 0.2  # null: not clipped on this side
-    clip_high: PositiveFloat | None = 0.2
+    clip_high: PositiveFloat | None = 0.2  # null: not clipped on this side
     dual_clip: Annotated[float, Gt(1)] | None = None  # at most this times |A| where A is negative
 
     formula = (
@@ -75,8 +75,8 @@ class DetachedRatio(RatioPart):
     """A clipped, detached rho times log p(token): CISPO. No token loses its gradient."""
 
     kind: Literal["detached"]
-    clip_low: PositiveFloat | None = None
-    clip_high: PositiveFloat = 5.0
+    clip_low: PositiveFloat | None = None  # the ratio is at least 1 - clip_low; null: at least 0
+    clip_high: PositiveFloat = 5.0  # the ratio is at most 1 + clip_high
 
     formula = "`sg[clip(rho)] S`"
 
@@ -95,10 +95,10 @@ class TeacherRatio(RatioPart):
     from the start."""
 
     kind: Literal["teacher_mixture"]
-    alpha: Fraction = 0.5
+    alpha: Fraction = 0.5  # the old student's share; the rest is the teacher's
     clamp: PositiveFloat = 1.0  # bound of |S - T|
-    clip_low: PositiveFloat = 0.2
-    clip_high: PositiveFloat = 0.2
+    clip_low: PositiveFloat = 0.2  # the ratio counts down to 1 - clip_low
+    clip_high: PositiveFloat = 0.2  # the ratio counts up to 1 + clip_high
 
     formula = (
         "`e^(alpha (S - O) + (1 - alpha) clamp(S - T))`; already at the first update it is not 1, "
@@ -126,7 +126,7 @@ class ShapedProbability(RatioPart):
     alone."""
 
     kind: Literal["shaped"]
-    gamma: PositiveFloat = 0.1
+    gamma: PositiveFloat = 0.1  # the probability at which the factor is a half
 
     formula = "`e^S / (e^S + gamma)`, of tokens of traces"
 
@@ -161,6 +161,7 @@ class TeacherEstimate(RatioPart):
     Skill-SD.
     """
 
+    # the estimate: the gap itself, or k3 of the reverse KL
     kind: Literal["teacher_gap", "teacher_k3"]
 
     formula = "`S - T`; `teacher_k3`: `-rho (e^(T - S) - 1 + S - T)`, through both"

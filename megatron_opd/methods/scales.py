@@ -20,7 +20,7 @@ class DriftGate(GatePart):
     to 1 at the end, by the share of the row's |log-ratio| that lies behind it. IW-OPD."""
 
     kind: Literal["drift"]
-    gamma: NonNegativeFloat = 0.5
+    gamma: NonNegativeFloat = 0.5  # what the first token counts beyond 1
 
     formula = "`1 + gamma (1 - sum of abs(T - B) before the token / that of the row)`"
 
@@ -42,7 +42,7 @@ class TurnBalanceGate(GatePart):
     the tokens, and may fall over the steps. TurnOPD's loss budget."""
 
     kind: Literal["turn_balance"]
-    by_token: Weight = 0.0
+    by_token: Weight = 0.0  # 0: every turn counts the same; 1: every token
 
     formula = "`w + (1 - w) m / n`, n the sampled tokens of the token's turn, m the mean n of turns"
 
@@ -69,8 +69,8 @@ class SourceSpreadGate(GatePart):
     that a loud one does not drown the others. DN-MOPD."""
 
     kind: Literal["source_spread"]
-    low: PositiveFloat = 0.25
-    high: PositiveFloat = 4.0
+    low: PositiveFloat = 0.25  # the least factor of a source
+    high: PositiveFloat = 4.0  # the largest factor of a source
 
     formula = "`clip(std of T - B over the update / that over the source, low, high)`"
 

@@ -28,10 +28,10 @@ class Schedule(ABC):
 class LinearDecay(Schedule):
     """w(step) = max(start - decay * step, floor); steps count from 0."""
 
-    start: NonNegativeFloat
-    decay: NonNegativeFloat
-    floor: NonNegativeFloat = 0.0
-    kind: Literal["linear"] = "linear"
+    start: NonNegativeFloat  # at step 0
+    decay: NonNegativeFloat  # taken off per step
+    floor: NonNegativeFloat = 0.0  # the least
+    kind: Literal["linear"] = "linear"  # need not be written
 
     def value(self, step: int) -> float:
         return max(self.start - self.decay * step, self.floor)
@@ -57,9 +57,9 @@ class CosineDecay(Schedule):
     on."""
 
     kind: Literal["cosine"]
-    start: NonNegativeFloat
-    steps: PositiveInt
-    end: NonNegativeFloat = 0.0
+    start: NonNegativeFloat  # at step 0
+    steps: PositiveInt  # the step at which it reaches its end
+    end: NonNegativeFloat = 0.0  # from there on
 
     def value(self, step: int) -> float:
         return self.end + (self.start - self.end) * cosine(step, self.steps)
@@ -80,9 +80,9 @@ class Switch(Schedule):
     """w(step) = before while step < at, then after."""
 
     kind: Literal["switch"]
-    before: NonNegativeFloat
-    at: PositiveInt
-    after: NonNegativeFloat
+    before: NonNegativeFloat  # until the step
+    at: PositiveInt  # the first step of the second weight
+    after: NonNegativeFloat  # from the step on
 
     def value(self, step: int) -> float:
         return self.before if step < self.at else self.after

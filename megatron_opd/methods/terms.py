@@ -41,9 +41,10 @@ class PolicyGradientTerm(TermPart):
     weight: Weight = 1.0
     advantages: dict[str, Advantage] = field(
         default_factory=lambda: {"reward": RewardAdvantage("reward")}
-    )
+    )  # by name: what a sampled token is worth; they are added up
     # the sum of the advantages gets mean 0 and deviation 1 over the update's tokens
     whiten: bool = False
+    # how an advantage reaches the student, and where it is clipped
     ratio: Ratio = field(default_factory=lambda: ClippedRatio("old"))
     gates: dict[str, Gate] = field(default_factory=dict)
     correction: Correction | None = None
@@ -137,7 +138,7 @@ class CrossEntropyTerm(TermPart):
     of a trace."""
 
     kind: Literal["cross_entropy"]
-    targets: Literal["teacher_argmax", "trace"]
+    targets: Literal["teacher_argmax", "trace"]  # the teacher's likeliest token, or a trace's
     weight: Weight = 1.0
     gates: dict[str, Gate] = field(default_factory=dict)
     correction: Correction | None = None
@@ -170,13 +171,13 @@ class TopKTerm(TermPart):
     """
 
     kind: Literal["topk"]
-    k: PositiveInt
+    k: PositiveInt  # how many of the teacher's likeliest ids
     weight: Weight = 1.0
-    divergence: Literal["forward_kl", "jsd_teacher_side"] = "forward_kl"
+    divergence: Literal["forward_kl", "jsd_teacher_side"] = "forward_kl"  # the JSD: as above
     # of forward_kl: the rest of the vocabulary
     tail: Literal["none", "renormalise", "ghost", "generalised"] = "none"
     beta: Annotated[float, Gt(0), Le(1)] | None = None  # of jsd_teacher_side
-    divide_by_k: bool = False
+    divide_by_k: bool = False  # the loss over k, as some codes average over ids
     gates: dict[str, Gate] = field(default_factory=dict)
     correction: Correction | None = None
     aggregate: Aggregate = "token-mean"
@@ -230,8 +231,8 @@ class DivergenceTerm(TermPart):
         "forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd", "alpha_beta"
     ]  # fmt: skip
     weight: Weight = 1.0
-    alpha: float | None = None
-    beta: float | None = None
+    alpha: float | None = None  # a skewed KL's share of its first model; the teacher's power
+    beta: float | None = None  # of jsd the teacher's share; of alpha_beta the student's power
     gates: dict[str, Gate] = field(default_factory=dict)
     aggregate: Aggregate = "token-mean"
     denominator: Denominator = "tokens"

@@ -37,17 +37,18 @@ class EnvironmentConfig:
     # tasks: a split that the environment names, a number N for the tasks "0" to "N-1", or a file
     # with a task id per line
     train: str | PositiveInt = "train"
-    heldout: str | PositiveInt = "heldout"
+    heldout: str | PositiveInt = "heldout"  # as train, for eval
     # "module:Class" of yours that writes prompts and reads actions; null: the environment's own
     dialogue: str | None = None
-    history: HistoryConfig = HistoryConfig()
+    history: HistoryConfig = HistoryConfig()  # what of the turns before the model reads
+    # an episode that has not ended by then is cut, and counts as it stands
     max_turns: PositiveInt = 10
     # sampled tokens of an episode; null: max_turns times rollout.max_completion_tokens
     max_episode_tokens: PositiveInt | None = None
     # what an episode earns: reward_scale when it is won, times its score, or times the sum of
     # the environment's rewards
     reward: Literal["won", "score", "return"] = "won"
-    reward_scale: PositiveFloat = 1.0
+    reward_scale: PositiveFloat = 1.0  # the factor of what an episode earns
     invalid_penalty: NonNegativeFloat = 0.0  # of a row, for a turn without a valid action
     workers: PositiveInt = 1  # processes that play, per training process
     # parts of a step's episodes that are sampled by turns: an engine works while environments do;
@@ -70,6 +71,8 @@ class SkillsConfig:
 
     # a .json bank, or a directory with skill_mapping.json and its files
     bank: str
+    # keyword, substring: by the task's words; ucb: what has helped so far; full: the whole bank;
+    # random: those of a wrong category, as a control
     retrieval: Literal["keyword", "substring", "ucb", "full", "random"] = "keyword"
     exploration: NonNegativeFloat = 1.0  # ucb: the weight of what was tried seldom
     reader: Literal["teacher", "student"] = "teacher"  # student: as it samples, and is trained

@@ -59,8 +59,8 @@ class HeldoutConfig:
     """A held-out set with columns of its own; a path instead has the training data's columns."""
 
     path: str | list[str]  # as data.train
-    problem_column: str = "auto"
-    answer_column: str = "auto"
+    problem_column: str = "auto"  # as data.problem_column, of this set
+    answer_column: str = "auto"  # as data.answer_column, of this set
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class DataConfig:
 
     # a file, a pattern such as data/train-*.parquet, or a list of them; none with an environment
     train: str | list[str] = field(default_factory=list)
+    # rows that are never trained on, for eval: paths, or with columns of their own
     heldout: str | list[str] | HeldoutConfig | None = None
     problem_column: str = "auto"  # prompt | problem | question | messages | conversations
     answer_column: str = "auto"  # answer | reward_model.ground_truth | solution
@@ -76,14 +77,14 @@ class DataConfig:
     trace_column: str = "auto"
     # says where a row is from, for gates and rewards; null: all rows are of one source
     source_column: str | None = None
-    template: TemplateConfig = TemplateConfig()
+    template: TemplateConfig = TemplateConfig()  # how a row becomes the text that the model reads
     # null: as many as max_sequence_length leaves, 1 less than it
     max_prompt_tokens: PositiveInt | None = None
     # rows that are too long; dropped ones are counted in a warning
     long_prompts: Literal["error", "drop"] = "error"
     # rows that cannot be read; dropped ones are counted in a warning
     bad_rows: Literal["error", "drop"] = "error"
-    shuffle: bool = True
+    shuffle: bool = True  # an order drawn from the seed; false: that of the files
     # of each file; a run writes it into its config.yaml
     sha256: dict[str, str] = field(default_factory=dict)
 
@@ -111,8 +112,8 @@ class RolloutConfig:
     engine: str = "vllm"
     num_prompts: PositiveInt = 64  # prompts per step
     samples_per_prompt: PositiveInt = 8  # the group size
-    max_completion_tokens: PositiveInt = 1024
-    temperature: Temperature = 1.0
+    max_completion_tokens: PositiveInt = 1024  # of one completion; a longer one is cut there
+    temperature: Temperature = 1.0  # of the samples that are trained on
     # words that end a completion where they are written; their tokens are a part of it
     stop: list[str] = field(default_factory=list)
     kv_cache_gib: Gibibytes = 1.0  # CPU: key-value cache per engine
@@ -125,15 +126,16 @@ class RolloutConfig:
 class OptimizerConfig:
     """Megatron's Adam."""
 
-    lr: PositiveFloat
+    lr: PositiveFloat  # learning rate after the warm-up
     # of linear and cosine: what the update after the last one would have
     min_lr: NonNegativeFloat = 0.0
+    # of the learning rate, from lr to min_lr over the run
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: NonNegativeInt = 0  # updates u = 1 .. N have u/N of lr
-    weight_decay: NonNegativeFloat = 0.0
-    adam_beta1: Fraction = 0.9
-    adam_beta2: Fraction = 0.999
-    adam_eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0  # decoupled from the gradient (AdamW)
+    adam_beta1: Fraction = 0.9  # decay of the mean of gradients
+    adam_beta2: Fraction = 0.999  # decay of the mean of squared gradients
+    adam_eps: PositiveFloat = 1e-8  # added to the root of the mean of squares
     clip_grad: NonNegativeFloat = 1.0  # global norm; 0 does not clip
 
 
@@ -141,8 +143,8 @@ class OptimizerConfig:
 class LossScaleConfig:
     """Megatron's dynamic factor of a float16 loss, so that small gradients are not 0."""
 
-    initial: PositiveFloat = 65536.0
-    minimum: PositiveFloat = 1.0
+    initial: PositiveFloat = 65536.0  # the factor that a run begins with
+    minimum: PositiveFloat = 1.0  # the factor never falls below this
     window: PositiveInt = 1000  # updates without an overflow before the scale doubles
     # overflows before it halves, at every one from then on until it has doubled again
     hysteresis: PositiveInt = 2
@@ -161,6 +163,7 @@ class TrainConfig:
     # in the backward pass: MLPs, or whole layers
     recompute_granularity: Literal["none", "selective", "full"] = "none"
     max_skipped_updates: NonNegativeInt = 3  # consecutive non-finite updates before the run stops
+    # of float16; without effect at another precision
     loss_scale: LossScaleConfig = LossScaleConfig()
 
 
@@ -181,9 +184,9 @@ class EvalConfig:
 
     every: NonNegativeInt = 0  # steps; 0: only before the first and after the last step
     num_prompts: NonNegativeInt = 0  # the first N held-out prompts; 0: all
-    samples_per_prompt: PositiveInt = 1
+    samples_per_prompt: PositiveInt = 1  # of every held-out prompt; their mean is its accuracy
     temperature: NonNegativeFloat = 0.0  # 0: greedy
-    top_p: Fraction = 1.0
+    top_p: Fraction = 1.0  # only the likeliest tokens that together have this probability; 1: all
     # of an environment's tasks: the student reads no skills, or reads them, or is measured twice
     skills: Literal["without", "with", "both"] = "without"
     # by name, or by the path of a YAML file with one of yours; null leaves one of the base out
@@ -203,7 +206,7 @@ class LogConfig:
     """The files that a run writes beside its metrics."""
 
     rollouts_per_step: NonNegativeInt = 16  # sampled texts written to rollouts/ each step
-    tensorboard: bool = True
+    tensorboard: bool = True  # the metrics as TensorBoard's event files, too
 
 
 # ------------------------------------------------------------------------------------------ the run
@@ -211,24 +214,28 @@ class LogConfig:
 class RunConfig:
     """One recipe."""
 
-    name: str
-    num_steps: PositiveInt
+    name: str  # of the run: its directory, its logs and its job are named after it
+    num_steps: PositiveInt  # rounds of sampling, scoring and updating
     max_sequence_length: PositiveInt  # prompt + completion, tokens
-    student: ModelConfig
-    method: MethodConfig
-    train: TrainConfig
+    student: ModelConfig  # the model that is trained
+    method: MethodConfig  # a name from docs/methods.md, or terms of your own
+    train: TrainConfig  # updates and optimizer
     data: DataConfig = DataConfig()  # what an environment's prompts take from it is the template
+    # the model that scores; null where the method asks no teacher
     teacher: TeacherConfig | None = None
-    environment: EnvironmentConfig | None = None
+    environment: EnvironmentConfig | None = None  # tasks of many turns; null: the rows of data
+    # texts that a teacher, or the student, reads beside a prompt; null: none
     skills: SkillsConfig | None = None
+    # the student with skills is the teacher; null: it is not
     self_teacher: SelfTeacherConfig | None = None
-    rollout: RolloutConfig = RolloutConfig()
-    reward: RewardConfig = RewardConfig()
-    eval: EvalConfig | None = None
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    log: LogConfig = LogConfig()
+    rollout: RolloutConfig = RolloutConfig()  # how samples are drawn
+    reward: RewardConfig = RewardConfig()  # how samples are graded
+    eval: EvalConfig | None = None  # what is measured beside training; null: nothing
+    checkpoint: CheckpointConfig = CheckpointConfig()  # how often a run can be resumed from
+    log: LogConfig = LogConfig()  # what is written beside the metrics
+    # of the models' passes; the optimizer's copy of the weights is float32
     precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    seed: Seed = 0
+    seed: Seed = 0  # of everything that is drawn; the same seed and layout give the same run
     run_dir: str = field(default="")  # "": runs/<name>
 
     @property

@@ -46,9 +46,8 @@ class CodeReward:
     cpu_seconds: Seconds = 6.0  # of a test
     wall_seconds: Seconds = 24.0  # of a test, for a busy machine
     memory_gib: Gibibytes = 2.0  # of a test's address space
-    workers: NonNegativeInt = (
-        0  # tests at a time; 0: one on every core, shared by a machine's ranks
-    )
+    # tests at a time; 0: one on every core, shared by a machine's ranks
+    workers: NonNegativeInt = 0
     packages: list[str] = field(default_factory=lambda: ["numpy"])  # that a program may import
 
     @property

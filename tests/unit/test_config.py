@@ -4,6 +4,7 @@ itself."""
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -186,7 +187,7 @@ def test_the_generated_pages_cover_every_key_and_go_stale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # a stale example is written here, not into the repository
-    for name in ("CONFIG_PAGE", "METHODS_PAGE", "VOCAB_PAGE", "EXAMPLE_SCRIPT"):
+    for name in ("CONFIG_PAGE", "CLUSTER_PAGE", "METHODS_PAGE", "VOCAB_PAGE", "EXAMPLE_SCRIPT"):
         without_tables = re.sub(r"(?m)^\|.*\n", "", getattr(make_docs, name).read_text())
         (tmp_path / f"{name}.md").write_text(without_tables)
         monkeypatch.setattr(make_docs, name, tmp_path / f"{name}.md")
@@ -204,6 +205,15 @@ def test_the_generated_pages_cover_every_key_and_go_stale(
         (tmp_path / "METHODS_PAGE.md").read_text().replace("tgpo", "topg")
     )
     assert make_docs.main() == 1
+
+
+@pytest.mark.parametrize("write", [make_docs.config_page, make_docs.cluster_page])
+def test_every_key_is_explained(write: Callable[[], str]) -> None:
+    rows = [line for line in write().splitlines() if line.startswith("| `")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+    assert len(rows) > 20
+    assert {len(row) for row in cells} == {4}
+    assert [row for row in cells if not all(row)] == []
 
 
 # ----------------------------------------------------------------------------------------- refusals

@@ -27,7 +27,7 @@ class RewardAdvantage(AdvantagePart):
     # divide by the group's deviation | only centre | the reward itself | minus the mean of the
     # others
     normalise: Literal["std", "mean", "none", "leave_one_out"] = "std"
-    std_eps: PositiveFloat = 1e-6
+    std_eps: PositiveFloat = 1e-6  # added to the deviation that is divided by
     # over this last part of max_completion_tokens up to 1 is taken from the reward: DAPO's soft
     # overlong punishment
     overlong: Fraction = 0.0
@@ -71,9 +71,10 @@ class ProcessRewardAdvantage(AdvantagePart):
 
     kind: Literal["process_reward"]
     weight: Weight = 1.0
-    beta: PositiveFloat = 0.05
+    beta: PositiveFloat = 0.05  # the factor of the log-ratio
     # of the process model; the rest of its optimizer is as train.optimizer
     lr: PositiveFloat = 1e-6
+    # of the process model's gradient: the largest global norm; 0 does not clip
     clip_grad: NonNegativeFloat = 10.0
 
     formula = "the sum to the end of `beta (P - R)`, minus its mean in the group's other responses"

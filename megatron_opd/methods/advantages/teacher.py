@@ -29,7 +29,7 @@ class LogRatioAdvantage(AdvantagePart):
     kind: Literal["log_ratio"]
     weight: SignedWeight = 1.0
     model: Literal["teacher", "reference"] = "teacher"  # reference: the student as the run found it
-    transform: Literal["identity", "floor", "mixture", "expm1"] = "identity"
+    transform: Literal["identity", "floor", "mixture", "expm1"] = "identity"  # f, as above
     mix: Annotated[float, Gt(0), Le(1)] | None = None  # of floor and mixture
     k3_limit: PositiveFloat | None = None  # of expm1; verl's cut-off is 10
     # the student: now, at the step's start, as it sampled
@@ -145,7 +145,7 @@ class TopKAdvantage(AdvantagePart):
     TrOPD."""
 
     kind: Literal["topk_kl"]
-    k: PositiveInt
+    k: PositiveInt  # how many of the teacher's likeliest ids
     weight: Weight = 1.0
 
     formula = "`-sg[sum_top e^T(v) (T(v) - S(v))]`"
@@ -173,8 +173,8 @@ class LogRatioFactor(AdvantagePart):
     clip): RLSD."""
 
     kind: Literal["log_ratio_factor"]
-    weight: Weight = 0.5
-    clip: PositiveFloat = 0.2
+    weight: Weight = 0.5  # how far the factor may leave 1; 0: it is 1
+    clip: PositiveFloat = 0.2  # the factor before the weight lies between 1 - clip and 1 + clip
 
     formula = "times `1 - w + w clip(e^(sign(A) (T - O)))`"
     last = True
