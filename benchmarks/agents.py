@@ -36,7 +36,7 @@ from megatron_opd.contracts.sampling import Completion, Draw, Request, Sampling 
 from megatron_opd.environments.open import open_dialogue, open_environments  # noqa: E402
 from megatron_opd.environments.pool import EnvironmentPool  # noqa: E402
 from megatron_opd.recipe.agents import EnvironmentConfig  # noqa: E402
-from megatron_opd.recipe.keys import TemplateConfig  # noqa: E402
+from megatron_opd.recipe.data import TemplateConfig  # noqa: E402
 from megatron_opd.rollout.episodes import Episodes  # noqa: E402
 from megatron_opd.tasks.prompter import TemplatePrompter  # noqa: E402
 from megatron_opd.tasks.tokenizer import load_tokenizer  # noqa: E402

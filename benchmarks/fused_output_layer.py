@@ -34,7 +34,8 @@ from megatron_opd.methods.catalogue import CATALOGUE  # noqa: E402
 from megatron_opd.objective.batch import Batch  # noqa: E402
 from megatron_opd.objective.columns import build_columns  # noqa: E402
 from megatron_opd.objective.loss import Objective  # noqa: E402
-from megatron_opd.recipe.keys import DataConfig, OptimizerConfig, RunConfig, TrainConfig  # noqa: E402
+from megatron_opd.recipe.data import DataConfig  # noqa: E402
+from megatron_opd.recipe.keys import OptimizerConfig, RunConfig, TrainConfig  # noqa: E402
 from megatron_opd.teacher.score import MegatronTeacher  # noqa: E402
 from megatron_opd.trainer.step import update  # noqa: E402
 from megatron_opd.trainer.student import Student, prepare  # noqa: E402

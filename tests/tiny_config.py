@@ -6,7 +6,8 @@ from typing import Any
 
 from megatron_opd.architectures.config import LayoutConfig, ModelConfig
 from megatron_opd.methods.catalogue import CATALOGUE
-from megatron_opd.recipe.keys import DataConfig, OptimizerConfig, RunConfig, TrainConfig
+from megatron_opd.recipe.data import DataConfig
+from megatron_opd.recipe.keys import OptimizerConfig, RunConfig, TrainConfig
 
 
 def tiny_config(lr: float = 0.1, layout: LayoutConfig | None = None, **changes: Any) -> RunConfig:

@@ -41,6 +41,7 @@ from megatron_opd.methods.advantages import rewards, student, teacher  # noqa: E
 from megatron_opd.methods.method import MethodConfig  # noqa: E402
 from megatron_opd.methods.schedules import CosineDecay, LinearDecay, Switch  # noqa: E402
 from megatron_opd.recipe import agents, keys  # noqa: E402
+from megatron_opd.recipe import data as recipe_data  # noqa: E402
 from megatron_opd.recipe import rewards as recipe_rewards  # noqa: E402
 from megatron_opd.recipe.keys import RunConfig  # noqa: E402
 from megatron_opd.suites.listing import listed_suites  # noqa: E402
@@ -155,7 +156,7 @@ class SchemaSource:
 
 # ----------------------------------------------------------------------------------- docs/config.md
 def config_page() -> str:
-    source = SchemaSource(config, keys, agents, recipe_rewards, *METHOD_MODULES)
+    source = SchemaSource(config, keys, agents, recipe_data, recipe_rewards, *METHOD_MODULES)
     sections = [section(source, "", RunConfig)]
     for path, kind in nested(RunConfig):
         sections.append(section(source, path, kind))
@@ -169,6 +170,9 @@ def config_page() -> str:
         if path == "reward":
             kinds = get_args(recipe_rewards.Reward)
             sections += [section(source, "reward.rewards.NAME", kind) for kind in kinds]
+        if path == "data.template":
+            sections.append(section(source, "data.mixture.NAME", recipe_data.MixturePartConfig))
+            sections.append(section(source, "data.heldout_sets.NAME", recipe_data.HeldoutSetConfig))
     return "\n".join([CONFIG_HEAD, *sections])
 
 
@@ -265,6 +269,8 @@ RANGES = {
     "Ratio": "a ratio",
     "Annotated[float, Gt(0), Le(1)]": "float, above 0 to 1",
     "Annotated[float, Gt(0)]": "float > 0",
+    "dict[str, MixturePartConfig | None]": "parts by name",
+    "dict[str, HeldoutSetConfig | None]": "sets by name",
     "dict[str, Reward | None]": "rewards by name",
     "dict[str, Advantage]": "advantages by name",
     "dict[str, Gate]": "gates by name",

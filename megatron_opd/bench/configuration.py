@@ -9,8 +9,10 @@ from megatron_opd.checks.models import model_to_sample
 from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.files.rows import BadRows
 from megatron_opd.files.typed import build
-from megatron_opd.recipe.keys import RunConfig, TemplateConfig
+from megatron_opd.recipe.data import TemplateConfig
+from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.recipe.load import load_config
+from megatron_opd.tasks.data import training_parts
 from megatron_opd.tasks.data_files import data_files
 from megatron_opd.tasks.examples import read_examples
 from megatron_opd.tasks.tokenizer import tokenizer_for_checks
@@ -52,14 +54,17 @@ def configuration(
 
 def training_problems(config: RunConfig, warn: Callable[[str], None]) -> list[str] | None:
     """The problems of a recipe's training data; None, and a warning, where they are not here."""
-    if not config.data.train:
+    if not (config.data.train or config.data.parts):
         return None
     try:
-        files = data_files(config.data.train, "data.train")
-        examples = read_examples(
-            files, config.data, "data.train", BadRows("drop"), need_answer=False, need_trace=False
-        )
-        return [example.problem.text for example in examples]
+        problems = []
+        for part in training_parts(config.data).values():
+            files = data_files(part.paths, part.key)
+            examples = read_examples(
+                files, part.columns, part.key, BadRows("drop"), need_answer=False, need_trace=False
+            )
+            problems += [example.problem.text for example in examples]
+        return problems
     except (ConfigError, DataError) as error:
         warn(f"no question is looked for in the training data: {error}")
         return None

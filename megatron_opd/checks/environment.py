@@ -6,7 +6,8 @@ from megatron_opd.environments.check import check_environment
 from megatron_opd.errors import ConfigError
 from megatron_opd.methods.needs import needs_of
 from megatron_opd.recipe.agents import EnvironmentConfig, HistoryConfig, SkillsConfig
-from megatron_opd.recipe.keys import DataConfig, RunConfig
+from megatron_opd.recipe.data import DataConfig
+from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.recipe.rewards import RewardConfig
 
 # Keys of data that shape an environment's prompts, or say nothing of files.
@@ -35,7 +36,7 @@ def check_tasks(config: RunConfig) -> None:
 
 
 def _check_data_alone(config: RunConfig) -> None:
-    if not config.data.train:
+    if not (config.data.train or config.data.mixture):
         raise ConfigError(
             "data.train: missing; give the file of the training prompts, or an environment"
         )

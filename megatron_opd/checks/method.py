@@ -15,7 +15,7 @@ def check_method(config: RunConfig) -> list[str]:
     method = config.method
     needs = needs_of(method)
     warnings = check_guide(config)
-    if needs.data_sources and config.data.source_column is None:
+    if needs.data_sources and config.data.source_column is None and not config.data.parts:
         raise ConfigError(
             f"data.source_column: missing; {method.name} weighs tasks by where they are from"
         )

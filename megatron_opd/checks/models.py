@@ -22,7 +22,7 @@ def model_to_sample(model: ModelConfig) -> ModelConfig:
 def model_to_evaluate(config: RunConfig, path: str | Path | None) -> ModelConfig:
     """The model at `path`, or the recipe's student. Raises ConfigError without held-out prompts."""
     check_tasks(config)
-    if config.data.heldout is None and config.environment is None:
+    if not (config.data.heldout_set or config.data.sets or config.environment):
         raise ConfigError(
             "data.heldout: missing; eval measures on held-out prompts, give data.heldout=FILE"
         )

@@ -117,8 +117,10 @@ def _check_settings_have_effect(config: RunConfig) -> None:
     if config.rollout.engine != "vllm":
         checked_own("rollout.engine", config.rollout.engine, "Class", beside="vllm or ")
     if config.eval:
-        has_heldout = config.data.heldout is not None or config.environment is not None
+        has_heldout = bool(config.data.heldout_set or config.data.sets or config.environment)
         _check_eval(config.eval, has_heldout=has_heldout)
+        for name in config.data.sets:
+            _check_sampling(config.evaluation_of(name), f"data.heldout_sets.{name}")
 
 
 def _check_loss_scale(config: RunConfig) -> None:
@@ -162,19 +164,23 @@ def _check_eval(evaluation: EvalConfig, *, has_heldout: bool) -> None:
             "eval: needs data.heldout, the file of held-out prompts, or eval.suites; give one, or "
             "set eval=null"
         )
-    if 0 < evaluation.temperature < 0.01 or evaluation.temperature > 2:
-        raise ConfigError(
-            f"eval.temperature: {evaluation.temperature:g} must be 0 (greedy), or from 0.01 to 2"
-        )
-    if evaluation.temperature == 0 and evaluation.samples_per_prompt > 1:
-        raise ConfigError(
-            "eval.samples_per_prompt: greedy samples are all equal; raise eval.temperature, or "
-            "set 1"
-        )
+    _check_sampling(evaluation, "eval")
     if evaluation.temperature == 0 and evaluation.top_p < 1:
         raise ConfigError("eval.top_p: no effect with eval.temperature=0; remove it")
     if evaluation.top_p == 0:
         raise ConfigError("eval.top_p: must be above 0")
+
+
+def _check_sampling(evaluation: EvalConfig, key: str) -> None:
+    if 0 < evaluation.temperature < 0.01 or evaluation.temperature > 2:
+        raise ConfigError(
+            f"{key}.temperature: {evaluation.temperature:g} must be 0 (greedy), or from 0.01 to 2"
+        )
+    if evaluation.temperature == 0 and evaluation.samples_per_prompt > 1:
+        raise ConfigError(
+            f"{key}.samples_per_prompt: greedy samples are all equal; raise {key}.temperature, or "
+            "set 1"
+        )
 
 
 def _check_directories(config: RunConfig) -> dict[str, Architecture]:

@@ -51,7 +51,7 @@ def check_reward_keys(config: RunConfig) -> None:
                 f"{key}: {name!r} cannot be the name of a reward; use letters, digits, - and _, "
                 f"and not {PENALTY}"
             )
-        if one.sources and config.data.source_column is None:
+        if one.sources and config.data.source_column is None and not config.data.parts:
             raise ConfigError(
                 f"{key}.sources: needs data.source_column, the column that says where a row is from"
             )

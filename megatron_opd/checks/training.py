@@ -63,30 +63,34 @@ def check_data(config: RunConfig) -> list[str]:
     needs = needs_of(config.method)
     check_unchanged(config)
     warnings: list[str] = []
-    tasks = load_training(
+    parts = load_training(
         config, tokenizer, need_answer=needs.rewards, need_trace=needs.traces, warn=warnings.append
     )
-    heldout: list[Task] = []
-    if config.data.heldout is not None:
-        heldout = load_heldout(config, tokenizer, warn=warnings.append)
-    if needs.rollouts:
-        warnings += _room_for_completions(config, tasks, "data.train")
+    tasks = [task for of_part in parts.values() for task in of_part]
+    sets = load_heldout(config, tokenizer, warn=warnings.append)
+    for name, of_part in parts.items():
+        key = f"data.mixture.{name}" if name else "data.train"
+        if needs.rollouts:
+            warnings += _room_for_completions(config, of_part, key)
+        if needs.rewards:
+            warnings += check_rewarded(config, of_part, key)
     if config.eval:
-        warnings += _room_for_completions(config, heldout, "data.heldout")
         warnings += _check_suites(config, tokenizer)
-    if needs.rewards:
-        warnings += check_rewarded(config, tasks, "data.train")
-    warnings += check_rewarded(config, heldout, "data.heldout")
-    warnings += unknown_sources(config, [*tasks, *heldout])
-    warnings += _in_both(tasks, heldout)
+    for name, heldout in sets.items():
+        key = f"data.heldout_sets.{name}" if name else "data.heldout"
+        if config.eval:
+            warnings += _room_for_completions(config, heldout, key)
+        warnings += check_rewarded(config, heldout, key) + _in_both(tasks, heldout, key)
+    heldout_tasks = [task for heldout in sets.values() for task in heldout]
+    warnings += unknown_sources(config, [*tasks, *heldout_tasks])
     if len(tasks) < config.rollout.num_prompts:
-        train = shown(config.data.train)
         warnings.append(
-            f"rollout.num_prompts: one step takes more prompts than the {len(tasks)} of {train}"
+            f"rollout.num_prompts: one step takes more prompts than the {len(tasks)} of "
+            f"{_train_of(config)}"
         )
     elif config.method.max_refills and len(tasks) < 2 * config.rollout.num_prompts:
         warnings.append(
-            f"method.max_refills: the {len(tasks)} prompts of {shown(config.data.train)} are "
+            f"method.max_refills: the {len(tasks)} prompts of {_train_of(config)} are "
             "fewer than two steps take, so a step's refills draw its prompts again, for further "
             "samples"
         )
@@ -128,13 +132,17 @@ def _room_for_completions(config: RunConfig, tasks: list[Task], key: str) -> lis
     ]
 
 
-def _in_both(tasks: list[Task], heldout: list[Task]) -> list[str]:
+def _train_of(config: RunConfig) -> str:
+    return "data.mixture" if config.data.parts else shown(config.data.train)
+
+
+def _in_both(tasks: list[Task], heldout: list[Task], key: str) -> list[str]:
     """Counts the held-out prompts that the run trains on."""
     texts = {task.text for task in tasks}
     count = sum(task.text in texts for task in heldout)
     if not count:
         return []
-    return [f"data.heldout: {count} of {len(heldout)} prompts are in data.train too"]
+    return [f"{key}: {count} of {len(heldout)} prompts are in data.train too"]
 
 
 def check_resumed(config: RunConfig) -> None:

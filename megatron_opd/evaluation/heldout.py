@@ -11,7 +11,7 @@ from megatron_opd.contracts.sampling import Draw
 from megatron_opd.contracts.stations import Sampler, Verifier
 from megatron_opd.errors import RunError
 from megatron_opd.evaluation.sampler import open_model
-from megatron_opd.metrics.console import held_out_words
+from megatron_opd.metrics.console import held_out_words, set_words
 from megatron_opd.metrics.summary import bad_golds, by_reward, by_source, unanswered
 from megatron_opd.metrics.turns import episode_metrics
 from megatron_opd.recipe.keys import EvalConfig, RunConfig
@@ -34,6 +34,12 @@ class HeldOut:
     tasks: Sequence[Task]
     config: RunConfig
     settings: EvalConfig
+    name: str = ""  # of a further set
+
+    @property
+    def of(self) -> str:
+        """What its metrics stand below in eval/."""
+        return f"set/{self.name}/" if self.name else ""
 
     def due(self, step: int) -> bool:
         """True when the recipe asks for an evaluation before `step`."""
@@ -75,12 +81,17 @@ def answers(
     return groups
 
 
-def measured(answered: dict[str, list[list[Row]]], settings: EvalConfig) -> dict[str, float]:
-    """The metrics of every prefix, and the difference that skills make where there are both."""
+def measured(
+    answered: dict[str, list[list[Row]]], settings: EvalConfig, of: str = ""
+) -> dict[str, float]:
+    """The metrics of every prefix, and the difference that skills make where there are both.
+
+    `of` is what those of a further set stand below.
+    """
     metrics: dict[str, float] = {}
     for prefix, groups in answered.items():
         for name, value in accuracy(groups, settings).items():
-            metrics[name.replace("eval/", f"eval/{prefix}", 1)] = value
+            metrics[name.replace("eval/", f"eval/{of}{prefix}", 1)] = value
     if len(answered) == 2:
         first_NK, second_NK = (correct(groups, settings) for groups in answered.values())
         both_N = ~(np.isnan(first_NK).all(axis=1) | np.isnan(second_NK).all(axis=1))
@@ -165,24 +176,33 @@ def evaluate_model(config: RunConfig, model: ModelConfig) -> dict[str, float]:
 
     Prints the metrics.
     """
-    settings = config.eval or EvalConfig()
     config = replace(config, student=model)
     tokenizer = load_tokenizer(model.path)
-    draw = draw_of(config, settings, version=0)
+    metrics: dict[str, float] = {}
+    sizes = {}
     with open_model(config, model, tokenizer) as opened:
-        tasks = opened.heldout()
-        answered = {}
-        for prefix, sampler in opened.samplers(settings).items():
-            answered[prefix] = answers(sampler, opened.verifier, tasks, draw)
-        metrics = measured(answered, settings)
+        for name, tasks in opened.heldout().items():
+            settings = config.evaluation_of(name)
+            draw = draw_of(config, settings, version=0)
+            answered = {}
+            for prefix, sampler in opened.samplers(settings).items():
+                answered[prefix] = answers(sampler, opened.verifier, tasks, draw)
+            one = HeldOut({}, opened.verifier, tasks, config, settings, name)
+            metrics |= measured(answered, settings, one.of)
+            sizes[name] = f"({len(tasks)} prompts of {_tasks_of(config, name)}, temperature "
+            sizes[name] += f"{settings.temperature:g})"
     for name, value in metrics.items():
         print(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}")
-    print(held_out_words(metrics))
-    print(f"({len(tasks)} prompts of {_tasks_of(config)}, temperature {settings.temperature:g})")
+    if "" in sizes:
+        print(held_out_words(metrics))
+    for words in (*set_words(metrics), *sizes.values()):
+        print(words)
     return metrics
 
 
-def _tasks_of(config: RunConfig) -> str:
+def _tasks_of(config: RunConfig, name: str) -> str:
+    if name:
+        return shown(config.data.sets[name].path)
     if config.environment:
         return f"{config.environment.kind}, {config.environment.heldout}"
     heldout = config.data.heldout_set

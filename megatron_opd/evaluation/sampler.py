@@ -1,6 +1,7 @@
 """A model directory and what it is sampled with, without a trainer: for evaluations and traces."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from megatron_opd.rollout.single_turn import SingleTurn
 from megatron_opd.tasks.data import load_heldout
 from megatron_opd.verify.open import open_verifier
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class OpenModel:
@@ -25,8 +28,8 @@ class OpenModel:
     verifier: Verifier | None
     agents: Agents | None
 
-    def heldout(self) -> list[Task]:
-        """The recipe's held-out tasks."""
+    def heldout(self) -> dict[str, list[Task]]:
+        """The recipe's held-out tasks, by set."""
         return heldout_tasks(self.config, self.tokenizer, self.agents)
 
     def samplers(self, settings: EvalConfig) -> dict[str, Sampler]:
@@ -36,12 +39,17 @@ class OpenModel:
         return {"": SingleTurn(self.engine, self.tokenizer)}
 
 
-def heldout_tasks(config: RunConfig, tokenizer: Tokenizer, agents: Agents | None) -> list[Task]:
-    """The first `eval.num_prompts` held-out tasks, or all."""
+def heldout_tasks(
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    agents: Agents | None,
+    warn: Callable[[str], None] = logger.warning,
+) -> dict[str, list[Task]]:
+    """The first `eval.num_prompts` held-out tasks, or all, of every set."""
     if agents is None:
-        return load_heldout(config, tokenizer)
+        return load_heldout(config, tokenizer, warn)
     count = config.eval.num_prompts if config.eval else 0
-    return agents.tasks("heldout")[: count or None]
+    return {"": agents.tasks("heldout")[: count or None]}
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from megatron_opd.errors import ConfigError, RunError
 from megatron_opd.evaluation.sampler import open_model
 from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.rollout.single_turn import SingleTurn
-from megatron_opd.tasks.data import load_training
+from megatron_opd.tasks.data import load_training, training_parts
 from megatron_opd.tasks.data_files import shown
 from megatron_opd.tasks.pin import pin
 from megatron_opd.tasks.tokenizer import load_tokenizer
@@ -53,7 +53,8 @@ def write_traces(
     check_out(out)
     config = pin(config)
     tokenizer = load_tokenizer(model.path)
-    tasks = load_training(config, tokenizer, need_answer=verified, need_trace=False)
+    parts = load_training(config, tokenizer, need_answer=verified, need_trace=False)
+    tasks = [task for of_part in parts.values() for task in of_part]
     with open_model(config, model, tokenizer) as opened:
         sampler = SingleTurn(opened.engine, tokenizer)
         judge = opened.verifier if verified else None
@@ -62,7 +63,7 @@ def write_traces(
         failed = "was right" if verified else "ended by itself"
         raise RunError(
             f"{model.path}: no response to the {len(tasks)} prompts of "
-            f"{shown(config.data.train)} {failed}"
+            f"{shown(training_paths(config))} {failed}"
         )
     same_tokens = common_vocabulary(Path(config.student.path), Path(model.path)) is None
     merged = merged_ends(config.student.path, model.path)
@@ -160,7 +161,7 @@ def _provenance(
         "model": str(Path(model_dir).resolve()),
         "model_config_sha256": _sha256(Path(model_dir) / "config.json"),
         "tokenizer_sha256": _sha256(Path(model_dir) / "tokenizer.json"),
-        "data": config.data.train,
+        "data": training_paths(config),
         "data_sha256": config.data.sha256,
         "template": asdict(config.data.template),
         "prompts": num_tasks,
@@ -169,6 +170,15 @@ def _provenance(
         "max_completion_tokens": config.rollout.max_completion_tokens,
         "seed": config.seed,
     }
+
+
+def training_paths(config: RunConfig) -> str | list[str]:
+    """The paths of the training data, as the recipe writes them."""
+    parts = training_parts(config.data)
+    if "" in parts:
+        return parts[""].paths
+    listed = [[p.paths] if isinstance(p.paths, str) else p.paths for p in parts.values()]
+    return [path for paths in listed for path in paths]
 
 
 def _sha256(path: Path) -> str:

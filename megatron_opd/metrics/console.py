@@ -64,7 +64,7 @@ class PlainConsole:
                 words.append(f"{word} {metrics[key]:{spec}}")
         if in_words:
             words.append(f"[{held_out_words(metrics)}]")
-        words += [f"[{text}]" for text in suite_words(metrics)]
+        words += [f"[{text}]" for text in (*set_words(metrics), *suite_words(metrics))]
         if _STEP_SECONDS in metrics:
             words.append(_seconds(metrics[_STEP_SECONDS]) + " s")
         phases = [f"{name} {_seconds(value)}" for name, value in _phase_seconds(metrics).items()]
@@ -97,7 +97,7 @@ class LiveConsole:
         self._rows.append((step, metrics))
         if "eval/accuracy/low" in metrics:
             self.note(held_out_words(metrics))
-        for text in suite_words(metrics):
+        for text in (*set_words(metrics), *suite_words(metrics)):
             self.note(text)
         # Started at the first step, so that lines of the start stay above. Later calls do nothing.
         self._live.start()
@@ -149,6 +149,17 @@ def suite_words(metrics: Metrics) -> list[str]:
             high = metrics[f"{key}/high"]
             name = key.split("/")[1]
             texts.append(f"{name} {score:.1%}, 95 % {low:.1%} to {high:.1%}")
+    return texts
+
+
+def set_words(metrics: Metrics) -> list[str]:
+    """The accuracy on every further held-out set, with its interval."""
+    texts = []
+    for key, accuracy in metrics.items():
+        if key.startswith("eval/set/") and key.endswith("/accuracy") and key.count("/") == 3:
+            low = metrics[f"{key}/low"]
+            high = metrics[f"{key}/high"]
+            texts.append(f"{key.split('/')[2]} {accuracy:.1%}, 95 % {low:.1%} to {high:.1%}")
     return texts
 
 

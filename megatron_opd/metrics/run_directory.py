@@ -34,8 +34,9 @@ def rollouts_path(run_dir: Path, step: int) -> Path:
     return run_dir / "rollouts" / f"step-{step:06d}.jsonl"
 
 
-def heldout_path(run_dir: Path, step: int, *, with_skills: bool = False) -> Path:
-    folder = "heldout_with_skills" if with_skills else "heldout"
+def heldout_path(run_dir: Path, step: int, of: str = "") -> Path:
+    """`of`: "with_skills", or the name of a further set."""
+    folder = f"heldout_{of}" if of else "heldout"
     return run_dir / folder / f"step-{step:06d}.jsonl"
 
 
@@ -181,7 +182,8 @@ def drop_steps_from(run_dir: Path, step: int) -> None:
     """Removes the steps >= `step` of an interrupted run, which will be repeated."""
     kept = [encode_line(row) for row in read_metrics(run_dir) if row["step"] < step]
     write_atomically(metrics_path(run_dir), b"".join(kept))
-    for folder in ("rollouts", "heldout", "heldout_with_skills"):
+    heldout = sorted(path.name for path in run_dir.glob("heldout*") if path.is_dir())
+    for folder in ("rollouts", *heldout):
         for file_step, path in rollout_files(run_dir, folder).items():
             if file_step >= step:
                 path.unlink()

@@ -86,9 +86,9 @@ class Sinks:
         """Returns when the steps are on disk, which they must be before a checkpoint of them is."""
         os.fsync(self._metrics_file.fileno())
 
-    def log_heldout(self, step: int, rows: Sequence[Row], *, with_skills: bool = False) -> None:
+    def log_heldout(self, step: int, rows: Sequence[Row], *, of: str = "") -> None:
         """Writes the answers of an evaluation of the weights at the start of `step`."""
-        path = run_directory.heldout_path(self.run_dir, step, with_skills=with_skills)
+        path = run_directory.heldout_path(self.run_dir, step, of)
         path.parent.mkdir(exist_ok=True)
         lines = [run_directory.sample_line(step, row, self._texts(row.token_ids)) for row in rows]
         run_directory.write_atomically(path, b"".join(map(run_directory.encode_line, lines)))

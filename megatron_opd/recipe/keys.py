@@ -4,8 +4,7 @@ A key that has no default must be in the recipe. Comments give units; docs/confi
 from this file and from `terms.py`, which has the keys of a method.
 """
 
-import datetime
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from megatron_opd.architectures.config import ModelConfig
@@ -21,6 +20,7 @@ from megatron_opd.contracts.ranges import (
 )
 from megatron_opd.methods.method import MethodConfig
 from megatron_opd.recipe.agents import EnvironmentConfig, SelfTeacherConfig, SkillsConfig
+from megatron_opd.recipe.data import DataConfig
 from megatron_opd.recipe.rewards import RewardConfig
 
 # ------------------------------------------------------------------------------- models and layouts
@@ -34,73 +34,6 @@ class TeacherConfig(ModelConfig):
     processes: PositiveInt | None = None
     # its weights lie in host memory while it does not score: device memory for the student
     offload: bool = False
-
-
-# --------------------------------------------------------------------------------------------- data
-@dataclass(frozen=True)
-class TemplateConfig:
-    """The text that the model reads, made of a problem."""
-
-    kind: Literal["chat", "raw"] = "chat"  # the tokenizer's chat template, or `text` alone
-    # chat: for rows without a system message of their own; "tgpo" names the built-in one
-    system: str | None = None
-    text: str = "{problem}"  # raw: the whole prompt; chat: the user's message
-    # appended after the template: the first characters of the response, such as "<think>\n"
-    prefill: str = ""
-    # chat: what the template reads beside the messages, such as {enable_thinking: false}
-    chat_template_kwargs: dict[str, str | int | float | bool] = field(default_factory=dict)
-    chat_template: str | None = None  # chat: a file with the template; null: the tokenizer's own
-    # what a chat template takes for today; null: the day on which the run starts
-    date: datetime.date | None = None
-
-
-@dataclass(frozen=True)
-class HeldoutConfig:
-    """A held-out set with columns of its own; a path instead has the training data's columns."""
-
-    path: str | list[str]  # as data.train
-    problem_column: str = "auto"  # as data.problem_column, of this set
-    answer_column: str = "auto"  # as data.answer_column, of this set
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Rows with a problem and an answer: .jsonl(.gz), .json(.gz) or .parquet. See docs/data.md."""
-
-    # a file, a pattern such as data/train-*.parquet, or a list of them; none with an environment
-    train: str | list[str] = field(default_factory=list)
-    # rows that are never trained on, for eval: paths, or with columns of their own
-    heldout: str | list[str] | HeldoutConfig | None = None
-    problem_column: str = "auto"  # prompt | problem | question | messages | conversations
-    answer_column: str = "auto"  # answer | reward_model.ground_truth | solution
-    # response | generations[0] ...; read by methods that learn from traces
-    trace_column: str = "auto"
-    # says where a row is from, for gates and rewards; null: all rows are of one source
-    source_column: str | None = None
-    template: TemplateConfig = TemplateConfig()  # how a row becomes the text that the model reads
-    # null: as many as max_sequence_length leaves, 1 less than it
-    max_prompt_tokens: PositiveInt | None = None
-    # rows that are too long; dropped ones are counted in a warning
-    long_prompts: Literal["error", "drop"] = "error"
-    # rows that cannot be read; dropped ones are counted in a warning
-    bad_rows: Literal["error", "drop"] = "error"
-    shuffle: bool = True  # an order drawn from the seed; false: that of the files
-    # of each file; a run writes it into its config.yaml
-    sha256: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def heldout_set(self) -> HeldoutConfig | None:
-        """The held-out set with its columns."""
-        if self.heldout is None or isinstance(self.heldout, HeldoutConfig):
-            return self.heldout
-        return HeldoutConfig(self.heldout, self.problem_column, self.answer_column)
-
-    @property
-    def paths(self) -> list[str]:
-        """Every path and pattern, as the recipe writes them."""
-        sets = [self.train] + ([self.heldout_set.path] if self.heldout_set else [])
-        paths = [path for one in sets for path in ([one] if isinstance(one, str) else one)]
-        return paths + ([self.template.chat_template] if self.template.chat_template else [])
 
 
 # ----------------------------------------------------------------------------------------- stations
@@ -247,6 +180,19 @@ class RunConfig:
     def models(self) -> dict[str, ModelConfig]:
         """The recipe's models by role: "student" and, if there is one, "teacher"."""
         return {"student": self.student} | ({"teacher": self.teacher} if self.teacher else {})
+
+    def evaluation_of(self, name: str) -> EvalConfig:
+        """How a held-out set is asked: as `eval` says, but for what the set says itself."""
+        settings = self.eval or EvalConfig()
+        one = self.data.sets.get(name)
+        if one is None:
+            return settings
+        samples = one.samples_per_prompt or settings.samples_per_prompt
+        temperature = settings.temperature if one.temperature is None else one.temperature
+        count = settings.num_prompts if one.num_prompts is None else one.num_prompts
+        return replace(
+            settings, samples_per_prompt=samples, temperature=temperature, num_prompts=count
+        )
 
     @property
     def teacher_processes(self) -> int:

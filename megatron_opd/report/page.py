@@ -17,7 +17,7 @@ from megatron_opd.report.plots import draw_plots
 from megatron_opd.report.run import read_run
 from megatron_opd.report.samples import read_groups
 from megatron_opd.report.settings import flatten, settings_of
-from megatron_opd.report.sources import read_rewards, read_sources
+from megatron_opd.report.sources import read_rewards, read_sets, read_sources
 from megatron_opd.report.template import page_template
 from megatron_opd.report.terms import read_terms
 from megatron_opd.report.verdict import verdict_of
@@ -48,6 +48,7 @@ def write_report(run_dir: str | Path) -> Path:
         reward_warnings=_reward_warnings(rows),
         rewards=read_rewards(rows),
         sources=read_sources(rows),
+        sets=read_sets(rows),
         plots=[(plot, base64.b64encode(plot.png).decode()) for plot in plots],
         terms=read_terms(rows),
         changes=changes_of(pair),

@@ -1,4 +1,5 @@
-"""The report's tables of sources and of rewards: what they were at first, and at last."""
+"""The report's tables of rewards, sources and held-out sets: what they were at first, and at
+last."""
 
 import re
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from megatron_opd.report.drawing import series
 from megatron_opd.report.template import percent_of
 
 _SOURCE = re.compile(r"(?:reward|eval)/source/(.+)/(?:episodes|prompts)")
+_SET = re.compile(r"eval/set/([^/]+)/prompts")
 _REWARD = re.compile(r"reward/of/(.+)/mean")
 
 
@@ -43,6 +45,25 @@ class RewardShown:
     failed: str  # answers that it could not judge, in the whole run
 
 
+@dataclass(frozen=True)
+class SetShown:
+    """A row of the table of further held-out sets."""
+
+    name: str
+    accuracy: Change
+    interval: str  # of the last evaluation
+
+
+def read_sets(rows: Sequence[Line]) -> list[SetShown]:
+    """The further held-out sets, by name."""
+    shown = []
+    for name in _names(rows, _SET):
+        key = f"eval/set/{name}"
+        accuracy = _change(rows, f"{key}/accuracy", percent=True, evaluation=True)
+        shown.append(SetShown(name, accuracy, _interval(rows, key)))
+    return shown
+
+
 def read_sources(rows: Sequence[Line]) -> list[SourceShown]:
     """The sources of a run's data, by name; [] where they name none."""
     return [_source(rows, name) for name in _names(rows, _SOURCE)]
@@ -58,21 +79,24 @@ def read_rewards(rows: Sequence[Line]) -> list[RewardShown]:
 
 
 def _source(rows: Sequence[Line], name: str) -> SourceShown:
-    accuracy = f"eval/source/{name}/accuracy"
-    last = next((row for row in reversed(rows) if f"{accuracy}/low" in row), None)
-    interval = ""
-    if last:
-        low = 100 * last[f"{accuracy}/low"]
-        high = 100 * last[f"{accuracy}/high"]
-        interval = f"{low:.1f} to {high:.1f}, n = {last[f'eval/source/{name}/prompts']}"
     return SourceShown(
         name,
         _total(rows, f"reward/source/{name}/episodes"),
         _change(rows, f"reward/source/{name}/mean", percent=False),
         _change(rows, f"reward/source/{name}/correct/mean", percent=True),
-        _change(rows, accuracy, percent=True, evaluation=True),
-        interval,
+        _change(rows, f"eval/source/{name}/accuracy", percent=True, evaluation=True),
+        _interval(rows, f"eval/source/{name}"),
     )
+
+
+def _interval(rows: Sequence[Line], key: str) -> str:
+    """That of the last accuracy below a key; "" without one."""
+    last = next((row for row in reversed(rows) if f"{key}/accuracy/low" in row), None)
+    if last is None:
+        return ""
+    low = 100 * last[f"{key}/accuracy/low"]
+    high = 100 * last[f"{key}/accuracy/high"]
+    return f"{low:.1f} to {high:.1f}, n = {last[f'{key}/prompts']}"
 
 
 def _names(rows: Sequence[Line], pattern: re.Pattern[str]) -> list[str]:

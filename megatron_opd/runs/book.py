@@ -51,11 +51,11 @@ class Book:
         if self._sinks:
             self._sinks.log(record)
 
-    def log_heldout(self, step: int, rows: Sequence[Row], *, with_skills: bool = False) -> None:
-        """Writes the answers of an evaluation before `step`; those with skills to a folder of their
-        own."""
+    def log_heldout(self, step: int, rows: Sequence[Row], *, of: str = "") -> None:
+        """Writes the answers of an evaluation before `step`; those with skills, and of a further
+        set, to a folder of their own."""
         if self._sinks:
-            self._sinks.log_heldout(step, rows, with_skills=with_skills)
+            self._sinks.log_heldout(step, rows, of=of)
 
     def note(self, text: str) -> None:
         """Prints a line that is not a step."""

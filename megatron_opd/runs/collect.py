@@ -18,7 +18,7 @@ from megatron_opd.contracts.sampling import Draw
 from megatron_opd.contracts.stations import Sampler, Verifier
 from megatron_opd.errors import RunError
 from megatron_opd.metrics.summary import Clock
-from megatron_opd.tasks.source import TaskSource
+from megatron_opd.tasks.source import TaskStream
 from megatron_opd.world.processes import gather_shares, share
 
 # Fractions of a step's answers above which failures of the verifier are warned of, and end the run.
@@ -38,7 +38,7 @@ class Notes(Protocol):
 
 def collect(
     sampler: Sampler,
-    source: TaskSource,
+    source: TaskStream,
     verifier: Verifier | None,
     draw: Draw,
     clock: Clock,

@@ -15,14 +15,16 @@ def evaluations(at: Stations, book: Book, step: int) -> dict[str, float]:
     if at.engine is None or at.sender is None:
         return {}
     last = at.config.num_steps
-    heldout = at.heldout if at.heldout and (step == last or at.heldout.due(step)) else None
+    sets = [one for one in at.heldout if step == last or one.due(step)]
     suites = [suite for suite in at.suites if suite.due(step, last)]
-    if heldout is None and not suites:
+    if not sets and not suites:
         return {}
     start = time.perf_counter()
     if at.engine.policy_version != step:
         at.sender.send(step)
-    metrics = held_out(heldout, book, step) if heldout else {}
+    metrics: dict[str, float] = {}
+    for heldout in sets:
+        metrics |= held_out(heldout, book, step)
     for suite in suites:
         assert at.single_turn is not None, "assembled with the suites"
         book.note(f"{suite.suite.name}: {len(suite.prompts)} samples before step {step}")
@@ -32,9 +34,10 @@ def evaluations(at: Stations, book: Book, step: int) -> dict[str, float]:
 
 def held_out(heldout: HeldOut, book: Book, step: int) -> dict[str, float]:
     """The eval/* metrics of the weights that the engine holds. Collective."""
-    book.note(f"evaluating {len(heldout.tasks)} held-out prompts before step {step}")
+    of_set = f" of {heldout.name}" if heldout.name else ""
+    book.note(f"evaluating {len(heldout.tasks)} held-out prompts{of_set} before step {step}")
     answered = heldout.answers(version=step)
     for prefix, groups in answered.items():
         rows = [row for group in groups for row in group]
-        book.log_heldout(step, rows, with_skills=bool(prefix))
-    return measured(answered, heldout.settings)
+        book.log_heldout(step, rows, of="with_skills" if prefix else heldout.name)
+    return measured(answered, heldout.settings, heldout.of)

@@ -26,9 +26,9 @@ from megatron_opd.runs.assemble import assemble
 from megatron_opd.runs.book import Book
 from megatron_opd.runs.resumed import State, load_newest
 from megatron_opd.runs.stations import Stations
-from megatron_opd.tasks.data import load_heldout, load_training
+from megatron_opd.tasks.data import load_training
 from megatron_opd.tasks.pin import pin
-from megatron_opd.tasks.source import TaskSource
+from megatron_opd.tasks.source import Mixture, TaskSource, TaskStream
 from megatron_opd.tasks.tokenizer import load_tokenizer
 from megatron_opd.verify.open import open_verifier
 from megatron_opd.world import processes
@@ -131,7 +131,7 @@ def _assemble(
 def _evaluating(
     stations: Stations,
     agents: Agents | None,
-    heldout: list[Task],
+    heldout: dict[str, list[Task]],
     tokenizer: Tokenizer,
     restart: Restart | None,
     closing: contextlib.ExitStack,
@@ -150,36 +150,46 @@ def _evaluating(
         answering = {}
         for prefix, sampler in agents.evaluating(engine, config.eval).items():
             answering[prefix] = Restarting(sampler, restart)
-    questions = HeldOut(answering, stations.verifier, heldout, config, config.eval)
-    return replace(stations, heldout=questions)
+    sets = []
+    for name, tasks in heldout.items():
+        settings = config.evaluation_of(name)
+        sets.append(HeldOut(answering, stations.verifier, tasks, config, settings, name))
+    return replace(stations, heldout=sets)
 
 
 def _tasks(
     config: RunConfig, needs: Needs, tokenizer: Tokenizer, agents: Agents | None
-) -> tuple[TaskSource, list[Task]]:
-    """The source of the training tasks, and the held-out tasks if there is an evaluation."""
+) -> tuple[TaskStream, dict[str, list[Task]]]:
+    """The source of the training tasks, and the held-out sets if there is an evaluation."""
 
     def warned_before(text: str) -> None:
         """Drops a warning: `check_data` has read the same files and passed it on."""
 
+    seed = config.seed
+    shuffle = config.data.shuffle
+    source: TaskStream
     if agents:
         tasks = processes.from_rank_0(lambda: agents.tasks("train"))
+        source = TaskSource(tasks, seed=seed, shuffle=shuffle)
     else:
-        tasks = load_training(
+        parts = load_training(
             config,
             tokenizer,
             need_answer=needs.rewards,
             need_trace=needs.traces,
             warn=warned_before,
         )
-    source = TaskSource(tasks, seed=config.seed, shuffle=config.data.shuffle)
+        if weights := {name: part.weight for name, part in config.data.parts.items()}:
+            source = Mixture(parts, weights, seed=seed, shuffle=shuffle)
+        else:
+            source = TaskSource(parts[""], seed=seed, shuffle=shuffle)
     if not config.eval:
-        return source, []
-    if config.data.heldout is None and not agents:
-        return source, []  # it has suites alone
+        return source, {}
     if agents:
-        return source, processes.from_rank_0(lambda: heldout_tasks(config, tokenizer, agents))
-    return source, load_heldout(config, tokenizer, warn=warned_before)
+        heldout = processes.from_rank_0(lambda: heldout_tasks(config, tokenizer, agents))
+    else:
+        heldout = heldout_tasks(config, tokenizer, None, warned_before)
+    return source, heldout
 
 
 def _restart_of(engine: Engine, sender: WeightSender, book: Book) -> Restart:

@@ -16,7 +16,7 @@ from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.runs.collect import Notes, collect, off_policy
 from megatron_opd.runs.learner import Learner
 from megatron_opd.skills.pulls import pulls_of
-from megatron_opd.tasks.source import TaskSource
+from megatron_opd.tasks.source import TaskStream
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Stations:
     """The stations of a run, on this rank."""
 
     learner: Learner
-    source: TaskSource
+    source: TaskStream
     verifier: Verifier | None
     sampler: Sampler
     retriever: Retriever | None = None  # of the skills of an environment's episodes
     # The engine of a run that samples, and the sender of the student's weights to it.
     engine: Engine | None = None
     sender: WeightSender | None = None
-    heldout: HeldOut | None = None
+    heldout: Sequence[HeldOut] = ()
     suites: Sequence[SuiteInRun] = ()
     # what answers the suites: the run's engine, which is started again where it fails
     single_turn: Sampler | None = None

@@ -2,14 +2,15 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import batched
 from pathlib import Path
 
 from megatron_opd.contracts.rows import Task
 from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.files.rows import BadRows
-from megatron_opd.recipe.keys import DataConfig, RunConfig
+from megatron_opd.recipe.data import DataConfig
+from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.tasks.data_files import data_files
 from megatron_opd.tasks.examples import read_examples
 from megatron_opd.tasks.notes import Notes
@@ -22,6 +23,31 @@ logger = logging.getLogger(__name__)
 TOKENISE_ROWS = 1000  # per call of the tokenizer
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of the training data, or all of it."""
+
+    key: str  # the recipe's
+    paths: str | list[str]
+    columns: DataConfig  # with the part's own
+
+
+def training_parts(data: DataConfig) -> dict[str, Part]:
+    """The parts of the training data by name; without a mixture data.train by ""."""
+    if not data.parts:
+        return {"": Part("data.train", data.train, data)}
+    parts = {}
+    for name, part in data.parts.items():
+        columns = replace(
+            data,
+            problem_column=part.problem_column or data.problem_column,
+            answer_column=part.answer_column or data.answer_column,
+            trace_column=part.trace_column or data.trace_column,
+        )
+        parts[name] = Part(f"data.mixture.{name}", part.path, columns)
+    return parts
+
+
 def load_training(
     config: RunConfig,
     tokenizer: Tokenizer,
@@ -29,35 +55,78 @@ def load_training(
     need_answer: bool,
     need_trace: bool,
     warn: Callable[[str], None] = logger.warning,
-) -> list[Task]:
-    """The recipe's training tasks. Raises ConfigError, DataError."""
-    return load_tasks(
-        config.data.train,
-        config.data,
-        tokenizer,
-        max_prompt_tokens=_max_prompt_tokens(config),
-        max_sequence_length=config.max_sequence_length,
-        need_answer=need_answer and config.reward.needs_answers,
-        need_trace=need_trace,
-        need_columns=config.reward.reads_rows,
-        warn=warn,
-    )
+) -> dict[str, list[Task]]:
+    """The recipe's training tasks by the parts of its mixture; those of data.train by "".
+
+    Their indices are unique. Raises ConfigError, DataError.
+    """
+    loaded: dict[str, list[Task]] = {}
+    before = 0  # the first index of a part
+    for name, part in training_parts(config.data).items():
+        tasks = load_tasks(
+            part.paths,
+            part.columns,
+            tokenizer,
+            key=part.key,
+            max_prompt_tokens=_max_prompt_tokens(config),
+            max_sequence_length=config.max_sequence_length,
+            need_answer=need_answer and config.reward.needs_answers,
+            need_trace=need_trace,
+            need_columns=config.reward.reads_rows,
+            warn=warn,
+        )
+        loaded[name] = [
+            replace(task, index=before + task.index, source=task.source or name) for task in tasks
+        ]
+        before = loaded[name][-1].index + 1
+    return loaded
 
 
 def load_heldout(
     config: RunConfig, tokenizer: Tokenizer, warn: Callable[[str], None] = logger.warning
+) -> dict[str, list[Task]]:
+    """The recipe's held-out tasks by set, those of data.heldout by "": the first ones of each, or
+    all."""
+    data = config.data
+    loaded: dict[str, list[Task]] = {}
+    if heldout := data.heldout_set:
+        columns = replace(
+            data, problem_column=heldout.problem_column, answer_column=heldout.answer_column
+        )
+        tasks = _load_set(config, heldout.path, columns, "data.heldout", tokenizer, warn)
+        loaded[""] = tasks[: config.evaluation_of("").num_prompts or None]
+    for name, one in data.sets.items():
+        template = one.template or data.template
+        columns = replace(
+            data,
+            problem_column=one.problem_column or data.problem_column,
+            answer_column=one.answer_column or data.answer_column,
+            source_column=None if one.source else one.source_column or data.source_column,
+            # the run's day, which is pinned
+            template=replace(template, date=template.date or data.template.date),
+        )
+        key = f"data.heldout_sets.{name}"
+        tasks = _load_set(config, one.path, columns, key, tokenizer, warn)
+        count = config.evaluation_of(name).num_prompts
+        loaded[name] = [
+            replace(task, source=one.source or task.source) for task in tasks[: count or None]
+        ]
+    return loaded
+
+
+def _load_set(
+    config: RunConfig,
+    paths: str | list[str],
+    columns: DataConfig,
+    key: str,
+    tokenizer: Tokenizer,
+    warn: Callable[[str], None],
 ) -> list[Task]:
-    """The recipe's held-out tasks: the first `eval.num_prompts` of them, or all."""
-    heldout = config.data.heldout_set
-    assert heldout is not None
-    columns = replace(
-        config.data, problem_column=heldout.problem_column, answer_column=heldout.answer_column
-    )
-    tasks = load_tasks(
-        heldout.path,
+    return load_tasks(
+        paths,
         columns,
         tokenizer,
-        key="data.heldout",
+        key=key,
         max_prompt_tokens=_max_prompt_tokens(config),
         max_sequence_length=config.max_sequence_length,
         need_answer=config.reward.needs_answers,
@@ -65,8 +134,6 @@ def load_heldout(
         need_columns=config.reward.reads_rows,
         warn=warn,
     )
-    count = config.eval.num_prompts if config.eval else 0
-    return tasks[: count or None]
 
 
 def load_tasks(

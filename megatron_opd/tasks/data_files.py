@@ -5,7 +5,7 @@ from pathlib import Path
 
 from megatron_opd.errors import DataError
 from megatron_opd.files.manifest import describe
-from megatron_opd.recipe.keys import DataConfig
+from megatron_opd.recipe.data import DataConfig
 
 KINDS = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
@@ -34,12 +34,9 @@ def data_sha256(data: DataConfig) -> dict[str, str]:
 
     Reads the files whole, which takes little time compared with parsing them. Raises DataError.
     """
-    files = data_files(data.train, "data.train") if data.train else []  # an environment has none
-    if data.heldout_set is not None:
-        files += data_files(data.heldout_set.path, "data.heldout")
-    if data.template.chat_template:
-        files.append(Path(data.template.chat_template))
-    return {str(path): _sha256(path) for path in files}
+    files = [path for key, paths in data.files.items() for path in data_files(paths, key)]
+    files += map(Path, data.templates)
+    return {str(path): _sha256(path) for path in dict.fromkeys(files)}
 
 
 def changed_data(stored: dict[str, str], data: DataConfig) -> str | None:

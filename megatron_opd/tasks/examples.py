@@ -16,7 +16,7 @@ from megatron_opd.files.rows import (
     read_json,
     read_parquet,
 )
-from megatron_opd.recipe.keys import DataConfig
+from megatron_opd.recipe.data import DataConfig
 from megatron_opd.tasks.fields import (
     Fields,
     choose_columns,

@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_opd.errors import DataError
 from megatron_opd.files.rows import Row
-from megatron_opd.recipe.keys import DataConfig
+from megatron_opd.recipe.data import DataConfig
 from megatron_opd.tasks.messages import BadField, Problem, as_messages, problem_of
 
 CONVERSATION_COLUMNS = ("messages", "conversations")  # they end with the response
@@ -70,6 +70,8 @@ def choose_columns(
         remedy = f"set data.{field}_column"
         if key == "data.heldout":
             remedy = f"set data.heldout={{path: ..., {field}_column: ...}}"
+        elif key != "data.train":
+            remedy = f"set {key}.{field}_column"
         raise DataError(
             f"{path}: no column {' | '.join(candidates)} among those found ({_shown(names)}); "
             f"{remedy}"

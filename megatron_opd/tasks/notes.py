@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from megatron_opd.contracts.rows import Task
-from megatron_opd.recipe.keys import TemplateConfig
+from megatron_opd.recipe.data import TemplateConfig
 from megatron_opd.tasks.messages import Message
 from megatron_opd.tasks.template import system_text
 

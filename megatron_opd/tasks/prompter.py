@@ -7,7 +7,7 @@ import numpy as np
 from megatron_opd.contracts.skills import Place, Skill
 from megatron_opd.contracts.suites import SuiteProtocol
 from megatron_opd.errors import ConfigError, DataError
-from megatron_opd.recipe.keys import TemplateConfig
+from megatron_opd.recipe.data import TemplateConfig
 from megatron_opd.tasks.messages import Message
 from megatron_opd.tasks.template import render, render_messages, system_message
 from megatron_opd.tasks.tokenizer import Tokenizer, ends_of

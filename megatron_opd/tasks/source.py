@@ -1,11 +1,21 @@
 """The order in which a run draws its tasks."""
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from megatron_opd.contracts.rows import Task
 from megatron_opd.errors import DataError
+
+
+class TaskStream(Protocol):
+    """What a run draws its tasks from, without end, as its state says."""
+
+    def next(self, n: int) -> list[Task]: ...
+    def state_dict(self) -> dict[str, int]: ...
+    def load_state_dict(self, state: dict[str, int]) -> None: ...
 
 
 class TaskSource:
@@ -15,12 +25,16 @@ class TaskSource:
     A draw may cross the border of an epoch, and may be larger than the data set.
     """
 
-    def __init__(self, tasks: Sequence[Task], *, seed: int, shuffle: bool) -> None:
+    def __init__(
+        self, tasks: Sequence[Task], *, seed: int, shuffle: bool, stream: Sequence[int] = ()
+    ) -> None:
+        """`stream`: of a part of a mixture, whose permutations are its own."""
         if not tasks:
             raise DataError("data.train: there are no prompts to draw from")
         self._prompts = tasks
         self._seed = seed
         self._shuffle = shuffle
+        self._stream = tuple(stream)
         self._start_epoch(0, position=0)
 
     def next(self, n: int) -> list[Task]:
@@ -32,6 +46,11 @@ class TaskSource:
             drawn.append(self._prompts[self._order[self._position]])
             self._position += 1
         return drawn
+
+    @property
+    def drawn(self) -> int:
+        """The number of tasks drawn so far."""
+        return self._epoch * len(self._prompts) + self._position
 
     def state_dict(self) -> dict[str, int]:
         """The cursor, with the keys "epoch" and "position"."""
@@ -52,5 +71,52 @@ class TaskSource:
         self._position = position
         self._order = np.arange(len(self._prompts))
         if self._shuffle:
-            generator = np.random.default_rng([self._seed % 2**32, epoch])
+            generator = np.random.default_rng([self._seed % 2**32, epoch, *self._stream])
             self._order = generator.permutation(self._order)
+
+
+class Mixture:
+    """Draws from several parts by their weights, each in permutations of its own.
+
+    The next task is of the part that is furthest below its share of all that was drawn, so that the
+    shares hold within one task at every moment, without a random number. The state is the parts'.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Sequence[Task]],
+        weights: Mapping[str, float],
+        *,
+        seed: int,
+        shuffle: bool,
+    ) -> None:
+        total = sum(weights.values())
+        self._shares = {name: weight / total for name, weight in weights.items()}
+        self._parts = {
+            name: TaskSource(
+                of_part, seed=seed, shuffle=shuffle, stream=(zlib.crc32(name.encode()),)
+            )
+            for name, of_part in tasks.items()
+        }
+
+    def next(self, n: int) -> list[Task]:
+        """The next n tasks."""
+        return [task for _ in range(n) for task in self._due().next(1)]
+
+    def state_dict(self) -> dict[str, int]:
+        """The cursors of the parts, with keys such as "math/epoch"."""
+        cursors = {name: part.state_dict() for name, part in self._parts.items()}
+        return {f"{name}/{key}": n for name, one in cursors.items() for key, n in one.items()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on from cursors. Raises DataError when they do not fit the data."""
+        for name, part in self._parts.items():
+            part.load_state_dict({key: state[f"{name}/{key}"] for key in part.state_dict()})
+
+    def _due(self) -> TaskSource:
+        drawn = 1 + sum(part.drawn for part in self._parts.values())
+
+        def behind(name: str) -> float:
+            return self._shares[name] * drawn - self._parts[name].drawn
+
+        return self._parts[max(self._parts, key=behind)]

@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 
 from megatron_opd.errors import ConfigError, DataError
-from megatron_opd.recipe.keys import TemplateConfig
+from megatron_opd.recipe.data import TemplateConfig
 from megatron_opd.recipe.system_messages import SYSTEM_MESSAGES
 from megatron_opd.tasks.chat_template import OWN_VARIABLES, ChatTemplate, only_template
 from megatron_opd.tasks.messages import Message

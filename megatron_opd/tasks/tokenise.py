@@ -8,7 +8,7 @@ import numpy as np
 from megatron_opd.architectures.ends import Ends
 from megatron_opd.contracts.rows import Task
 from megatron_opd.errors import DataError
-from megatron_opd.recipe.keys import DataConfig
+from megatron_opd.recipe.data import DataConfig
 from megatron_opd.tasks.examples import TRACE_IDS_COLUMN, TRACE_IDS_OF, Example
 from megatron_opd.tasks.template import render, without_opening
 from megatron_opd.tasks.tokenizer import Tokenizer, ends_of

@@ -19,8 +19,8 @@ import torch
 from megatron_opd.architectures.config import ModelConfig
 from megatron_opd.contracts.sampling import Draw, Request, Sampling
 from megatron_opd.errors import OpdError
+from megatron_opd.recipe.data import DataConfig
 from megatron_opd.recipe.keys import (
-    DataConfig,
     OptimizerConfig,
     RolloutConfig,
     RunConfig,

@@ -185,10 +185,25 @@ def steps_logged(run: Path) -> int:
     )
 
 
-def assert_same_run(run: Path, expected: Path) -> None:
-    """Metrics, samples, held-out answers and weights, bit for bit."""
+def mixed(bench: Bench) -> list[str]:
+    """Two parts of data, a further held-out set, and a sum of rewards of which one is routed."""
+    train = bench.assets / "train.jsonl"
+    heldout = bench.assets / "heldout.jsonl"
+    return [
+        "data.train=[]",
+        f"data.mixture={{a: {{path: {train}}}, b: {{path: {heldout}, weight: 3}}}}",
+        f"data.heldout_sets={{more: {{path: {train}, source: b, num_prompts: 4}}}}",
+        "reward.rewards={answer: {kind: math}, long: {kind: format, pattern: '.{8,}', "
+        "sources: [b], weight: 0.3}}",
+        "reward.length_penalty={overlong: 0.5}",
+        "rollout.stop=['99']",
+    ]
+
+
+def assert_same_run(run: Path, expected: Path, *more: str) -> None:
+    """Metrics, samples, held-out answers and weights, bit for bit; `more` folders of answers."""
     assert without_times(run) == without_times(expected)
-    for folder in ("rollouts", "heldout"):
+    for folder in ("rollouts", "heldout", *more):
         assert (expected / folder).is_dir()
         files = {path.name: path.read_bytes() for path in (expected / folder).iterdir()}
         assert {path.name: path.read_bytes() for path in (run / folder).iterdir()} == files
@@ -288,7 +303,7 @@ def test_a_run_killed_in_any_phase_goes_on_as_if_nothing_had_happened(
     recipe = bench.recipe(
         tmp_path, *LAYOUTS["dp2"], "num_steps=3", "rollout.num_prompts=4", "checkpoint.every=1"
     )
-    recipe += ["eval={every: 1, num_prompts: 8}", "log.tensorboard=false"]
+    recipe += ["eval={every: 1, num_prompts: 8}", "log.tensorboard=false", *mixed(bench)]
     _, stderr = forked(
         "tests.e2e.killed_runs", None, tmp_path, ",".join(PHASES), *recipe, timeout=500
     )
@@ -303,7 +318,10 @@ def test_a_run_killed_in_any_phase_goes_on_as_if_nothing_had_happened(
         metrics.read_text().replace('"rollout/engine_restarts": 1', '"timing/engine_restarts": 1')
     )
     for phase in PHASES:
-        assert_same_run(tmp_path / phase, tmp_path / "whole")
+        assert_same_run(tmp_path / phase, tmp_path / "whole", "heldout_more")
+    shares = [row["reward/source/b/episodes"] for row in rows_of(tmp_path / "whole")[:-1]]
+    assert shares == [12, 12, 12]  # 3 of 4 prompts
+    assert "eval/set/more/source/b/accuracy" in rows_of(tmp_path / "whole")[-1]
 
 
 @pytest.mark.timeout(600)

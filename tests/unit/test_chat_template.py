@@ -13,7 +13,7 @@ import pytest
 
 from megatron_opd.cli.main import main
 from megatron_opd.errors import ConfigError, DataError
-from megatron_opd.recipe.keys import DataConfig, TemplateConfig
+from megatron_opd.recipe.data import DataConfig, TemplateConfig
 from megatron_opd.recipe.load import dump_config, load_config
 from megatron_opd.tasks import chat_template as module
 from megatron_opd.tasks import pin as pin_module

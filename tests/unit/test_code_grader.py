@@ -19,7 +19,8 @@ from megatron_opd.checks.training import _check_suites
 from megatron_opd.contracts.rows import Verdict
 from megatron_opd.contracts.suites import Answer, SuiteProtocol
 from megatron_opd.errors import ConfigError
-from megatron_opd.recipe.keys import EvalConfig, SuiteConfig, TemplateConfig
+from megatron_opd.recipe.data import TemplateConfig
+from megatron_opd.recipe.keys import EvalConfig, SuiteConfig
 from megatron_opd.recipe.load import load_config
 from megatron_opd.recipe.rewards import RewardConfig
 from megatron_opd.sandbox.layers import ALLOW_WEAK, Layers

@@ -19,7 +19,8 @@ from megatron_opd.checks.training import check_data
 from megatron_opd.contracts.rows import Task
 from megatron_opd.errors import DataError
 from megatron_opd.files import rows as rows_module
-from megatron_opd.recipe.keys import DataConfig, HeldoutConfig, RunConfig, TemplateConfig
+from megatron_opd.recipe.data import DataConfig, HeldoutConfig, TemplateConfig
+from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.recipe.load import load_config
 from megatron_opd.tasks.data import load_heldout, load_tasks
 from megatron_opd.tasks.data_files import changed_data, data_files, data_sha256

@@ -19,7 +19,7 @@ from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import Objective
-from megatron_opd.recipe.keys import DataConfig, TemplateConfig
+from megatron_opd.recipe.data import DataConfig, TemplateConfig
 from megatron_opd.recipe.load import load_config
 from megatron_opd.tasks.data import load_tasks
 from megatron_opd.tasks.tokenizer import ends_of, load_tokenizer

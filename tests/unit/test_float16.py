@@ -23,13 +23,8 @@ from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.objective.batch import Batch
 from megatron_opd.objective.columns import build_columns
 from megatron_opd.objective.loss import Objective
-from megatron_opd.recipe.keys import (
-    DataConfig,
-    LossScaleConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainConfig,
-)
+from megatron_opd.recipe.data import DataConfig
+from megatron_opd.recipe.keys import LossScaleConfig, OptimizerConfig, RunConfig, TrainConfig
 from megatron_opd.teacher.score import MegatronTeacher
 from megatron_opd.trainer import checkpoint
 from megatron_opd.trainer.step import Trainer

@@ -26,7 +26,8 @@ from megatron_opd.methods.catalogue import CATALOGUE
 from megatron_opd.metrics.console import LiveConsole, PlainConsole, open_console
 from megatron_opd.metrics.run_directory import Line, read_metrics, read_rollouts, rollouts_path
 from megatron_opd.metrics.sinks import Sinks
-from megatron_opd.recipe.keys import DataConfig, LogConfig, OptimizerConfig, RunConfig, TrainConfig
+from megatron_opd.recipe.data import DataConfig
+from megatron_opd.recipe.keys import LogConfig, OptimizerConfig, RunConfig, TrainConfig
 from megatron_opd.recipe.load import dump_config
 from megatron_opd.report.drawing import series
 from megatron_opd.report.page import write_report

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from megatron_opd.contracts.rows import Task
 from megatron_opd.errors import DataError
-from megatron_opd.tasks.source import TaskSource
+from megatron_opd.tasks.source import Mixture, TaskSource, TaskStream
 from tests.rows import task
 
 
@@ -16,7 +16,7 @@ def make_tasks(count: int) -> list[Task]:
     return [task(i) for i in range(count)]
 
 
-def draw(source: TaskSource, *sizes: int) -> list[int]:
+def draw(source: TaskStream, *sizes: int) -> list[int]:
     return [drawn.index for size in sizes for drawn in source.next(size)]
 
 
@@ -55,3 +55,47 @@ def test_a_source_refuses_what_it_cannot_draw_from() -> None:
         TaskSource([], seed=0, shuffle=True)
     with pytest.raises(DataError, match="resume with the data set the run was started with"):
         TaskSource(make_tasks(3), seed=0, shuffle=True).load_state_dict({"epoch": 0, "position": 4})
+
+
+# ----------------------------------------------------------------------------------------- mixtures
+def mixture(weights: dict[str, float], sizes: list[int], seed: int = 0) -> Mixture:
+    """Part n has the tasks 100 n, 100 n + 1, ..."""
+    tasks = {}
+    for number, (name, size) in enumerate(zip(weights, sizes, strict=True)):
+        tasks[name] = [task(100 * number + i) for i in range(size)]
+    return Mixture(tasks, weights, seed=seed, shuffle=True)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(1e-3, 1e3), st.integers(1, 9)), min_size=1, max_size=4),
+    st.integers(0, 2**32 - 1),
+    st.lists(st.integers(0, 12), max_size=5),
+    st.integers(1, 30),
+)
+def test_a_mixture_keeps_its_shares_and_goes_on_as_if_nothing_had_happened(
+    parts: list[tuple[float, int]], seed: int, sizes: list[int], then: int
+) -> None:
+    weights = {f"part{number}": weight for number, (weight, _) in enumerate(parts)}
+    counts = [count for _, count in parts]
+    whole = mixture(weights, counts, seed)
+    drawn = draw(whole, *sizes)
+    resumed = mixture(weights, counts, seed)
+    resumed.load_state_dict(json.loads(json.dumps(whole.state_dict())))
+    rest = draw(resumed, then)
+    assert rest == draw(whole, then)
+    all_drawn = drawn + rest
+    total = sum(weights.values())
+    for number, weight in enumerate(weights.values()):
+        own = [index for index in all_drawn if index // 100 == number]
+        assert abs(len(own) - len(all_drawn) * weight / total) < len(weights)
+        first = own[: counts[number]]
+        assert len(set(first)) == len(first)  # an epoch of its own has no task twice
+
+
+def test_parts_of_a_mixture_have_orders_of_their_own() -> None:
+    drawn = draw(mixture({"a": 1.0, "b": 1.0}, [40, 40]), 80)
+    assert [i for i in drawn if i < 100] != [i - 100 for i in drawn if i >= 100]
+    assert [i // 100 for i in drawn] == [0, 1] * 40
+    with pytest.raises(DataError, match="resume with the data set"):
+        mixture({"a": 1.0}, [3]).load_state_dict({"a/epoch": 0, "a/position": 4})

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_opd.contracts.skills import Skill
 from megatron_opd.errors import ConfigError, DataError
-from megatron_opd.recipe.keys import TemplateConfig
+from megatron_opd.recipe.data import TemplateConfig
 from megatron_opd.tasks.prompter import TemplatePrompter
 from megatron_opd.tasks.tokenizer import load_tokenizer
 from tests.unit.byte_tokenizer import write_byte_tokenizer

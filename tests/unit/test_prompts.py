@@ -16,7 +16,7 @@ import pytest
 
 from megatron_opd.contracts.rows import Task
 from megatron_opd.errors import ConfigError, DataError
-from megatron_opd.recipe.keys import DataConfig, TemplateConfig
+from megatron_opd.recipe.data import DataConfig, TemplateConfig
 from megatron_opd.tasks.data import load_tasks
 from megatron_opd.tasks.template import render
 from megatron_opd.tasks.tokenizer import load_tokenizer

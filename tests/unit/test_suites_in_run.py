@@ -13,7 +13,8 @@ from megatron_opd.contracts.rows import Episode, Row, Task
 from megatron_opd.contracts.sampling import Draw
 from megatron_opd.errors import ConfigError
 from megatron_opd.evaluation.suites import SuiteInRun, open_in_run
-from megatron_opd.recipe.keys import EvalConfig, RunConfig, SuiteConfig, TemplateConfig
+from megatron_opd.recipe.data import TemplateConfig
+from megatron_opd.recipe.keys import EvalConfig, RunConfig, SuiteConfig
 from megatron_opd.recipe.load import load_config
 from megatron_opd.suites.asking import SUITE_STREAM
 from megatron_opd.tasks.tokenizer import load_tokenizer
