@@ -438,13 +438,13 @@ def test_a_held_out_set_has_columns_of_its_own(tmp_path: Path, tokenizer: Any) -
         load_heldout(heldout_config(tmp_path, aime), tokenizer)
     (task,) = load_heldout(
         heldout_config(tmp_path, HeldoutConfig(aime, "Problem", "Answer")), tokenizer
-    )
+    )[""]
     assert (task.problem, task.answer) == ("b", "25")
     plain = str(write(tmp_path / "plain.jsonl", GOOD))
-    (task,) = load_heldout(heldout_config(tmp_path, HeldoutConfig(plain)), tokenizer)
+    (task,) = load_heldout(heldout_config(tmp_path, HeldoutConfig(plain)), tokenizer)[""]
     assert (task.problem, task.answer) == ("1+1?", "2")
     same = str(write(tmp_path / "same.jsonl", {"q": "c", "gold": "3"}))
-    assert load_heldout(heldout_config(tmp_path, [same]), tokenizer)[0].problem == "c"
+    assert load_heldout(heldout_config(tmp_path, [same]), tokenizer)[""][0].problem == "c"
 
 
 # -------------------------------------------------------------------------------------- what is odd
