@@ -56,6 +56,9 @@ bench: setup  ## every benchmark, one after the other (hours on a small machine)
 lock: setup  ## resolve constraints/*.txt from pyproject.toml (LOCK_ARGS=--upgrade for newer versions)
 	$(PYTHON_BIN) -m uv pip compile pyproject.toml --quiet --python $(PYTHON_BIN) --extra cpu --extra dev --extra agents --extra ifbench \
 	    --override constraints/overrides.txt --custom-compile-command "make lock" $(LOCK_ARGS) -o constraints/cpu.txt
+	cp constraints/cpu.txt constraints/gpu.txt  # whose versions are kept where they can be
+	$(PYTHON_BIN) -m uv pip compile pyproject.toml --quiet --python $(PYTHON_BIN) --extra gpu --extra agents --extra ifbench \
+	    --custom-compile-command "make lock" -o constraints/gpu.txt
 	$(PYTHON_BIN) -m uv pip compile --group pyproject.toml:launch --quiet --python $(PYTHON_BIN) \
 	    --custom-compile-command "make lock" $(LOCK_ARGS) -o constraints/launch.txt
 	$(PYTHON_BIN) -m uv pip compile --group pyproject.toml:agents --quiet --python $(PYTHON_BIN) \
