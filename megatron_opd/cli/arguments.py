@@ -20,6 +20,7 @@ examples:
   megatron-opd traces demo --out runs/demo_traces.parquet
   megatron-opd convert runs/demo/checkpoints/step-000100 demo-hf
   megatron-opd report runs/demo
+  megatron-opd report runs/demo runs/demo_grpo --out runs/compared.html
   megatron-opd launch demo --cluster cpu-test
   megatron-opd skills check runs/skills
   megatron-opd env check workshop options.size=4
@@ -193,8 +194,13 @@ def _add_status_logs_cancel(added: Commands) -> None:
 
 
 def _add_report(added: Commands) -> None:
-    parser = added.add("report", commands.report, "write report.html and the plots of a run")
-    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path)
+    parser = added.add(
+        "report", commands.report, "write the page of a run, or one that compares several"
+    )
+    parser.add_argument("run_dirs", metavar="RUN_DIR", type=Path, nargs="+")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="of a comparison; default: beside the first run"
+    )
 
 
 def _add_doctor(added: Commands) -> None:

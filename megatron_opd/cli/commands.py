@@ -166,9 +166,21 @@ def cancel(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    from megatron_opd.report.page import write_report
+    if len(arguments.run_dirs) == 1:
+        from megatron_opd.report.page import write_report
 
-    print(write_report(arguments.run_dir))
+        if arguments.out is not None:
+            raise ConfigError("--out: belongs to a comparison; name several runs")
+        print(write_report(arguments.run_dirs[0]))
+        return
+    from megatron_opd.report.comparison_page import write_comparison
+
+    page, comparison = write_comparison(arguments.run_dirs, arguments.out)
+    for against in comparison.against:
+        print(against.sentence)
+    for note in comparison.notes:
+        print(note)
+    print(page)
 
 
 def skills(arguments: argparse.Namespace) -> int:

@@ -117,9 +117,14 @@ def effort_words(rows: Sequence[Line], planned: int | None) -> str:
     done = steps_done(rows)
     if planned and done < planned:
         return f"after {done:,} of {planned:,} steps"
-    _, seconds = series(rows, STEP_SECONDS)
+    seconds = time_in_steps(rows)
     words = f"in {done:,} step{'s' * (done != 1)}"
-    return f"{words} and {duration(float(np.nansum(seconds)))}" if len(seconds) else words
+    return f"{words} and {duration(seconds)}" if seconds else words
+
+
+def time_in_steps(rows: Sequence[Line]) -> float:
+    """The seconds of all steps together."""
+    return float(np.nansum(series(rows, STEP_SECONDS)[1]))
 
 
 def duration(seconds: float) -> str:

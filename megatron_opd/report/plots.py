@@ -57,22 +57,28 @@ class Plot:
 
 def draw_plots(rows: Sequence[Line]) -> list[Plot]:
     """One plot per quantity the run measured, in reading order."""
+    return draw(rows, PLOTS[:-_BEHIND] + tuple(term_plots(rows)) + PLOTS[-_BEHIND:], WIDE)
+
+
+def draw(
+    rows: Sequence[Line], drawings: Sequence[tuple[str, str, Draw]], wide: Sequence[str]
+) -> list[Plot]:
+    """Plots by name, title and drawing; those named in `wide` have twice the width."""
     plots = []
-    for name, title, draw in PLOTS[:-_BEHIND] + tuple(term_plots(rows)) + PLOTS[-_BEHIND:]:
-        wide = name in WIDE
-        figure = figure_of(draw, rows, wide=wide)
+    for name, title, drawing in drawings:
+        figure = figure_of(drawing, rows, wide=name in wide)
         if figure:
             buffer = io.BytesIO()
             FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-            plots.append(Plot(name, title, wide, buffer.getvalue()))
+            plots.append(Plot(name, title, name in wide, buffer.getvalue()))
     return plots
 
 
-def figure_of(draw: Draw, rows: Sequence[Line], *, wide: bool = False) -> Figure | None:
+def figure_of(drawing: Draw, rows: Sequence[Line], *, wide: bool = False) -> Figure | None:
     """A figure with one plot; None where there is nothing to draw."""
     figure = Figure(figsize=(8.2 if wide else 4.0, 2.3), dpi=180, layout="constrained")
     axes = figure.add_subplot()
-    if not draw(axes, rows):
+    if not drawing(axes, rows):
         return None
     style(axes)
     return figure

@@ -11,7 +11,7 @@ from megatron_opd.recipe.keys import RunConfig
 from megatron_opd.recipe.load import load_config, recipe_files
 
 _REQUIRED = ""  # the default of a key without one
-_FILLED_IN = ("data.sha256.", "data.template.date", "run_dir")  # by the run itself
+FILLED_IN = ("data.sha256.", "data.template.date", "run_dir")  # by the run itself
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def settings_of(tree: Mapping[str, Any]) -> Settings:
         from_recipe = of_recipe.get(key, "none")
         default = defaults.get(key, _REQUIRED)
         differs = from_recipe != value
-        if (differs or default != value) and not key.startswith(_FILLED_IN):
+        if (differs or default != value) and not key.startswith(FILLED_IN):
             changed.append(Setting(key, value, from_recipe if differs else None, default))
     overridden = any(setting.recipe is not None for setting in changed)
     return Settings(_sections(tree), changed, config.name if overridden else "")

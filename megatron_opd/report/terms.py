@@ -4,8 +4,9 @@ A step logs `objective/<term>/<fact>`: the loss, the weight, and what the term s
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -46,12 +47,21 @@ def facts_of(rows: Sequence[Line]) -> dict[str, list[str]]:
     return {fact: terms[fact] for fact in [*known, *sorted(terms.keys() - _TITLES.keys())]}
 
 
+def _terms_of(facts: dict[str, list[str]]) -> list[str]:
+    """Every term, in the order of the method, which the weights have."""
+    return list(dict.fromkeys(term for terms in facts.values() for term in terms))
+
+
 def term_plots(rows: Sequence[Line]) -> list[tuple[str, str, Draw]]:
     """Name, title and drawing of a plot per fact that changes in the run."""
     facts = facts_of(rows)
     plots = []
     for fact, terms in facts.items():
-        changing = [term for term in terms if _changes(rows, f"objective/{term}/{fact}")]
+        changing = {
+            term: colour
+            for term, colour in zip(_terms_of(facts), cycle(_COLOURS), strict=False)
+            if term in terms and _changes(rows, f"objective/{term}/{fact}")
+        }
         alone = fact == "loss" and len(terms) == 1 and "weight" not in _changing(rows, facts)
         if changing and not alone:  # the loss of one term is that of the run
             title = _TITLES.get(fact, f"{_words(fact).capitalize()} of the terms")
@@ -64,20 +74,18 @@ def read_terms(rows: Sequence[Line]) -> TermsTable | None:
     facts = facts_of(rows)
     if not facts:
         return None
-    names = dict.fromkeys(term for terms in facts.values() for term in terms)
     shown = []
-    for term in names:
+    for term in _terms_of(facts):
         cells = [_ends(rows, f"objective/{term}/{fact}") for fact in facts]
         shown.append((term, cells))
     return TermsTable([_HEADINGS.get(fact, _words(fact)) for fact in facts], shown)
 
 
-def _drawing(fact: str, terms: Sequence[str]) -> Draw:
+def _drawing(fact: str, terms: Mapping[str, str]) -> Draw:
     def draw(axes: Axes, rows: Sequence[Line]) -> bool:
-        for index, term in enumerate(terms):
+        for term, colour in terms.items():
             key = f"objective/{term}/{fact}"
             lines = _weighted(rows, term) if fact == "loss" else rows
-            colour = _COLOURS[index % len(_COLOURS)]
             name = plain_text(term.replace("_", " "))
             line(axes, lines, key, colour, name, smoothed=fact != "weight")
         if fact == "weight":

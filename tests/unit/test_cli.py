@@ -90,7 +90,7 @@ def test_overrides_may_surround_options(recipe: str) -> None:
 
 @pytest.mark.parametrize(
     "argv",
-    [["train"], ["train", "x", "--nproc", "0"], ["show", "x", "--nope"], ["report", "a", "b"]],
+    [["train"], ["train", "x", "--nproc", "0"], ["show", "x", "--nope"], ["report"]],
 )
 def test_wrong_usage_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

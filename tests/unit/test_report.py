@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from megatron_opd.cli import main as cli
+from megatron_opd.errors import ConfigError, DataError
 from megatron_opd.metrics.run_directory import Line, encode_line, heldout_path
 from megatron_opd.recipe.load import dump_config, load_config
+from megatron_opd.report.comparison import curves
+from megatron_opd.report.comparison_page import write_comparison
 from megatron_opd.report.evaluations import read_ends
 from megatron_opd.report.page import write_report
 from megatron_opd.report.plots import PLOTS, WIDE, draw_plots, figure_of
@@ -255,3 +259,81 @@ def test_labels_cover_no_curve_and_are_not_cut_off() -> None:
             box = legend.get_window_extent()
             assert box.y0 >= axes.get_window_extent().y1, f"{name}: the legend is over the axes"
             assert box.x1 <= figure.bbox.x1 + 1, f"{name}: the legend is cut off"
+
+
+# ------------------------------------------------------------------------------------- comparisons
+def test_runs_are_compared_on_the_problems_that_both_have(tmp_path: Path) -> None:
+    names = [f"problem {index}" for index in range(NUM_PROBLEMS)]
+    base = write_run(tmp_path / "base", {20: answers(some_right(10), names)})
+    # The first ten problems are the base's last ten, right in both; the others are its own.
+    shifted = [f"problem {index}" for index in range(30, 30 + NUM_PROBLEMS)]
+    other = write_run(tmp_path / "other", {20: answers(some_right(10), shifted)})
+    apart = write_run(tmp_path / "apart", {20: answers(some_right(10), ["x"] * NUM_PROBLEMS)})
+    never = write_run(tmp_path / "never", {})
+    better = write_run(tmp_path / "better", {20: answers(some_right(35), names)})
+    page, comparison = write_comparison([base, other, apart, never, better])
+    kinds = {one.label: (one.kind, one.difference, one.problems) for one in comparison.against}
+    assert kinds == {
+        "other": ("better", "+100.0", "10"),
+        "apart": ("open", "", "0"),
+        "never": ("open", "", "0"),
+        "better": ("better", "+62.5", "40"),
+    }
+    assert "no held-out problems in common" in comparison.against[1].sentence
+    assert page == tmp_path / "report-base-other-apart-never-better.html"
+    text = page.read_text()
+    assert all(one.sentence.split("(")[0] in text for one in comparison.against)
+    assert "<script" not in text and "reward" in text
+
+
+def test_many_runs_need_more_evidence(tmp_path: Path) -> None:
+    """Holm's correction: what would be certain of one run is not of the best of many."""
+    base = write_run(tmp_path / "base", {20: answers(some_right(10))})
+    runs = [write_run(tmp_path / f"r{n}", {20: answers(some_right(17))}) for n in range(5)]
+    assert write_comparison([base, runs[0]])[1].against[0].kind == "better"
+    against = write_comparison([base, *runs])[1].against
+    assert {one.kind for one in against} == {"open"} and len(against) == 5
+
+
+def test_a_comparison_says_what_was_unlike(tmp_path: Path) -> None:
+    runs = []
+    for folder, overrides in (("a", []), ("b", ["eval.temperature=1", "seed=3"])):
+        config = load_config("demo", [*overrides, f"run_dir=runs/{folder}"])
+        run = write_run(tmp_path / folder / "run", {20: answers(some_right(10))})
+        (run / "config.yaml").write_text(dump_config(config))
+        runs.append(run)
+    comparison = write_comparison(runs, tmp_path / "page.html")[1]
+    assert dict(comparison.settings) == {"eval.temperature": ["0", "1"], "seed": ["0", "3"]}
+    assert "eval.temperature" in comparison.notes[0]
+    assert [run.label for run in comparison.runs] == [str(run) for run in runs]
+
+
+def test_curves_of_runs_share_their_axes(tmp_path: Path) -> None:
+    accuracies = {0: 0.2, 20: 0.9}
+    paths = [write_run(tmp_path / name, {}, evaluated=accuracies) for name in ("a", "b")]
+    runs = [read_run(path) for path in paths]
+    drawings = {name: draw for name, _, draw in curves(runs)}
+    figure = figure_of(drawings["eval_accuracy"], [])
+    assert figure is not None
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert labels == ["a", "b"]
+    assert figure_of(drawings["train_loss"], []) is None
+
+
+def test_a_comparison_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+    base = write_run(tmp_path / "base", {})
+    other = write_run(tmp_path / "other", {})
+    (tmp_path / "mine.html").write_text("kept")
+    for runs, out, message in (
+        ([base, base], None, "named twice"),
+        ([base, tmp_path / "absent"], None, "absent: not a run directory"),
+        ([base, other], tmp_path / "mine.html", "mine.html is not a page of this command"),
+        ([base, other], tmp_path, "is a directory; name a file"),
+        ([base, other], tmp_path / "no" / "page.html", "is no directory"),
+    ):
+        with pytest.raises((ConfigError, DataError), match=message):
+            write_comparison(runs, out)
+    assert (tmp_path / "mine.html").read_text() == "kept"
+    out = tmp_path / "page.html"
+    assert cli.main(["report", str(base), str(other), "--out", str(out)]) == 0 and out.is_file()
+    assert cli.main(["report", str(base), "--out", str(out)]) == 2
