@@ -41,6 +41,7 @@ class Task:
     columns: Mapping[str, object] = field(default_factory=dict)
     # number of its first sample: a task that a step draws again gets further samples
     first_sample: int = 0
+    level: float = 0.0  # its place in a curriculum: lower ones are drawn first
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,14 @@ class MixturePartConfig:
 
 
 @dataclass(frozen=True)
+class CurriculumConfig:
+    """An order of the training rows: from the lowest number of a column to the highest."""
+
+    column: str  # of numbers, such as a level of difficulty
+    epochs: PositiveInt = 1  # the first N; later ones are as without a curriculum
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Rows with a problem and an answer: .jsonl(.gz), .json(.gz) or .parquet. See docs/data.md."""
 
@@ -86,6 +94,8 @@ class DataConfig:
     # rows that cannot be read; dropped ones are counted in a warning
     bad_rows: Literal["error", "drop"] = "error"
     shuffle: bool = True  # an order drawn from the seed; false: that of the files
+    # rows of one number are in the order that shuffle says; null: none
+    curriculum: CurriculumConfig | None = None
     # parts by name, in the place of train: a step's prompts are drawn from them by their weights.
     # null leaves one of the base out
     mixture: dict[str, MixturePartConfig | None] = field(default_factory=dict)

@@ -179,10 +179,12 @@ def _tasks(
             need_trace=needs.traces,
             warn=warned_before,
         )
+        curriculum = config.data.curriculum
+        ascending = curriculum.epochs if curriculum else 0
         if weights := {name: part.weight for name, part in config.data.parts.items()}:
-            source = Mixture(parts, weights, seed=seed, shuffle=shuffle)
+            source = Mixture(parts, weights, seed=seed, shuffle=shuffle, ascending=ascending)
         else:
-            source = TaskSource(parts[""], seed=seed, shuffle=shuffle)
+            source = TaskSource(parts[""], seed=seed, shuffle=shuffle, ascending=ascending)
     if not config.eval:
         return source, {}
     if agents:

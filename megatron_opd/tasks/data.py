@@ -87,7 +87,7 @@ def load_heldout(
 ) -> dict[str, list[Task]]:
     """The recipe's held-out tasks by set, those of data.heldout by "": the first ones of each, or
     all."""
-    data = config.data
+    data = replace(config.data, curriculum=None)
     loaded: dict[str, list[Task]] = {}
     if heldout := data.heldout_set:
         columns = replace(

@@ -21,6 +21,7 @@ from megatron_opd.tasks.fields import (
     Fields,
     choose_columns,
     read_answer,
+    read_level,
     read_problem,
     read_source,
     read_trace,
@@ -48,6 +49,7 @@ class Example:
     trace_ids: object  # the trace's own tokens, from a file of `megatron-opd traces`
     source: str = ""
     columns: Row = field(default_factory=dict)  # all of them, where a reward reads them
+    level: float = 0.0
 
     def error(self, problem: str) -> RowError:
         """The error of this row."""
@@ -88,8 +90,11 @@ def read_examples(
                 trace_ids = row.get(TRACE_IDS_COLUMN, ()) if own_tokens else None
                 fields = _read_fields(row, columns, need_answer=need_answer, need_trace=need_trace)
                 source = read_source(row, columns)
+                level = read_level(row, columns)
                 kept = row if need_columns else {}
-                yield Example(path, number, before + number - 1, *fields, trace_ids, source, kept)
+                yield Example(
+                    path, number, before + number - 1, *fields, trace_ids, source, kept, level
+                )
             except RowError as error:
                 bad_rows.add(error)
             except BadField as error:

@@ -5,6 +5,7 @@ answer, generations with correctness flags), DAPO-Math-17k and verl (prompt as m
 reward_model.ground_truth), and conversations (messages | conversations).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -37,10 +38,12 @@ class Fields:
     answer: str | None
     trace: str | None
     source: str | None = None
+    level: str | None = None
 
     def to_read(self, names: Sequence[str]) -> list[str]:
         """The top-level columns, among a Parquet file's `names`, to read from it."""
-        chosen = [name for name in (self.problem, self.answer, self.trace, self.source) if name]
+        names_of_fields = (self.problem, self.answer, self.trace, self.source, self.level)
+        chosen = [name for name in names_of_fields if name]
         outer = [name.partition(".")[0] for name in chosen]
         return [name for name in dict.fromkeys(chosen + outer) if name in names]
 
@@ -68,6 +71,11 @@ def choose_columns(
         if not needed:
             return None
         remedy = f"set data.{field}_column"
+        if field == "curriculum":
+            raise DataError(
+                f"{path}: no column {configured} among those found ({_shown(names)}); set "
+                "data.curriculum.column"
+            )
         if key == "data.heldout":
             remedy = f"set data.heldout={{path: ..., {field}_column: ...}}"
         elif key != "data.train":
@@ -84,7 +92,10 @@ def choose_columns(
     source = (
         choose("source", config.source_column, (), needed=True) if config.source_column else None
     )
-    return Fields(problem, answer, trace, source)
+    level = None
+    if config.curriculum:
+        level = choose("curriculum", config.curriculum.column, (), needed=True)
+    return Fields(problem, answer, trace, source, level)
 
 
 def _shown(names: Sequence[str]) -> str:
@@ -156,6 +167,17 @@ def read_source(row: Row, columns: Fields) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise BadField(f"no source in column {columns.source}; fill it or remove the row")
     return str(value)
+
+
+def read_level(row: Row, columns: Fields) -> float:
+    """The number of a row in a curriculum; 0 if nobody asks. Raises BadField when it has none."""
+    if columns.level is None:
+        return 0.0
+    value = _lookup(row, columns.level)
+    is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):
+        raise BadField(f"no number in column {columns.level}; fill it or remove the row")
+    return float(value)
 
 
 def _first_verified(row: Row, generations: list[Any]) -> str | None:

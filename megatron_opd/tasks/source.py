@@ -26,15 +26,23 @@ class TaskSource:
     """
 
     def __init__(
-        self, tasks: Sequence[Task], *, seed: int, shuffle: bool, stream: Sequence[int] = ()
+        self,
+        tasks: Sequence[Task],
+        *,
+        seed: int,
+        shuffle: bool,
+        ascending: int = 0,
+        stream: Sequence[int] = (),
     ) -> None:
-        """`stream`: of a part of a mixture, whose permutations are its own."""
+        """The first `ascending` epochs go from the lowest level to the highest; `stream`: of a part
+        of a mixture, whose permutations are its own."""
         if not tasks:
             raise DataError("data.train: there are no prompts to draw from")
         self._prompts = tasks
         self._seed = seed
         self._shuffle = shuffle
         self._stream = tuple(stream)
+        self._ascending = ascending
         self._start_epoch(0, position=0)
 
     def next(self, n: int) -> list[Task]:
@@ -73,6 +81,9 @@ class TaskSource:
         if self._shuffle:
             generator = np.random.default_rng([self._seed % 2**32, epoch, *self._stream])
             self._order = generator.permutation(self._order)
+        if epoch < self._ascending:
+            levels = np.array([task.level for task in self._prompts])
+            self._order = self._order[np.argsort(levels[self._order], kind="stable")]
 
 
 class Mixture:
@@ -89,12 +100,17 @@ class Mixture:
         *,
         seed: int,
         shuffle: bool,
+        ascending: int = 0,
     ) -> None:
         total = sum(weights.values())
         self._shares = {name: weight / total for name, weight in weights.items()}
         self._parts = {
             name: TaskSource(
-                of_part, seed=seed, shuffle=shuffle, stream=(zlib.crc32(name.encode()),)
+                of_part,
+                seed=seed,
+                shuffle=shuffle,
+                ascending=ascending,
+                stream=(zlib.crc32(name.encode()),),
             )
             for name, of_part in tasks.items()
         }

@@ -37,7 +37,7 @@ def tokenise(examples: tuple[Example, ...], config: DataConfig, tokenizer: Token
             )
         task = Task(
             example.index, example.problem.text, example.answer, text, ids,
-            source=example.source, columns=example.columns,
+            source=example.source, columns=example.columns, level=example.level,
         )  # fmt: skip
         if example.trace is not None and example.trace_ids is not None:
             own_ids = _own_tokens(example, tokenizer, ends)

@@ -174,3 +174,24 @@ def test_a_mixture_is_checked_part_by_part(
     assert main(["check", str(recipe), *overrides, rewards.replace("[b]", "[c]")]) == 2
     error = capsys.readouterr().err
     assert "data.mixture.b: no reward grades the 8 rows of source 'b'" in error
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [(None, "no number in column hard"), ("3", "no number"), (float("nan"), "no number"), (2, "")],
+)
+def test_a_curriculum_reads_numbers(
+    tmp_path: Path, value: object, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "levels.jsonl", {"problem": "1=", "answer": "1", "hard": value})
+    recipe = str(write_recipe(tmp_path))
+    overrides = [f"data.train={path}", "data.curriculum={column: hard}"]
+    assert main(["check", recipe, *overrides]) == (2 if problem else 0)
+    assert problem in capsys.readouterr().err
+    assert main(["check", recipe, overrides[0], "data.curriculum={column: easy}"]) == 2
+    assert "no column easy among those found" in capsys.readouterr().err
+    if not problem:
+        config = load_config(recipe, overrides)
+        tokenizer = load_tokenizer(config.student.path)
+        parts = load_training(config, tokenizer, need_answer=True, need_trace=False)
+        assert [t.level for t in parts[""]] == [2.0]

@@ -99,3 +99,18 @@ def test_parts_of_a_mixture_have_orders_of_their_own() -> None:
     assert [i // 100 for i in drawn] == [0, 1] * 40
     with pytest.raises(DataError, match="resume with the data set"):
         mixture({"a": 1.0}, [3]).load_state_dict({"a/epoch": 0, "a/position": 4})
+
+
+# ---------------------------------------------------------------------------------------- curricula
+def test_a_curriculum_begins_with_the_lowest_and_shuffles_within_a_level() -> None:
+    tasks = [task(i, level=float(-i // 10)) for i in range(40)]  # the last ten are the lowest
+    drawn = draw(TaskSource(tasks, seed=1, shuffle=True, ascending=2), 120)
+    levels = [tasks[i].level for i in drawn]
+    assert levels[:80] == sorted(levels[:40]) * 2
+    assert drawn[:40] != drawn[40:80] != sorted(drawn[40:80])
+    assert levels[80:] != sorted(levels[80:])
+    resumed = TaskSource(tasks, seed=1, shuffle=True, ascending=2)
+    resumed.load_state_dict({"epoch": 1, "position": 7})
+    assert draw(resumed, 73) == drawn[47:]
+    in_order = draw(TaskSource(tasks, seed=1, shuffle=False, ascending=1), 40)
+    assert in_order == sorted(range(40), key=lambda i: (tasks[i].level, i))
