@@ -20,6 +20,7 @@ examples:
   megatron-opd traces demo --out runs/demo_traces.parquet
   megatron-opd convert runs/demo/checkpoints/step-000100 demo-hf
   megatron-opd report runs/demo
+  megatron-opd report runs/demo --watch
   megatron-opd report runs/demo runs/demo_grpo --out runs/compared.html
   megatron-opd launch demo --cluster cpu-test
   megatron-opd skills check runs/skills
@@ -200,6 +201,11 @@ def _add_report(added: Commands) -> None:
     parser.add_argument("run_dirs", metavar="RUN_DIR", type=Path, nargs="+")
     parser.add_argument(
         "--out", metavar="FILE", type=Path, help="of a comparison; default: beside the first run"
+    )
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="show the steps and write the page anew until it ends",
     )
 
 

@@ -167,12 +167,11 @@ def cancel(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> None:
     if len(arguments.run_dirs) == 1:
-        from megatron_opd.report.page import write_report
-
         if arguments.out is not None:
             raise ConfigError("--out: belongs to a comparison; name several runs")
-        print(write_report(arguments.run_dirs[0]))
-        return
+        return _report_of_one(arguments.run_dirs[0], watch=arguments.watch)
+    if arguments.watch:
+        raise ConfigError("--watch: shows one run; name one")
     from megatron_opd.report.comparison_page import write_comparison
 
     page, comparison = write_comparison(arguments.run_dirs, arguments.out)
@@ -181,6 +180,17 @@ def report(arguments: argparse.Namespace) -> None:
     for note in comparison.notes:
         print(note)
     print(page)
+
+
+def _report_of_one(run_dir: Path, *, watch: bool) -> None:
+    from megatron_opd.files.lock import in_use
+    from megatron_opd.report.page import write_report
+    from megatron_opd.report.watch import watch_run
+
+    if watch:
+        watch_run(run_dir)
+    else:
+        print(write_report(run_dir, running=in_use(run_dir) is True))
 
 
 def skills(arguments: argparse.Namespace) -> int:

@@ -60,6 +60,26 @@ def locked(
         os.close(descriptor)
 
 
+def in_use(directory: Path) -> bool | None:
+    """True while another process has the directory's lock; None where that cannot be told.
+
+    Never for the process that has the lock, which would lose it when the file is closed here.
+    """
+    try:
+        descriptor = os.open(directory / RUN_LOCK, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return True if error.errno in _TAKEN else None
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _take(path: Path, named: str, option: str) -> int | None:
     """The descriptor of the locked file, or None while another process has the lock."""
     try:

@@ -43,10 +43,15 @@ class StepConsole(Protocol):
 
 def open_console(config: RunConfig, console: Console | None = None) -> StepConsole:
     """A console that suits the output, which is standard output unless `console` is given."""
+    return open_table(f"{config.name} · {config.method.name}", config.num_steps, console)
+
+
+def open_table(title: str, num_steps: int, console: Console | None = None) -> StepConsole:
+    """The same for steps of which no recipe is at hand."""
     console = console or Console(highlight=False, soft_wrap=True)
     if console.is_terminal and not console.is_dumb_terminal:
-        return LiveConsole(console, f"{config.name} · {config.method.name}", config.num_steps)
-    return PlainConsole(console, config.num_steps)
+        return LiveConsole(console, title, num_steps)
+    return PlainConsole(console, num_steps)
 
 
 class PlainConsole:

@@ -25,8 +25,10 @@ from megatron_opd.report.verdict import verdict_of
 _MAX_WARNINGS = 8
 
 
-def write_report(run_dir: str | Path) -> Path:
+def write_report(run_dir: str | Path, *, running: bool = False, reload_seconds: int = 0) -> Path:
     """Writes `plots/*.png` and `report.html`, whose path it returns.
+
+    The page of a run that is still `running` says so, and reloads itself if it is to.
 
     Reads a finished, a running or an interrupted run, of any method. Raises DataError naming the
     directory when it is not a run directory, or the file that cannot be read.
@@ -41,7 +43,8 @@ def write_report(run_dir: str | Path) -> Path:
     page = page_template(Path(__file__).parent, "report.html.j2").render(
         title=run.name,
         subtitle=_subtitle(config),
-        status=_status(config, rows),
+        status=_status(config, rows, running=running),
+        reload_seconds=reload_seconds,
         verdict=verdict_of(rows, pair, run.effort) if rows else None,
         headlines=headlines_of(config, rows),
         warnings=_warnings(rows),
@@ -92,11 +95,13 @@ def _subtitle(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(role, str(name)) for role, name in names.items() if name]
 
 
-def _status(config: Mapping[str, Any], rows: Sequence[Line]) -> str:
+def _status(config: Mapping[str, Any], rows: Sequence[Line], *, running: bool) -> str:
     done = steps_done(rows)
     planned = config.get("num_steps")
     if not rows:
         return "no step has finished yet"
+    if running:
+        return f"running, {done:,} of {planned or 'an unknown number of'} steps done"
     return f"stopped after step {done} of {planned}" if planned and done < planned else "finished"
 
 
