@@ -5,7 +5,7 @@ TWO_AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup launch-env agents-env demo demo-agents demo-real test test-fast test-slurm gpu-check lint docs bench lock clean
+.PHONY: help setup launch-env agents-env demo demo-agents demo-real test test-fast test-slurm gpu-check lint docs site bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,8 +47,12 @@ lint: setup  ## style, formatting, types, and that the generated pages are curre
 	$(PYTHON_BIN) -m mypy
 	$(PYTHON_BIN) tools/make_docs.py --check
 
-docs: setup  ## write docs/config.md and docs/methods.md from the code
+docs: setup  ## write docs/config.md, docs/methods.md and others from the code
 	$(PYTHON_BIN) tools/make_docs.py
+
+site:  ## build the documentation as a site in build/site; a broken link is an error
+	@tools/setup.sh docs
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --quiet
 
 bench: setup  ## every benchmark, one after the other (hours on a small machine)
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(PYTHON_BIN) $$file; done
@@ -63,7 +67,9 @@ lock: setup  ## resolve constraints/*.txt from pyproject.toml (LOCK_ARGS=--upgra
 	    --custom-compile-command "make lock" $(LOCK_ARGS) -o constraints/launch.txt
 	$(PYTHON_BIN) -m uv pip compile --group pyproject.toml:agents --quiet --python $(PYTHON_BIN) \
 	    --custom-compile-command "make lock" $(LOCK_ARGS) -o constraints/agents.txt
+	$(PYTHON_BIN) -m uv pip compile --group pyproject.toml:docs --quiet --python $(PYTHON_BIN) \
+	    --custom-compile-command "make lock" $(LOCK_ARGS) -o constraints/docs.txt
 
 clean:  ## remove .venv and every cache; runs/ stays
-	rm -rf .venv .venv-launch .venv-agents build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-launch .venv-agents .venv-docs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

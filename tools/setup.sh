@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv with the exact packages of constraints/cpu.txt and this checkout installed in place; with the argument
-# "launch" or "agents" .venv-launch or .venv-agents with those of constraints/launch.txt or agents.txt, whose
-# requirements clash with the others'.
+# "launch", "agents" or "docs" .venv-launch, .venv-agents or .venv-docs with those of constraints/launch.txt, agents.txt or
+# docs.txt, which are not needed to train or clash with what is.
 # Safe to run at any time: it does nothing when nothing changed, and repairs what is missing or broken.
 # PYTHON=/path/to/python3.12 chooses the interpreter.
 set -euo pipefail
@@ -12,7 +12,8 @@ case "${1:-}" in
 "") LOCK=constraints/cpu.txt NAME=.venv WHAT="6 GB; about a minute the first time" ;;
 launch) LOCK=constraints/launch.txt NAME=.venv-launch WHAT="nemo-run and what it needs" ;;
 agents) LOCK=constraints/agents.txt NAME=.venv-agents WHAT="ALFWorld and what WebShop needs; minutes the first time, which compiles" ;;
-*) echo "setup: unknown argument $1; give none, launch or agents" >&2; exit 2 ;;
+docs) LOCK=constraints/docs.txt NAME=.venv-docs WHAT="mkdocs-material, which builds the site" ;;
+*) echo "setup: unknown argument $1; give none, launch, agents or docs" >&2; exit 2 ;;
 esac
 VENV=$PWD/$NAME
 STAMP=$VENV/.setup-stamp

@@ -28,7 +28,7 @@ class ContainerConfig:
     image: str  # file on the shared file system (.sqsh), or registry#image:tag
     # host:container; run directories, models and data must be there
     mounts: list[str] = field(default_factory=list)
-    python: str = "python"  # an interpreter in it that has megatron-opd installed
+    python: str = "python"  # an interpreter in it, with this package installed
 
 
 @dataclass(frozen=True)

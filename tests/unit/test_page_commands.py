@@ -1,0 +1,83 @@
+"""The commands in the pages: all are parsed, and those that are cheap are run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from megatron_opd.cli import main as cli
+from megatron_opd.cli.arguments import parse
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# What a shell would act on, and "..." that stands for more.
+_SHELL = re.compile(r"\s(?:&&|\||>|;|\.\.\.)(?:\s.*)?$")
+
+
+def commands_of(page: Path) -> list[str]:
+    """The commands of a page's blocks, in backticks or indented, without their comments."""
+    text = page.read_text().replace("\\\n", " ")
+    lines = re.findall(
+        r"(?m)^ *(?:\$ )?(?:\.venv/bin/)?megatron-opd (.+)$", "\n".join(_blocks(text))
+    )
+    return [_SHELL.sub("", re.sub(r"\s#.*", "", line)).strip() for line in lines]
+
+
+def _blocks(text: str) -> list[str]:
+    fenced = re.findall(r"(?ms)^ *```[a-z]*\n(.*?)^ *```", text)
+    return fenced + re.findall(r"(?m)^    \S.*$", re.sub(r"(?ms)^ *```.*?^ *```", "", text))
+
+
+def is_usage(command: str) -> bool:
+    """True where brackets or bars say what may stand there, as in `--gpu a100|h800`."""
+    return bool(re.search(r"\[[^=]*\]|\w\|\w|--\w+ N\b", command))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_of_a_page_is_parsed(page: Path) -> None:
+    for command in commands_of(page):
+        if is_usage(command):
+            continue
+        try:
+            parse(shlex.split(command))
+        except SystemExit:
+            pytest.fail(f"{page.relative_to(ROOT)}: megatron-opd {command}: not understood")
+
+
+def test_the_commands_are_seen() -> None:
+    by_page = {str(page.relative_to(ROOT)): commands_of(page) for page in PAGES}
+    assert by_page["README.md"][0] == "recipes"
+    assert "check my/recipe.yaml" in by_page["docs/tutorial.md"]
+    assert "status runs/tgpo_qwen25_math_7b" in by_page["docs/cluster.md"]
+    assert sum(len(commands) for commands in by_page.values()) > 60
+
+
+def test_cheap_commands_of_the_pages_run(capsys: pytest.CaptureFixture[str]) -> None:
+    cheap = {
+        command
+        for page in PAGES
+        for command in commands_of(page)
+        if command.split()[0] in ("recipes", "show")
+    }
+    assert len(cheap) > 5
+    for command in sorted(cheap):
+        assert cli.main(shlex.split(command)) == 0, command
+        assert capsys.readouterr().out, command
+
+
+def test_the_recipe_of_the_tutorial_is_read(tmp_path: Path) -> None:
+    """Its keys are those of today."""
+    page = (ROOT / "docs" / "tutorial.md").read_text()
+    block = re.search(r"(?s)```yaml\n(.*?)```", page)
+    assert block
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(block[1])
+    assert cli.main(["show", str(recipe)]) == 0
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    """Those of docs/ are checked by `make site`."""
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
+    assert len(links) > 20
+    assert [link for link in links if not (ROOT / link).exists()] == []
