@@ -4,12 +4,13 @@ import argparse
 from pathlib import Path
 
 from megatron_opd import __version__
-from megatron_opd.cli import bench, commands
+from megatron_opd.cli import bench, commands, init
 from megatron_opd.cli.adding import Commands, positive
 
 EXAMPLES = """\
 examples:
   megatron-opd recipes
+  megatron-opd init mine --student models/STUDENT --teacher models/TEACHER --data mine.jsonl
   megatron-opd show demo rollout.num_prompts=32
   megatron-opd check demo --nproc 2
   megatron-opd train demo --nproc 2 method=grpo run_dir=runs/demo_grpo
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"megatron-opd {__version__}")
     added = Commands(parser.add_subparsers(title="commands", metavar="COMMAND", required=True))
     added.add("recipes", commands.recipes, "list the recipes")
+    init.add(added)
     added.of_recipe("show", commands.show, "print the resolved recipe")
     for add in (
         _add_check,

@@ -33,7 +33,7 @@ FLOORS = (
     {"runs", "planning", "bench"},
     {"loop"},
     {"start"},
-    {"doctor", "cluster"},
+    {"doctor", "cluster", "drafting"},
     {"cli"},
     {"__init__", "__main__"},
 )
