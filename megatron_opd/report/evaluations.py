@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_opd.errors import DataError
 from megatron_opd.metrics.run_directory import Line, read_rollouts, rollout_files
 from megatron_opd.statistics.paired import Difference, compare
 
 # The words of a problem, and how many problems of the same words come before it.
 Key = tuple[str, str, int]
+_KEYS = ("prompt_index", "sample", "problem", "answer", "completion", "reward_reason")
 _RIGHT = ("correct", "won")  # reasons, in files that do not say `correct`
 _LEVEL = 0.05
 
@@ -81,9 +83,11 @@ def read_last(run_dir: Path) -> Evaluation | None:
 
 
 def read_evaluation(step: int, path: Path) -> Evaluation:
-    """The attempts of a file, without those that an environment spoilt."""
+    """The attempts of a file, without those that an environment spoilt. Raises DataError."""
     by_sample: dict[tuple[int, int], list[Line]] = {}
     for row in read_rollouts(path):
+        if missing := [key for key in _KEYS if key not in row]:
+            raise DataError(f"{path}: a row has no `{missing[0]}`; delete the file")
         by_sample.setdefault((row["prompt_index"], row["sample"]), []).append(row)
     by_problem: dict[int, list[Attempt]] = {}
     for (index, _), rows in sorted(by_sample.items(), key=lambda item: item[0]):

@@ -121,6 +121,12 @@ def test_a_verdict_without_answers_claims_nothing(tmp_path: Path) -> None:
     assert kind == "open" and "cannot be said" in words
 
 
+def test_a_file_of_other_rows_is_named(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path, {0: answers(some_right(1)), 20: [{"prompt_index": 0}]})
+    with pytest.raises(DataError, match=r"step-000020.jsonl: a row has no `sample`"):
+        write_report(run_dir)
+
+
 def test_correct_is_what_the_row_says_not_its_reason(tmp_path: Path) -> None:
     """A reward of one's own has other words; an environment that failed says nothing."""
     before = answers(some_right(0), correct=False)
