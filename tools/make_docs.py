@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from megatron_opd.architectures import config  # noqa: E402
+from megatron_opd.cli.arguments import described_commands  # noqa: E402
 from megatron_opd.cluster import profile, script  # noqa: E402
 from megatron_opd.cluster.job import Job  # noqa: E402
 from megatron_opd.cluster.profile import (  # noqa: E402
@@ -49,6 +50,7 @@ from tools.methods_table import catalogue_table, parts_table  # noqa: E402
 
 CONFIG_PAGE = REPOSITORY / "docs" / "config.md"
 CLUSTER_PAGE = REPOSITORY / "docs" / "cluster_keys.md"
+COMMANDS_PAGE = REPOSITORY / "docs" / "commands.md"
 METHODS_PAGE = REPOSITORY / "docs" / "methods.md"
 BENCHMARKS_PAGE = REPOSITORY / "docs" / "benchmarks.md"
 VOCAB_PAGE = REPOSITORY / "docs" / "vocab_parallel.md"
@@ -305,6 +307,13 @@ def with_table(page: str, name: str, table: str) -> str:
     return f"{before}{begins}\n{table}{ends}{after}"
 
 
+# --------------------------------------------------------------------------------- docs/commands.md
+def commands_table() -> str:
+    """Every command, as `megatron-opd --help` has it."""
+    rows = [f"| `{name}` | {text} |" for name, text in described_commands().items()]
+    return "\n".join(["| command | |", "|---|---|", *rows]) + "\n"
+
+
 # ---------------------------------------------------------------------------------- docs/methods.md
 def methods_page() -> str:
     """The formulas of every family of parts, and the catalogue."""
@@ -406,6 +415,7 @@ def main() -> int:
     pages = {
         CONFIG_PAGE: config_page(),
         CLUSTER_PAGE: cluster_page(),
+        COMMANDS_PAGE: with_table(COMMANDS_PAGE.read_text(), "commands", commands_table()),
         METHODS_PAGE: methods_page(),
         EXAMPLE_SCRIPT: example_script(),
         BENCHMARKS_PAGE: with_table(BENCHMARKS_PAGE.read_text(), "suites", suites_table()),

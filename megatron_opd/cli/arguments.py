@@ -248,3 +248,10 @@ def _add_env(added: Commands) -> None:
     parser.add_argument(
         "--seconds", metavar="S", type=float, default=5.0, help="how long to play; default 5"
     )
+
+
+def described_commands() -> dict[str, str]:
+    """What every command does, by name, in the order of `--help`."""
+    kind = argparse._SubParsersAction
+    (subparsers,) = (each for each in _parser()._actions if isinstance(each, kind))
+    return {name: parser.description for name, parser in subparsers.choices.items()}
