@@ -1,5 +1,6 @@
 """The commands in the pages: all are parsed, and those that are cheap are run."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from megatron_opd.cli import main as cli
 from megatron_opd.cli.arguments import parse
+from tests.unit.tiny_model_files import write_model
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -71,14 +73,34 @@ def test_cheap_commands_of_the_pages_run(capsys: pytest.CaptureFixture[str]) -> 
         assert capsys.readouterr().out, command
 
 
-def test_the_recipe_of_the_tutorial_is_read(tmp_path: Path) -> None:
-    """Its keys are those of today."""
+def test_the_tutorial_is_accepted_with_models_and_data_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`check` reads its recipe, its rows and models of its names: keys, columns and paths are those
+    of today."""
+    monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "tutorial.md").read_text()
-    block = re.search(r"(?s)```yaml\n(.*?)```", page)
-    assert block
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(block[1])
-    assert cli.main(["show", str(recipe)]) == 0
+    blocks = dict(re.findall(r"(?ms)^```(json|yaml)\n(.*?)^```", page))
+    letters = [chr(code) for code in range(32, 127)]
+    for name in ("student", "teacher"):
+        model = write_model(
+            tmp_path / "models" / name,
+            tokens=["<eos>", "<unk>", *letters],
+            vocab_size=97,
+            max_position_embeddings=4096,
+        )
+        settings = model / "tokenizer_config.json"
+        template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+        with_template = json.loads(settings.read_text()) | {"chat_template": template}
+        settings.write_text(json.dumps(with_template))
+    (tmp_path / "my").mkdir()
+    for name, last in (("train", "7"), ("heldout", "8")):
+        row = blocks["json"].replace("12 + 7", f"12 + {last}")
+        (tmp_path / "my" / f"{name}.jsonl").write_text(row)
+    (tmp_path / "my" / "recipe.yaml").write_text(blocks["yaml"])
+    assert "check my/recipe.yaml" in commands_of(ROOT / "docs" / "tutorial.md")
+    assert cli.main(["check", "my/recipe.yaml"]) == 0
+    assert "OK: mine: tgpo" in capsys.readouterr().out
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
