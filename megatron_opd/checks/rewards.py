@@ -132,7 +132,7 @@ def _check_arguments(key: str, reference: str, function: object) -> None:
 
 def check_rewarded(config: RunConfig, tasks: Sequence[Task], key: str) -> list[str]:
     """Checks that every row is graded, and can be. Returns warnings. Raises DataError."""
-    warnings = []
+    warnings = _judged_by_format(config, tasks, key)
     rewards = config.reward.graded
     graded = dict.fromkeys(range(len(tasks)), False)
     for name, reward in rewards.items():
@@ -150,6 +150,23 @@ def check_rewarded(config: RunConfig, tasks: Sequence[Task], key: str) -> list[s
             "reward.rewards.NAME.sources, or leave the sources of one reward empty"
         )
     return warnings
+
+
+def _judged_by_format(config: RunConfig, tasks: Sequence[Task], key: str) -> list[str]:
+    """Warns of rows that count as right by their format, where other rows are judged by more."""
+    rewards = config.reward.graded.values()
+    if all(isinstance(reward, FormatReward) for reward in rewards):
+        return []
+    counts: Counter[str] = Counter()
+    for task in tasks:
+        first = next((r for r in rewards if not r.sources or task.source in r.sources), None)
+        if isinstance(first, FormatReward):
+            counts[task.source] += 1
+    return [
+        f"{key}: {count} of {len(tasks)} rows, of source {source!r}, count as right by their "
+        "format: no reward ahead of it in reward.rewards grades them"
+        for source, count in sorted(counts.items())
+    ]
 
 
 def unknown_sources(config: RunConfig, tasks: Sequence[Task]) -> list[str]:
@@ -178,9 +195,10 @@ def _check_rows(config: RunConfig, reward: Reward, tasks: Sequence[Task], key: s
                 options = options_of(task.columns, reward.options_column)
                 return bool(options) and gold_letter(task.answer, options or ()) is not None
 
-            return _unreadable(tasks, names_an_option, key)
+            return _unreadable(tasks, names_an_option, key, "gold answers name no option")
         case CodeReward():
-            return _unreadable(tasks[:_MOST_CODE_ROWS], _has_tests, key)
+            without = "rows have no tests that can be run"
+            return _unreadable(tasks[:_MOST_CODE_ROWS], _has_tests, key, without)
         case FormatReward() | PythonReward():
             return []
         case _:
@@ -195,7 +213,12 @@ def _has_tests(task: Task) -> bool:
     return True
 
 
-def _unreadable(tasks: Sequence[Task], can_be_read: Callable[[Task], bool], key: str) -> list[str]:
+def _unreadable(
+    tasks: Sequence[Task],
+    can_be_read: Callable[[Task], bool],
+    key: str,
+    problem: str = "gold answers state no value to compare with",
+) -> list[str]:
     """Counts the gold answers that nothing can be compared with.
 
     Reads them as the verifier will, without computer algebra: microseconds each. Raises DataError
@@ -205,10 +228,7 @@ def _unreadable(tasks: Sequence[Task], can_be_read: Callable[[Task], bool], key:
     if not bad:
         return []
     first = f"row {bad[0].index + 1} ({bad[0].answer[:60]!r})"
-    line = (
-        f"{key}: bad_gold: {len(bad)} of {len(tasks)} gold answers state no value to compare "
-        f"with, first {first}"
-    )
+    line = f"{key}: bad_gold: {len(bad)} of {len(tasks)} {problem}, first {first}"
     if len(bad) > MOST_BAD_GOLDS * len(tasks):
         raise DataError(f"{line}; mend or remove them, or name another answer_column")
     return [f"{line}; every answer to them scores 0"]

@@ -302,8 +302,13 @@ def test_a_penalty_is_taken_once(here: Path) -> None:
     [
         ({"a": {"kind": "math", "sources": ["x"]}}, 2, "no reward grades the 4 rows of source 'y'"),
         ({"a": {"kind": "math", "sources": ["x", "y", "z"]}}, 0, "no row has source z"),
-        ({"a": {"kind": "choice"}}, 2, "bad_gold: 8 of 8"),
-        ({"a": {"kind": "code"}}, 2, "bad_gold: 8 of 8"),
+        (
+            {"a": {"kind": "math", "sources": ["x"]}, "b": {"kind": "format"}},
+            0,
+            "data.train: 4 of 8 rows, of source 'y', count as right by their format",
+        ),
+        ({"a": {"kind": "choice"}}, 2, "bad_gold: 8 of 8 gold answers name no option, first row 1"),
+        ({"a": {"kind": "code"}}, 2, "bad_gold: 8 of 8 rows have no tests that can be run, first"),
     ],
 )
 def test_rows_that_nothing_grades_are_refused(
