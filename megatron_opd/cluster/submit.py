@@ -88,7 +88,8 @@ def _launcher() -> Path:
     if (PACKAGE.parent / "Makefile").is_file():
         remedy = "run: make launch-env"
     else:
-        remedy = "run: python3.12 -m venv .venv-launch && .venv-launch/bin/pip install nemo-run"
+        pinned = "pip install nemo-run==0.11.1 'leptonai<0.47'"  # as pyproject.toml's group launch
+        remedy = f"run: python3.12 -m venv .venv-launch && .venv-launch/bin/{pinned}"
     raise ConfigError(
         f"launch: nemo-run is not installed, {paths[-1]} does not exist; {remedy}, or see --prepare"
     )
