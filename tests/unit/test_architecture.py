@@ -169,8 +169,9 @@ def test_vllm_is_told_yarns_attention_factor_in_its_own_key(tmp_path: Path) -> N
         ({"mlp_bias": True}, "mlp_bias=true is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
         (
-            {"model_type": "mistral"},
-            "model_type 'mistral' is not supported; supported: qwen2, qwen3, qwen3_moe, llama",
+            {"model_type": "mamba"},
+            "model_type 'mamba' is not supported; supported: qwen2, qwen3, qwen3_moe, "
+            "llama, mistral",
         ),
     ],
 )
