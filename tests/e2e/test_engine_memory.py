@@ -151,7 +151,7 @@ def test_the_engine_sleeps_while_models_work_also_in_a_step_without_samples(
     stations: Any = SimpleNamespace(
         config=SimpleNamespace(num_steps=1),
         engine=engine,
-        heldout=None,
+        heldout=(),
         suites=(),
         learner=learner,
         needs=learner.needs,
