@@ -19,6 +19,7 @@ from megatron_opd.recipe.rewards import (
     PythonReward,
     Reward,
     RewardConfig,
+    grades,
 )
 from megatron_opd.verify.answer import read_gold
 from megatron_opd.verify.columns import gold_letter, options_of, program_tests
@@ -136,9 +137,7 @@ def check_rewarded(config: RunConfig, tasks: Sequence[Task], key: str) -> list[s
     rewards = config.reward.graded
     graded = dict.fromkeys(range(len(tasks)), False)
     for name, reward in rewards.items():
-        places = [
-            i for i, t in enumerate(tasks) if not reward.sources or t.source in reward.sources
-        ]
+        places = [place for place, task in enumerate(tasks) if grades(reward, task.source)]
         graded |= dict.fromkeys(places, True)
         of_reward = f"{key}, reward.rewards.{name}" if config.reward.rewards else key
         warnings += _check_rows(config, reward, [tasks[place] for place in places], of_reward)
@@ -159,7 +158,7 @@ def _judged_by_format(config: RunConfig, tasks: Sequence[Task], key: str) -> lis
         return []
     counts: Counter[str] = Counter()
     for task in tasks:
-        first = next((r for r in rewards if not r.sources or task.source in r.sources), None)
+        first = next((reward for reward in rewards if grades(reward, task.source)), None)
         if isinstance(first, FormatReward):
             counts[task.source] += 1
     return [

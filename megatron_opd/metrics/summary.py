@@ -103,7 +103,7 @@ def reward_metrics(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def by_reward(episodes: Sequence[Episode], prefix: str) -> dict[str, float]:
-    """Of a sum of rewards, the mean of each and how many answers it could not judge."""
+    """The mean of every reward of a sum, and how many answers it could not judge."""
     verdicts: dict[str, list[Verdict]] = {}
     for episode in episodes:
         for name, verdict in episode.verdicts:

@@ -81,6 +81,11 @@ class PythonReward:
 Reward = MathReward | ChoiceReward | CodeReward | FormatReward | PythonReward
 
 
+def grades(reward: Reward, source: str) -> bool:
+    """True where a reward grades the rows of a source."""
+    return not reward.sources or source in reward.sources
+
+
 @dataclass(frozen=True)
 class LengthPenalty:
     """DAPO's soft overlong punishment: 0, then down to -weight at the longest completion."""

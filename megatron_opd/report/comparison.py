@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from megatron_opd.metrics.run_directory import Line
-from megatron_opd.report.drawing import Draw, line, plain_text, series
+from megatron_opd.report.drawing import COLOURS, Draw, line, plain_text, series
 from megatron_opd.report.evaluations import Pair, pair_of, read_last
 from megatron_opd.report.headlines import duration, steps_done, time_in_steps
 from megatron_opd.report.run import RunRead
@@ -19,7 +19,6 @@ from megatron_opd.report.template import percent_of
 from megatron_opd.report.verdict import points
 from megatron_opd.statistics.paired import holm, p_words
 
-COLOURS = ("#2f6fdb", "#d9822b", "#0f8a5f", "#8f6bd1", "#c75b8c", "#7a6a00", "#5b6472")
 _LEVEL = 0.05
 _MUST_BE_ALIKE = ("eval.samples_per_prompt", "eval.temperature", "eval.top_p", "eval.skills")
 _CURVES = (
@@ -94,8 +93,9 @@ def curves(runs: Sequence[RunRead]) -> list[tuple[str, str, Draw]]:
     """Name, title and drawing of a plot per metric that one of the runs has."""
     suites = {key for run in runs for row in run.rows for key in row if _is_suite(key)}
     more = [(key, f"{key.split('/')[1]}, with 95 % intervals") for key in sorted(suites)]
+    labels = labels_of(runs)
     return [
-        (key.replace("/", "_"), title, _curve(key, runs, labels_of(runs)))
+        (key.replace("/", "_"), title, _curve(key, runs, labels))
         for key, title in (*_CURVES, *more)
     ]
 

@@ -8,6 +8,8 @@ from matplotlib.ticker import MaxNLocator
 
 from megatron_opd.metrics.run_directory import Line
 
+# of the curves of one plot, in their order
+COLOURS = ("#2f6fdb", "#d9822b", "#0f8a5f", "#8f6bd1", "#c75b8c", "#7a6a00", "#5b6472")
 # Draws into the axes; False where the run has nothing to draw.
 Draw = Callable[[Axes, Sequence[Line]], bool]
 STUDENT = "#2f6fdb"

@@ -90,7 +90,7 @@ def _source(rows: Sequence[Line], name: str) -> SourceShown:
 
 
 def _interval(rows: Sequence[Line], key: str) -> str:
-    """That of the last accuracy below a key; "" without one."""
+    """The interval of the last accuracy below a key; "" without one."""
     last = next((row for row in reversed(rows) if f"{key}/accuracy/low" in row), None)
     if last is None:
         return ""

@@ -12,10 +12,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from megatron_opd.metrics.run_directory import Line
-from megatron_opd.report.drawing import Draw, line, plain_text, series
+from megatron_opd.report.drawing import COLOURS, Draw, line, plain_text, series
 
 _KEY = re.compile(r"objective/(.+)/([^/]+)")
-_COLOURS = ("#2f6fdb", "#d9822b", "#0f8a5f", "#8f6bd1", "#c75b8c", "#7a6a00", "#5b6472")
 # The facts that terms tell today, in reading order; others stand behind under their own names.
 _TITLES = {
     "weight": "Weights of the terms",
@@ -55,14 +54,15 @@ def _terms_of(facts: dict[str, list[str]]) -> list[str]:
 def term_plots(rows: Sequence[Line]) -> list[tuple[str, str, Draw]]:
     """Name, title and drawing of a plot per fact that changes in the run."""
     facts = facts_of(rows)
+    weights_change = "weight" in _changing(rows, facts)
     plots = []
     for fact, terms in facts.items():
         changing = {
             term: colour
-            for term, colour in zip(_terms_of(facts), cycle(_COLOURS), strict=False)
+            for term, colour in zip(_terms_of(facts), cycle(COLOURS), strict=False)
             if term in terms and _changes(rows, f"objective/{term}/{fact}")
         }
-        alone = fact == "loss" and len(terms) == 1 and "weight" not in _changing(rows, facts)
+        alone = fact == "loss" and len(terms) == 1 and not weights_change
         if changing and not alone:  # the loss of one term is that of the run
             title = _TITLES.get(fact, f"{_words(fact).capitalize()} of the terms")
             plots.append((f"term_{fact}", title, _drawing(fact, changing)))

@@ -11,7 +11,7 @@ from megatron_opd.contracts.rows import Row, Verdict
 from megatron_opd.contracts.stations import Verifier
 from megatron_opd.contracts.suites import REASONING_TAG, Answer, Asked, Grader, Question
 from megatron_opd.methods.groups import overlong_penalty
-from megatron_opd.recipe.rewards import LengthPenalty, Reward
+from megatron_opd.recipe.rewards import LengthPenalty, Reward, grades
 from megatron_opd.verify.columns import gold_letter, options_of, program_tests
 from megatron_opd.verify.graders.maths import Judges
 from megatron_opd.verify.replies import verdict_of, warn_of_errors
@@ -33,10 +33,6 @@ class Weighted:
     reward: Reward
     grader: RowGrader
 
-    def grades(self, row: Row) -> bool:
-        """True for the sources that the recipe names."""
-        return not self.reward.sources or row.task.source in self.reward.sources
-
 
 class RewardSum:
     """A verifier of several rewards: the first that grades a row says whether it is right."""
@@ -56,7 +52,9 @@ class RewardSum:
         `reward`; a row that none grades stays unscored. Raises RunError where no judge starts."""
         verdicts: list[dict[str, Verdict]] = [{} for _ in rows]
         for name, weighted in self._rewards.items():
-            places = [place for place, row in enumerate(rows) if weighted.grades(row)]
+            places = [
+                place for place, row in enumerate(rows) if grades(weighted.reward, row.task.source)
+            ]
             graded = weighted.grader.grade([rows[place] for place in places])
             for place, verdict in zip(places, graded, strict=True):
                 verdicts[place][name] = verdict

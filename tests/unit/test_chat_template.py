@@ -247,7 +247,7 @@ def test_a_trace_goes_on_after_the_tag_of_the_template(tmp_path: Path, tokenizer
 
 # ----------------------------------------------------- the recipe's template, and what it is handed
 def test_a_template_reads_what_the_recipe_hands_it(tokenizer: Any) -> None:
-    """As transformers hands it on."""
+    """A chat template gets the arguments that transformers would hand it."""
     tokenizer.chat_template = (
         "{% if enable_thinking is defined and enable_thinking is false %}no {% endif %}"
         "{{ date_string }}{{ messages[0].content }}{% set own = level %}{{ own }}"

@@ -104,7 +104,7 @@ def test_the_tutorial_is_accepted_with_models_and_data_in_place(
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
-    """Those of docs/ are checked by `make site`."""
+    """README's links lead to files; `make site` checks the links of docs/."""
     links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
     assert len(links) > 20
     assert [link for link in links if not (ROOT / link).exists()] == []
